@@ -65,6 +65,7 @@ class BlockEngine {
 struct TokenRow {
   absl::Span<const float> context;    // [D] context embedding of the block before
   absl::Span<const int32_t> forced;   // the block's first tokens, given; at most L
+  int32_t forced_in_prompt = 0;       // of `forced`, so many (the first) belong to the prompt
   int32_t limit = 0;                  // tokens in the block when it is done, forced ones included; <= L
   int64_t position = 0;               // text position of the token at index forced.size()
   uint64_t seed = 0;
