@@ -1,0 +1,89 @@
+// What the gateway's fronts (gRPC, HTTP) and its core say to each other: a validated request, the
+// events of its answer, and the core's interface.
+//
+// The core runs on one event loop thread (boost::asio::io_context). Fronts may call Core from any
+// thread; sinks are called on the loop thread and must not block.
+#ifndef BLOCKSERVE_GATEWAY_GENERATION_H_
+#define BLOCKSERVE_GATEWAY_GENERATION_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "blockserve/v1/generation.pb.h"
+#include "model/config.h"
+
+namespace blockserve {
+
+// A request that has been validated against the model: every field has its default filled in.
+struct GenerationRequest {
+  std::string request_id;
+  std::vector<int32_t> prompt;  // not empty: an empty prompt is {bos}
+  v1::SamplingParameters sampling;
+  int32_t max_tokens = 16;
+  int32_t min_tokens = 0;
+  std::vector<std::string> stop_strings;
+  std::vector<int32_t> stop_ids;  // end-of-text included unless ignore_eos
+  int32_t n = 1;
+  uint64_t seed = 0;
+  Alignment alignment = Alignment::kEnd;
+  std::optional<int32_t> logprobs;  // best ids beside the token's own
+  uint32_t priority = 2;
+  absl::Time deadline;
+};
+
+// Scores `tokens`; those before `first_scored` are context.
+struct ScoringRequest {
+  std::string request_id;
+  std::vector<int32_t> tokens;
+  int32_t first_scored = 0;
+  Alignment alignment = Alignment::kEnd;
+  int32_t top_logprobs = 0;
+  uint32_t priority = 2;
+  absl::Time deadline;
+};
+
+// Receives the events of one generation. Called on the loop thread. After OnDone nothing more comes.
+class GenerationSink {
+ public:
+  virtual ~GenerationSink() = default;
+  virtual void OnStarted(v1::Started started) = 0;
+  virtual void OnOutput(v1::Output output) = 0;
+  virtual void OnFinished(v1::Finished finished) = 0;
+  // OK after every choice has finished, or the one error that ends the stream.
+  virtual void OnDone(absl::Status status, v1::Usage usage) = 0;
+  // False while the client does not read: the choice's next block is not decoded until
+  // Core::Resume is called.
+  virtual bool WantsMore() const = 0;
+};
+
+class ScoringSink {
+ public:
+  virtual ~ScoringSink() = default;
+  virtual void OnDone(absl::StatusOr<v1::ScoreResponse> response) = 0;
+};
+
+// Names a request in the core; unique in the process.
+using GenerationId = uint64_t;
+
+class GenerationCore {
+ public:
+  virtual ~GenerationCore() = default;
+  // The sink is told of everything, refusals too (OnDone without OnStarted).
+  virtual GenerationId Generate(GenerationRequest request, std::shared_ptr<GenerationSink> sink) = 0;
+  virtual GenerationId Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) = 0;
+  // The client has gone: work stops, nothing more is delivered. Unknown ids are ignored.
+  virtual void Cancel(GenerationId id) = 0;
+  // The sink wants more again.
+  virtual void Resume(GenerationId id) = 0;
+  // What GetModel tells of the workers in use: model id, numeric ids, how many are connected.
+  virtual void FillModelStatus(v1::GetModelResponse& response) const = 0;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_GENERATION_H_
