@@ -31,7 +31,7 @@ void StopMatcher::Advance(Pattern& pattern, char byte) {
 
 std::optional<std::string> StopMatcher::Push(absl::string_view piece, std::string& text) {
   if (patterns_.empty()) {
-    text.append(piece);
+    text.append(piece.data(), piece.size());
     return std::nullopt;
   }
   for (const char byte : piece) {

@@ -17,7 +17,7 @@ struct Outcome {
   bool operator==(const Outcome&) const = default;
 };
 
-Outcome Run(const std::vector<std::string>& stops, const std::vector<std::string>& pieces) {
+Outcome Search(const std::vector<std::string>& stops, const std::vector<std::string>& pieces) {
   StopMatcher matcher(stops);
   Outcome outcome;
   for (const std::string& piece : pieces) {
@@ -64,21 +64,21 @@ TEST(StopMatcher, HoldsBackOnlyWhatMayBeginAStopString) {
 }
 
 TEST(StopMatcher, FindsAStopStringAcrossPiecesAndDropsWhatFollows) {
-  EXPECT_EQ(Run({"STOP"}, {"go S", "TO", "P more"}), (Outcome{"go ", "STOP"}));
+  EXPECT_EQ(Search({"STOP"}, {"go S", "TO", "P more"}), (Outcome{"go ", "STOP"}));
 }
 
 TEST(StopMatcher, TakesTheMatchThatIsCompleteFirst) {
   // "abcd" begins earlier, but "bc" is complete earlier.
-  EXPECT_EQ(Run({"abcd", "bc"}, {"xabcd"}), (Outcome{"xa", "bc"}));
+  EXPECT_EQ(Search({"abcd", "bc"}, {"xabcd"}), (Outcome{"xa", "bc"}));
 }
 
 TEST(StopMatcher, TakesTheLongestOfThoseCompleteTogether) {
-  EXPECT_EQ(Run({"c", "abc", "bc"}, {"xabc"}), (Outcome{"x", "abc"}));
+  EXPECT_EQ(Search({"c", "abc", "bc"}, {"xabc"}), (Outcome{"x", "abc"}));
 }
 
 TEST(StopMatcher, FindsAStopStringThatOverlapsItsOwnBeginning) {
-  EXPECT_EQ(Run({"aab"}, {"aa", "aa", "b"}), (Outcome{"aa", "aab"}));
-  EXPECT_EQ(Run({"abab!"}, {"ababab!"}), (Outcome{"ab", "abab!"}));
+  EXPECT_EQ(Search({"aab"}, {"aa", "aa", "b"}), (Outcome{"aa", "aab"}));
+  EXPECT_EQ(Search({"abab!"}, {"ababab!"}), (Outcome{"ab", "abab!"}));
 }
 
 TEST(StopMatcher, FlushReturnsWhatWasHeldAndForgetsIt) {
@@ -108,7 +108,7 @@ TEST(StopMatcher, DoesNotDependOnHowTheTextIsCut) {
       pieces.push_back(text.substr(at, size));
       at += pieces.back().size();
     }
-    EXPECT_EQ(Run(stops, pieces), Reference(stops, text)) << text;
+    EXPECT_EQ(Search(stops, pieces), Reference(stops, text)) << text;
   }
 }
 

@@ -35,9 +35,9 @@ class TextOutputTest : public ::testing::Test {
     bool operator==(const Outcome&) const = default;
   };
   // Appends `tokens` cut into runs of the given lengths (the rest as one run).
-  static Outcome Run(std::vector<std::string> stops, int32_t min_tokens,
-                     absl::Span<const int32_t> tokens, bool ends_with_stop_token,
-                     absl::Span<const size_t> cuts = {}) {
+  static Outcome Decode(std::vector<std::string> stops, int32_t min_tokens,
+                        absl::Span<const int32_t> tokens, bool ends_with_stop_token,
+                        absl::Span<const size_t> cuts = {}) {
     TextOutput output(tokenizer_, std::move(stops), min_tokens);
     Outcome outcome;
     size_t at = 0;
@@ -64,7 +64,7 @@ Tokenizer* TextOutputTest::tokenizer_ = nullptr;
 TEST_F(TextOutputTest, JoinsTokensToTheirText) {
   const std::string text = "Once upon a time, 3.14 naïve 日本語 🙂\n\n  end";
   const std::vector<int32_t> ids = Encode(text);
-  EXPECT_EQ(Run({}, 0, ids, false), (Outcome{text, static_cast<int32_t>(ids.size()), {}}));
+  EXPECT_EQ(Decode({}, 0, ids, false), (Outcome{text, static_cast<int32_t>(ids.size()), {}}));
 }
 
 TEST_F(TextOutputTest, HoldsBackHalfACharacterUntilItIsWhole) {
@@ -86,7 +86,7 @@ TEST_F(TextOutputTest, KeepsTokensThroughTheOneThatCompletesAStopString) {
   const std::vector<int32_t> before = Encode("one two");
   std::vector<int32_t> ids = before;
   for (int32_t id : Encode(" three four")) ids.push_back(id);
-  const Outcome outcome = Run({" thr"}, 0, ids, false);
+  const Outcome outcome = Decode({" thr"}, 0, ids, false);
   EXPECT_EQ(outcome.text, "one two");
   EXPECT_EQ(outcome.tokens, static_cast<int32_t>(before.size()) + 1);
   EXPECT_EQ(outcome.stop, " thr");
@@ -95,14 +95,14 @@ TEST_F(TextOutputTest, KeepsTokensThroughTheOneThatCompletesAStopString) {
 TEST_F(TextOutputTest, LeavesTheStopTokenOutOfTheTextAndKeepsIt) {
   std::vector<int32_t> ids = Encode("done");
   ids.push_back(Encode(" word")[0]);
-  EXPECT_EQ(Run({}, 0, ids, true), (Outcome{"done", static_cast<int32_t>(ids.size()), {}}));
+  EXPECT_EQ(Decode({}, 0, ids, true), (Outcome{"done", static_cast<int32_t>(ids.size()), {}}));
 }
 
 TEST_F(TextOutputTest, LeavesSpecialTokensOutOfTheText) {
   std::vector<int32_t> ids = Encode("a");
   ids.push_back(kEndOfText);
   for (int32_t id : Encode("b")) ids.push_back(id);
-  EXPECT_EQ(Run({}, 0, ids, false).text, "ab");
+  EXPECT_EQ(Decode({}, 0, ids, false).text, "ab");
 }
 
 TEST_F(TextOutputTest, DeliversTextHeldForAStopStringWhenTheOutputEnds) {
@@ -115,8 +115,8 @@ TEST_F(TextOutputTest, DeliversTextHeldForAStopStringWhenTheOutputEnds) {
 TEST_F(TextOutputTest, DoesNotSearchTheFirstMinTokens) {
   const std::vector<int32_t> ids = Encode("stop and stop again");
   const int32_t first = static_cast<int32_t>(Encode("stop").size());
-  EXPECT_EQ(Run({"stop"}, 0, ids, false).text, "");
-  const Outcome outcome = Run({"stop"}, first, ids, false);
+  EXPECT_EQ(Decode({"stop"}, 0, ids, false).text, "");
+  const Outcome outcome = Decode({"stop"}, first, ids, false);
   EXPECT_EQ(outcome.text, "stop and ");
   EXPECT_EQ(outcome.stop, "stop");
 }
@@ -144,10 +144,10 @@ TEST_F(TextOutputTest, DoesNotDependOnHowTheTokensAreCut) {
     const bool stop_token = draw(4) == 0;
     std::vector<size_t> cuts(draw(12));
     for (size_t& cut : cuts) cut = draw(6);
-    const Outcome whole = Run(stops, min_tokens, ids, stop_token);
-    EXPECT_EQ(Run(stops, min_tokens, ids, stop_token, cuts), whole);
+    const Outcome whole = Decode(stops, min_tokens, ids, stop_token);
+    EXPECT_EQ(Decode(stops, min_tokens, ids, stop_token, cuts), whole);
     const std::vector<size_t> ones(ids.size(), 1);
-    EXPECT_EQ(Run(stops, min_tokens, ids, stop_token, ones), whole);
+    EXPECT_EQ(Decode(stops, min_tokens, ids, stop_token, ones), whole);
     stopped += whole.stop.has_value();
   }
   EXPECT_GT(stopped, 20);
