@@ -21,13 +21,16 @@ class ThreadPool {
 
   int num_threads() const;
 
-  // Calls body(task, thread) once for every task in [0, num_tasks), thread in [0, num_threads()), and
-  // returns when all are done. Idle threads spin at most 50 µs, then block. Only the holder of a Turn
-  // may call it.
+  // Calls body(task, thread) once for every task in [0, num_tasks), thread in [0, num_threads()),
+  // and returns when all are done. Idle threads spin at most 50 µs, then block. Only the holder of
+  // a Turn may call it.
   void ParallelFor(int64_t num_tasks, absl::FunctionRef<void(int64_t task, int thread)> body);
 
-  // The exclusive right to the pool, for the length of one step: engines that share a pool take turns
-  // in the order of asking.
+  // Owners that wait for a Turn now.
+  int num_waiting_turns() const;
+
+  // The exclusive right to the pool, for the length of one step: engines that share a pool take
+  // turns in the order of asking.
   class Turn {
    public:
     explicit Turn(ThreadPool& pool);
