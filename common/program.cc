@@ -1,0 +1,238 @@
+#include "common/program.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/flags/commandlineflag.h"
+#include "absl/flags/reflection.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/strip.h"
+#include "common/version.h"
+
+namespace blockserve {
+namespace {
+
+// A flag file may name others; a file that names itself must not go on for ever.
+constexpr int kMaxFlagFileDepth = 8;
+
+std::string Canonical(absl::string_view name) { return absl::StrReplaceAll(name, {{"-", "_"}}); }
+
+std::string Spelled(absl::string_view name) {
+  return absl::StrCat("--", absl::StrReplaceAll(name, {{"_", "-"}}));
+}
+
+// One line, whatever the message holds.
+std::string OneLine(absl::string_view message) {
+  std::string line(message);
+  absl::StripAsciiWhitespace(&line);
+  return absl::StrReplaceAll(line, {{"\n", " "}, {"\r", " "}});
+}
+
+class Parser {
+ public:
+  explicit Parser(const ProgramUsage& usage) : usage_(usage) {}
+
+  absl::Status Parse(const std::vector<std::string>& arguments, int depth) {
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const absl::string_view argument = arguments[i];
+      if (flags_ended_ || argument.size() < 2 || argument[0] != '-') {
+        positional_.emplace_back(argument);
+        continue;
+      }
+      if (argument == "--") {
+        flags_ended_ = true;
+        continue;
+      }
+      absl::string_view rest = argument;
+      if (!absl::ConsumePrefix(&rest, "--")) absl::ConsumePrefix(&rest, "-");
+      const size_t equals = rest.find('=');
+      const std::string name = Canonical(rest.substr(0, equals));
+      if (name == "flagfile") {
+        std::string file;
+        if (equals != absl::string_view::npos) {
+          file = std::string(rest.substr(equals + 1));
+        } else if (i + 1 < arguments.size()) {
+          file = arguments[++i];
+        } else {
+          return absl::InvalidArgumentError("--flagfile needs a file");
+        }
+        if (absl::Status status = ParseFile(file, depth); !status.ok()) return status;
+        continue;
+      }
+      absl::CommandLineFlag* flag = Find(name);
+      bool negated = false;
+      if (flag == nullptr && absl::StartsWith(name, "no")) {
+        absl::string_view positive = absl::string_view(name).substr(2);
+        absl::ConsumePrefix(&positive, "_");
+        flag = Find(positive);
+        negated = flag != nullptr && flag->IsOfType<bool>();
+        if (!negated) flag = nullptr;
+      }
+      if (flag == nullptr) {
+        return absl::InvalidArgumentError(absl::StrCat("unknown flag ", Spelled(name)));
+      }
+      std::string value;
+      if (negated) {
+        if (equals != absl::string_view::npos) {
+          return absl::InvalidArgumentError(absl::StrCat(Spelled(name), " takes no value"));
+        }
+        value = "false";
+      } else if (equals != absl::string_view::npos) {
+        value = std::string(rest.substr(equals + 1));
+      } else if (flag->IsOfType<bool>()) {
+        value = "true";
+      } else if (i + 1 < arguments.size()) {
+        value = arguments[++i];
+      } else {
+        return absl::InvalidArgumentError(absl::StrCat(Spelled(name), " needs a value"));
+      }
+      std::string error;
+      if (!flag->ParseFrom(value, &error)) {
+        return absl::InvalidArgumentError(absl::StrCat(
+            Spelled(flag->Name()), " cannot be \"", value, "\"",
+            error.empty() || absl::StrContains(error, value) ? "" : absl::StrCat(": ", error)));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  std::vector<std::string> TakePositional() { return std::move(positional_); }
+
+ private:
+  absl::CommandLineFlag* Find(absl::string_view name) const {
+    const std::string canonical = Canonical(name);
+    if (!usage_.flags.empty() &&
+        std::find(usage_.flags.begin(), usage_.flags.end(), canonical) == usage_.flags.end()) {
+      return nullptr;
+    }
+    return absl::FindCommandLineFlag(canonical);
+  }
+
+  absl::Status ParseFile(const std::string& file, int depth) {
+    if (depth >= kMaxFlagFileDepth) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--flagfile ", file, ": flag files name one another too deeply"));
+    }
+    std::ifstream stream(file);
+    if (!stream) {
+      return absl::InvalidArgumentError(absl::StrCat("--flagfile ", file, ": cannot be read"));
+    }
+    std::vector<std::string> arguments;
+    std::string line;
+    while (std::getline(stream, line)) {
+      const absl::string_view stripped = absl::StripAsciiWhitespace(line);
+      if (stripped.empty() || stripped[0] == '#') continue;
+      if (stripped[0] != '-') {
+        return absl::InvalidArgumentError(
+            absl::StrCat("--flagfile ", file, ": \"", stripped.substr(0, 60), "\" is not a flag"));
+      }
+      // "--name value" in one line is the same as two arguments.
+      const size_t blank = stripped.find_first_of(" \t");
+      if (blank != absl::string_view::npos && stripped.find('=') > blank) {
+        arguments.emplace_back(stripped.substr(0, blank));
+        arguments.emplace_back(absl::StripLeadingAsciiWhitespace(stripped.substr(blank)));
+      } else {
+        arguments.emplace_back(stripped);
+      }
+    }
+    absl::Status status = Parse(arguments, depth + 1);
+    if (!status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--flagfile ", file, ": ", status.message()));
+    }
+    return status;
+  }
+
+  const ProgramUsage& usage_;
+  bool flags_ended_ = false;
+  std::vector<std::string> positional_;
+};
+
+bool Asks(const std::vector<std::string>& arguments, absl::string_view flag) {
+  for (const std::string& argument : arguments) {
+    if (argument == "--") return false;
+    if (argument == flag) return true;
+  }
+  return false;
+}
+
+absl::string_view BaseName(absl::string_view path) {
+  const size_t slash = path.rfind('/');
+  return slash == absl::string_view::npos ? path : path.substr(slash + 1);
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::string>& arguments,
+                                                    const ProgramUsage& usage) {
+  Parser parser(usage);
+  if (absl::Status status = parser.Parse(arguments, 0); !status.ok()) return status;
+  return parser.TakePositional();
+}
+
+std::string HelpText(const ProgramUsage& usage) {
+  std::vector<std::string> names = usage.flags;
+  if (names.empty()) {
+    for (const auto& [name, flag] : absl::GetAllFlags()) names.emplace_back(name);
+    std::sort(names.begin(), names.end());
+  }
+  std::string text = absl::StrCat(usage.text, "\n");
+  for (const std::string& name : names) {
+    const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+    if (flag == nullptr) continue;
+    std::string left = absl::StrCat("  ", Spelled(name));
+    if (left.size() < 24) left.resize(24, ' ');
+    const std::string value = flag->DefaultValue();
+    absl::StrAppend(&text, left, " ", flag->Help(),
+                    value.empty() ? "" : absl::StrCat(" [", value, "]"), "\n");
+  }
+  absl::StrAppend(&text, "  --flagfile FILE, --help, --version\n");
+  return text;
+}
+
+std::string VersionText(absl::string_view program) {
+  return absl::StrCat(program, " ", Version(), ", commit ", Commit(), ", arithmetic ",
+                      CompiledArithmetics());
+}
+
+std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,
+                                           int first) {
+  const std::string program(argc > 0 ? BaseName(argv[0]) : "blockserve");
+  std::vector<std::string> arguments;
+  for (int i = first; i < argc; ++i) arguments.emplace_back(argv[i]);
+  if (Asks(arguments, "--help") || Asks(arguments, "-h")) {
+    std::fputs(HelpText(usage).c_str(), stdout);
+    std::exit(kExitOk);
+  }
+  if (Asks(arguments, "--version")) {
+    std::puts(VersionText(program).c_str());
+    std::exit(kExitOk);
+  }
+  absl::StatusOr<std::vector<std::string>> positional = ParseFlags(arguments, usage);
+  if (!positional.ok()) std::exit(ReportUsageError(program, positional.status()));
+  return *std::move(positional);
+}
+
+std::vector<std::string> ParseProgramFlags(int argc, char** argv, absl::string_view usage) {
+  return ParseProgramFlags(argc, argv, ProgramUsage{std::string(usage), {}});
+}
+
+int ReportUsageError(absl::string_view program, const absl::Status& status) {
+  std::fprintf(
+      stderr, "%s\n",
+      absl::StrCat(program, ": ", OneLine(status.message()), " (--help lists the flags)").c_str());
+  return kExitUsage;
+}
+
+int ReportFailure(absl::string_view program, const absl::Status& status) {
+  if (status.ok()) return kExitOk;
+  std::fprintf(stderr, "%s\n", absl::StrCat(program, ": ", OneLine(status.message())).c_str());
+  return kExitFailure;
+}
+
+}  // namespace blockserve

@@ -1,0 +1,54 @@
+// The command line that all programs have in common.
+//
+// Flags are Abseil's (ABSL_FLAG in *_main.cc); this parser replaces absl::ParseCommandLine so that
+// every program exits 2 with one line on bad usage, and knows --help, --version and --flagfile.
+#ifndef BLOCKSERVE_COMMON_PROGRAM_H_
+#define BLOCKSERVE_COMMON_PROGRAM_H_
+
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace blockserve {
+
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitFailure = 1;
+inline constexpr int kExitUsage = 2;
+
+struct ProgramUsage {
+  // One or more lines: what the program does and how it is called.
+  std::string text;
+  // Flags that the program (or subcommand) takes, in the order in which --help lists them, each as
+  // spelled in ABSL_FLAG ("max_tokens"). Empty: every flag that is linked in, by name.
+  std::vector<std::string> flags;
+};
+
+// Parses argv[first..]. Flags are --name=value, --name value, --name and --noname for booleans;
+// dashes and underscores in names are the same. "--" ends the flags. --flagfile=FILE reads flags,
+// one a line (as on the command line; empty lines and lines that begin with # are passed over).
+// Returns the other arguments in order. INVALID_ARGUMENT: one line naming the flag or file.
+absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::string>& arguments,
+                                                    const ProgramUsage& usage);
+
+// Text of --help: the usage and one line for each flag with its default.
+std::string HelpText(const ProgramUsage& usage);
+// "blockserve-block 0.1.0, commit 1a2b3c4, arithmetic f32 bf16".
+std::string VersionText(absl::string_view program);
+
+// For main: parses, and ends the process after --help and --version (exit 0) and on bad usage (one
+// line to standard error, exit 2). `first`: index of the first argument to look at.
+std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,
+                                           int first = 1);
+std::vector<std::string> ParseProgramFlags(int argc, char** argv, absl::string_view usage);
+
+// Print "PROGRAM: MESSAGE" in one line to standard error and return the exit code: 2 for bad usage
+// (a flag, or what a Config's Validate() says), 1 for failures, 0 where the status is OK after all.
+int ReportUsageError(absl::string_view program, const absl::Status& status);
+int ReportFailure(absl::string_view program, const absl::Status& status);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_COMMON_PROGRAM_H_

@@ -1,0 +1,71 @@
+// Life of a gRPC server: listening, health, reflection, channelz, and an end with a grace.
+#ifndef BLOCKSERVE_RPC_SERVER_H_
+#define BLOCKSERVE_RPC_SERVER_H_
+
+#include <grpcpp/channel.h>
+#include <grpcpp/server.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace blockserve {
+
+// Largest message of the internal protocols, either way: 16 MiB.
+inline constexpr int kMaxTierMessageBytes = 16 << 20;
+
+struct ServerOptions {
+  // "host:port", "[v6]:port" or "unix:PATH"; port 0 lets the system choose. Empty: no socket at
+  // all, reached by InProcessChannel alone.
+  std::string listen_address;
+  // A second, plaintext address that serves grpc.health alone. Empty: none.
+  std::string health_listen;
+  int max_message_bytes = kMaxTierMessageBytes;
+};
+
+// Every server has grpc.health.v1, reflection and channelz beside its services. Thread-safe.
+class RpcServer {
+ public:
+  // The services must outlive the server. The server starts serving, with health NOT_SERVING until
+  // SetServing(true). Errors: INVALID_ARGUMENT or UNAVAILABLE naming the address (--listen or
+  // --health-listen) that cannot be listened on.
+  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
+      const ServerOptions& options, const std::vector<grpc::Service*>& services);
+  // As Shutdown with no grace.
+  ~RpcServer();
+  RpcServer(const RpcServer&) = delete;
+  RpcServer& operator=(const RpcServer&) = delete;
+
+  // host:port as bound, port 0 resolved; empty without a socket.
+  const std::string& address() const { return address_; }
+  const std::string& health_address() const { return health_address_; }
+
+  // What health says of the process (the empty service name).
+  void SetServing(bool serving);
+  // What health says of one scope, e.g. of the wide check of a gateway.
+  void SetServing(absl::string_view scope, bool serving);
+
+  std::shared_ptr<grpc::Channel> InProcessChannel();
+
+  // Health says NOT_SERVING, no new call is taken, and those that run may take `grace` before they
+  // are cancelled. Returns when all have ended. Further calls do nothing.
+  void Shutdown(absl::Duration grace);
+
+ private:
+  RpcServer() = default;
+
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<grpc::Server> health_server_;  // null without --health-listen
+  std::string address_;
+  std::string health_address_;
+  int max_message_bytes_ = 0;
+  bool shut_down_ = false;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_RPC_SERVER_H_
