@@ -1,0 +1,122 @@
+"""What a server's answers are read into. The fields are those of blockserve/v1/generation.proto."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple, Optional, Union
+
+import grpc
+
+
+class Error(Exception):
+    """A call that failed: the gRPC status code, the server's message, and the request's id.
+
+    `started` is the first message of the stream where one had come. UNAVAILABLE, and
+    RESOURCE_EXHAUSTED after a while, are worth another try; no other code is.
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, request_id: str = "",
+                 started: Optional["Started"] = None):
+        super().__init__(f"{code.name}: {message}")
+        self.code = code
+        self.message = message
+        self.request_id = request_id
+        self.started = started
+
+
+class TopLogprob(NamedTuple):
+    token: int
+    logprob: float  # natural, raw, over the whole vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Started:
+    """First event of a stream: with the tokens received since, all that a resume needs."""
+
+    request_id: str
+    model_id: str
+    block_numeric_id: str
+    token_numeric_id: str
+    seed: int
+    alignment: str  # "end", "start" or "none"
+    prompt_tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """Consecutive tokens of one choice: at most one block."""
+
+    choice: int
+    position: int  # text position of the first token; the prompt begins at 0
+    tokens: list[int]
+    text: str  # whole characters; held back while they may begin a stop string
+    logprobs: list[Optional[float]]  # one per token where asked for, else empty
+    top_logprobs: list[list[TopLogprob]]
+    worker: str  # the token worker that wrote the block
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    choice: int
+    reason: str  # "stop" or "length"
+    text: str  # what was held back and belongs to the text
+    stop_token: Optional[int]
+    stop_string: Optional[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_prompt_tokens: int = 0
+
+
+Event = Union[Started, Output, Finished, Usage]
+
+
+@dataclasses.dataclass
+class Choice:
+    index: int
+    text: str = ""
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[Optional[float]] = dataclasses.field(default_factory=list)
+    top_logprobs: list[list[TopLogprob]] = dataclasses.field(default_factory=list)
+    finish_reason: str = ""
+    stop_token: Optional[int] = None
+    stop_string: Optional[str] = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    started: Started
+    choices: list[Choice]
+    usage: Usage
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    request_id: str
+    model_id: str
+    tokens: list[int]
+    logprobs: list[Optional[float]]  # None where a token has no score
+    top_logprobs: list[list[TopLogprob]]
+    usage: Usage
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    model_id: str
+    name: str
+    kind: str  # "block_transformer" or "gpt_neox"
+    block_length: int
+    vocab_size: int
+    max_tokens: int  # longest text in tokens; 0: no limit
+    bos_token_id: int
+    eos_token_id: int
+    pad_token_id: int
+    default_alignment: str
+    has_tokenizer: bool
+    block_numeric_id: str
+    token_numeric_id: str
+    block_services: int  # connected
+    token_workers: int  # connected

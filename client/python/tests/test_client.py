@@ -1,0 +1,197 @@
+"""The client against a server in this process that records requests and answers from a script."""
+
+import concurrent.futures
+
+import blockserve
+import grpc
+import pytest
+from blockserve.v1 import generation_pb2 as pb
+from blockserve.v1 import generation_pb2_grpc
+
+
+class ScriptedServer(generation_pb2_grpc.GenerationServicer):
+    def __init__(self):
+        self.requests = []
+        self.remaining_s = []
+        self.events = []
+        self.fails_with = None
+
+    def _record(self, request, context):
+        self.requests.append(request)
+        self.remaining_s.append(context.time_remaining())
+
+    def Generate(self, request, context):
+        self._record(request, context)
+        yield from self.events
+        if self.fails_with is not None:
+            context.abort(*self.fails_with)
+
+    def Score(self, request, context):
+        self._record(request, context)
+        if self.fails_with is not None:
+            context.abort(*self.fails_with)
+        return pb.ScoreResponse(
+            request_id="s", model_id="m", tokens=[5, 6],
+            logprobs=[pb.TokenLogprobs(),
+                      pb.TokenLogprobs(logprob=-0.5, top=[pb.TopLogprob(token=6, logprob=-0.5)])],
+            usage=pb.Usage(prompt_tokens=2))
+
+    def Tokenize(self, request, context):
+        return pb.TokenizeResponse(tokens=[ord(c) for c in request.text])
+
+    def Detokenize(self, request, context):
+        return pb.DetokenizeResponse(text="".join(map(chr, request.tokens)))
+
+    def GetModel(self, request, context):
+        return pb.GetModelResponse(model_id="m", name="demo", kind="block_transformer",
+                                   block_length=4, vocab_size=512, has_tokenizer=True,
+                                   default_alignment=pb.ALIGNMENT_END, token_workers=2)
+
+
+@pytest.fixture
+def served():
+    scripted = ScriptedServer()
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=4))
+    generation_pb2_grpc.add_GenerationServicer_to_server(scripted, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with blockserve.Client(f"127.0.0.1:{port}", timeout=30) as client:
+        yield client, scripted
+    server.stop(0)
+
+
+def started(seed=7):
+    return pb.GenerateResponse(started=pb.Started(request_id="r", model_id="m", seed=seed,
+                                                  alignment=pb.ALIGNMENT_START, prompt_tokens=3))
+
+
+def output(choice, position, tokens, text, logprobs=()):
+    return pb.GenerateResponse(output=pb.Output(choice=choice, position=position, tokens=tokens,
+                                                text=text, logprobs=logprobs, worker="w"))
+
+
+def test_parameters_left_out_are_absent_from_the_request(served):
+    client, scripted = served
+    scripted.events = [started()]
+    client.generate([1, 2, 3])
+    assert scripted.requests == [
+        pb.GenerateRequest(tokens=pb.TokenIds(ids=[1, 2, 3]), sampling=pb.SamplingParameters(),
+                           stop=pb.StopConditions())]
+    request = scripted.requests[0]
+    assert not request.sampling.HasField("temperature") and not request.HasField("seed")
+    assert not request.stop.HasField("max_tokens") and not request.HasField("logprobs")
+
+
+def test_every_parameter_reaches_its_field_zeros_included(served):
+    client, scripted = served
+    scripted.events = [started()]
+    client.generate(
+        "text", max_tokens=9, temperature=0.0, top_k=0, top_p=0.5, min_p=0.25,
+        repetition_penalty=1.5, presence_penalty=0.0, frequency_penalty=-1.0, logit_bias={4: -2.0},
+        stop=["x", "y"], stop_token_ids=[8], min_tokens=2, ignore_eos=True, n=3, seed=0,
+        alignment="none", logprobs=0, priority="batch", model="m", request_id="id")
+    request = scripted.requests[0]
+    assert request == pb.GenerateRequest(
+        request_id="id", model="m", text="text", n=3, seed=0, logprobs=0,
+        alignment=pb.ALIGNMENT_NONE, priority=pb.PRIORITY_BATCH,
+        sampling=pb.SamplingParameters(
+            temperature=0.0, top_k=0, top_p=0.5, min_p=0.25, repetition_penalty=1.5,
+            presence_penalty=0.0, frequency_penalty=-1.0,
+            logit_bias=[pb.LogitBias(token=4, bias=-2.0)]),
+        stop=pb.StopConditions(max_tokens=9, min_tokens=2, strings=["x", "y"], token_ids=[8],
+                               ignore_eos=True))
+    assert request.sampling.HasField("temperature") and request.HasField("seed")
+
+
+def test_an_empty_list_of_ids_is_a_prompt_of_ids_and_an_empty_text_is_a_text(served):
+    client, scripted = served
+    scripted.events = [started()]
+    client.generate([])
+    client.generate("")
+    assert [request.WhichOneof("prompt") for request in scripted.requests] == ["tokens", "text"]
+
+
+def test_choices_that_come_interleaved_are_put_together(served):
+    client, scripted = served
+    scripted.events = [
+        started(),
+        output(1, 3, [10, 11], "ab", [pb.TokenLogprobs(logprob=-1.0), pb.TokenLogprobs(logprob=-2.0)]),
+        output(0, 3, [20], "c", [pb.TokenLogprobs(logprob=-0.25)]),
+        pb.GenerateResponse(finished=pb.Finished(choice=0, reason=pb.FINISH_REASON_STOP,
+                                                 stop_token=20)),
+        output(1, 5, [12], "", [pb.TokenLogprobs(
+            logprob=-3.0, top=[pb.TopLogprob(token=4, logprob=-0.125)])]),
+        pb.GenerateResponse(finished=pb.Finished(choice=1, reason=pb.FINISH_REASON_LENGTH,
+                                                 text="held")),
+        pb.GenerateResponse(usage=pb.Usage(prompt_tokens=3, completion_tokens=4,
+                                           cached_prompt_tokens=1)),
+    ]
+    result = client.generate([1, 2, 3], n=2, logprobs=1)
+    assert result.started.alignment == "start" and result.started.seed == 7
+    first, second = result.choices
+    assert (first.tokens, first.text, first.finish_reason, first.stop_token) == ([20], "c", "stop", 20)
+    assert (second.tokens, second.text, second.finish_reason) == ([10, 11, 12], "abheld", "length")
+    assert second.stop_token is None and second.stop_string is None
+    assert second.logprobs == [-1.0, -2.0, -3.0]
+    assert second.top_logprobs == [[], [], [blockserve.TopLogprob(4, -0.125)]]
+    assert result.usage == blockserve.Usage(3, 4, 1)
+
+
+def test_a_stream_that_breaks_gives_its_events_and_then_the_error(served):
+    client, scripted = served
+    scripted.events = [started(seed=99), output(0, 3, [1], "a")]
+    scripted.fails_with = (grpc.StatusCode.UNAVAILABLE, "token tier is gone")
+    received = []
+    with pytest.raises(blockserve.Error) as caught:
+        for event in client.stream([1]):
+            received.append(event)
+    assert [type(event) for event in received] == [blockserve.Started, blockserve.Output]
+    assert caught.value.code == grpc.StatusCode.UNAVAILABLE
+    assert caught.value.message == "token tier is gone"
+    assert caught.value.request_id == "r" and caught.value.started.seed == 99
+
+
+def test_the_deadline_of_the_call_wins_over_the_clients(served):
+    client, scripted = served
+    scripted.events = [started()]
+    client.generate([1])
+    client.generate([1], timeout=5)
+    assert 5 < scripted.remaining_s[0] <= 30
+    assert scripted.remaining_s[1] <= 5
+
+
+def test_scores_keep_tokens_without_a_score(served):
+    client, scripted = served
+    score = client.score([5, 6], context="before", top_logprobs=1, alignment="start")
+    assert score.tokens == [5, 6] and score.logprobs == [None, -0.5]
+    assert score.top_logprobs == [[], [blockserve.TopLogprob(6, -0.5)]]
+    assert scripted.requests[0] == pb.ScoreRequest(
+        context_text="before", continuation_tokens=pb.TokenIds(ids=[5, 6]), top_logprobs=1,
+        alignment=pb.ALIGNMENT_START)
+    client.score("text")
+    assert scripted.requests[1].WhichOneof("context") is None
+
+
+def test_a_refused_score_names_the_request(served):
+    client, scripted = served
+    scripted.fails_with = (grpc.StatusCode.INVALID_ARGUMENT, "continuation_tokens is empty")
+    with pytest.raises(blockserve.Error, match="continuation_tokens is empty") as caught:
+        client.score([], request_id="mine")
+    assert caught.value.code == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.request_id == "mine"
+
+
+def test_tokenizer_and_model_calls(served):
+    client, _ = served
+    assert client.tokenize("ab") == [97, 98]
+    assert client.detokenize([97, 98]) == "ab"
+    model = client.model()
+    assert (model.name, model.block_length, model.default_alignment) == ("demo", 4, "end")
+    assert model.token_workers == 2
+
+
+def test_an_unknown_alignment_is_refused_by_name_before_anything_is_sent(served):
+    client, scripted = served
+    with pytest.raises(ValueError, match="alignment is 'left'"):
+        client.generate([1], alignment="left")
+    assert scripted.requests == []
