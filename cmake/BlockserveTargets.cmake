@@ -21,6 +21,16 @@ function(blockserve_program name)
   set_property(GLOBAL APPEND PROPERTY BLOCKSERVE_PROGRAMS ${name})
 endfunction()
 
+# Makes `tests_LABEL`, for each label given, build TARGET: a sanitizer run builds its own tests only.
+function(blockserve_add_to_label_targets target)
+  foreach(label IN LISTS ARGN)
+    if(NOT TARGET tests_${label})
+      add_custom_target(tests_${label})
+    endif()
+    add_dependencies(tests_${label} ${target})
+  endforeach()
+endfunction()
+
 # blockserve_test(NAME SOURCES … DEPS … LABELS …): a GoogleTest program, one ctest entry, run in the
 # repository's root so that tests name their data as "tests/golden/…".
 # Labels: unit (no gRPC; also run under ASan), threads (also run under TSan), integration (processes).
@@ -37,6 +47,7 @@ function(blockserve_test name)
     set(ARG_TIMEOUT 300)
   endif()
   set_tests_properties(${name} PROPERTIES LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
+  blockserve_add_to_label_targets(${name} ${ARG_LABELS})
 endfunction()
 
 # blockserve_fuzzer(NAME SOURCES … DEPS …): a libFuzzer program in build/fuzz; only with clang.
