@@ -4,6 +4,19 @@
 
 namespace blockserve {
 
+int64_t NumPads(const ModelConfig& config, Alignment alignment, int64_t num_tokens) {
+  const int64_t block_length = config.block_length;
+  switch (alignment) {
+    case Alignment::kEnd:
+      return (block_length - num_tokens % block_length) % block_length;
+    case Alignment::kStart:
+      return block_length - 1;
+    case Alignment::kNone:
+      return std::max<int64_t>(0, block_length - num_tokens);
+  }
+  return 0;
+}
+
 PromptLayout LayoutPrompt(const ModelConfig& config, Alignment alignment,
                           absl::Span<const int32_t> prompt) {
   const int64_t block_length = config.block_length;
@@ -11,18 +24,7 @@ PromptLayout LayoutPrompt(const ModelConfig& config, Alignment alignment,
   if (prompt.empty()) prompt = absl::MakeConstSpan(&bos, 1);
   const int64_t length = static_cast<int64_t>(prompt.size());
 
-  int64_t pads = 0;
-  switch (alignment) {
-    case Alignment::kEnd:
-      pads = (block_length - length % block_length) % block_length;
-      break;
-    case Alignment::kStart:
-      pads = block_length - 1;
-      break;
-    case Alignment::kNone:
-      pads = std::max<int64_t>(0, block_length - length);
-      break;
-  }
+  const int64_t pads = NumPads(config, alignment, length);
   const int64_t in_blocks = (pads + length) / block_length * block_length;
 
   PromptLayout layout;

@@ -26,6 +26,9 @@ struct PromptLayout {
   }
 };
 
+// Pad ids that LayoutPrompt puts in front of a text of `num_tokens` > 0 tokens.
+int64_t NumPads(const ModelConfig& config, Alignment alignment, int64_t num_tokens);
+
 // `end` pads on the left to a multiple of L. `start` puts L - 1 pads in front, so that the first
 // token ends the first block. `none` puts none, but pads a text shorter than L to one block. An
 // empty prompt is the one token bos_token_id.
