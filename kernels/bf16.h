@@ -1,0 +1,38 @@
+// Conversions between float and the 16-bit formats of checkpoints, in integer arithmetic: the same
+// bits on every machine.
+#ifndef BLOCKSERVE_KERNELS_BF16_H_
+#define BLOCKSERVE_KERNELS_BF16_H_
+
+#include <bit>
+#include <cstdint>
+
+namespace blockserve {
+
+inline float FloatFromBf16(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+// Rounds to nearest, ties to even; NaN stays NaN.
+inline uint16_t Bf16FromFloat(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+inline float RoundToBf16(float value) { return FloatFromBf16(Bf16FromFloat(value)); }
+
+// IEEE 754 binary16.
+inline float FloatFromF16(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t exponent = bits >> 10 & 0x1fu;
+  const uint32_t mantissa = bits & 0x3ffu;
+  if (exponent == 0x1fu) return std::bit_cast<float>(sign | 0x7f800000u | mantissa << 13);
+  if (exponent != 0) return std::bit_cast<float>(sign | (exponent + 112u) << 23 | mantissa << 13);
+  // Subnormal: mantissa * 2^-24 is exact in float32.
+  const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+  return sign != 0 ? -magnitude : magnitude;
+}
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_KERNELS_BF16_H_

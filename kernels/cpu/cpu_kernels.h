@@ -1,0 +1,129 @@
+// The vector kernels of the CPU engine, one table per instruction set.
+//
+// Contract of all: a row's result is a fixed sequence of float32 operations that depends on nothing
+// but the row's own inputs. Sums over an inner dimension are one chain of fused multiply-adds per
+// output, in ascending order. Reductions run over 16 virtual lanes (element i in lane i mod 16, lanes
+// in ascending order of i) and end with the tree s[i] += s[i + 8], + 4, + 2, + 1. exp and erf are
+// polynomials with explicit fused multiply-adds. So the bits depend neither on the other rows of a
+// batch, nor on how work is split, nor on the instruction set.
+//
+// Buffers of activations have rows padded to a multiple of 16 elements with zeros at the end; kernels
+// write whole groups of 16 and keep the padding zero.
+#ifndef BLOCKSERVE_KERNELS_CPU_CPU_KERNELS_H_
+#define BLOCKSERVE_KERNELS_CPU_CPU_KERNELS_H_
+
+#include <cstdint>
+
+#include "kernels/cpu/kernel_target.h"
+#include "kernels/cpu/kv_layout.h"
+#include "kernels/cpu/packed_matrix.h"
+
+namespace blockserve {
+
+// What is done to x W^T + bias before it is stored.
+enum class Epilogue { kNone, kGelu, kAddResidual };
+
+// y[rows, n] = epilogue(x[rows, k] W^T + bias).
+struct MatmulArgs {
+  const float* x = nullptr;
+  int64_t x_stride = 0;  // elements, >= k padded to 16
+  int64_t rows = 0;
+  const PackedMatrix* weights = nullptr;
+  Epilogue epilogue = Epilogue::kNone;
+  const float* residual = nullptr;  // kAddResidual: [rows, y_stride], may be y itself
+  float* y = nullptr;
+  int64_t y_stride = 0;  // elements, >= n padded to 16
+};
+
+// y = (x - mean) / sqrt(variance + eps) * weight + bias over `width` elements.
+struct LayerNormArgs {
+  const float* x = nullptr;
+  int64_t x_stride = 0;
+  int64_t width = 0;
+  float epsilon = 0;
+  struct Output {
+    const float* weight = nullptr;  // [width padded to 16]
+    const float* bias = nullptr;
+    float* y = nullptr;  // nullptr: no such output
+    int64_t y_stride = 0;
+  };
+  // The second shares the statistics of the first (both norms of a parallel residual).
+  Output outputs[2];
+};
+
+// One position of a sequence in a batch.
+struct SequenceRow {
+  const int32_t* pages = nullptr;  // page table of the sequence
+  int64_t position = 0;            // attends to 0 .. position
+};
+
+// Takes a row of attention.query_key_value apart: rotates q and k, scales q, stores k and v in the
+// row's page.
+struct SplitQkvArgs {
+  const float* qkv = nullptr;  // [rows, qkv_stride], by heads: q, k, v of head 0, of head 1, …
+  int64_t qkv_stride = 0;
+  const SequenceRow* sequence_rows = nullptr;
+  const KvLayout* layout = nullptr;
+  uint8_t* kv = nullptr;  // pages of this layer
+  int32_t rotary_dims = 0;  // even
+  const float* cos = nullptr;  // [positions, rotary_dims / 2]
+  const float* sin = nullptr;
+  float q_scale = 1;
+  float* q = nullptr;  // [rows, heads, head_stride]
+};
+
+// Causal attention of rows over pages. Scores are one chain over the dimensions of the head, the
+// softmax runs over the absolute positions, outputs are one chain over the positions: page size and
+// chunking change nothing.
+struct AttentionArgs {
+  const float* q = nullptr;  // [rows, heads, head_stride]
+  const SequenceRow* sequence_rows = nullptr;
+  const KvLayout* layout = nullptr;
+  const uint8_t* kv = nullptr;
+  float* out = nullptr;  // [rows, out_stride], head h at h * head_size
+  int64_t out_stride = 0;
+};
+// Floats of scratch that attention over positions 0 .. position needs for one row.
+inline int64_t AttentionScratch(int64_t position) { return PadToPanel(position + 1) + 2 * kPanelWidth; }
+
+// Logits of one row are summed in segments of this many, lanes and tree within a segment in float32,
+// segments in ascending order in double.
+inline constexpr int64_t kSoftmaxSegment = 4096;
+
+struct LogitStatistics {
+  float max = 0;
+  double sum_exp = 0;   // of exp(logit - max)
+  bool finite = false;  // all of the row
+};
+
+struct CpuKernels {
+  KernelTarget target = KernelTarget::kPortable;
+
+  // Panels [panel_begin, panel_end) of the output, all rows.
+  void (*matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) = nullptr;
+  void (*layer_norm)(const LayerNormArgs& args, int64_t row_begin, int64_t row_end) = nullptr;
+  void (*split_qkv)(const SplitQkvArgs& args, int64_t row_begin, int64_t row_end) = nullptr;
+  // One head. `scratch`: AttentionScratch of the largest position.
+  void (*attention)(const AttentionArgs& args, int64_t row_begin, int64_t row_end, int32_t head,
+                    float* scratch) = nullptr;
+
+  // Statistics of `n` logits.
+  LogitStatistics (*logit_statistics)(const float* logits, int64_t n) = nullptr;
+  // The largest of `n` values.
+  float (*max_value)(const float* values, int64_t n) = nullptr;
+  // The lowest index of `n` that holds `value`; n when there is none.
+  int64_t (*first_index_of)(const float* values, int64_t n, float value) = nullptr;
+  // weights[i] = exp((logits[i] - max) / temperature) for i < n; both arrays padded to 16.
+  void (*softmax_weights)(const float* logits, int64_t n, float max, float temperature,
+                          float* weights) = nullptr;
+  // values[i] = exp(values[i]) and erf(values[i]) for i < n, padded to 16: for tests of accuracy.
+  void (*exp_in_place)(float* values, int64_t n) = nullptr;
+  void (*erf_in_place)(float* values, int64_t n) = nullptr;
+};
+
+// CHECK-fails for a target that SupportedKernelTargets does not name.
+const CpuKernels& GetCpuKernels(KernelTarget target);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_KERNELS_CPU_CPU_KERNELS_H_

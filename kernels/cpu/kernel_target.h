@@ -1,0 +1,21 @@
+// The instruction sets that the CPU kernels are compiled for. All give the same bits.
+#ifndef BLOCKSERVE_KERNELS_CPU_KERNEL_TARGET_H_
+#define BLOCKSERVE_KERNELS_CPU_KERNEL_TARGET_H_
+
+#include <vector>
+
+namespace blockserve {
+
+enum class KernelTarget {
+  kPortable,  // one lane at a time, fused multiply-add by the C library: right, and slow
+  kAvx2,      // with FMA
+  kAvx512,    // F, VL, DQ, BW
+};
+
+const char* KernelTargetName(KernelTarget target);
+// What this build holds and this machine can run, the best first.
+std::vector<KernelTarget> SupportedKernelTargets();
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_KERNELS_CPU_KERNEL_TARGET_H_

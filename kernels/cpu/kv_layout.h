@@ -1,0 +1,39 @@
+// How the keys and values of one layer lie in a KV page.
+#ifndef BLOCKSERVE_KERNELS_CPU_KV_LAYOUT_H_
+#define BLOCKSERVE_KERNELS_CPU_KV_LAYOUT_H_
+
+#include <cstdint>
+
+#include "kernels/cpu/packed_matrix.h"
+
+namespace blockserve {
+
+// One page holds `page_blocks` positions of all heads, head after head. For each head:
+//   keys,   [ceil(page_blocks / 16)][head_size][16 positions] float, or for bf16
+//           [ceil(page_blocks / 16)][ceil(head_size / 2)][16 positions] uint32 with the even dimension
+//           in the low half: scores are computed for 16 positions at a time
+//   values, [page_blocks][head_size padded to 16] float or bf16: outputs are computed for 16
+//           dimensions at a time
+// Lanes of positions that were not written hold anything; their scores are masked.
+struct KvLayout {
+  int32_t num_heads = 0;
+  int32_t head_size = 0;
+  int32_t page_blocks = 0;
+  bool bf16 = false;
+
+  int64_t head_stride() const { return PadToPanel(head_size); }  // elements of a row of q or values
+  int64_t key_groups() const { return (page_blocks + kPanelWidth - 1) / kPanelWidth; }
+  int64_t key_group_bytes() const {
+    return (bf16 ? (head_size + 1) / 2 : head_size) * kPanelWidth * 4;
+  }
+  int64_t value_row_bytes() const { return head_stride() * (bf16 ? 2 : 4); }
+  int64_t keys_bytes() const { return key_groups() * key_group_bytes(); }
+  int64_t head_bytes() const {
+    return keys_bytes() + (page_blocks * value_row_bytes() + 63) / 64 * 64;
+  }
+  int64_t page_bytes() const { return num_heads * head_bytes(); }
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_KERNELS_CPU_KV_LAYOUT_H_
