@@ -19,7 +19,10 @@ def split_books(text, held_out_share=0.03):
         book = book.strip("\n")
         if not book:
             continue
-        cut = book.find("\n\n", int(len(book) * (1 - held_out_share)))
+        goal = int(len(book) * (1 - held_out_share))
+        cut = book.find("\n\n", goal)
+        if cut < 0:
+            cut = book.rfind("\n\n", 0, goal)
         if cut < 0:
             cut = len(book)
         train.append(book[:cut])
@@ -29,7 +32,7 @@ def split_books(text, held_out_share=0.03):
 
 def encode_books(tokenizer, books, end_id):
     """One array of ids: each book followed by `end_id`."""
-    parts = []
+    parts = [np.zeros(0, dtype=np.int64)]
     for book in books:
         parts.append(np.asarray(tokenizer.encode(book).ids + [end_id], dtype=np.int64))
     return np.concatenate(parts)

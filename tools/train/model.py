@@ -1,6 +1,6 @@
 """Block Transformer and vanilla GPT-NeoX in torch, for training and for checks.
 
-The forms follow docs of the Block Transformer (arXiv 2406.02657) and its authors' checkpoints: the
+The forms follow the paper of the Block Transformer (arXiv 2406.02657) and its authors' checkpoints: the
 names of parameters are the names of tensors in a model folder, so `state_dict()` is the file.
 Symbols: L block length, D block-decoder width, T token-decoder width, r prefix vectors.
 """
@@ -8,10 +8,15 @@ Symbols: L block length, D block-decoder width, T token-decoder width, r prefix 
 import json
 import math
 import pathlib
+import sys
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
+import model_layout as layout  # noqa: E402
+from safetensors_io import Folder  # noqa: E402
 
 
 def rotary_tables(length, dims, base):
@@ -220,7 +225,7 @@ class Vanilla(nn.Module):
 
 
 def build(config):
-    return BlockTransformer(config) if "block_length" in config else Vanilla(config)
+    return BlockTransformer(config) if layout.is_block(config) else Vanilla(config)
 
 
 def initialize(model, seed=0):
@@ -244,74 +249,11 @@ def initialize(model, seed=0):
     return model
 
 
-def stack_config(width, heads, layers, positions=2048):
-    return {
-        "model_type": "gpt_neox",
-        "hidden_size": width,
-        "num_attention_heads": heads,
-        "num_hidden_layers": layers,
-        "intermediate_size": 4 * width,
-        "rotary_pct": 0.25,
-        "rotary_emb_base": 10000,
-        "use_parallel_residual": True,
-        "layer_norm_eps": 1e-05,
-        "max_position_embeddings": positions,
-        "hidden_act": "gelu",
-    }
-
-
-def demo_config(kind, vocab_size):
-    """The two models of the demonstration: the released 5M form, and a vanilla one of equal size."""
-    if kind == "vanilla":
-        config = stack_config(256, 8, 6)
-        config.update(
-            architectures=["GPTNeoXForCausalLM"],
-            vocab_size=vocab_size,
-            bos_token_id=0,
-            eos_token_id=0,
-            tie_word_embeddings=False,
-            torch_dtype="bfloat16",
-        )
-        return config
-    token = stack_config(256, 8, 3)
-    token.update(
-        expansion_method="expansion_layer", expansion_ratio=2, decoding_strategy="prefix"
-    )
-    return {
-        "model_type": "block_transformer",
-        "architectures": ["BlockTransformer"],
-        "block_length": 4,
-        "vocab_size": vocab_size,
-        "bos_token_id": 0,
-        "eos_token_id": 0,
-        "pad_token_id": 0,
-        "torch_dtype": "bfloat16",
-        "embedder": {"type": "lookup", "projection": "concat", "hidden_size": 64},
-        "block_decoder": stack_config(256, 8, 3),
-        "token_decoder": token,
-    }
-
-
-LEFT_OVER = ("block_decoder.gpt_neox.embed_in.weight",)
-LEFT_OVER_ENDS = (".attention.bias", ".masked_bias", ".rotary_emb.inv_freq")
-
-
-def left_over(name):
-    return name in LEFT_OVER or name.endswith(LEFT_OVER_ENDS)
-
-
 def load_folder(folder):
     """A model in float32 from a model folder (sharded or not)."""
-    from safetensors.torch import load_file
-
     folder = pathlib.Path(folder)
     model = build(json.loads((folder / "config.json").read_text()))
-    index = folder / "model.safetensors.index.json"
-    files = ["model.safetensors"]
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    tensors = {}
-    for name in files:
-        tensors.update(load_file(folder / name))
-    model.load_state_dict({k: v.float() for k, v in tensors.items() if not left_over(k)})
+    tensors = Folder(folder)
+    names = [name for name in tensors if not layout.is_left_over(name)]
+    model.load_state_dict({name: torch.tensor(tensors.float32(name)) for name in names})
     return model.eval()

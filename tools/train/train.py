@@ -18,8 +18,17 @@ import torch
 import torch.nn.functional as F
 
 from data import Windows, load_tokens, pad_first_block
-from model import build, demo_config, initialize
+from model import build, initialize, layout
 from optim import make_optimizers
+
+
+def model_config(args, vocab_size):
+    """The released form (L 4, r 2, concat) or a vanilla stack of as many layers in all."""
+    if args.kind == "vanilla":
+        stack = layout.stack_config(args.width, args.heads, 2 * args.layers)
+        return layout.vanilla_config(stack, vocab_size)
+    stack = layout.stack_config(args.width, args.heads, args.layers)
+    return layout.block_config(stack, dict(stack), vocab_size)
 
 
 def learning_rate_scale(done, total, warmup, decay_share):
@@ -67,7 +76,7 @@ class Run:
         self.train_tokens, self.held_out, self.lengths = load_tokens(
             args.corpus, args.tokenizer, args.cache or self.folder
         )
-        self.config = demo_config(args.kind, len(self.lengths))
+        self.config = model_config(args, len(self.lengths))
         self.model = initialize(build(self.config), args.seed).to(args.device)
         self.optimizers = make_optimizers(
             self.model, args.optimizer, args.learning_rate, args.weight_decay
@@ -117,7 +126,7 @@ class Run:
         rows = self.args.batch_tokens // context
         first = self.done_tokens // context
         batch = self.windows[context].batch(first, rows)
-        if "block_length" in self.config:
+        if layout.is_block(self.config):
             return pad_first_block(
                 batch, first, self.config["block_length"], self.config["pad_token_id"], self.args.seed
             )
@@ -208,6 +217,9 @@ def parse(argv=None):
     p.add_argument("--out", required=True, help="folder of checkpoint.pt and result.json")
     p.add_argument("--cache", help="folder for the encoded corpus (default: --out)")
     p.add_argument("--tokens", type=float, default=12e6, help="tokens to train on in all")
+    p.add_argument("--width", type=int, default=256)
+    p.add_argument("--heads", type=int, default=8)
+    p.add_argument("--layers", type=int, default=3, help="of each decoder; vanilla has twice as many")
     p.add_argument("--context", type=int, default=128, help="tokens of a window")
     p.add_argument("--long-context", type=int, default=256, help="tokens of a window, later")
     p.add_argument("--long-context-from", type=float, default=0.6, help="share of the tokens")
