@@ -35,7 +35,7 @@ ONLY_HEADERS = {
 }
 ONLY_TARGETS = {
     ("gateway", "model"): {
-        "blockserve_model_config", "blockserve_tokenizer"},
+        "blockserve_model_config", "blockserve_tokenizer", "blockserve_fingerprint"},
 }
 SOURCES = {".h", ".cc", ".cu", ".cuh", ".inc"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')

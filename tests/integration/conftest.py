@@ -1,0 +1,66 @@
+"""Fixtures of the integration tests: programs that are stopped, and checked, when a module ends."""
+
+import os
+import pathlib
+
+import harness
+import pytest
+
+GOLDEN_FOLDERS = (
+    "concat_l4",
+    "concat_l2_sharded",
+    "widths_differ_l8",
+    "projection_layer_f16",
+    "summation",
+    "sequential_residual",
+    "sum_embedder",
+    "head48_bf16",
+    "vanilla",
+)
+
+_notes: list[str] = []
+
+
+def golden_folder(name: str) -> pathlib.Path:
+    """Of tests/golden, or of BLOCKSERVE_GOLDEN_DIR, or of shared/golden beside the checkout: not
+    every folder fits into the repository."""
+    places = [harness.GOLDEN, harness.ROOT.parent / "shared" / "golden"]
+    if "BLOCKSERVE_GOLDEN_DIR" in os.environ:
+        places.insert(0, pathlib.Path(os.environ["BLOCKSERVE_GOLDEN_DIR"]))
+    for place in places:
+        if (place / name / "expected.json").exists():
+            return place / name
+    pytest.skip(f"golden folder {name} is not here: set BLOCKSERVE_GOLDEN_DIR")
+
+
+@pytest.fixture(scope="module", params=GOLDEN_FOLDERS)
+def golden(request) -> pathlib.Path:
+    return golden_folder(request.param)
+
+
+@pytest.fixture(scope="module")
+def launcher(tmp_path_factory):
+    started = harness.Launcher(tmp_path_factory.mktemp("servers"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def demo_model() -> pathlib.Path:
+    """The demo model: real text, a tokenizer, bf16."""
+    if not (harness.DEMO_MODEL / "config.json").exists():
+        pytest.skip(f"{harness.DEMO_MODEL} is not in this checkout")
+    return harness.DEMO_MODEL
+
+
+@pytest.fixture(scope="session")
+def note():
+    """note(line): measured figures, printed after the tests."""
+    return _notes.append
+
+
+def pytest_terminal_summary(terminalreporter):
+    if _notes:
+        terminalreporter.section("measured")
+        for line in _notes:
+            terminalreporter.write_line(line)

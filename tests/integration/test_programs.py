@@ -1,0 +1,209 @@
+"""The command line: golden numbers through `blockserve generate` and `score`, with an own engine and
+against three processes; help, version and bad usage of every program; health and reflection."""
+
+import json
+import socket
+import subprocess
+
+import grpc
+import harness
+import pytest
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+ALL_PROGRAMS = ["blockserve", "blockserve-gateway", "blockserve-block", "blockserve-token"]
+FOLDERS = ["concat_l4", "concat_l2_sharded", "projection_layer_f16", "vanilla"]
+
+
+def run(name, *arguments):
+    return subprocess.run([harness.program(name), *arguments], cwd=harness.ROOT, text=True,
+                          stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+
+
+def run_json(*arguments):
+    result = run("blockserve", *arguments)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def cases(folder):
+    return json.loads((harness.GOLDEN / folder / "expected.json").read_text())["cases"]
+
+
+def listed(tokens):
+    return ",".join(map(str, tokens))
+
+
+@pytest.fixture(scope="module")
+def three_processes(launcher):
+    """Where `blockserve generate` finds a model: `--model` it itself, or `--server` three processes."""
+    addresses = {}
+
+    def source(folder, how):
+        model = harness.GOLDEN / folder
+        if how == "--model":
+            return [f"--model={model}", "--arithmetic=f32"]
+        if folder not in addresses:
+            flag = "--arithmetic=f32"
+            gateway = launcher.gateway(model, [launcher.block(model, flag)],
+                                       [launcher.token(model, flag)])
+            launcher.connected_client(gateway, 1, 1)
+            addresses[folder] = gateway.address
+        return [f"--server={addresses[folder]}"]
+
+    return source
+
+
+@pytest.mark.parametrize("how", ["--model", "--server"])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_generate_prints_the_golden_tokens(three_processes, folder, how):
+    """Greedy is the command line's default."""
+    for case in (cases(folder)[0], cases(folder)[4]):
+        printed = run_json(
+            "generate", *three_processes(folder, how), f"--prompt-tokens={listed(case['prompt'])}",
+            "--max-tokens=64", "--ignore-eos", "--logprobs", "--format=json")
+        (choice,) = printed["choices"]
+        assert choice["tokens"] == case["greedy"]
+        assert choice["logprobs"] == pytest.approx(case["greedy_logprobs"], abs=5e-5)
+        assert choice["text"] is None
+        assert choice["finish_reason"] == "length"
+        assert printed["usage"]["prompt_tokens"] == len(case["prompt"])
+        assert printed["usage"]["completion_tokens"] == 64
+
+
+@pytest.mark.parametrize("how", ["--model", "--server"])
+def test_generate_takes_the_alignment(three_processes, how):
+    case = cases("concat_l4")[3]
+    for alignment in ("start", "none"):
+        printed = run_json(
+            "generate", *three_processes("concat_l4", how), "--max-tokens=64", "--ignore-eos",
+            f"--prompt-tokens={listed(case['prompt'])}", f"--alignment={alignment}",
+            "--format=json")
+        assert printed["choices"][0]["tokens"] == case["greedy_" + alignment]
+
+
+@pytest.mark.parametrize("how", ["--model", "--server"])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_score_prints_the_golden_logprobs(three_processes, folder, how):
+    case = cases(folder)[2]
+    prompt = f"--prompt-tokens={listed(case['prompt'])}"
+    printed = run_json("score", *three_processes(folder, how), prompt,
+                       f"--continuation-tokens={listed(case['continuation'])}", "--alignment=end")
+    assert printed["tokens"] == case["continuation"]
+    assert printed["logprobs"] == pytest.approx(case["continuation_logprobs"], abs=5e-5)
+    printed = run_json("score", *three_processes(folder, how), prompt)
+    assert printed["tokens"] == case["prompt"]
+    assert printed["logprobs"][0] is None and case["text_logprobs"][0] is None
+    assert printed["logprobs"][1:] == pytest.approx(case["text_logprobs"][1:], abs=5e-5)
+
+
+def test_sampling_by_seed_and_several_choices(three_processes):
+    arguments = ["generate", *three_processes("concat_l4", "--model"), "--prompt-tokens=5,6,7",
+                 "--max-tokens=20", "--temperature=1", "--n=3", "--ignore-eos", "--format=json"]
+    first, second = (run_json(*arguments, "--seed=4") for _ in range(2))
+    assert first["choices"] == second["choices"] and len(first["choices"]) == 3
+    assert len({tuple(choice["tokens"]) for choice in first["choices"]}) == 3
+    assert run_json(*arguments, "--seed=5")["choices"] != first["choices"]
+
+
+@pytest.mark.parametrize("name", ALL_PROGRAMS)
+def test_help_fits_a_screen_and_version_tells_commit_and_arithmetic(name):
+    shown = run(name, "--help")
+    assert shown.returncode == 0
+    assert 5 < len(shown.stdout.splitlines()) <= 50
+    assert max(map(len, shown.stdout.splitlines())) <= 120
+    version = run(name, "--version")
+    assert version.returncode == 0
+    assert "commit" in version.stdout and "f32" in version.stdout and "bf16" in version.stdout
+
+
+BAD_USAGE = [
+    (name, [*arguments, *more], words)
+    for name, arguments in (
+        ("blockserve", ["serve"]), ("blockserve", ["generate"]), ("blockserve-gateway", []),
+        ("blockserve-block", []), ("blockserve-token", []))
+    for more, words in (
+        (["--no-such-flag=1"], ["--no-such-flag"]),
+        ([], ["--model"]),
+        (["--flagfile=/no/such/file"], ["/no/such/file"]),
+    )
+] + [
+    ("blockserve", ["dance"], ["dance"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1,x"], ["x"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4"], ["--prompt"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1",
+                    "--max-tokens=many"], ["--max-tokens", "many"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1",
+                    "--alignment=left"], ["alignment", "left"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1",
+                    "--format=xml"], ["format", "xml"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=512"], ["512"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1",
+                    "--temperature=nan"], ["temperature"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt=text"], ["tokenizer"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1",
+                    "--arithmetic=f8"], ["arithmetic", "f8"]),
+    ("blockserve-block", ["--model=tests/golden/concat_l4", "--threads=-1"], ["threads"]),
+    ("blockserve-token", ["--model=tests/golden/concat_l4", "--listen=nonsense"], ["listen"]),
+    ("blockserve-gateway", ["--model=tests/golden/concat_l4", "--listen=127.0.0.1:0"],
+     ["--block-services"]),
+]
+
+
+@pytest.mark.parametrize("name, arguments, words", BAD_USAGE,
+                         ids=[" ".join([n, *a])[-60:] for n, a, _ in BAD_USAGE])
+def test_bad_usage_is_one_line_and_exit_2(name, arguments, words):
+    result = run(name, *arguments)
+    assert result.returncode == 2, (result.returncode, result.stdout, result.stderr)
+    assert len([line for line in result.stderr.splitlines() if line]) == 1, result.stderr
+    for word in words:
+        assert word in result.stderr
+    assert result.stdout == ""
+
+
+def test_flags_in_a_file(tmp_path):
+    case = cases("concat_l4")[1]
+    flags = tmp_path / "flags"
+    flags.write_text(f"# golden\n--model={harness.GOLDEN / 'concat_l4'}\n--max-tokens=64\n"
+                     f"--prompt-tokens={listed(case['prompt'])}\n--ignore-eos\n--format=json\n")
+    assert run_json("generate", f"--flagfile={flags}")["choices"][0]["tokens"] == case["greedy"]
+
+
+@pytest.mark.parametrize("name", ["blockserve-block", "blockserve-token", "blockserve-gateway"])
+def test_a_port_in_use_is_named(name):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        more = ["--block-services=127.0.0.1:1", "--token-services=127.0.0.1:1"]
+        result = run(name, f"--model={harness.GOLDEN / 'concat_l4'}", f"--listen={address}",
+                     *(more if "gateway" in name else []))
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    assert address in result.stderr.splitlines()[-1]
+
+
+def test_a_server_that_is_not_there_is_named():
+    address = f"127.0.0.1:{harness.free_port()}"
+    result = run("blockserve", "generate", f"--server={address}", "--prompt-tokens=1")
+    assert result.returncode == 1, (result.returncode, result.stderr)
+    assert address in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_health_and_reflection_of_all_three_tiers(launcher):
+    model = harness.GOLDEN / "concat_l4"
+    block, token = launcher.block(model), launcher.token(model)
+    gateway = launcher.gateway(model, [block], [token])
+    services = {block: "BlockDecoder", token: "TokenDecoder", gateway: "Generation"}
+    for server, service in services.items():
+        server.wait_until_ready()
+        with grpc.insecure_channel(server.address) as channel:
+            reply = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=60)
+            assert reply.status == health_pb2.HealthCheckResponse.SERVING
+            reflected = ProtoReflectionDescriptorDatabase(channel)
+            assert f"blockserve.v1.{service}" in reflected.get_services()
+            pool = descriptor_pool.DescriptorPool(reflected)
+            assert pool.FindServiceByName(f"blockserve.v1.{service}").methods

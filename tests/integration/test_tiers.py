@@ -1,0 +1,58 @@
+"""Tiers that cannot work together, or are not there."""
+
+import time
+
+import blockserve
+import grpc
+import harness
+import pytest
+
+F32 = "--arithmetic=f32"
+
+
+def refusal(client, **parameters):
+    with pytest.raises(blockserve.Error) as caught:
+        client.generate([1, 2, 3], max_tokens=4, **parameters)
+    return caught.value
+
+
+def test_tiers_of_another_model_are_refused(launcher):
+    """The gateway serves one model; the token worker has been started with another."""
+    ours, other = harness.GOLDEN / "concat_l4", harness.GOLDEN / "sum_embedder"
+    gateway = launcher.gateway(ours, [launcher.block(ours, F32)], [launcher.token(other, F32)],
+                               "--tier-wait=1s")
+    client = launcher.connected_client(gateway, 1, 0)
+    error = refusal(client)
+    assert error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
+    assert "token" in error.message
+    harness.wait_until(lambda: "config" in gateway.log(), "the gateway's log says what differs")
+    assert client.model().token_workers == 0
+    # A right worker beside the wrong one, on a gateway of its own: the wrong one gets no work.
+    gateway = launcher.gateway(ours, [launcher.block(ours, F32)],
+                               [launcher.token(other, F32), launcher.token(ours, F32)])
+    client = launcher.connected_client(gateway, 1, 1)
+    assert len(client.generate([1, 2, 3], max_tokens=9, ignore_eos=True).choices[0].tokens) == 9
+
+
+def test_a_tier_that_is_not_there_makes_requests_unavailable_and_its_coming_heals(launcher):
+    model = harness.GOLDEN / "concat_l4"
+    port = harness.free_port()
+    absent = type("Absent", (), {"address": f"127.0.0.1:{port}"})()
+    gateway = launcher.gateway(model, [launcher.block(model, F32)], [absent], "--tier-wait=1s")
+    client = launcher.connected_client(gateway, 1, 0)
+    error = refusal(client)
+    assert error.code == grpc.StatusCode.UNAVAILABLE and "token" in error.message
+    launcher.token(model, F32, port=port)
+    harness.wait_until(lambda: client.model().token_workers == 1, "the worker is found")
+    assert len(client.generate([1, 2], max_tokens=4, ignore_eos=True).choices[0].tokens) == 4
+
+
+def test_a_deadline_covers_the_wait_for_a_tier(launcher):
+    model = harness.GOLDEN / "concat_l4"
+    absent = type("Absent", (), {"address": f"127.0.0.1:{harness.free_port()}"})()
+    gateway = launcher.gateway(model, [absent], [launcher.token(model, F32)])
+    client = launcher.connected_client(gateway, 0, 1)
+    begin = time.monotonic()
+    error = refusal(client, timeout=1.5)
+    assert error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert time.monotonic() - begin < 60  # the tier wait alone would be 10 s; nothing hangs
