@@ -1,0 +1,62 @@
+#include "block_service/sequence_table.h"
+
+#include <algorithm>
+
+namespace blockserve {
+
+BlockSequence* SequenceTable::Find(const SequenceKey& key) const {
+  const auto found = sequences_.find(key);
+  return found == sequences_.end() ? nullptr : found->second.get();
+}
+
+BlockSequence& SequenceTable::Insert(const SequenceKey& key, StreamId stream) {
+  std::unique_ptr<BlockSequence>& sequence = sequences_[key];
+  sequence = std::make_unique<BlockSequence>();
+  sequence->key = key;
+  sequence->stream = stream;
+  return *sequence;
+}
+
+void SequenceTable::Attach(uint64_t incarnation, StreamId stream) {
+  for (const auto& [key, sequence] : sequences_) {
+    if (key.incarnation != incarnation) continue;
+    sequence->stream = stream;
+    sequence->lease_end = absl::InfiniteFuture();
+  }
+}
+
+void SequenceTable::Detach(StreamId stream, absl::Time now) {
+  for (const auto& [key, sequence] : sequences_) {
+    if (sequence->stream != stream) continue;
+    sequence->stream = 0;
+    sequence->lease_end = now + lease_;
+  }
+}
+
+std::vector<SequenceKey> SequenceTable::Expired(absl::Time now) const {
+  std::vector<SequenceKey> expired;
+  for (const auto& [key, sequence] : sequences_) {
+    if (sequence->lease_end <= now) expired.push_back(key);
+  }
+  return expired;
+}
+
+absl::Time SequenceTable::NextExpiry() const {
+  absl::Time next = absl::InfiniteFuture();
+  for (const auto& [key, sequence] : sequences_) next = std::min(next, sequence->lease_end);
+  return next;
+}
+
+BlockSequence* SequenceTable::NewestUnprotected(const BlockSequence& except) const {
+  BlockSequence* newest = nullptr;
+  for (const auto& [key, sequence] : sequences_) {
+    if (sequence.get() == &except || sequence->state != BlockSequence::State::kOpen ||
+        sequence->kv.blocks() < sequence->protected_blocks) {
+      continue;
+    }
+    if (newest == nullptr || sequence->admitted > newest->admitted) newest = sequence.get();
+  }
+  return newest;
+}
+
+}  // namespace blockserve
