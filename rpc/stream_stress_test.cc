@@ -220,10 +220,8 @@ class StreamStress : public testing::TestWithParam<Transport> {
         RpcServer::Start(GetParam() == Transport::kTcp ? Loopback() : ServerOptions(), {&service_});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
-  }
-  std::shared_ptr<grpc::Channel> Channel() {
-    return GetParam() == Transport::kTcp ? MakeTierChannel(server_->address())
-                                         : server_->InProcessChannel();
+    channel_ = GetParam() == Transport::kTcp ? MakeTierChannel(server_->address())
+                                             : server_->InProcessChannel();
   }
   void TearDown() override {
     if (server_ != nullptr) server_->Shutdown(absl::ZeroDuration());
@@ -233,10 +231,11 @@ class StreamStress : public testing::TestWithParam<Transport> {
 
   EchoService service_;
   std::unique_ptr<RpcServer> server_;
+  std::shared_ptr<grpc::Channel> channel_;  // outlives its streams
 };
 
 TEST_P(StreamStress, DeliversEveryMessageInOrder) {
-  auto client = MakeClient(Channel(), 3000);
+  auto client = MakeClient(channel_, 3000);
   std::mt19937 random(1);
   uint64_t next = 0;
   // Some before Start: they wait for it.
@@ -258,7 +257,6 @@ TEST_P(StreamStress, DeliversEveryMessageInOrder) {
 }
 
 TEST_P(StreamStress, EndsOnceWhicheverSideClosesAndWhenever) {
-  const std::shared_ptr<grpc::Channel> channel = Channel();
   std::vector<std::thread> threads;
   std::atomic<int> failures = 0;
   for (int thread = 0; thread < 4; ++thread) {
@@ -268,7 +266,7 @@ TEST_P(StreamStress, EndsOnceWhicheverSideClosesAndWhenever) {
         const int rows = random() % 200;
         const int finish_after = random() % 3 == 0 ? 1 + random() % 100 : 0;
         const int close_after = random() % 2 == 0 ? random() % 200 : -1;
-        auto client = MakeClient(channel, rows);
+        auto client = MakeClient(channel_, rows);
         if (random() % 8 == 0) client->stream->Close();  // before Start
         client->stream->Start();
         bool accepted = true;
@@ -302,7 +300,7 @@ TEST_P(StreamStress, EndsOnceWhicheverSideClosesAndWhenever) {
 
 TEST_P(StreamStress, KeepsTheOrderOfEachOfManySenders) {
   constexpr int kSenders = 4, kRows = 500;
-  auto client = MakeClient(Channel(), kSenders * kRows);
+  auto client = MakeClient(channel_, kSenders * kRows);
   client->stream->Start();
   std::vector<std::thread> senders;
   for (uint64_t sender = 0; sender < kSenders; ++sender) {
@@ -323,10 +321,9 @@ TEST_P(StreamStress, KeepsTheOrderOfEachOfManySenders) {
 }
 
 TEST_P(StreamStress, TellsEveryClientWhenTheServerGoes) {
-  const std::shared_ptr<grpc::Channel> channel = Channel();
   std::vector<std::shared_ptr<Client>> clients;
   for (int i = 0; i < 20; ++i) {
-    clients.push_back(MakeClient(channel, 1));
+    clients.push_back(MakeClient(channel_, 1));
     clients.back()->stream->Start();
     clients.back()->stream->Send(RowsFrom(0, 1));
     ASSERT_TRUE(clients.back()->enough.Wait());
@@ -352,7 +349,7 @@ TEST_P(StreamStress, FreesBothEndsAfterTheStreamIsOver) {
   std::weak_ptr<ClientSide> stream;
   std::weak_ptr<Client> weak_client;
   {
-    auto client = MakeClient(Channel(), 1);
+    auto client = MakeClient(channel_, 1);
     stream = client->stream;
     weak_client = client;
     client->stream->Start();
@@ -374,7 +371,7 @@ TEST_P(StreamStress, FreesBothEndsAfterTheStreamIsOver) {
 
 TEST_P(StreamStress, GivesUpAClientThatDoesNotRead) {
   service_.limits = {.max_queued_bytes = 1 << 20, .max_merged_bytes = 1 << 16};
-  auto stub = v1::TokenDecoder::NewStub(Channel());
+  auto stub = v1::TokenDecoder::NewStub(channel_);
   grpc::ClientContext context;
   auto call = stub->Run(&context);  // the synchronous API: nothing is read unless asked
   // The server must drop the replies and end the call; the writes fail then.
@@ -419,8 +416,8 @@ TEST(StreamLimits, GiveUpAServerThatDoesNotRead) {
   StuckService service;
   auto server = RpcServer::Start(Loopback(), {&service});
   ASSERT_TRUE(server.ok()) << server.status();
-  auto client = MakeClient(MakeTierChannel((*server)->address()), 1,
-                           {.max_queued_bytes = 1 << 20, .max_merged_bytes = 1 << 16});
+  const std::shared_ptr<grpc::Channel> channel = MakeTierChannel((*server)->address());
+  auto client = MakeClient(channel, 1, {.max_queued_bytes = 1 << 20, .max_merged_bytes = 1 << 16});
   client->stream->Start();
   bool refused = false;
   for (uint64_t next = 0; next < 4'000'000 && !refused; next += 1000) {
@@ -442,7 +439,8 @@ TEST(StreamLimits, TellThatNobodyListens) {
     ASSERT_TRUE(server.ok()) << server.status();
     address = (*server)->address();
   }
-  auto client = MakeClient(MakeTierChannel(address), 1);
+  const std::shared_ptr<grpc::Channel> channel = MakeTierChannel(address);
+  auto client = MakeClient(channel, 1);
   client->stream->Send(RowsFrom(0, 1));
   client->stream->Start();
   ASSERT_TRUE(client->closed.Wait());

@@ -9,6 +9,11 @@
 //       {.on_message = ..., .on_closed = ...});
 //   stream->Start();
 //
+// gRPC 1.51 joins the threads that run callbacks when the last channel or server of the process
+// goes, which must not happen on one of those threads. So the caller keeps the channel until
+// on_closed was called, and lets go of it on a thread of its own; what the stream itself holds of
+// the channel (also the stub that `Open` captured) is gone before on_closed is called.
+//
 // A broken stream stays broken: when to connect again, and to whom, is the caller's policy. The
 // stream has no deadline of its own; the channel's keepalive (TierChannelArguments) finds a dead
 // peer.
@@ -45,7 +50,7 @@ template <class Request, class Reply>
 class TierStream final : public std::enable_shared_from_this<TierStream<Request, Reply>> {
  public:
   using Reactor = grpc::ClientBidiReactor<Request, Reply>;
-  // Begins the call on a stub; what it captures lives as long as the stream.
+  // Begins the call on a stub; what it captures is freed before on_closed is called.
   using Open = std::function<void(grpc::ClientContext* context, Reactor* reactor)>;
 
   struct Options {
@@ -72,11 +77,13 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   // long as the connection. Once. What was sent before is written first.
   void Start() {
     const std::shared_ptr<TierStream> self = this->shared_from_this();
+    grpc::ClientContext* context;
     {
       MutexLock lock(&mutex_);
       self_ = self;
+      context = context_.get();
     }
-    open_(&context_, &call_);
+    open_(context, &call_);
     call_.AddHold();  // writes are started from outside of gRPC's reactions: see ReleaseHoldIfOver
     call_.StartRead(&incoming_);
     call_.StartCall();
@@ -110,12 +117,11 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   // Breaks the stream off; thread-safe, any number of times, also before Start and from a callback.
   // Requests that were not written are dropped. on_closed follows, if the stream was started.
   void Close() {
-    {
-      MutexLock lock(&mutex_);
-      closed_ = true;
-      queue_.Clear();
-    }
-    context_.TryCancel();
+    MutexLock lock(&mutex_);
+    closed_ = true;
+    queue_.Clear();
+    // Under the lock, which keeps the context alive; it calls back nobody.
+    if (context_ != nullptr) context_->TryCancel();
   }
 
  private:
@@ -135,6 +141,7 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
       : open_(std::move(open)),
         callbacks_(std::move(callbacks)),
         call_(*this),
+        context_(std::make_unique<grpc::ClientContext>()),
         queue_(options.limits, std::move(options.merge)) {}
 
   bool IsClosed() {
@@ -202,9 +209,11 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   void OnDone(const grpc::Status& status) {
     absl::Status outcome = FromGrpcStatus(status);
     std::shared_ptr<TierStream> self;
+    open_ = nullptr;
     {
       MutexLock lock(&mutex_);
       over_ = true;
+      context_.reset();
       if (overflow_) {
         outcome = absl::ResourceExhaustedError("the service does not read its requests");
       } else if (closed_) {
@@ -217,13 +226,14 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
     // `callbacks` may own the last other reference; `self` goes last.
   }
 
-  const Open open_;
+  Open open_;            // used by Start and OnDone alone
   Callbacks callbacks_;  // used by the reading side alone
-  grpc::ClientContext context_;
   Call call_;
   Reply incoming_;    // of the read under way
   Request outgoing_;  // of the write under way: owned by whoever set writing_
   Mutex mutex_;
+  // Set from Create until OnDone. Start hands it to gRPC, which uses it until OnDone.
+  std::unique_ptr<grpc::ClientContext> context_ ABSL_GUARDED_BY(mutex_);
   OutgoingQueue<Request> queue_ ABSL_GUARDED_BY(mutex_);
   bool running_ ABSL_GUARDED_BY(mutex_) = false;  // StartCall has returned
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;  // a write is under way
