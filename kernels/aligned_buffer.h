@@ -1,5 +1,5 @@
-// Memory for weights, KV and activations: page-aligned, zeroed, on huge pages where the system gives
-// them.
+// Memory for weights, KV and activations: page-aligned, zeroed, on huge pages where the system
+// gives them.
 #ifndef BLOCKSERVE_KERNELS_ALIGNED_BUFFER_H_
 #define BLOCKSERVE_KERNELS_ALIGNED_BUFFER_H_
 

@@ -2,13 +2,13 @@
 //
 // Contract of all: a row's result is a fixed sequence of float32 operations that depends on nothing
 // but the row's own inputs. Sums over an inner dimension are one chain of fused multiply-adds per
-// output, in ascending order. Reductions run over 16 virtual lanes (element i in lane i mod 16, lanes
-// in ascending order of i) and end with the tree s[i] += s[i + 8], + 4, + 2, + 1. exp and erf are
-// polynomials with explicit fused multiply-adds. So the bits depend neither on the other rows of a
-// batch, nor on how work is split, nor on the instruction set.
+// output, in ascending order. Reductions run over 16 virtual lanes (element i in lane i mod 16,
+// lanes in ascending order of i) and end with the tree s[i] += s[i + 8], + 4, + 2, + 1. exp and erf
+// are polynomials with explicit fused multiply-adds. So the bits depend neither on the other rows
+// of a batch, nor on how work is split, nor on the instruction set.
 //
-// Buffers of activations have rows padded to a multiple of 16 elements with zeros at the end; kernels
-// write whole groups of 16 and keep the padding zero.
+// Buffers of activations have rows padded to a multiple of 16 elements with zeros at the end;
+// kernels write whole groups of 16 and keep the padding zero.
 #ifndef BLOCKSERVE_KERNELS_CPU_CPU_KERNELS_H_
 #define BLOCKSERVE_KERNELS_CPU_CPU_KERNELS_H_
 
@@ -64,8 +64,8 @@ struct SplitQkvArgs {
   int64_t qkv_stride = 0;
   const SequenceRow* sequence_rows = nullptr;
   const KvLayout* layout = nullptr;
-  uint8_t* kv = nullptr;  // pages of this layer
-  int32_t rotary_dims = 0;  // even
+  uint8_t* kv = nullptr;       // pages of this layer
+  int32_t rotary_dims = 0;     // even
   const float* cos = nullptr;  // [positions, rotary_dims / 2]
   const float* sin = nullptr;
   float q_scale = 1;
@@ -84,10 +84,12 @@ struct AttentionArgs {
   int64_t out_stride = 0;
 };
 // Floats of scratch that attention over positions 0 .. position needs for one row.
-inline int64_t AttentionScratch(int64_t position) { return PadToPanel(position + 1) + 2 * kPanelWidth; }
+inline int64_t AttentionScratch(int64_t position) {
+  return PadToPanel(position + 1) + 2 * kPanelWidth;
+}
 
-// Logits of one row are summed in segments of this many, lanes and tree within a segment in float32,
-// segments in ascending order in double.
+// Logits of one row are summed in segments of this many, lanes and tree within a segment in
+// float32, segments in ascending order in double.
 inline constexpr int64_t kSoftmaxSegment = 4096;
 
 struct LogitStatistics {
@@ -121,7 +123,8 @@ struct CpuKernels {
   void (*erf_in_place)(float* values, int64_t n) = nullptr;
 };
 
-// CHECK-fails for a target that SupportedKernelTargets does not name.
+// `target` must be one that SupportedKernelTargets names: others would run instructions that the
+// machine lacks, or have no functions.
 const CpuKernels& GetCpuKernels(KernelTarget target);
 
 }  // namespace blockserve

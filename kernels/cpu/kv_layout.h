@@ -10,8 +10,8 @@ namespace blockserve {
 
 // One page holds `page_blocks` positions of all heads, head after head. For each head:
 //   keys,   [ceil(page_blocks / 16)][head_size][16 positions] float, or for bf16
-//           [ceil(page_blocks / 16)][ceil(head_size / 2)][16 positions] uint32 with the even dimension
-//           in the low half: scores are computed for 16 positions at a time
+//           [ceil(page_blocks / 16)][ceil(head_size / 2)][16 positions] uint32 with the even
+//           dimension in the low half: scores are computed for 16 positions at a time
 //   values, [page_blocks][head_size padded to 16] float or bf16: outputs are computed for 16
 //           dimensions at a time
 // Lanes of positions that were not written hold anything; their scores are masked.

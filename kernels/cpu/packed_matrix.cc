@@ -95,7 +95,8 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(const MatrixSource& source, int6
   }
   pool.ParallelFor(packed.num_panels(), [&](int64_t panel, int) {
     float* f32 = bf16 ? nullptr : packed.panels_.as<float>() + panel * packed.panel_stride();
-    uint32_t* pairs = bf16 ? packed.panels_.as<uint32_t>() + panel * packed.panel_stride() : nullptr;
+    uint32_t* pairs =
+        bf16 ? packed.panels_.as<uint32_t>() + panel * packed.panel_stride() : nullptr;
     switch (source.type) {
       case ElementType::kF32:
         return PackPanel<ElementType::kF32>(source, n, k, panel, f32, pairs);

@@ -36,14 +36,15 @@ struct MatrixSource {
 
 // W [n, k] of y = x W^T + bias. Panels of 16 outputs; outputs beyond n are zero.
 //   f32:  [n / 16][k][16] float
-//   bf16: [n / 16][ceil(k / 2)][16] uint32, the low half for the even inner index, the high half for
+//   bf16: [n / 16][ceil(k / 2)][16] uint32, the low half for the even inner index, the high half
+//   for
 //         the odd one: one load and two operations give two inner steps at any vector width
 class PackedMatrix {
  public:
   PackedMatrix() = default;
 
-  // Rounds to bf16 (nearest, ties to even) when `bf16`. Runs on `pool`, whose turn the caller holds.
-  // Errors: RESOURCE_EXHAUSTED naming the bytes.
+  // Rounds to bf16 (nearest, ties to even) when `bf16`. Runs on `pool`, whose turn the caller
+  // holds. Errors: RESOURCE_EXHAUSTED naming the bytes.
   static absl::StatusOr<PackedMatrix> Pack(const MatrixSource& source, int64_t n, int64_t k,
                                            bool bf16, ThreadPool& pool);
 

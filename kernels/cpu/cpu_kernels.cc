@@ -1,0 +1,69 @@
+#include "kernels/cpu/cpu_kernels.h"
+
+#include <array>
+
+#include "kernels/cpu/highway_targets.h"
+//
+#include "hwy/targets.h"
+#include "kernels/cpu/attention.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/row_kernels.h"
+
+namespace blockserve {
+namespace {
+
+constexpr std::array<KernelTarget, 3> kTargets = {KernelTarget::kPortable, KernelTarget::kAvx2,
+                                                  KernelTarget::kAvx512};
+
+CpuKernels Table(KernelTarget target) {
+  CpuKernels table;
+  table.target = target;
+  table.matmul = MatmulKernel(target);
+  table.layer_norm = LayerNormKernel(target);
+  table.split_qkv = SplitQkvKernel(target);
+  table.attention = AttentionKernel(target);
+  table.logit_statistics = LogitStatisticsKernel(target);
+  table.max_value = MaxValueKernel(target);
+  table.first_index_of = FirstIndexOfKernel(target);
+  table.softmax_weights = SoftmaxWeightsKernel(target);
+  table.exp_in_place = ExpInPlaceKernel(target);
+  table.erf_in_place = ErfInPlaceKernel(target);
+  return table;
+}
+
+}  // namespace
+
+const char* KernelTargetName(KernelTarget target) {
+  switch (target) {
+    case KernelTarget::kPortable:
+      return "portable";
+    case KernelTarget::kAvx2:
+      return "avx2";
+    case KernelTarget::kAvx512:
+      return "avx512";
+  }
+  return "unknown";
+}
+
+std::vector<KernelTarget> SupportedKernelTargets() {
+  const int64_t machine = static_cast<int64_t>(hwy::SupportedTargets());
+  std::vector<KernelTarget> targets;
+  if ((machine & HWY_AVX3) && MatmulKernel(KernelTarget::kAvx512) != nullptr) {
+    targets.push_back(KernelTarget::kAvx512);
+  }
+  if ((machine & HWY_AVX2) && MatmulKernel(KernelTarget::kAvx2) != nullptr) {
+    targets.push_back(KernelTarget::kAvx2);
+  }
+  if (MatmulKernel(KernelTarget::kPortable) != nullptr) {
+    targets.push_back(KernelTarget::kPortable);
+  }
+  return targets;
+}
+
+const CpuKernels& GetCpuKernels(KernelTarget target) {
+  static const std::array<CpuKernels, 3> tables = {Table(kTargets[0]), Table(kTargets[1]),
+                                                   Table(kTargets[2])};
+  return tables[static_cast<size_t>(target)];
+}
+
+}  // namespace blockserve

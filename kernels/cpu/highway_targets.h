@@ -1,0 +1,35 @@
+// Which instruction sets Highway compiles a kernel file for; to be included before Highway.
+#ifndef BLOCKSERVE_KERNELS_CPU_HIGHWAY_TARGETS_H_
+#define BLOCKSERVE_KERNELS_CPU_HIGHWAY_TARGETS_H_
+
+// Without fused multiply-add they would give other bits than the rest.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+
+#include "hwy/detect_targets.h"
+#include "kernels/cpu/kernel_target.h"
+
+#if HWY_TARGETS & HWY_AVX3
+#define BLOCKSERVE_AVX512_FUNCTION(NAME) &N_AVX3::NAME
+#else
+#define BLOCKSERVE_AVX512_FUNCTION(NAME) nullptr
+#endif
+#if HWY_TARGETS & HWY_AVX2
+#define BLOCKSERVE_AVX2_FUNCTION(NAME) &N_AVX2::NAME
+#else
+#define BLOCKSERVE_AVX2_FUNCTION(NAME) nullptr
+#endif
+#if HWY_TARGETS & HWY_SCALAR
+#define BLOCKSERVE_PORTABLE_FUNCTION(NAME) &N_SCALAR::NAME
+#elif HWY_TARGETS & HWY_EMU128
+#define BLOCKSERVE_PORTABLE_FUNCTION(NAME) &N_EMU128::NAME
+#else
+#define BLOCKSERVE_PORTABLE_FUNCTION(NAME) nullptr
+#endif
+
+// The version of a kernel for a target; nullptr where it is not compiled.
+#define BLOCKSERVE_KERNEL_FOR(target, NAME)                             \
+  ((target) == KernelTarget::kAvx512 ? BLOCKSERVE_AVX512_FUNCTION(NAME) \
+   : (target) == KernelTarget::kAvx2 ? BLOCKSERVE_AVX2_FUNCTION(NAME)   \
+                                     : BLOCKSERVE_PORTABLE_FUNCTION(NAME))
+
+#endif  // BLOCKSERVE_KERNELS_CPU_HIGHWAY_TARGETS_H_

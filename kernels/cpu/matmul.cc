@@ -1,0 +1,186 @@
+#include "kernels/cpu/matmul.h"
+
+#include <algorithm>
+#include <cstdint>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/matmul.cc"
+#include "kernels/cpu/highway_targets.h"
+// Highway's order: foreach_target before highway.
+#include "hwy/foreach_target.h"
+#include "kernels/cpu/vec16-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace blockserve {
+namespace HWY_NAMESPACE {
+namespace {
+
+// Rows of the largest register tile: 6 rows of 16 outputs fill the 16 registers of AVX2 (12 sums, 2
+// weights, 1 input), 12 rows of 2 panels the 32 of AVX-512.
+#if HWY_TARGET == HWY_AVX3
+constexpr int kMaxTileRows = 12;
+#elif HWY_TARGET == HWY_AVX2
+constexpr int kMaxTileRows = 6;
+#else
+constexpr int kMaxTileRows = 2;
+#endif
+
+// Panels of a tile of `rows` rows: with few rows more panels run side by side, for a sum is one
+// chain and the units are busy only with eight or more chains in flight.
+constexpr int TilePanels([[maybe_unused]] int rows) {
+#if HWY_TARGET == HWY_AVX3
+  return rows == 1 ? 8 : rows == 2 ? 6 : rows <= 5 ? 4 : 2;
+#elif HWY_TARGET == HWY_AVX2
+  return rows == 1 ? 4 : rows == 2 ? 3 : rows == 3 ? 2 : 1;
+#else
+  return 1;
+#endif
+}
+
+// Bytes of weights that one pass over the rows reads again and again: half a second-level cache.
+constexpr int64_t kGroupBytes = 192 * 1024;
+
+template <int kRows, int kPanels>
+HWY_INLINE void Accumulate(const float* HWY_RESTRICT const (&x)[kRows], int64_t k,
+                           const V16 (&w)[kPanels], V16 (&sum)[kRows][kPanels]) {
+  BLOCKSERVE_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    const VF a = hn::Set(DF(), x[r][k]);
+    BLOCKSERVE_UNROLL
+    for (int p = 0; p < kPanels; ++p) {
+      BLOCKSERVE_UNROLL
+      for (int i = 0; i < kParts; ++i) {
+        sum[r][p].part[i] = Fma(a, w[p].part[i], sum[r][p].part[i]);
+      }
+    }
+  }
+}
+
+// Adds the bias and what else the epilogue asks for to the sums of a tile, in place: they have just
+// been stored and are in the first-level cache.
+HWY_NOINLINE void Finish(const MatmulArgs& args, int64_t row, int64_t rows, int64_t panel,
+                         int64_t panels) {
+  for (int64_t p = panel; p < panel + panels; ++p) {
+    const int64_t column = p * kPanelWidth;
+    const V16 bias = Load16(args.weights->bias() + column);
+    for (int64_t r = row; r < row + rows; ++r) {
+      float* y = args.y + r * args.y_stride + column;
+      V16 v = Add(Load16(y), bias);
+      if (args.epilogue == Epilogue::kGelu) v = Gelu(v);
+      Store16(v, y);
+    }
+  }
+}
+
+template <int kRows, int kPanels, bool kBf16>
+HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel) {
+  const PackedMatrix& weights = *args.weights;
+  const int64_t k = weights.k();
+  const int64_t stride = weights.panel_stride();
+  const float* x[kRows];
+  BLOCKSERVE_UNROLL
+  for (int r = 0; r < kRows; ++r) x[r] = args.x + (row + r) * args.x_stride;
+
+  V16 sum[kRows][kPanels];
+  BLOCKSERVE_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    BLOCKSERVE_UNROLL
+    for (int p = 0; p < kPanels; ++p) sum[r][p] = Set16(0.0f);
+  }
+
+  if constexpr (kBf16) {
+    const uint32_t* pairs = weights.bf16_panels() + panel * stride;
+    // With an odd k the last odd step multiplies the zero padding of x with a zero weight.
+    for (int64_t i = 0; i < k; i += 2, pairs += kPanelWidth) {
+      V16 even[kPanels];
+      V16 odd[kPanels];
+      BLOCKSERVE_UNROLL
+      for (int p = 0; p < kPanels; ++p) LoadBf16Pairs(pairs + p * stride, even[p], odd[p]);
+      Accumulate<kRows, kPanels>(x, i, even, sum);
+      Accumulate<kRows, kPanels>(x, i + 1, odd, sum);
+    }
+  } else {
+    const float* w = weights.f32_panels() + panel * stride;
+    for (int64_t i = 0; i < k; ++i, w += kPanelWidth) {
+      V16 step[kPanels];
+      BLOCKSERVE_UNROLL
+      for (int p = 0; p < kPanels; ++p) step[p] = Load16(w + p * stride);
+      Accumulate<kRows, kPanels>(x, i, step, sum);
+    }
+  }
+
+  // Residuals are added here, since y may be the residual: bias first, then the residual.
+  BLOCKSERVE_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    BLOCKSERVE_UNROLL
+    for (int p = 0; p < kPanels; ++p) {
+      const int64_t at = (row + r) * args.y_stride + (panel + p) * kPanelWidth;
+      if (args.epilogue == Epilogue::kAddResidual) {
+        const V16 bias = Load16(weights.bias() + (panel + p) * kPanelWidth);
+        Store16(Add(Load16(args.residual + at), Add(sum[r][p], bias)), args.y + at);
+      } else {
+        Store16(sum[r][p], args.y + at);
+      }
+    }
+  }
+  if (args.epilogue != Epilogue::kAddResidual) Finish(args, row, kRows, panel, kPanels);
+}
+
+template <int kRows, bool kBf16>
+HWY_NOINLINE void RowTile(const MatmulArgs& args, int64_t row, int64_t begin, int64_t end) {
+  constexpr int kPanels = TilePanels(kRows);
+  int64_t panel = begin;
+  for (; panel + kPanels <= end; panel += kPanels) Tile<kRows, kPanels, kBf16>(args, row, panel);
+  if constexpr (kPanels > 1) {
+    for (; panel < end; ++panel) Tile<kRows, 1, kBf16>(args, row, panel);
+  }
+}
+
+template <bool kBf16, int kRows = kMaxTileRows>
+HWY_INLINE void RunTile(const MatmulArgs& args, int64_t rows, int64_t row, int64_t begin,
+                        int64_t end) {
+  if (rows == kRows) return RowTile<kRows, kBf16>(args, row, begin, end);
+  if constexpr (kRows > 1) RunTile<kBf16, kRows - 1>(args, rows, row, begin, end);
+}
+
+template <bool kBf16>
+void RunPanels(const MatmulArgs& args, int64_t begin, int64_t end) {
+  const int64_t panel_bytes = args.weights->panel_stride() * 4;
+  const int64_t wanted = std::max<int64_t>(kGroupBytes / panel_bytes, 1);
+  const int64_t group = std::max<int64_t>(wanted, args.rows < kMaxTileRows ? 8 : 1);
+  // Tiles of nearly equal height: 8 rows are 4 + 4, for 6 + 2 would leave units idle.
+  const int64_t tiles = (args.rows + kMaxTileRows - 1) / kMaxTileRows;
+  for (int64_t first = begin; first < end; first += group) {
+    const int64_t last = std::min(end, first + group);
+    int64_t row = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t rows = (args.rows - row + tiles - tile - 1) / (tiles - tile);
+      RunTile<kBf16>(args, rows, row, first, last);
+      row += rows;
+    }
+  }
+}
+
+}  // namespace
+
+void Matmul(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) {
+  if (args.weights->bf16()) {
+    RunPanels<true>(args, panel_begin, panel_end);
+  } else {
+    RunPanels<false>(args, panel_begin, panel_end);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace blockserve
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace blockserve {
+
+decltype(CpuKernels::matmul) MatmulKernel(KernelTarget target) {
+  return BLOCKSERVE_KERNEL_FOR(target, Matmul);
+}
+
+}  // namespace blockserve
+#endif  // HWY_ONCE

@@ -1,0 +1,224 @@
+// Sixteen virtual float lanes on whatever vectors the target has: one of AVX-512, two of AVX2,
+// sixteen scalars. Included once for each target, as Highway's own headers.
+#if defined(BLOCKSERVE_KERNELS_CPU_VEC16_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef BLOCKSERVE_KERNELS_CPU_VEC16_INL_H_
+#undef BLOCKSERVE_KERNELS_CPU_VEC16_INL_H_
+#else
+#define BLOCKSERVE_KERNELS_CPU_VEC16_INL_H_
+#endif
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "hwy/highway.h"
+
+#ifndef BLOCKSERVE_UNROLL
+#ifdef __clang__
+#define BLOCKSERVE_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define BLOCKSERVE_UNROLL _Pragma("GCC unroll 16")
+#endif
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace blockserve {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using DF = hn::ScalableTag<float>;
+using DU = hn::RebindToUnsigned<DF>;
+using DU16 = hn::Rebind<uint16_t, DU>;
+using VF = hn::Vec<DF>;
+using VU = hn::Vec<DU>;
+
+constexpr int kPartLanes = HWY_LANES(float);
+constexpr int kParts = 16 / kPartLanes;
+
+struct V16 {
+  VF part[kParts];
+};
+
+// One rounding everywhere: Highway's own MulAdd rounds twice on targets without the instruction.
+HWY_INLINE VF Fma(VF a, VF b, VF c) {
+#if HWY_NATIVE_FMA
+  return hn::MulAdd(a, b, c);
+#else
+  HWY_ALIGN float x[kPartLanes], y[kPartLanes], z[kPartLanes];
+  const DF d;
+  hn::Store(a, d, x);
+  hn::Store(b, d, y);
+  hn::Store(c, d, z);
+  for (int i = 0; i < kPartLanes; ++i) x[i] = std::fma(x[i], y[i], z[i]);
+  return hn::Load(d, x);
+#endif
+}
+
+HWY_INLINE V16 Set16(float value) {
+  V16 r;
+  BLOCKSERVE_UNROLL
+  for (int i = 0; i < kParts; ++i) r.part[i] = hn::Set(DF(), value);
+  return r;
+}
+
+HWY_INLINE V16 Load16(const float* p) {
+  V16 r;
+  BLOCKSERVE_UNROLL
+  for (int i = 0; i < kParts; ++i) r.part[i] = hn::LoadU(DF(), p + i * kPartLanes);
+  return r;
+}
+
+HWY_INLINE void Store16(const V16& v, float* p) {
+  BLOCKSERVE_UNROLL
+  for (int i = 0; i < kParts; ++i) hn::StoreU(v.part[i], DF(), p + i * kPartLanes);
+}
+
+// Sixteen bf16 in ascending order.
+HWY_INLINE V16 LoadBf16(const uint16_t* p) {
+  V16 r;
+  BLOCKSERVE_UNROLL
+  for (int i = 0; i < kParts; ++i) {
+    const VU wide = hn::PromoteTo(DU(), hn::LoadU(DU16(), p + i * kPartLanes));
+    r.part[i] = hn::BitCast(DF(), hn::ShiftLeft<16>(wide));
+  }
+  return r;
+}
+
+// Sixteen pairs of bf16: the low halves, and the high halves.
+HWY_INLINE void LoadBf16Pairs(const uint32_t* p, V16& low, V16& high) {
+  const VU mask = hn::Set(DU(), 0xffff0000u);
+  BLOCKSERVE_UNROLL
+  for (int i = 0; i < kParts; ++i) {
+    const VU pair = hn::LoadU(DU(), p + i * kPartLanes);
+    low.part[i] = hn::BitCast(DF(), hn::ShiftLeft<16>(pair));
+    high.part[i] = hn::BitCast(DF(), hn::And(pair, mask));
+  }
+}
+
+#define BLOCKSERVE_BINARY(NAME, EXPRESSION)         \
+  HWY_INLINE V16 NAME(const V16& a, const V16& b) { \
+    V16 r;                                          \
+    BLOCKSERVE_UNROLL                               \
+    for (int i = 0; i < kParts; ++i) {              \
+      const VF x = a.part[i];                       \
+      const VF y = b.part[i];                       \
+      r.part[i] = EXPRESSION;                       \
+    }                                               \
+    return r;                                       \
+  }
+BLOCKSERVE_BINARY(Add, hn::Add(x, y))
+BLOCKSERVE_BINARY(Sub, hn::Sub(x, y))
+BLOCKSERVE_BINARY(Mul, hn::Mul(x, y))
+BLOCKSERVE_BINARY(Div, hn::Div(x, y))
+BLOCKSERVE_BINARY(Max, hn::Max(x, y))
+#undef BLOCKSERVE_BINARY
+
+HWY_INLINE V16 Fma(const V16& a, const V16& b, const V16& c) {
+  V16 r;
+  BLOCKSERVE_UNROLL
+  for (int i = 0; i < kParts; ++i) r.part[i] = Fma(a.part[i], b.part[i], c.part[i]);
+  return r;
+}
+
+// The fixed tree at the end of a reduction: s[i] += s[i + 8], + 4, + 2, + 1.
+HWY_INLINE float ReduceSum(const V16& v) {
+  alignas(64) float s[16];
+  Store16(v, s);
+  for (int half = 8; half >= 1; half /= 2) {
+    for (int i = 0; i < half; ++i) s[i] += s[i + half];
+  }
+  return s[0];
+}
+
+HWY_INLINE float ReduceMax(const V16& v) {
+  alignas(64) float s[16];
+  Store16(v, s);
+  for (int half = 8; half >= 1; half /= 2) {
+    for (int i = 0; i < half; ++i) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
+  }
+  return s[0];
+}
+
+// exp(x) for x <= 88, within 1 ulp; 0 below -87.3 (where results would be subnormal).
+// x = n ln 2 + f with |f| <= ln(2) / 2; polynomial of degree 6 for exp(f).
+HWY_INLINE VF ExpPart(VF x) {
+  const DF d;
+  const DU du;
+  const VF round = hn::Set(d, 12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const VF shifted = Fma(x, hn::Set(d, 1.442695f), round);
+  const VF n = hn::Sub(shifted, round);
+  VF f = Fma(n, hn::Set(d, -6.93145752e-1f), x);
+  f = Fma(n, hn::Set(d, -1.42860677e-6f), f);
+  VF r = hn::Set(d, 1.37805939e-3f);
+  r = Fma(r, f, hn::Set(d, 8.37312452e-3f));
+  r = Fma(r, f, hn::Set(d, 4.16695364e-2f));
+  r = Fma(r, f, hn::Set(d, 1.66664720e-1f));
+  r = Fma(r, f, hn::Set(d, 4.99999851e-1f));
+  r = Fma(r, f, hn::Set(d, 1.0f));
+  r = Fma(r, f, hn::Set(d, 1.0f));
+  // The low bits of `shifted` hold n: to the exponent of 2^n.
+  const VU exponent =
+      hn::Add(hn::ShiftLeft<23>(hn::BitCast(du, shifted)), hn::Set(du, 0x3f800000u));
+  r = hn::Mul(r, hn::BitCast(d, exponent));
+  return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.3f)), hn::Zero(d), r);
+}
+
+// erf(x) within 1 ulp: an odd polynomial near 0, 1 - exp(polynomial) elsewhere.
+HWY_INLINE VF ErfPart(VF x) {
+  const DF d;
+  const VF one = hn::Set(d, 1.0f);
+  const VF t = hn::Min(hn::Abs(x), hn::Set(d, 5.0f));  // erf(5) rounds to 1
+  const VF s = hn::Mul(t, t);
+
+  VF r = Fma(hn::Set(d, -1.72853470e-5f), t, hn::Set(d, 3.83197126e-4f));
+  const VF u = Fma(hn::Set(d, -3.88396438e-3f), t, hn::Set(d, 2.42546219e-2f));
+  r = Fma(r, s, u);
+  r = Fma(r, t, hn::Set(d, -1.06777877e-1f));
+  r = Fma(r, t, hn::Set(d, -6.34846687e-1f));
+  r = Fma(r, t, hn::Set(d, -1.28717512e-1f));
+  r = Fma(r, t, hn::Neg(t));
+  const VF far = hn::CopySign(hn::Sub(one, ExpPart(r)), x);
+
+  VF q = hn::Set(d, -5.96761703e-4f);
+  q = Fma(q, s, hn::Set(d, 4.99119423e-3f));
+  q = Fma(q, s, hn::Set(d, -2.67681349e-2f));
+  q = Fma(q, s, hn::Set(d, 1.12819925e-1f));
+  q = Fma(q, s, hn::Set(d, -3.76125336e-1f));
+  q = Fma(q, s, hn::Set(d, 1.28379166e-1f));
+  const VF near = Fma(q, x, x);
+
+  return hn::IfThenElse(hn::Gt(t, hn::Set(d, 0.927734375f)), far, near);
+}
+
+HWY_INLINE V16 Exp(const V16& x) {
+  V16 r;
+  BLOCKSERVE_UNROLL
+  for (int i = 0; i < kParts; ++i) r.part[i] = ExpPart(x.part[i]);
+  return r;
+}
+
+HWY_INLINE V16 Erf(const V16& x) {
+  V16 r;
+  BLOCKSERVE_UNROLL
+  for (int i = 0; i < kParts; ++i) r.part[i] = ErfPart(x.part[i]);
+  return r;
+}
+
+// The exact GELU, x / 2 (1 + erf(x / sqrt 2)).
+HWY_INLINE V16 Gelu(const V16& x) {
+  const V16 e = Erf(Mul(x, Set16(0.70710678118654752f)));
+  return Mul(Mul(x, Set16(0.5f)), Add(Set16(1.0f), e));
+}
+
+// The first `n` < 16 values of `p`, and `fill` after them.
+HWY_INLINE V16 LoadTail(const float* p, int64_t n, float fill) {
+  alignas(64) float s[16];
+  for (int64_t i = 0; i < 16; ++i) s[i] = i < n ? p[i] : fill;
+  return Load16(s);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace blockserve
+HWY_AFTER_NAMESPACE();
+
+#endif  // BLOCKSERVE_KERNELS_CPU_VEC16_INL_H_
