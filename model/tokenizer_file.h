@@ -15,8 +15,8 @@ namespace blockserve {
 
 inline constexpr char kTokenizerFileName[] = "tokenizer.json";
 inline constexpr int64_t kMaxTokenizerFileBytes = int64_t{256} << 20;
-// Ids lie below this, as a vocabulary's size does in config.json.
-inline constexpr int32_t kMaxTokenizerIds = 1 << 24;
+// Ids lie below this: a bound on the memory that a broken file can ask for.
+inline constexpr int32_t kMaxTokenizerIds = 1 << 22;
 
 struct AddedToken {
   int32_t id = 0;
@@ -35,12 +35,11 @@ struct MergeRule {
 };
 
 struct TokenizerSpec {
-  // [ids up to the largest of vocabulary and added tokens]; an id that names no token is empty.
-  // In the byte-level alphabet (a printable character per byte) for tokens of the vocabulary, as
-  // written for added tokens.
+  // The vocabulary by id, in the byte-level alphabet (a printable character per byte). Ids that
+  // name no token of it are empty. Without the added tokens that are not part of it.
   std::vector<std::string> tokens;
-  std::vector<MergeRule> merges;  // best first
-  std::vector<AddedToken> added_tokens;
+  std::vector<MergeRule> merges;         // best first
+  std::vector<AddedToken> added_tokens;  // a content that is in `tokens` has its id
   bool normalize_nfc = false;
   bool add_prefix_space = false;
   bool split_words = true;     // "use_regex": GPT-2's pattern
