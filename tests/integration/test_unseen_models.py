@@ -1,14 +1,10 @@
 """Models that are in no golden folder, made here at random, against the numpy reference: other block
 lengths (1, 3, 6), widths and head sizes, sharded float16, every embedder and strategy."""
 
-import json
-import subprocess
-import sys
-
-import harness
+import make_random_model
 import pytest
+import reference_model
 
-TOOLS = harness.ROOT / "tools"
 SHAPES = {
     "L 1": ["--block-length=1", "--prefix=1"],
     "L 3, sharded f16": ["--block-length=3", "--width=96", "--heads=3", "--dtype=f16", "--shards=3",
@@ -26,32 +22,21 @@ PROMPT = [11, 402, 7, 90, 355, 18, 240, 3, 77, 501, 36]
 CONTINUATION = [5, 6, 99, 400, 23, 8, 310, 44, 12]
 
 
-def reference(model, *arguments):
-    result = subprocess.run(
-        [sys.executable, str(TOOLS / "reference_model.py"), f"--model={model}",
-         "--prompt-tokens=" + ",".join(map(str, PROMPT)), *arguments],
-        capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_unseen_model(shape, launcher, tmp_path):
     model = tmp_path / "model"
-    subprocess.run([sys.executable, str(TOOLS / "make_random_model.py"), f"--out={model}",
-                    "--seed=3", *SHAPES[shape]], check=True, timeout=300)
+    assert make_random_model.main([f"--out={model}", "--seed=3", *SHAPES[shape]]) == 0
     client = launcher.client(launcher.serve(model, "--arithmetic=f32").wait_until_ready())
+    reference = reference_model.load(model)
     for alignment in ("end", "start", "none"):
-        expected = reference(model, "--max-tokens=40", f"--alignment={alignment}")
+        tokens, logprobs, _ = reference.generate(PROMPT, 40, alignment)
         choice = client.generate(PROMPT, max_tokens=40, temperature=0.0, ignore_eos=True, logprobs=0,
                                  alignment=alignment).choices[0]
-        assert choice.tokens == expected["tokens"]
-        assert choice.logprobs == pytest.approx(expected["logprobs"], abs=5e-5)
-    expected = reference(model, "--continuation-tokens=" + ",".join(map(str, CONTINUATION)),
-                         "--alignment=end")
+        assert choice.tokens == tokens
+        assert choice.logprobs == pytest.approx(logprobs, abs=5e-5)
     score = client.score(CONTINUATION, context=PROMPT, alignment="end")
-    assert score.logprobs == pytest.approx(expected["logprobs"], abs=5e-5)
-    expected = reference(model, "--score")
-    score = client.score(PROMPT)
-    assert score.logprobs[0] is None and expected["logprobs"][0] is None
-    assert score.logprobs[1:] == pytest.approx(expected["logprobs"][1:], abs=5e-5)
+    assert score.logprobs == pytest.approx(reference.score(PROMPT, CONTINUATION), abs=5e-5)
+    first, *others = client.score(PROMPT).logprobs
+    expected_first, *expected = reference.score_text(PROMPT)
+    assert first is None and expected_first is None
+    assert others == pytest.approx(expected, abs=5e-5)
