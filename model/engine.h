@@ -1,13 +1,14 @@
 // The two engines that the compute tiers run: one interface each, CPU or CUDA chosen once at load.
 //
 // Both obey the determinism contract: a row's result is bitwise the same whatever else is in the
-// batch, and a block's context row and KV are bitwise the same whether it was prefilled in a chunk of
-// any size or decoded by itself, for any split into pages.
+// batch, and a block's context row and KV are bitwise the same whether it was prefilled in a chunk
+// of any size or decoded by itself, for any split into pages.
 #ifndef BLOCKSERVE_MODEL_ENGINE_H_
 #define BLOCKSERVE_MODEL_ENGINE_H_
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/thread_pool.h"
+#include "kernels/cpu/kernel_target.h"
 #include "model/arithmetic.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
@@ -51,10 +53,10 @@ class BlockEngine {
   // Copies the first `blocks` blocks of page `from` to page `to`.
   virtual void CopyPage(int32_t from, int32_t to, int32_t blocks) = 0;
 
-  // Runs all chunks as one step. Rows of context embeddings, in the order of chunks and of blocks in
-  // a chunk, go to `contexts` [wanted rows, D] float32. With bf16 arithmetics the values are rounded
-  // to bfloat16, so that sending them as bfloat16 loses nothing. A chunk of non-finite values does not
-  // harm the others. Not thread-safe.
+  // Runs all chunks as one step. Rows of context embeddings, in the order of chunks and of blocks
+  // in a chunk, go to `contexts` [wanted rows, D] float32. With bf16 arithmetics the values are
+  // rounded to bfloat16, so that sending them as bfloat16 loses nothing. A chunk of non-finite
+  // values does not harm the others. Not thread-safe.
   virtual absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) = 0;
 };
 
@@ -63,22 +65,22 @@ class BlockEngine {
 
 // One block to write.
 struct TokenRow {
-  absl::Span<const float> context;    // [D] context embedding of the block before
-  absl::Span<const int32_t> forced;   // the block's first tokens, given; at most L
-  int32_t forced_in_prompt = 0;       // of `forced`, so many (the first) belong to the prompt
-  int32_t limit = 0;                  // tokens in the block when it is done, forced ones included; <= L
-  int64_t position = 0;               // text position of the token at index forced.size()
+  absl::Span<const float> context;   // [D] context embedding of the block before
+  absl::Span<const int32_t> forced;  // the block's first tokens, given; at most L
+  int32_t forced_in_prompt = 0;      // of `forced`, so many (the first) belong to the prompt
+  int32_t limit = 0;     // tokens in the block when it is done, forced ones included; <= L
+  int64_t position = 0;  // text position of the token at index forced.size()
   uint64_t seed = 0;
   uint32_t choice = 0;
   const SamplingParameters* sampling = nullptr;
-  absl::Span<const int32_t> stop_ids;   // generating one of these ends the row (it is returned)
-  int64_t min_tokens_position = 0;      // before this position the stop ids cannot be drawn
+  absl::Span<const int32_t> stop_ids;  // generating one of these ends the row (it is returned)
+  int64_t min_tokens_position = 0;     // before this position the stop ids cannot be drawn
   absl::Span<const LogitBias> logit_bias;
-  absl::Span<const TokenCount> counts;  // only where a penalty is not neutral
+  absl::Span<const TokenCount> counts;  // each id once; only where a penalty is not neutral
   int32_t vocab_limit = 0;              // ids >= this cannot be drawn; 0: the whole vocabulary
   int32_t top_logprobs = 0;             // best ids reported beside each token
   bool score_forced = false;            // report log-probabilities of the forced tokens too
-  absl::Span<float> logits;             // tests: empty, or [limit, V], raw logits of each position run
+  absl::Span<float> logits;  // tests: empty, or [limit, V], raw logits of each position run
 };
 
 struct TokenLogprob {
@@ -87,9 +89,10 @@ struct TokenLogprob {
 };
 
 struct TokenRowResult {
-  absl::Status status;           // INTERNAL: non-finite logits, for this row alone
-  std::vector<int32_t> tokens;   // the tokens after the forced ones
-  bool stopped = false;          // the last of `tokens` is a stop id
+  // INTERNAL: non-finite logits, for this row alone. INVALID_ARGUMENT: no id is left to draw.
+  absl::Status status;
+  std::vector<int32_t> tokens;  // the tokens after the forced ones
+  bool stopped = false;         // the last of `tokens` is a stop id
   // One entry per reported token: the forced ones first when score_forced, then `tokens`.
   std::vector<float> logprobs;
   std::vector<std::vector<TokenLogprob>> top;  // empty unless top_logprobs > 0; best first
@@ -109,6 +112,9 @@ class TokenEngine {
   virtual void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) = 0;
 };
 
+// Best ids that a row can ask for beside each token.
+inline constexpr int32_t kMaxTopLogprobs = 100;
+
 // Names the field of a row that this model cannot take (INVALID_ARGUMENT).
 absl::Status ValidateTokenRow(const ModelConfig& config, const TokenRow& row);
 
@@ -116,6 +122,8 @@ struct EngineOptions {
   Arithmetic arithmetic = Arithmetic::kF32;
   ThreadPool* pool = nullptr;  // not owned; may be shared: engines take turns by ThreadPool::Turn
   int32_t max_rows = 256;      // largest batch that activations are allocated for
+  // Instruction set of the kernels; the machine's best when absent. All give the same bits.
+  std::optional<KernelTarget> kernel_target;
 };
 
 absl::StatusOr<std::unique_ptr<BlockEngine>> LoadBlockEngine(const Checkpoint& checkpoint,
@@ -125,7 +133,10 @@ absl::StatusOr<std::unique_ptr<TokenEngine>> LoadTokenEngine(const Checkpoint& c
 
 // The numeric id of a tier: arithmetic name and a hash of the outputs of a fixed probe, e.g.
 // "f32-9a3c…". Equal ids compute equal bits.
-absl::StatusOr<std::string> ProbeNumericId(BlockEngine& engine);  // needs AllocateKv
+// The block engine's probe overwrites the first KV pages: it belongs between AllocateKv (of at
+// least kNumericProbeBlocks blocks, else an error) and the first sequence.
+inline constexpr int32_t kNumericProbeBlocks = 5;
+absl::StatusOr<std::string> ProbeNumericId(BlockEngine& engine);
 std::string ProbeNumericId(TokenEngine& engine);
 
 }  // namespace blockserve
