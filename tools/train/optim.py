@@ -8,14 +8,24 @@ import torch
 
 
 def orthogonalize(g, steps=4):
-    """Nearest half-orthogonal matrix of g [rows, columns], singular values only about 1."""
+    """Nearest half-orthogonal matrix of g [rows, columns], singular values only about 1.
+
+    Each step is X <- (a I + b XX' + c (XX')^2) X. All steps are polynomials of the first XX', so they
+    are gathered in one square matrix and applied to g once: the long side is multiplied only twice.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[0] > g.shape[1]
     x = g.t() if tall else g
     x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.t()
-        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
+    gram = x @ x.t()
+    product = None
+    for step in range(steps):
+        p = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        p.diagonal().add_(a)
+        product = p if product is None else p @ product
+        if step + 1 < steps:
+            gram = p @ (gram @ p)
+    x = product @ x
     return x.t() if tall else x
 
 
