@@ -232,7 +232,16 @@ int ReportUsageError(absl::string_view program, const absl::Status& status) {
 int ReportFailure(absl::string_view program, const absl::Status& status) {
   if (status.ok()) return kExitOk;
   std::fprintf(stderr, "%s\n", absl::StrCat(program, ": ", OneLine(status.message())).c_str());
-  return kExitFailure;
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kOutOfRange:
+    case absl::StatusCode::kUnimplemented:
+      return kExitUsage;
+    default:
+      return kExitFailure;
+  }
 }
 
 }  // namespace blockserve

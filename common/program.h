@@ -45,7 +45,9 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramU
 std::vector<std::string> ParseProgramFlags(int argc, char** argv, absl::string_view usage);
 
 // Print "PROGRAM: MESSAGE" in one line to standard error and return the exit code: 2 for bad usage
-// (a flag, or what a Config's Validate() says), 1 for failures, 0 where the status is OK after all.
+// (a flag, or what a Config's Validate() says), 0 where the status is OK after all. A failure is 2
+// too where what was given is at fault (a model folder, a request, a port in use: the status'
+// code tells), else 1.
 int ReportUsageError(absl::string_view program, const absl::Status& status);
 int ReportFailure(absl::string_view program, const absl::Status& status);
 

@@ -56,9 +56,10 @@ void SetCommonArguments(grpc::ServerBuilder& builder) {
 }
 
 absl::Status CannotListen(absl::string_view flag, absl::string_view address) {
-  return absl::UnavailableError(absl::StrCat(flag, " ", address,
-                                             ": cannot listen there (the port is in use, or the "
-                                             "address is not this machine's)"));
+  return absl::FailedPreconditionError(
+      absl::StrCat(flag, " ", address,
+                   ": cannot listen there (the port is in use, or the "
+                   "address is not this machine's)"));
 }
 
 absl::StatusOr<std::unique_ptr<grpc::Server>> StartHealthServer(const std::string& listen,

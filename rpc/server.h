@@ -31,7 +31,7 @@ struct ServerOptions {
 class RpcServer {
  public:
   // The services must outlive the server. The server starts serving, with health NOT_SERVING until
-  // SetServing(true). Errors: INVALID_ARGUMENT or UNAVAILABLE naming the address (--listen or
+  // SetServing(true). Errors: INVALID_ARGUMENT or FAILED_PRECONDITION naming the address (--listen or
   // --health-listen) that cannot be listened on.
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
       const ServerOptions& options, const std::vector<grpc::Service*>& services);
