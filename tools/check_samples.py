@@ -32,7 +32,9 @@ def texts_of(value):
                 return texts_of(value[key])
         if isinstance(value.get("text"), str):
             return [value["text"]]
-    raise ValueError("samples: no text found; expected `choices`, `samples`, `text` or a list of texts")
+    raise ValueError(
+        "samples: no text found; expected `choices`, `samples`, `text` or a list of texts"
+    )
 
 
 def read_samples(path):
@@ -40,7 +42,9 @@ def read_samples(path):
     try:
         return texts_of(json.loads(content))
     except json.JSONDecodeError:
-        return [t for line in content.splitlines() if line.strip() for t in texts_of(json.loads(line))]
+        return [
+            t for line in content.splitlines() if line.strip() for t in texts_of(json.loads(line))
+        ]
 
 
 def check(samples, known, whole=False):
@@ -60,9 +64,13 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--corpus", required=True, help="text that the model was trained on")
-    p.add_argument("--samples", required=True, nargs="+", help="JSON files, or - for standard input")
+    p.add_argument(
+        "--samples", required=True, nargs="+", help="JSON files, or - for standard input"
+    )
     p.add_argument("--least", type=float, help="exit 1 below this share, e.g. 0.97")
-    p.add_argument("--all", action="store_true", help="count the first and last word of each sample too")
+    p.add_argument(
+        "--all", action="store_true", help="count the first and last word of each sample too"
+    )
     args = p.parse_args(argv)
     try:
         samples = [text for path in args.samples for text in read_samples(path)]
@@ -76,7 +84,10 @@ def main(argv=None):
         return 2
     share = 1 - len(unknown) / counted
     result = {
-        "samples": len(samples), "words": counted, "in_corpus": round(share, 4), "unknown": unknown,
+        "samples": len(samples),
+        "words": counted,
+        "in_corpus": round(share, 4),
+        "unknown": unknown,
     }
     print(json.dumps(result, ensure_ascii=False))
     return 1 if args.least is not None and share < args.least else 0

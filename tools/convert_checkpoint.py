@@ -96,9 +96,7 @@ def stack_from(yaml, path, base=None):
         width,
         heads,
         layers,
-        intermediate_size=number(
-            yaml, path + ".intermediate_size", known.get("wide", 4 * width)
-        ),
+        intermediate_size=number(yaml, path + ".intermediate_size", known.get("wide", 4 * width)),
         rotary_pct=get(yaml, path + ".rotary_pct", float, 0.25),
         rotary_emb_base=number(yaml, path + ".rotary_emb_base", 10000),
         use_parallel_residual=get(yaml, path + ".use_parallel_residual", bool, True),
@@ -129,12 +127,12 @@ def block_config_from(yaml):
     projection = require(
         yaml, "embedder.projection_method", ("concat", "projection_layer", "sum"), "concat"
     )
-    strategy = require(
-        yaml, "token_decoder.decoding_strategy", ("prefix", "summation"), "prefix"
-    )
+    strategy = require(yaml, "token_decoder.decoding_strategy", ("prefix", "summation"), "prefix")
     require(yaml, "token_decoder.expansion_method", ("expansion_layer",), "expansion_layer")
     prefix = number(
-        yaml, "token_decoder.expansion_ratio", length if strategy == "summation" else None,
+        yaml,
+        "token_decoder.expansion_ratio",
+        length if strategy == "summation" else None,
         required=strategy == "prefix",
     )
     block = stack_from(yaml, "block_decoder.config")
@@ -146,8 +144,15 @@ def block_config_from(yaml):
             f"token_decoder.config.vocab_size: {other} differs from embedder.config.vocab_size {vocab}"
         )
     config = layout.block_config(
-        block, token, vocab, length, prefix, projection, strategy,
-        number(yaml, "embedder.config.hidden_size"), special=special_ids(yaml, "token_decoder.config"),
+        block,
+        token,
+        vocab,
+        length,
+        prefix,
+        projection,
+        strategy,
+        number(yaml, "embedder.config.hidden_size"),
+        special=special_ids(yaml, "token_decoder.config"),
     )
     # Absent means False: the authors' default changed after the first release, and their released
     # files of 300 M and more, which lack the key, were trained without padding.
@@ -194,8 +199,14 @@ class TorchFile:
         if not isinstance(loaded, dict):
             raise ConversionError(f"{path}: holds no dictionary of tensors")
         names = {
-            torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64",
-            torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+            torch.float32: "F32",
+            torch.float16: "F16",
+            torch.bfloat16: "BF16",
+            torch.float64: "F64",
+            torch.int64: "I64",
+            torch.int32: "I32",
+            torch.uint8: "U8",
+            torch.bool: "BOOL",
         }
         self.tensors, self.dtypes = {}, {}
         for name, tensor in loaded.items():
@@ -228,7 +239,9 @@ def weight_files(path):
     for stem, end in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = path / f"{stem}.{end}.index.json"
         if index.exists():
-            return [path / n for n in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+            return [
+                path / n for n in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            ]
         if (path / f"{stem}.{end}").exists():
             return [path / f"{stem}.{end}"]
     raise ConversionError(f"{path}: no model.safetensors and no pytorch_model.bin, nor their index")

@@ -26,7 +26,7 @@ from train import bits_per_byte  # noqa: E402
 PROMPTS = (
     "Once upon a time there was",
     "The princess looked at the",
-    "\"Who are you?\" said the old woman.",
+    '"Who are you?" said the old woman.',
     "The king had three sons,",
     "One day the fox met",
     "In the middle of the forest",
@@ -38,8 +38,10 @@ PROMPTS = (
 
 CARD = """# {title}
 
-{what} It is a demonstration and test model: it writes fairy-tale English that is fluent for a clause
-or two and holds no thread. {stage}
+{what}
+It is a demonstration and test model: it writes fairy-tale English that is fluent for a clause or two
+and holds no thread.
+{stage}
 
 | | |
 | --- | --- |
@@ -56,7 +58,7 @@ or two and holds no thread. {stage}
 ```
 {command}
 ```
-The held-out figure is computed from this folder's weights by `tools/export_demo.py`, the share of words
+{note}The held-out figure is computed from this folder's weights by `tools/export_demo.py`, the share of words
 by `tools/check_samples.py` (first and last word of a sample left out, since prompt and limit cut them).
 Beyond {trained_positions} tokens of context positions are outside what training saw.
 
@@ -127,6 +129,7 @@ def main(argv=None):
     p.add_argument("--out", required=True, help="model folder to write")
     p.add_argument("--samples", type=int, default=20)
     p.add_argument("--samples-out", help="JSON file for all the samples")
+    p.add_argument("--note", default="", help="a remark for the card on how the run went")
     p.add_argument("--cache", help="folder of the encoded corpus")
     p.add_argument("--threads", type=int, default=1)
     args = p.parse_args(argv)
@@ -158,8 +161,17 @@ def main(argv=None):
     what, form = describe(run["kind"], config)
     flags = [
         f"--{name.replace('_', '-')} {run[name]:g}"
-        for name in ("tokens", "context", "long_context", "batch_tokens", "learning_rate",
-                     "weight_decay", "decay_share", "seed")
+        for name in (
+            "tokens",
+            "context",
+            "long_context",
+            "long_context_from",
+            "batch_tokens",
+            "learning_rate",
+            "weight_decay",
+            "decay_share",
+            "seed",
+        )
     ]
     card = CARD.format(
         title="demo-" + run["kind"],
@@ -174,7 +186,9 @@ def main(argv=None):
         context=run["context"],
         long_context=run["long_context"],
         padding=", first block padded at random" if run["kind"] == "block" else "",
-        optimizer="Muon for matrices, AdamW for the rest" if run["optimizer"] == "muon" else "AdamW",
+        optimizer="Muon for matrices, AdamW for the rest"
+        if run["optimizer"] == "muon"
+        else "AdamW",
         batch=run["batch_tokens"],
         decay=run["decay_share"],
         bits=bits,
@@ -186,10 +200,11 @@ def main(argv=None):
             "python tools/train/train_tokenizer.py --corpus fairy_tales.txt --out tokenizer\n"
             f"python tools/train/train.py --kind {run['kind']} --corpus fairy_tales.txt \\\n"
             f"  --tokenizer tokenizer/tokenizer.json --out run --optimizer {run['optimizer']} \\\n"
-            f"  {' '.join(flags)}\n"
+            f"  {' '.join(flags[:5])} \\\n  {' '.join(flags[5:])}\n"
             "python tools/export_demo.py --checkpoint run/checkpoint.pt --tokenizer tokenizer \\\n"
             f"  --corpus fairy_tales.txt --out models/demo-{run['kind']}"
         ),
+        note=args.note + "\n\n" if args.note else "",
         trained_positions=run["long_context"],
         sample_texts="\n".join(
             "\n".join("> " + line for line in (f"**{s['prompt']}**{s['text']}").split("\n")) + "\n"

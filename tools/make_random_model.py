@@ -89,8 +89,16 @@ def config_from(args):
             if prefix is None:
                 prefix = args.block_length if args.strategy == "summation" else 2
             config = layout.block_config(
-                block, token, args.vocab, args.block_length, prefix, args.projection,
-                args.strategy, args.embedder_width, torch_dtype, (args.bos, args.eos, args.pad),
+                block,
+                token,
+                args.vocab,
+                args.block_length,
+                prefix,
+                args.projection,
+                args.strategy,
+                args.embedder_width,
+                torch_dtype,
+                (args.bos, args.eos, args.pad),
             )
     if args.default_alignment:
         config["default_alignment"] = args.default_alignment
@@ -120,7 +128,9 @@ def parse(argv=None):
     p.add_argument("--tokenizer", help="folder whose tokenizer*.json files are copied")
     p.add_argument("--default-alignment", choices=("end", "start", "none"))
     own = p.add_argument_group("a model of one's own (without --size)")
-    own.add_argument("--vanilla", action="store_true", help="plain GPT-NeoX of --block-layers layers")
+    own.add_argument(
+        "--vanilla", action="store_true", help="plain GPT-NeoX of --block-layers layers"
+    )
     own.add_argument("--vocab", type=int, default=512)
     own.add_argument("--block-length", type=int, default=4)
     own.add_argument("--prefix", type=int, help="prefix vectors r (default 2; summation: L)")

@@ -65,8 +65,16 @@ def stack_config(width, heads, layers, **changes):
 
 
 def block_config(
-    block_stack, token_stack, vocab_size, block_length=4, prefix=2, projection="concat",
-    strategy="prefix", embedder_width=None, torch_dtype="bfloat16", special=(0, 0, 0),
+    block_stack,
+    token_stack,
+    vocab_size,
+    block_length=4,
+    prefix=2,
+    projection="concat",
+    strategy="prefix",
+    embedder_width=None,
+    torch_dtype="bfloat16",
+    special=(0, 0, 0),
 ):
     """config.json of a Block Transformer. special: (bos, eos, pad)."""
     width = block_stack["hidden_size"]
@@ -146,7 +154,9 @@ def check_config(config):
     projection, table = embedder["projection"], embedder["hidden_size"]
     expected = {"concat": width / length, "sum": width, "projection_layer": table}
     if projection not in expected:
-        raise LayoutError(f"embedder.projection: {projection!r} is not concat, sum or projection_layer")
+        raise LayoutError(
+            f"embedder.projection: {projection!r} is not concat, sum or projection_layer"
+        )
     if table != expected[projection]:
         raise LayoutError(
             f"embedder.hidden_size: {table}, where {projection} needs {expected[projection]:g}"

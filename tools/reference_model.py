@@ -292,7 +292,9 @@ def main(argv=None):
     p.add_argument("--model", required=True)
     p.add_argument("--prompt-tokens", type=ids, required=True, help="comma-separated ids")
     p.add_argument("--max-tokens", type=int, default=64)
-    p.add_argument("--alignment", choices=("end", "start", "none"), help="default: the model's, or end")
+    p.add_argument(
+        "--alignment", choices=("end", "start", "none"), help="default: the model's, or end"
+    )
     p.add_argument("--continuation-tokens", type=ids, help="score these after the prompt")
     p.add_argument("--score", action="store_true", help="score the prompt by itself")
     p.add_argument("--temperature", type=float, default=0.0)

@@ -12,8 +12,14 @@ import struct
 import numpy as np
 
 STORAGE = {
-    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
-    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
 MAX_HEADER_BYTES = 100_000_000
@@ -90,7 +96,9 @@ class Reader:
         shape = tuple(entry["shape"])
         if 0 in shape:
             return np.zeros(shape, STORAGE[entry["dtype"]])
-        return np.memmap(self.path, STORAGE[entry["dtype"]], "r", begin, shape or (1,)).reshape(shape)
+        return np.memmap(self.path, STORAGE[entry["dtype"]], "r", begin, shape or (1,)).reshape(
+            shape
+        )
 
     def float32(self, name):
         return to_float32(self.stored(name), self.dtype(name))
@@ -141,7 +149,11 @@ def write_file(path, specs, chunks):
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, shape, dtype in specs:
         size = nbytes(shape, dtype)
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
+        header[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
         offset += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -68,8 +68,12 @@ def test_fills_in_what_the_authors_code_fills_in():
 
 
 def test_a_model_trained_without_random_padding_aligns_none():
-    assert convert.config_from(changed("random_pad_first_block", None))["default_alignment"] == "none"
-    assert convert.config_from(changed("random_pad_first_block", False))["default_alignment"] == "none"
+    assert (
+        convert.config_from(changed("random_pad_first_block", None))["default_alignment"] == "none"
+    )
+    assert (
+        convert.config_from(changed("random_pad_first_block", False))["default_alignment"] == "none"
+    )
 
 
 def test_summation_has_one_vector_per_token():
@@ -133,10 +137,18 @@ def test_names_the_tensor_that_does_not_fit(tmp_path):
     gone = "token_decoder.gpt_neox.layers.0.mlp.dense_4h_to_h.bias"
     for name, source in (
         (gone, checkpoint(tmp_path / "a", config, skip=gone)),
-        ("embedder.embeddings.weight", checkpoint(
-            tmp_path / "b", config, {"embedder.embeddings.weight": (96, 17)})),
-        ("block_decoder.gpt_neox.layers.9.mlp.dense_4h_to_h.bias", checkpoint(
-            tmp_path / "c", config, {"block_decoder.gpt_neox.layers.9.mlp.dense_4h_to_h.bias": (64,)})),
+        (
+            "embedder.embeddings.weight",
+            checkpoint(tmp_path / "b", config, {"embedder.embeddings.weight": (96, 17)}),
+        ),
+        (
+            "block_decoder.gpt_neox.layers.9.mlp.dense_4h_to_h.bias",
+            checkpoint(
+                tmp_path / "c",
+                config,
+                {"block_decoder.gpt_neox.layers.9.mlp.dense_4h_to_h.bias": (64,)},
+            ),
+        ),
     ):
         with pytest.raises(layout.LayoutError, match=name):
             convert.convert(YAML, source, tmp_path / "out")

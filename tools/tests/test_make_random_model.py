@@ -28,7 +28,9 @@ def test_shards_and_one_file_hold_the_same_tensors(make_model, dtype):
 
 
 def test_tensors_are_those_of_the_configuration(make_model):
-    folder = make_model("--projection", "projection_layer", "--embedder-width", "20", "--prefix", "3")
+    folder = make_model(
+        "--projection", "projection_layer", "--embedder-width", "20", "--prefix", "3"
+    )
     config = json.loads((folder / "config.json").read_text())
     tensors = st.Folder(folder)
     layout.check_tensors(config, {name: tensors.shape(name) for name in tensors})
@@ -45,7 +47,8 @@ def test_seed_changes_and_repeats_the_weights(make_model):
 
 
 @pytest.mark.parametrize(
-    "name, parameters", [("block_main_b4_5", 5e6), ("block_main_b4_85", 85e6), ("block_main_b4_1.2b", 1.2e9)]
+    "name, parameters",
+    [("block_main_b4_5", 5e6), ("block_main_b4_85", 85e6), ("block_main_b4_1.2b", 1.2e9)],
 )
 def test_released_sizes_have_their_number_of_parameters(name, parameters):
     shapes = layout.tensor_shapes(layout.released_config(name))

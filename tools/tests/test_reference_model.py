@@ -41,12 +41,30 @@ def test_reproduces_golden_contexts_and_logits(golden):
         assert np.abs(ours - contexts).max() <= 1e-5 * np.abs(contexts).max()
 
 
-@pytest.mark.parametrize("length, prefix, projection", [(1, 1, "concat"), (3, 2, "sum"), (6, 3, "concat")])
+@pytest.mark.parametrize(
+    "length, prefix, projection", [(1, 1, "concat"), (3, 2, "sum"), (6, 3, "concat")]
+)
 @pytest.mark.parametrize("alignment", ["end", "start", "none"])
-def test_scores_equal_the_log_probabilities_of_generating(make_model, length, prefix, projection, alignment):
+def test_scores_equal_the_log_probabilities_of_generating(
+    make_model, length, prefix, projection, alignment
+):
     folder = make_model(
-        "--block-length", str(length), "--prefix", str(prefix), "--width", "48", "--heads", "3",
-        "--projection", projection, "--token-width", "32", "--token-heads", "2", "--vocab", "101",
+        "--block-length",
+        str(length),
+        "--prefix",
+        str(prefix),
+        "--width",
+        "48",
+        "--heads",
+        "3",
+        "--projection",
+        projection,
+        "--token-width",
+        "32",
+        "--token-heads",
+        "2",
+        "--vocab",
+        "101",
     )
     model = reference_model.load(folder)
     prompt = [5, 7, 9, 11, 13]

@@ -15,7 +15,8 @@ import optim  # noqa: E402
 import train  # noqa: E402
 
 TEXT = "".join(
-    f"Tale number {i}: the fox {w} the hen.\n\nThe hen {w} the fox.\n\n" + "<|endoftext|>" * (i % 9 == 8)
+    f"Tale number {i}: the fox {w} the hen.\n\nThe hen {w} the fox.\n\n"
+    + "<|endoftext|>" * (i % 9 == 8)
     for i, w in enumerate(("saw", "met", "ate", "had") * 60)
 )
 

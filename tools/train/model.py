@@ -58,7 +58,11 @@ class Attention(nn.Module):
         if skip:
             mask = torch.ones(s - skip, s, dtype=torch.bool, device=x.device).tril(skip)
         out = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=not skip
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=not skip,
         )
         return self.dense(out.transpose(1, 2).reshape(n, s - skip, width))
 
@@ -143,7 +147,9 @@ class Embedder(nn.Module):
             return rows.reshape(n, b, -1)
         if self.projection == "sum":
             return rows.sum(dim=2)
-        return self.projection_layer(rows.reshape(n, b * length, -1).transpose(1, 2)).transpose(1, 2)
+        return self.projection_layer(rows.reshape(n, b * length, -1).transpose(1, 2)).transpose(
+            1, 2
+        )
 
 
 class BlockDecoder(nn.Module):
@@ -170,7 +176,9 @@ class TokenDecoder(nn.Module):
 
     def hidden(self, context, blocks):
         """context [M, D], blocks [M, n] -> [M, n, T]: the rows from which token j = 0..n-1 comes."""
-        expanded = F.linear(context, self.expansion_layer.weight[:, :, 0], self.expansion_layer.bias)
+        expanded = F.linear(
+            context, self.expansion_layer.weight[:, :, 0], self.expansion_layer.bias
+        )
         expanded = expanded.view(-1, self.prefix, self.width)
         if self.strategy == "prefix":
             tokens = self.gpt_neox.embed_in(blocks[:, :-1])

@@ -42,7 +42,9 @@ def token_losses(model, tokens):
     """Natural-log losses [N, S - first_scored] of tokens [N, S]."""
     logits = model(tokens)
     targets = tokens[:, model.first_scored :]
-    losses = F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none")
+    losses = F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), reduction="none"
+    )
     return losses.view(targets.shape)
 
 
@@ -128,7 +130,11 @@ class Run:
         batch = self.windows[context].batch(first, rows)
         if layout.is_block(self.config):
             return pad_first_block(
-                batch, first, self.config["block_length"], self.config["pad_token_id"], self.args.seed
+                batch,
+                first,
+                self.config["block_length"],
+                self.config["pad_token_id"],
+                self.args.seed,
             )
         return batch, np.zeros(rows, dtype=np.int64)
 
@@ -162,9 +168,7 @@ class Run:
         return total, norm, scale
 
     def evaluate(self, limit=None):
-        return bits_per_byte(
-            self.model, self.held_out, self.lengths, 256, limit, self.args.device
-        )
+        return bits_per_byte(self.model, self.held_out, self.lengths, 256, limit, self.args.device)
 
     def train(self):
         args = self.args
@@ -219,7 +223,9 @@ def parse(argv=None):
     p.add_argument("--tokens", type=float, default=12e6, help="tokens to train on in all")
     p.add_argument("--width", type=int, default=256)
     p.add_argument("--heads", type=int, default=8)
-    p.add_argument("--layers", type=int, default=3, help="of each decoder; vanilla has twice as many")
+    p.add_argument(
+        "--layers", type=int, default=3, help="of each decoder; vanilla has twice as many"
+    )
     p.add_argument("--context", type=int, default=128, help="tokens of a window")
     p.add_argument("--long-context", type=int, default=256, help="tokens of a window, later")
     p.add_argument("--long-context-from", type=float, default=0.6, help="share of the tokens")
@@ -229,7 +235,9 @@ def parse(argv=None):
     p.add_argument("--learning-rate", type=float, default=0.02, help="about 0.003 for adamw")
     p.add_argument("--weight-decay", type=float, default=0.05)
     p.add_argument("--warmup-tokens", type=float, default=2.5e5)
-    p.add_argument("--decay-share", type=float, default=0.5, help="share of the tokens in the decay")
+    p.add_argument(
+        "--decay-share", type=float, default=0.5, help="share of the tokens in the decay"
+    )
     p.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=1)

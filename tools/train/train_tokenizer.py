@@ -9,7 +9,15 @@ from data import END_OF_TEXT, split_books
 
 
 def train(corpus, vocab_size):
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -35,8 +43,11 @@ def write(tokenizer, folder):
     roles["pad_token"] = END_OF_TEXT
     (folder / "special_tokens_map.json").write_text(json.dumps(roles, indent=1) + "\n")
     settings = dict(
-        roles, add_prefix_space=False, clean_up_tokenization_spaces=False,
-        tokenizer_class="GPTNeoXTokenizer", model_max_length=8192,
+        roles,
+        add_prefix_space=False,
+        clean_up_tokenization_spaces=False,
+        tokenizer_class="GPTNeoXTokenizer",
+        model_max_length=8192,
     )
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
 
