@@ -272,7 +272,12 @@ def convert(yaml, weights, out, dtype=None, shards=1):
     """Writes config.json and the weights; returns the configuration."""
     config = config_from(yaml)
     found = open_weights(weights)
-    layout.check_tensors(config, {name: r.shape(n) for name, (r, n) in found.items()})
+    shapes = {name: r.shape(n) for name, (r, n) in found.items()}
+    if not layout.is_block(config) and "intermediate_size" not in (yaml.get("model_config") or {}):
+        # A vanilla YAML may change the width of the model that it names and leave the rest to it.
+        wide = shapes.get("gpt_neox.layers.0.mlp.dense_h_to_4h.weight", ())
+        config["intermediate_size"] = wide[0] if wide else config["intermediate_size"]
+    layout.check_tensors(config, shapes)
     specs = []
     for name, shape in layout.tensor_shapes(config).items():
         source = found[name][0].dtype(found[name][1])

@@ -90,6 +90,21 @@ def test_vanilla_takes_its_size_from_the_model_named():
     assert convert.config_from(yaml)["num_hidden_layers"] == 6
 
 
+def test_vanilla_inner_width_is_that_of_the_tensors(tmp_path):
+    changes = {
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "hidden_size": 32,
+        "vocab_size": 64,
+    }
+    yaml = {"model_name_or_path": "EleutherAI/pythia-410m-deduped", "model_config": changes}
+    config = convert.config_from(yaml)
+    assert config["intermediate_size"] == 4096
+    config["intermediate_size"] = 128
+    source = checkpoint(tmp_path / "in", config)
+    assert convert.convert(yaml, source, tmp_path / "out")["intermediate_size"] == 128
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("target", [None, "BF16"])
 def test_keeps_every_value_and_drops_left_overs(tmp_path, shards, target):
