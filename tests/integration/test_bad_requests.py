@@ -83,11 +83,8 @@ BAD_GENERATE = [
 @pytest.mark.parametrize("parameters, words", BAD_GENERATE,
                          ids=[str(p)[:50] for p, _ in BAD_GENERATE])
 def test_generate_names_the_field(launcher, plain, parameters, words):
-    code = grpc.StatusCode.INVALID_ARGUMENT
     client = launcher.client(plain)
-    if parameters.get("prompt") == "text without a tokenizer":
-        code = grpc.StatusCode.FAILED_PRECONDITION
-    refused(lambda: client.generate(**{"prompt": [1, 2, 3], **parameters}), *words, code=code)
+    refused(lambda: client.generate(**{"prompt": [1, 2, 3], **parameters}), *words)
 
 
 def test_score_names_the_field(launcher, plain):
@@ -97,15 +94,15 @@ def test_score_names_the_field(launcher, plain):
     refused(lambda: client.score([1], context=[-1]), "context")
     refused(lambda: client.score([1] * 9000), "continuation")
     refused(lambda: client.score([1, 2], top_logprobs=21), "top_logprobs")
-    refused(lambda: client.score("text"), "tokenizer", code=grpc.StatusCode.FAILED_PRECONDITION)
+    refused(lambda: client.score("text"), "continuation", "tokenizer")
 
 
 def test_other_calls_name_the_field(launcher, plain):
     client = launcher.client(plain)
     for call in (lambda: client.tokenize("x"), lambda: client.detokenize([1])):
         refused(call, "tokenizer", code=grpc.StatusCode.FAILED_PRECONDITION)
-    refused(lambda: client.generate([1], model="another"), "another",
-            code=grpc.StatusCode.FAILED_PRECONDITION)
+    refused(lambda: client.generate([1], model="another"), "model", "another",
+            code=grpc.StatusCode.NOT_FOUND)
 
 
 def test_unknown_enum_values_are_refused(plain):
