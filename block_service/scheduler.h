@@ -1,0 +1,172 @@
+// What a block replica does next: admission, the order of work, and what every item is answered.
+//
+// Policy alone: no gRPC, no threads, no clock of its own. The thread that owns the engine drives
+// it:
+//
+//   scheduler.Submit(item, now);                      // any number; replies go to outbox()
+//   const BlockStep& step = scheduler.PlanStep(now);
+//   if (!step.chunks.empty()) {
+//     absl::Status status = engine.Step(step.chunks, contexts of step.context_rows rows);
+//     scheduler.FinishStep(status, contexts);
+//   }
+//   // send outbox(), then Clear() it
+//
+// Batching is by iteration: a step takes the decode blocks that are ready, oldest first and at most
+// one group's share, and a bounded chunk of prefill. Memory is paged: an Open or Fork is admitted
+// with pages for its blocks and a part of the output to come, and grows page by page. When there is
+// none left, the newest sequence that has had its protected share gives its own up ("suspended").
+// Every item submitted gets exactly one reply with `last`, unless its stream is closed.
+#ifndef BLOCKSERVE_BLOCK_SERVICE_SCHEDULER_H_
+#define BLOCKSERVE_BLOCK_SERVICE_SCHEDULER_H_
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "block_service/block_item.h"
+#include "block_service/kv_pool.h"
+#include "block_service/sequence_table.h"
+#include "model/engine.h"
+
+namespace blockserve {
+
+struct SchedulerOptions {
+  int32_t block_length = 1;   // L, tokens
+  int32_t vocab_size = 0;     // V
+  int32_t context_width = 0;  // D
+  int64_t num_pages = 0;
+  int32_t page_blocks = 16;
+  bool prefix_cache = true;
+  int32_t max_sequences = 256;
+  int64_t max_positions = 0;             // blocks of a sequence; 0: no limit but the pages
+  int32_t prefill_chunk_blocks = 256;    // prefill positions of a step, over all prompts
+  int32_t groups = 2;                    // G: a step decodes at most ceil(live / G) blocks …
+  int32_t min_group_blocks = 8;          // … or this many, where that is more
+  int32_t reserve_tokens = 256;          // output reserved at admission, at most
+  int32_t max_rows_per_reply = 1 << 20;  // rows beyond it go into further replies
+  absl::Duration lease = absl::Seconds(10);
+  std::function<void(int32_t from, int32_t to, int32_t blocks)> copy_page;
+};
+
+struct BlockStep {
+  std::vector<BlockChunk> chunks;  // valid until FinishStep
+  int64_t context_rows = 0;        // rows that the engine will write
+  int32_t decode_blocks = 0;
+  int32_t prefill_blocks = 0;
+};
+
+struct SchedulerLoad {
+  int64_t free_pages = 0;
+  int64_t cached_pages = 0;
+  int32_t sequences = 0;
+  int32_t waiting = 0;  // items not yet answered
+};
+
+class BlockScheduler {
+ public:
+  explicit BlockScheduler(SchedulerOptions options);
+  ~BlockScheduler();
+  BlockScheduler(const BlockScheduler&) = delete;
+  BlockScheduler& operator=(const BlockScheduler&) = delete;
+
+  // A stream of this gateway has come: sequences of the incarnation belong to it from now on.
+  void OpenStream(StreamId stream, uint64_t incarnation);
+  // It is gone: its items are dropped without reply; Opens and Forks not yet done drop their
+  // sequence, other sequences are kept for the lease.
+  void CloseStream(StreamId stream, absl::Time now);
+  // From now on an Open is answered UNAVAILABLE; all else goes on.
+  void StartDraining() { draining_ = true; }
+
+  // Not between PlanStep and FinishStep.
+  void Submit(BlockItem item, absl::Time now);
+
+  // Answers what has run out of time, ends leases that are over, and chooses the next step. Where
+  // the step has chunks, FinishStep must follow.
+  const BlockStep& PlanStep(absl::Time now);
+  // `contexts` [step.context_rows, D]. A failed status goes to every item of the step, and their
+  // sequences are dropped; a row that is not finite fails its own item alone (INTERNAL).
+  void FinishStep(const absl::Status& status, absl::Span<const float> contexts);
+
+  // When PlanStep must be called again although nothing was submitted; InfiniteFuture: never.
+  absl::Time NextWakeUp() const { return table_.NextExpiry(); }
+
+  BlockOutbox& outbox() { return outbox_; }
+  SchedulerLoad load() const;
+  int64_t max_blocks_per_sequence() const;
+  // For tests: INTERNAL naming what does not hold.
+  absl::Status CheckInvariants() const;
+
+ private:
+  struct StepEntry {
+    BlockSequence* sequence;
+    int64_t first_block;
+    int64_t blocks;
+    int64_t rows;
+  };
+
+  void Open(BlockItem item);
+  void Append(BlockItem item);
+  void Fork(BlockItem item);
+  void Close(const BlockItem& item);
+  void Cancel(const BlockItem& item);
+
+  absl::Status CheckTokens(absl::Span<const int32_t> tokens) const;
+  absl::Status CheckFits(int64_t blocks, int64_t reserve_blocks) const;
+  int64_t ReserveAhead(int64_t reserve_blocks) const;
+
+  // Does what the sequence's first items ask for as far as no step is needed.
+  void Advance(BlockSequence& sequence);
+  // Answers the head, or returns false where it must be computed in a step.
+  bool AnswerAppend(BlockSequence& sequence, const AppendCall& append);
+  bool AnswerOpen(BlockSequence& sequence, const OpenCall& open);
+  bool AnswerLastRow(BlockSequence& sequence);
+  void ResolveForks(BlockSequence& parent);
+  // True when the child does not wait any more; it may be gone then.
+  bool ResolveFork(BlockSequence& child, BlockSequence* parent);
+
+  void AnswerHead(BlockSequence& sequence, absl::Status status);
+  void Reply(const BlockItem& item, absl::Status status, bool suspended = false);
+  void ReplyRows(const BlockItem& item, int64_t first_block, absl::Span<const float> rows,
+                 bool last, int64_t cached_blocks);
+
+  // Takes items out of the queue and answers them with `status` unless it is OK. A sequence whose
+  // Open or Fork is among them goes too.
+  void DropItems(BlockSequence& sequence, absl::FunctionRef<bool(const BlockItem&)> which,
+                 const absl::Status& status);
+  // Forgets the sequence; what waits in its queue is answered with `status`.
+  void Erase(BlockSequence& sequence, const absl::Status& status, bool suspended = false);
+  void Suspend(BlockSequence& sequence);
+  void RemoveFromLists(BlockSequence& sequence);
+  void DropExpired(absl::Time now);
+
+  void PlanDecode();
+  void PlanPrefill();
+  // Pages for one more block; false when the sequence itself had to give way.
+  bool Grow(BlockSequence& sequence);
+  void FinishDecode(const StepEntry& entry, absl::Span<const float> rows);
+  void FinishPrefill(const StepEntry& entry, absl::Span<const float> rows);
+  int64_t BlocksOf(const BlockSequence& sequence) const {
+    return static_cast<int64_t>(sequence.tokens.size()) / options_.block_length;
+  }
+
+  const SchedulerOptions options_;
+  KvPool pool_;
+  SequenceTable table_;
+  std::vector<BlockSequence*> ready_;    // to be decoded, in order of arrival
+  std::vector<BlockSequence*> opening_;  // to be prefilled, by prefill_turn
+  std::vector<StepEntry> entries_;       // of the step under way, as in step_.chunks
+  BlockStep step_;
+  BlockOutbox outbox_;
+  bool draining_ = false;
+  uint64_t admissions_ = 0;
+  uint64_t steps_planned_ = 0;
+  absl::Time next_deadline_ = absl::InfiniteFuture();  // no item's is earlier
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_BLOCK_SERVICE_SCHEDULER_H_

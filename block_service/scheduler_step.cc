@@ -1,0 +1,198 @@
+// The half of BlockScheduler that plans steps and takes their results.
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "block_service/scheduler.h"
+
+namespace blockserve {
+namespace {
+
+using State = BlockSequence::State;
+
+bool AllFinite(absl::Span<const float> values) {
+  return std::all_of(values.begin(), values.end(),
+                     [](float value) { return std::isfinite(value); });
+}
+
+absl::Status NonFinite() {
+  return absl::InternalError("the block decoder gave a context that is not finite");
+}
+
+}  // namespace
+
+const BlockStep& BlockScheduler::PlanStep(absl::Time now) {
+  DropExpired(now);
+  ++steps_planned_;
+  entries_.clear();
+  step_.chunks.clear();
+  step_.context_rows = 0;
+  step_.decode_blocks = 0;
+  step_.prefill_blocks = 0;
+  PlanDecode();
+  PlanPrefill();
+  return step_;
+}
+
+void BlockScheduler::PlanDecode() {
+  int64_t live = 0;
+  table_.ForEach([&](const BlockSequence& sequence) { live += sequence.state == State::kOpen; });
+  const int64_t group = (live + options_.groups - 1) / options_.groups;
+  const size_t most = static_cast<size_t>(std::max<int64_t>(group, options_.min_group_blocks));
+  // Pages first: growing may suspend sequences that are ready themselves.
+  for (size_t i = 0; i < std::min(ready_.size(), most);) {
+    const size_t before = ready_.size();
+    const bool grown = Grow(*ready_[i]);
+    i = grown && ready_.size() == before ? i + 1 : 0;
+  }
+  const size_t taken = std::min(ready_.size(), most);
+  for (size_t i = 0; i < taken; ++i) {
+    BlockSequence& sequence = *ready_[i];
+    const int64_t index = sequence.kv.blocks();
+    const bool again = index < BlocksOf(sequence);
+    BlockChunk& chunk = step_.chunks.emplace_back();
+    chunk.tokens =
+        again
+            ? absl::MakeConstSpan(sequence.tokens).last(static_cast<size_t>(options_.block_length))
+            : absl::MakeConstSpan(std::get<AppendCall>(sequence.queue.front().call).tokens);
+    chunk.first_block = index;
+    chunk.pages = sequence.kv.pages();
+    chunk.first_context = index;
+    entries_.push_back({&sequence, index, 1, 1});
+    step_.context_rows += 1;
+    step_.decode_blocks += 1;
+  }
+  ready_.erase(ready_.begin(), ready_.begin() + static_cast<std::ptrdiff_t>(taken));
+}
+
+bool BlockScheduler::Grow(BlockSequence& sequence) {
+  const auto* append = std::get_if<AppendCall>(&sequence.queue.front().call);
+  const int64_t blocks = BlocksOf(sequence);
+  // What is at the head asks for the row of a block that is there: compute that block again, in a
+  // page of its own, since the one that holds it may be shared.
+  const bool again = append == nullptr || append->block_index < blocks;
+  while (true) {
+    bool has_pages = false;
+    if (!again) {
+      has_pages = pool_.Reserve(sequence.kv, blocks + 1);
+    } else if (sequence.kv.blocks() < blocks) {
+      has_pages = true;
+    } else {
+      has_pages = pool_.Fork(sequence.kv, blocks - 1, 1, &sequence.kv);
+    }
+    if (has_pages) return true;
+    BlockSequence* newest = table_.NewestUnprotected(sequence);
+    if (newest == nullptr || newest->admitted < sequence.admitted) newest = &sequence;
+    const bool itself = newest == &sequence;
+    Suspend(*newest);
+    if (itself) return false;
+  }
+}
+
+void BlockScheduler::PlanPrefill() {
+  int64_t budget = options_.prefill_chunk_blocks;
+  for (BlockSequence* sequence : opening_) {
+    if (budget == 0) break;
+    // What another prompt has computed since this one was admitted need not be computed again.
+    sequence->cached_blocks +=
+        pool_.ShareCached(sequence->kv, sequence->tokens, sequence->first_context);
+    const int64_t first = sequence->kv.blocks();
+    const int64_t count = std::min(BlocksOf(*sequence) - first, budget);
+    budget -= count;
+    const int64_t rows =
+        std::max<int64_t>(first + count - std::max(first, sequence->first_context), 0);
+    BlockChunk& chunk = step_.chunks.emplace_back();
+    chunk.tokens = absl::MakeConstSpan(sequence->tokens)
+                       .subspan(static_cast<size_t>(first * options_.block_length),
+                                static_cast<size_t>(count * options_.block_length));
+    chunk.first_block = first;
+    chunk.pages = sequence->kv.pages();
+    chunk.first_context = sequence->first_context;
+    entries_.push_back({sequence, first, count, rows});
+    step_.context_rows += rows;
+    step_.prefill_blocks += static_cast<int32_t>(count);
+  }
+}
+
+void BlockScheduler::FinishStep(const absl::Status& status, absl::Span<const float> contexts) {
+  // What follows may start nothing that touches `entries_`, but sequences end on the way.
+  std::vector<StepEntry> entries = std::exchange(entries_, {});
+  step_.chunks.clear();
+  const size_t width = static_cast<size_t>(options_.context_width);
+  for (const StepEntry& entry : entries) {
+    if (!status.ok()) {
+      Erase(*entry.sequence, status);
+      continue;
+    }
+    const absl::Span<const float> rows =
+        contexts.subspan(0, static_cast<size_t>(entry.rows) * width);
+    contexts.remove_prefix(rows.size());
+    if (!AllFinite(rows)) {
+      Erase(*entry.sequence, NonFinite());
+    } else if (entry.sequence->state == State::kOpening) {
+      FinishPrefill(entry, rows);
+    } else {
+      FinishDecode(entry, rows);
+    }
+  }
+  entries.clear();
+  entries_ = std::move(entries);
+}
+
+void BlockScheduler::FinishDecode(const StepEntry& entry, absl::Span<const float> rows) {
+  BlockSequence& sequence = *entry.sequence;
+  const BlockItem& head = sequence.queue.front();
+  if (BlocksOf(sequence) == entry.first_block) {
+    const std::vector<int32_t>& tokens = std::get<AppendCall>(head.call).tokens;
+    sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
+  }
+  pool_.Commit(sequence.kv, sequence.tokens, 1);
+  sequence.last_row.assign(rows.begin(), rows.end());
+  ReplyRows(head, entry.first_block, rows, /*last=*/true, /*cached_blocks=*/0);
+  const auto* open = std::get_if<OpenCall>(&head.call);
+  const bool close_after = open != nullptr && open->close_after;
+  sequence.queue.pop_front();
+  if (close_after) return Erase(sequence, absl::CancelledError("the sequence was closed"));
+  Advance(sequence);
+}
+
+void BlockScheduler::FinishPrefill(const StepEntry& entry, absl::Span<const float> rows) {
+  BlockSequence& sequence = *entry.sequence;
+  pool_.Commit(sequence.kv, sequence.tokens, entry.blocks);
+  const bool done = sequence.kv.blocks() == BlocksOf(sequence);
+  ReplyRows(sequence.queue.front(), entry.first_block + entry.blocks - entry.rows, rows, done,
+            sequence.cached_blocks);
+  if (!done) return ResolveForks(sequence);
+  const absl::Span<const float> last = rows.last(static_cast<size_t>(options_.context_width));
+  sequence.last_row.assign(last.begin(), last.end());
+  RemoveFromLists(sequence);
+  sequence.state = State::kOpen;
+  sequence.queue.pop_front();
+  if (sequence.close_after) return Erase(sequence, absl::CancelledError("the sequence was closed"));
+  Advance(sequence);
+}
+
+absl::Status BlockScheduler::CheckInvariants() const {
+  if (absl::Status status = pool_.CheckInvariants(); !status.ok()) return status;
+  absl::Status status;
+  table_.ForEach([&](const BlockSequence& sequence) {
+    const auto in = [&](const std::vector<BlockSequence*>& list) {
+      return std::count(list.begin(), list.end(), &sequence);
+    };
+    const bool opening = sequence.state == State::kOpening;
+    const bool works = sequence.state == State::kOpen && !sequence.queue.empty();
+    if (in(opening_) != opening || in(ready_) != works) {
+      status = absl::InternalError(
+          absl::StrCat("sequence ", sequence.key.sequence, " is not in the lists of its state"));
+    }
+    if (sequence.state == State::kOpen && sequence.kv.blocks() > BlocksOf(sequence)) {
+      status = absl::InternalError(absl::StrCat("sequence ", sequence.key.sequence, " holds ",
+                                                sequence.kv.blocks(), " blocks of ",
+                                                BlocksOf(sequence)));
+    }
+  });
+  return status;
+}
+
+}  // namespace blockserve

@@ -1,0 +1,681 @@
+#include "block_service/scheduler.h"
+
+#include <limits>
+#include <vector>
+
+#include "block_service/scheduler_harness.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace blockserve {
+namespace {
+
+using absl::StatusCode;
+using Harness = SchedulerHarness;
+using testing::HasSubstr;
+
+SchedulerOptions Options() { return Harness::DefaultOptions(); }
+
+TEST(BlockScheduler, OpensAppendsAndCloses) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(5, 1);
+  const uint64_t open = harness.Open(1, prompt, 8);
+  EXPECT_EQ(harness.RunUntilIdle(), 1);
+  EXPECT_EQ(harness.row(open), Harness::Expected(prompt));
+  EXPECT_EQ(harness.of(open).first_block, 4);
+  const uint64_t append = harness.Append(1, 5, {3, 4});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(append), Harness::Expected(Joined(prompt, {3, 4})));
+  EXPECT_EQ(harness.of(append).first_block, 5);
+  EXPECT_EQ(harness.code(harness.Close(1)), StatusCode::kOk);
+  EXPECT_EQ(harness.load().sequences, 0);
+  EXPECT_EQ(harness.available_pages(), 64);
+  EXPECT_EQ(harness.code(harness.Close(1)), StatusCode::kOk) << "closing is idempotent";
+}
+
+TEST(BlockScheduler, PipelinedItemsOfASequenceRunInOrder) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(3, 1);
+  const uint64_t open = harness.Open(1, prompt, 8);
+  const uint64_t first = harness.Append(1, 3, {1, 2});
+  const uint64_t second = harness.Append(1, 4, {3, 4});
+  EXPECT_EQ(harness.RunUntilIdle(), 3);
+  EXPECT_EQ(harness.row(open), Harness::Expected(prompt));
+  EXPECT_EQ(harness.row(first), Harness::Expected(Joined(prompt, {1, 2})));
+  EXPECT_EQ(harness.row(second), Harness::Expected(Joined(prompt, {1, 2, 3, 4})));
+}
+
+TEST(BlockScheduler, PromptsArePrefilledInChunksOfAnySizeToTheSameRows) {
+  const std::vector<int32_t> prompt = Prompt(23, 1);
+  for (const int32_t chunk : {1, 3, 4, 7, 22, 23, 100}) {
+    SchedulerOptions options = Options();
+    options.prefill_chunk_blocks = chunk;
+    Harness harness(options);
+    const uint64_t open = harness.Open(1, prompt, 0, 0);
+    EXPECT_EQ(harness.RunUntilIdle(), (23 + chunk - 1) / chunk);
+    ASSERT_EQ(harness.of(open).rows.size(), 23u) << "chunk " << chunk;
+    for (int64_t block = 0; block < 23; ++block) {
+      EXPECT_EQ(harness.of(open).rows[static_cast<size_t>(block)],
+                Harness::Expected({prompt.begin(), prompt.begin() + (block + 1) * 2}));
+    }
+  }
+}
+
+TEST(BlockScheduler, ALongPromptDoesNotStallRunningSequences) {
+  SchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 4;
+  Harness harness(options);
+  harness.Open(1, Prompt(2, 1), 8);
+  harness.RunUntilIdle();
+  const uint64_t open = harness.Open(2, Prompt(40, 2));
+  for (int64_t block = 2; block < 8; ++block) {
+    const uint64_t append = harness.Append(1, block, {5, 6});
+    harness.Step();
+    EXPECT_EQ(harness.code(append), StatusCode::kOk);
+    EXPECT_EQ(harness.decoded, 1);
+    EXPECT_EQ(harness.prefilled, 4);
+  }
+  EXPECT_FALSE(harness.of(open).done);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(open), Harness::Expected(Prompt(40, 2)));
+}
+
+TEST(BlockScheduler, SeveralPromptsShareAChunkInOrderOfArrival) {
+  SchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 10;
+  Harness harness(options);
+  const uint64_t first = harness.Open(1, Prompt(6, 1));
+  const uint64_t second = harness.Open(2, Prompt(3, 2));
+  const uint64_t third = harness.Open(3, Prompt(6, 3));
+  harness.Step();
+  EXPECT_EQ(harness.prefilled, 10);
+  EXPECT_TRUE(harness.of(first).done && harness.of(second).done);
+  EXPECT_FALSE(harness.of(third).done);
+}
+
+TEST(BlockScheduler, HigherPriorityIsPrefilledFirstButNobodyStarves) {
+  SchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 4;
+  Harness harness(options);
+  BlockItem batch = harness.Item(1);
+  batch.priority = 3;
+  batch.call = OpenCall{Prompt(4, 1), 0, -1, true};
+  const uint64_t low = harness.Submit(batch);
+  uint64_t sequence = 2;
+  int64_t served_before_low = 0;
+  // As much high-priority work as can be done, without end.
+  for (int step = 0; step < 300 && !harness.of(low).done; ++step) {
+    BlockItem high = harness.Item(sequence++);
+    high.priority = 1;
+    high.call = OpenCall{Prompt(4, static_cast<int32_t>(sequence)), 0, -1, true};
+    harness.Submit(high);
+    harness.Step();
+    ++served_before_low;
+  }
+  EXPECT_TRUE(harness.of(low).done);
+  EXPECT_GT(served_before_low, 100) << "priority counts";
+}
+
+TEST(BlockScheduler, AStepDecodesAtMostOneGroup) {
+  SchedulerOptions options = Options();
+  options.groups = 2;
+  options.min_group_blocks = 2;
+  Harness harness(options);
+  for (uint64_t sequence = 1; sequence <= 9; ++sequence) {
+    harness.Open(sequence, Prompt(1, static_cast<int32_t>(sequence)), 2);
+  }
+  harness.RunUntilIdle();
+  std::vector<uint64_t> appends;
+  for (uint64_t sequence = 1; sequence <= 9; ++sequence) {
+    appends.push_back(harness.Append(sequence, 1, {1, 1}));
+  }
+  harness.Step();
+  EXPECT_EQ(harness.decoded, 5);
+  for (size_t i = 0; i < 5; ++i) EXPECT_TRUE(harness.of(appends[i]).done) << "oldest first";
+  harness.Step();
+  EXPECT_EQ(harness.decoded, 4);
+  // Few sequences are not split.
+  for (uint64_t sequence = 3; sequence <= 9; ++sequence) harness.Close(sequence);
+  harness.Append(1, 2, {1, 1});
+  harness.Append(2, 2, {1, 1});
+  harness.Step();
+  EXPECT_EQ(harness.decoded, 2);
+}
+
+TEST(BlockScheduler, RepeatingTheLastBlockReturnsItsRowWithoutAStep) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(3, 1);
+  harness.Open(1, prompt, 8);
+  harness.RunUntilIdle();
+  const uint64_t first = harness.Append(1, 3, {1, 2});
+  harness.RunUntilIdle();
+  const int64_t steps = harness.engine.steps();
+  EXPECT_EQ(harness.row(harness.Append(1, 3, {1, 2})), harness.row(first));
+  // The prompt's last block may be repeated too, as long as it is the last.
+  EXPECT_EQ(harness.engine.steps(), steps);
+  EXPECT_EQ(harness.code(harness.Append(1, 3, {1, 3})), StatusCode::kAborted);
+  EXPECT_EQ(harness.code(harness.Append(1, 2, {1, 2})), StatusCode::kInvalidArgument);
+  EXPECT_EQ(harness.code(harness.Append(1, 5, {1, 2})), StatusCode::kInvalidArgument);
+  EXPECT_EQ(harness.code(harness.Append(1, -1, {1, 2})), StatusCode::kInvalidArgument);
+  EXPECT_EQ(harness.code(harness.Append(9, 3, {1, 2})), StatusCode::kNotFound);
+  const uint64_t next = harness.Append(1, 4, {5, 6});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(next), Harness::Expected(Joined(prompt, {1, 2, 5, 6})))
+      << "what was refused changed nothing";
+}
+
+TEST(BlockScheduler, OpeningAgainReturnsTheLastRow) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(6, 1);
+  const uint64_t open = harness.Open(1, prompt, 8);
+  const uint64_t during = harness.Open(1, prompt, 8);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(during), harness.row(open));
+  EXPECT_EQ(harness.row(harness.Open(1, prompt, 8)), harness.row(open));
+  EXPECT_EQ(harness.code(harness.Open(1, Prompt(6, 2), 8)), StatusCode::kAborted);
+  EXPECT_EQ(harness.code(harness.Open(1, Prompt(5, 1), 8)), StatusCode::kAborted);
+  harness.Append(1, 6, {1, 2});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(harness.Open(1, Joined(prompt, {1, 2}), 8)),
+            Harness::Expected(Joined(prompt, {1, 2})));
+  EXPECT_EQ(harness.load().sequences, 1);
+}
+
+TEST(BlockScheduler, SequencesOfDifferentGatewaysAreApart) {
+  Harness harness;
+  harness.scheduler.OpenStream(2, 8);
+  harness.Open(1, Prompt(2, 1));
+  BlockItem other = harness.Item(1);
+  other.stream = 2;
+  other.sequence.incarnation = 8;
+  other.call = OpenCall{Prompt(3, 2)};
+  const uint64_t id = harness.Submit(other);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(id), Harness::Expected(Prompt(3, 2)));
+  EXPECT_EQ(harness.load().sequences, 2);
+}
+
+TEST(BlockScheduler, MalformedItemsFailAloneNamingTheField) {
+  SchedulerOptions options = Options();
+  options.max_positions = 20;
+  Harness harness(options);
+  const uint64_t good = harness.Open(1, Prompt(2, 1));
+  const auto refused = [&](uint64_t id, const char* text) {
+    EXPECT_EQ(harness.code(id), StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(harness.of(id).status.message()), HasSubstr(text));
+  };
+  refused(harness.Open(2, {}), "open.tokens");
+  refused(harness.Open(2, {1, 2, 3}), "open.tokens");
+  refused(harness.Open(2, {1, 100}), "open.tokens[1] is 100");
+  refused(harness.Open(2, {-1, 5}), "open.tokens[0] is -1");
+  refused(harness.Open(2, Prompt(3, 1), 0, 3), "open.first_context");
+  refused(harness.Open(2, Prompt(3, 1), -1), "reserve_blocks");
+  refused(harness.Open(2, Prompt(21, 1)), "max_position_embeddings is 20");
+  refused(harness.Append(1, 2, {1}), "append.tokens");
+  refused(harness.Append(1, 2, {1, 2, 3}), "append.tokens");
+  refused(harness.Append(1, 2, {1, std::numeric_limits<int32_t>::max()}), "append.tokens[1]");
+  refused(harness.Fork(3, 1, 0), "fork.blocks");
+  refused(harness.Fork(3, 1, std::numeric_limits<int64_t>::max()), "fork.");
+  BlockItem empty = harness.Item(1);
+  refused(harness.Submit(empty), "call");
+  const uint64_t too_far = harness.Fork(4, 1, 3);
+  harness.RunUntilIdle();
+  refused(too_far, "the parent has 2");
+  EXPECT_EQ(harness.row(good), Harness::Expected(Prompt(2, 1)));
+  EXPECT_EQ(harness.load().sequences, 1);
+}
+
+TEST(BlockScheduler, AnAppendBeyondTheModelsPositionsIsRefused) {
+  SchedulerOptions options = Options();
+  options.max_positions = 4;
+  Harness harness(options);
+  harness.Open(1, Prompt(3, 1), 100);
+  harness.RunUntilIdle();
+  harness.Append(1, 3, {1, 2});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(harness.Append(1, 4, {1, 2})), StatusCode::kInvalidArgument);
+}
+
+TEST(BlockScheduler, WhatCanNeverFitIsInvalidAndWhatDoesNotFitNowIsRefused) {
+  SchedulerOptions options = Options();
+  options.num_pages = 8;
+  Harness harness(options);
+  const uint64_t never = harness.Open(1, Prompt(10, 1), 23);
+  EXPECT_EQ(harness.code(never), StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(harness.of(never).status.message()), HasSubstr("9 KV pages"));
+  EXPECT_EQ(harness.code(harness.Open(1, Prompt(4, 1), std::numeric_limits<int64_t>::max())),
+            StatusCode::kInvalidArgument);
+  harness.Open(1, Prompt(16, 1), 4);
+  EXPECT_EQ(harness.code(harness.Open(2, Prompt(16, 2), 0)), StatusCode::kResourceExhausted)
+      << "at once, without a step";
+  EXPECT_EQ(harness.load().sequences, 1);
+  harness.RunUntilIdle();
+  harness.Close(1);
+  const uint64_t fits = harness.Open(2, Prompt(16, 2), 0);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(fits), StatusCode::kOk) << "cached pages made room";
+}
+
+TEST(BlockScheduler, TheNumberOfSequencesIsBounded) {
+  SchedulerOptions options = Options();
+  options.max_sequences = 2;
+  Harness harness(options);
+  harness.Open(1, Prompt(1, 1));
+  harness.Open(2, Prompt(1, 2));
+  EXPECT_EQ(harness.code(harness.Open(3, Prompt(1, 3))), StatusCode::kResourceExhausted);
+  EXPECT_EQ(harness.code(harness.Fork(3, 1, 1)), StatusCode::kResourceExhausted);
+  EXPECT_FALSE(harness.of(harness.Open(2, Prompt(1, 2))).done) << "a repetition is no new one";
+}
+
+TEST(BlockScheduler, PrefixesAreSharedAndChangeNoRow) {
+  const std::vector<int32_t> shared = Prompt(9, 1);
+  const std::vector<int32_t> one = Joined(shared, {1, 1}), two = Joined(shared, {2, 2});
+  for (const bool prefix_cache : {true, false}) {
+    SchedulerOptions options = Options();
+    options.prefix_cache = prefix_cache;
+    Harness harness(options);
+    const uint64_t first = harness.Open(1, one);
+    harness.RunUntilIdle();
+    harness.Close(1);
+    const int64_t before = harness.engine.computed_blocks();
+    const uint64_t second = harness.Open(2, two);
+    harness.RunUntilIdle();
+    EXPECT_EQ(harness.row(first), Harness::Expected(one));
+    EXPECT_EQ(harness.row(second), Harness::Expected(two));
+    EXPECT_EQ(harness.of(second).cached_blocks, prefix_cache ? 8 : 0);
+    EXPECT_EQ(harness.engine.computed_blocks() - before, prefix_cache ? 2 : 10);
+  }
+}
+
+TEST(BlockScheduler, AHitNeverCoversARowThatIsWanted) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(8, 1);
+  const uint64_t first = harness.Open(1, prompt, 0, 0);
+  harness.RunUntilIdle();
+  harness.Close(1);
+  const uint64_t last_only = harness.Open(2, prompt);
+  const uint64_t some = harness.Open(3, prompt, 0, 5);
+  const uint64_t all = harness.Open(4, prompt, 0, 0);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.of(last_only).cached_blocks, 4) << "the last page holds the wanted block";
+  EXPECT_EQ(harness.of(some).cached_blocks, 4);
+  EXPECT_EQ(harness.of(all).cached_blocks, 0);
+  EXPECT_EQ(harness.of(all).rows, harness.of(first).rows);
+  EXPECT_EQ(harness.of(some).rows.size(), 3u);
+  EXPECT_EQ(harness.of(some).first_block, 5);
+  EXPECT_EQ(harness.row(last_only), harness.of(first).rows.back());
+}
+
+TEST(BlockScheduler, APromptThatWaitsUsesWhatAnotherHasComputedMeanwhile) {
+  SchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 16;
+  Harness harness(options);
+  const std::vector<int32_t> prompt = Prompt(16, 1);
+  harness.Open(1, prompt);
+  const uint64_t second = harness.Open(2, prompt);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.of(second).cached_blocks, 12);
+  EXPECT_EQ(harness.engine.computed_blocks(), 20);
+  EXPECT_EQ(harness.row(second), Harness::Expected(prompt));
+}
+
+TEST(BlockScheduler, ForksGoOnByThemselves) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(6, 1);
+  harness.Open(1, prompt, 8);
+  // All in one batch: the forks wait for the prompt, and the appends for the forks.
+  const uint64_t fork = harness.Fork(2, 1, 6, 8);
+  const uint64_t early = harness.Fork(3, 1, 3, 8);
+  const uint64_t on_fork = harness.Append(2, 6, {1, 1});
+  const uint64_t on_early = harness.Append(3, 3, {2, 2});
+  const uint64_t grandchild = harness.Fork(4, 2, 7, 8);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(fork), StatusCode::kOk);
+  EXPECT_TRUE(harness.of(fork).rows.empty());
+  EXPECT_EQ(harness.code(early), StatusCode::kOk);
+  EXPECT_EQ(harness.code(grandchild), StatusCode::kOk);
+  EXPECT_EQ(harness.row(on_fork), Harness::Expected(Joined(prompt, {1, 1})));
+  EXPECT_EQ(harness.row(on_early),
+            Harness::Expected(Joined({prompt.begin(), prompt.begin() + 6}, {2, 2})));
+  const uint64_t on_parent = harness.Append(1, 6, {3, 3});
+  const uint64_t on_grandchild = harness.Append(4, 7, {4, 4});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(on_parent), Harness::Expected(Joined(prompt, {3, 3})));
+  EXPECT_EQ(harness.row(on_grandchild), Harness::Expected(Joined(prompt, {1, 1, 4, 4})));
+}
+
+TEST(BlockScheduler, ForkIsIdempotentAndOutlivesItsParent) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(6, 1);
+  harness.Open(1, prompt, 8);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(harness.Fork(2, 1, 5, 8)), StatusCode::kOk);
+  EXPECT_EQ(harness.code(harness.Fork(2, 1, 5, 8)), StatusCode::kOk);
+  EXPECT_EQ(harness.code(harness.Fork(2, 1, 4, 8)), StatusCode::kAborted);
+  harness.Close(1);
+  EXPECT_EQ(harness.code(harness.Fork(2, 1, 5, 8)), StatusCode::kOk);
+  EXPECT_EQ(harness.code(harness.Fork(3, 1, 5, 8)), StatusCode::kNotFound);
+  const uint64_t append = harness.Append(2, 5, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(append),
+            Harness::Expected(Joined({prompt.begin(), prompt.begin() + 10}, {1, 1})));
+}
+
+TEST(BlockScheduler, TheLastRowOfAForkInTheMiddleIsComputedWhenAskedFor) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(11, 1);
+  harness.Open(1, prompt, 8);
+  harness.RunUntilIdle();
+  for (const int64_t blocks : {1, 4, 6, 8, 10}) {
+    const std::vector<int32_t> part(prompt.begin(), prompt.begin() + blocks * 2);
+    const uint64_t sequence = static_cast<uint64_t>(10 + blocks);
+    harness.Fork(sequence, 1, blocks, 4);
+    const uint64_t repeated = harness.Append(sequence, blocks - 1, {part.end() - 2, part.end()});
+    const uint64_t opened = harness.Open(sequence, part, 4);
+    const uint64_t next = harness.Append(sequence, blocks, {7, 7});
+    harness.RunUntilIdle();
+    EXPECT_EQ(harness.row(repeated), Harness::Expected(part)) << blocks;
+    EXPECT_EQ(harness.row(opened), Harness::Expected(part)) << blocks;
+    EXPECT_EQ(harness.row(next), Harness::Expected(Joined(part, {7, 7}))) << blocks;
+  }
+  // And the parent's blocks are what they were.
+  const uint64_t append = harness.Append(1, 11, {8, 8});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(append), Harness::Expected(Joined(prompt, {8, 8})));
+}
+
+TEST(BlockScheduler, AForkWhoseParentGoesIsAnswered) {
+  Harness harness;
+  harness.Open(1, Prompt(6, 1), 8);
+  const uint64_t fork = harness.Fork(2, 1, 6);
+  const uint64_t append = harness.Append(2, 6, {1, 1});
+  harness.Close(1);
+  EXPECT_EQ(harness.code(fork), StatusCode::kNotFound);
+  EXPECT_EQ(harness.code(append), StatusCode::kNotFound);
+  EXPECT_EQ(harness.load().sequences, 0);
+  EXPECT_EQ(harness.available_pages(), 64);
+}
+
+TEST(BlockScheduler, ScoringDeliversEveryRowAndClosesItself) {
+  SchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 5;
+  options.max_rows_per_reply = 2;
+  Harness harness(options);
+  const std::vector<int32_t> prompt = Prompt(12, 1);
+  const uint64_t score = harness.Open(1, prompt, 0, 3, /*close_after=*/true);
+  harness.RunUntilIdle();
+  const Answer& answer = harness.of(score);
+  EXPECT_TRUE(answer.done && answer.status.ok());
+  EXPECT_EQ(answer.first_block, 3);
+  EXPECT_EQ(answer.rows.size(), 9u);
+  EXPECT_EQ(answer.replies, 1 + 3 + 1);
+  for (size_t i = 0; i < answer.rows.size(); ++i) {
+    EXPECT_EQ(answer.rows[i],
+              Harness::Expected({prompt.begin(), prompt.begin() + static_cast<long>(2 * (i + 4))}));
+  }
+  EXPECT_EQ(harness.load().sequences, 0);
+  EXPECT_EQ(harness.available_pages(), 64);
+}
+
+TEST(BlockScheduler, CancelledItemsThatWaitAreAnswered) {
+  SchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 4;
+  Harness harness(options);
+  harness.Open(1, Prompt(2, 1), 8);
+  harness.RunUntilIdle();
+  const uint64_t append = harness.Append(1, 2, {1, 1});
+  const uint64_t cancel = harness.Cancel(append);
+  EXPECT_EQ(harness.code(append), StatusCode::kCancelled);
+  EXPECT_EQ(harness.code(cancel), StatusCode::kOk);
+  EXPECT_EQ(harness.code(harness.Cancel(append)), StatusCode::kOk) << "too late is no error";
+  const uint64_t again = harness.Append(1, 2, {2, 2});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(again), Harness::Expected(Joined(Prompt(2, 1), {2, 2})))
+      << "the sequence stays";
+  const uint64_t open = harness.Open(2, Prompt(12, 2), 8);
+  harness.Step();
+  harness.Cancel(open);
+  EXPECT_EQ(harness.code(open), StatusCode::kCancelled) << "also when partly prefilled";
+  EXPECT_EQ(harness.load().sequences, 1);
+  EXPECT_FALSE(harness.Step()) << "no work is left for it";
+}
+
+TEST(BlockScheduler, FreesPagesBeforeTheNextStepWhenASequenceIsClosedOrCancelled) {
+  SchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 4;
+  Harness harness(options);
+  const uint64_t open = harness.Open(1, Prompt(20, 1), 8);
+  harness.Open(2, Prompt(20, 2), 8);
+  harness.Step();
+  EXPECT_EQ(harness.available_pages(), 64 - 7 - 7);
+  harness.Cancel(open);
+  EXPECT_EQ(harness.available_pages(), 64 - 7);
+  harness.Close(2);
+  EXPECT_EQ(harness.available_pages(), 64);
+  EXPECT_FALSE(harness.Step());
+}
+
+TEST(BlockScheduler, ItemsWhoseTimeIsOverAreNotWorkedOn) {
+  SchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 4;
+  Harness harness(options);
+  BlockItem late = harness.Item(1);
+  late.deadline = harness.now;
+  late.call = OpenCall{Prompt(2, 1)};
+  EXPECT_EQ(harness.code(harness.Submit(late)), StatusCode::kDeadlineExceeded);
+  BlockItem waits = harness.Item(2);
+  waits.deadline = harness.now + absl::Milliseconds(50);
+  waits.call = OpenCall{Prompt(20, 2)};
+  const uint64_t open = harness.Submit(waits);
+  harness.Step();
+  harness.now += absl::Milliseconds(50);
+  const int64_t computed = harness.engine.computed_blocks();
+  EXPECT_FALSE(harness.Step());
+  EXPECT_EQ(harness.code(open), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(harness.engine.computed_blocks(), computed);
+  EXPECT_EQ(harness.load().sequences, 0);
+}
+
+TEST(BlockScheduler, AnExpiredAppendLeavesItsSequence) {
+  Harness harness;
+  harness.Open(1, Prompt(2, 1), 8);
+  harness.RunUntilIdle();
+  BlockItem item = harness.Item(1);
+  item.deadline = harness.now + absl::Milliseconds(1);
+  item.call = AppendCall{2, {1, 1}};
+  const uint64_t late = harness.Submit(item);
+  const uint64_t behind = harness.Append(1, 2, {2, 2});
+  harness.now += absl::Milliseconds(1);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(late), StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(harness.row(behind), Harness::Expected(Joined(Prompt(2, 1), {2, 2})));
+}
+
+TEST(BlockScheduler, SequencesOutliveABrokenStreamByTheLease) {
+  Harness harness;
+  harness.Open(1, Prompt(5, 1), 8);
+  harness.RunUntilIdle();
+  harness.scheduler.CloseStream(1, harness.now);
+  EXPECT_EQ(harness.scheduler.NextWakeUp(), harness.now + absl::Seconds(10));
+  harness.now += absl::Milliseconds(9999);
+  harness.Step();
+  EXPECT_EQ(harness.load().sequences, 1);
+  harness.scheduler.OpenStream(2, Harness::kGateway);
+  harness.stream = 2;
+  EXPECT_EQ(harness.scheduler.NextWakeUp(), absl::InfiniteFuture());
+  harness.now += absl::Hours(1);
+  const uint64_t append = harness.Append(1, 5, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(append), Harness::Expected(Joined(Prompt(5, 1), {1, 1})));
+  harness.scheduler.CloseStream(2, harness.now);
+  harness.now += absl::Seconds(10);
+  harness.Step();
+  EXPECT_EQ(harness.load().sequences, 0);
+  EXPECT_EQ(harness.available_pages(), 64);
+}
+
+TEST(BlockScheduler, AnotherGatewayDoesNotInheritSequences) {
+  Harness harness;
+  harness.Open(1, Prompt(5, 1), 8);
+  harness.RunUntilIdle();
+  harness.scheduler.CloseStream(1, harness.now);
+  harness.scheduler.OpenStream(2, Harness::kGateway + 1);
+  harness.now += absl::Seconds(10);
+  harness.Step();
+  EXPECT_EQ(harness.load().sequences, 0);
+}
+
+TEST(BlockScheduler, AStreamThatBreaksTakesItsWaitingItemsWithIt) {
+  SchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 4;
+  Harness harness(options);
+  harness.Open(1, Prompt(3, 1), 8);
+  harness.RunUntilIdle();
+  const uint64_t append = harness.Append(1, 3, {1, 1});
+  const uint64_t open = harness.Open(2, Prompt(20, 2));
+  const uint64_t fork = harness.Fork(3, 2, 20);
+  harness.Step();
+  const uint64_t second = harness.Append(1, 4, {1, 1});
+  harness.scheduler.CloseStream(1, harness.now);
+  EXPECT_FALSE(harness.Step());
+  EXPECT_TRUE(harness.of(append).done) << "was in the step that ended before";
+  EXPECT_FALSE(harness.of(second).done || harness.of(open).done || harness.of(fork).done);
+  EXPECT_EQ(harness.load().sequences, 1) << "only what was open is kept";
+  harness.scheduler.OpenStream(2, Harness::kGateway);
+  harness.stream = 2;
+  const uint64_t again = harness.Append(1, 4, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(again), Harness::Expected(Joined(Prompt(3, 1), {1, 1, 1, 1})));
+}
+
+TEST(BlockScheduler, AnOldStreamsLateEndDoesNotTouchItsSuccessor) {
+  Harness harness;
+  harness.Open(1, Prompt(3, 1), 8);
+  harness.RunUntilIdle();
+  harness.scheduler.OpenStream(2, Harness::kGateway);
+  harness.scheduler.CloseStream(1, harness.now);
+  harness.now += absl::Minutes(1);
+  harness.Step();
+  EXPECT_EQ(harness.load().sequences, 1);
+}
+
+TEST(BlockScheduler, TheNewestGivesWayWhenPagesRunOut) {
+  SchedulerOptions options = Options();
+  options.num_pages = 8;
+  options.reserve_tokens = 4;
+  Harness harness(options);
+  harness.Open(1, Prompt(12, 1), 20);
+  harness.Open(2, Prompt(12, 2), 20);
+  harness.RunUntilIdle();  // 4 pages each: all taken
+  std::vector<int32_t> first = Prompt(12, 1), second = Prompt(12, 2);
+  for (int64_t block = 12; block < 16; ++block) {
+    harness.Append(1, block, {1, 1});
+    harness.Append(2, block, {2, 2});
+    first = Joined(first, {1, 1});
+    second = Joined(second, {2, 2});
+  }
+  harness.RunUntilIdle();
+  const uint64_t older = harness.Append(1, 16, {1, 1});
+  const uint64_t newer = harness.Append(2, 16, {2, 2});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(older), Harness::Expected(Joined(first, {1, 1})));
+  EXPECT_EQ(harness.code(newer), StatusCode::kUnavailable);
+  EXPECT_TRUE(harness.of(newer).suspended);
+  EXPECT_EQ(harness.code(harness.Append(2, 16, {2, 2})), StatusCode::kNotFound) << "it is gone";
+  harness.Close(1);
+  const uint64_t reopened = harness.Open(2, second, 8);
+  const uint64_t again = harness.Append(2, 16, {2, 2});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(reopened), Harness::Expected(second));
+  EXPECT_EQ(harness.row(again), Harness::Expected(Joined(second, {2, 2})));
+}
+
+TEST(BlockScheduler, ASuspendedSequenceThatWasIdleHearsOfItLater) {
+  SchedulerOptions options = Options();
+  options.num_pages = 8;
+  options.reserve_tokens = 2;
+  Harness harness(options);
+  harness.Open(1, Prompt(15, 1), 9);
+  harness.Open(2, Prompt(15, 2), 9);
+  harness.RunUntilIdle();
+  harness.Append(1, 15, {1, 1});
+  harness.Append(2, 15, {1, 1});
+  harness.RunUntilIdle();
+  const uint64_t grows = harness.Append(1, 16, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(grows), StatusCode::kOk);
+  const uint64_t fork = harness.Fork(3, 2, 4);
+  EXPECT_EQ(harness.code(fork), StatusCode::kNotFound);
+  const uint64_t told = harness.Append(2, 16, {1, 1});
+  EXPECT_EQ(harness.code(told), StatusCode::kUnavailable);
+  EXPECT_TRUE(harness.of(told).suspended);
+  EXPECT_EQ(harness.load().sequences, 1);
+}
+
+TEST(BlockScheduler, ASequenceIsNotSuspendedWithinItsReservation) {
+  SchedulerOptions options = Options();
+  options.num_pages = 8;
+  options.reserve_tokens = 16;  // 8 blocks: two pages
+  Harness harness(options);
+  harness.Open(1, Prompt(8, 1), 24);
+  harness.RunUntilIdle();
+  harness.Open(2, Prompt(8, 2), 8);
+  harness.RunUntilIdle();
+  // The first needs more than it reserved; the second, newer, still has its share to come.
+  for (int64_t block = 8; block < 16; ++block) {
+    const uint64_t append = harness.Append(1, block, {1, 1});
+    harness.RunUntilIdle();
+    EXPECT_EQ(harness.code(append), StatusCode::kOk);
+  }
+  const uint64_t grows = harness.Append(1, 16, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(grows), StatusCode::kUnavailable);
+  EXPECT_TRUE(harness.of(grows).suspended);
+  for (int64_t block = 8; block < 16; ++block) {
+    const uint64_t append = harness.Append(2, block, {1, 1});
+    harness.RunUntilIdle();
+    EXPECT_EQ(harness.code(append), StatusCode::kOk);
+  }
+}
+
+TEST(BlockScheduler, ANonFiniteRowFailsItsOwnItemAlone) {
+  Harness harness;
+  harness.Open(1, Prompt(2, 1), 4);
+  harness.Open(2, Prompt(2, 2), 4);
+  harness.RunUntilIdle();
+  const uint64_t bad = harness.Append(1, 2, {TestBlockEngine::kPoison, 1});
+  const uint64_t good = harness.Append(2, 2, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(bad), StatusCode::kInternal);
+  EXPECT_EQ(harness.row(good), Harness::Expected(Joined(Prompt(2, 2), {1, 1})));
+  EXPECT_EQ(harness.load().sequences, 1);
+}
+
+TEST(BlockScheduler, AStepThatFailsFailsItsItemsAndLeavesTheRest) {
+  Harness harness;
+  harness.Open(1, Prompt(2, 1), 4);
+  harness.Open(2, Prompt(2, 2), 4);
+  harness.RunUntilIdle();
+  harness.engine.FailNextSteps(absl::InternalError("the device is gone"));
+  const uint64_t bad = harness.Append(1, 2, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(bad), StatusCode::kInternal);
+  harness.engine.FailNextSteps(absl::OkStatus());
+  const uint64_t good = harness.Append(2, 2, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(good), StatusCode::kOk);
+}
+
+TEST(BlockScheduler, WhileDrainingSequencesGoOnAndNewOnesAreRefused) {
+  Harness harness;
+  harness.Open(1, Prompt(2, 1), 4);
+  harness.RunUntilIdle();
+  harness.scheduler.StartDraining();
+  EXPECT_EQ(harness.code(harness.Open(2, Prompt(2, 2))), StatusCode::kUnavailable);
+  const uint64_t append = harness.Append(1, 2, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(append), StatusCode::kOk);
+}
+
+}  // namespace
+}  // namespace blockserve
