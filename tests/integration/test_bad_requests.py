@@ -89,7 +89,7 @@ def test_generate_names_the_field(launcher, plain, parameters, words):
 
 def test_score_names_the_field(launcher, plain):
     client = launcher.client(plain)
-    refused(lambda: client.score([]), "continuation")
+    refused(lambda: client.score([], context=[1]), "continuation")
     refused(lambda: client.score([512]), "continuation", "512")
     refused(lambda: client.score([1], context=[-1]), "context")
     refused(lambda: client.score([1] * 9000), "continuation")
