@@ -1,0 +1,125 @@
+// One replica of the block tier: its connection, what it holds for us and what it last said of itself.
+#ifndef BLOCKSERVE_GATEWAY_BLOCK_REPLICA_H_
+#define BLOCKSERVE_GATEWAY_BLOCK_REPLICA_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "gateway/block_tier.h"
+#include "rpc/context_codec.h"
+
+namespace blockserve {
+
+// A call that was refused for a full queue is sent again after so long.
+inline constexpr absl::Duration kReplicaHold = absl::Milliseconds(20);
+// A replica that refused an open is asked again after so long, if no report says sooner that there is
+// room.
+inline constexpr absl::Duration kFullHold = absl::Milliseconds(250);
+
+struct BlockItem {
+  BlockCall call = BlockCall::kOpen;
+  uint64_t sequence = 0;  // handle; 0 for closes
+};
+
+struct BlockTier::Replica final : public BlockLink::Observer {
+  Replica(BlockTier& tier, const std::string& address) : tier(tier) { member.address = address; }
+
+  void OnReady(v1::BlockReplyBatch first) override { tier.OnReady(*this, std::move(first)); }
+  void OnMessage(v1::BlockReplyBatch batch) override { tier.OnMessage(*this, std::move(batch)); }
+  void OnLost(absl::Status status) override { tier.OnLost(*this, std::move(status)); }
+
+  static TierIdentity IdentityOf(const v1::BlockServiceHello& hello) {
+    const v1::TierHello& tier = hello.tier();
+    return {tier.protocol_version(), tier.incarnation(),   tier.config_hash(),
+            tier.tokenizer_hash(),   tier.part_hash(),     tier.numeric_id(),
+            tier.name(),             hello.block_length(), hello.context_width(),
+            /*vocab_size=*/0};
+  }
+
+  void Reset(const v1::BlockServiceHello& hello, absl::Time now) {
+    Disconnected();
+    seen = true;
+    full = false;
+    suspect = false;
+    last_heard = now;
+    context_type = hello.context_type();
+    row_bytes = static_cast<size_t>(hello.context_width()) * ContextValueBytes(context_type);
+    page_blocks = std::max(1, hello.page_blocks());
+    pages = hello.pages();
+    max_sequences = hello.max_sequences();
+    max_blocks = hello.max_blocks_per_sequence();
+    free_pages = pages;
+  }
+
+  void Disconnected() {
+    items.clear();
+    outgoing.Clear();
+    promised_pages = 0;
+    opens = 0;
+  }
+
+  void Heard(const v1::BlockReplyBatch& batch, absl::Time now) {
+    last_heard = now;
+    suspect = false;
+    if (!batch.has_load()) return;
+    free_pages = batch.load().free_pages() + batch.load().cached_pages();
+    if (full && free_pages > full_pages) full = false;
+  }
+
+  // An open found no room.
+  void Refused(absl::Time now) {
+    full = true;
+    full_pages = free_pages;
+    full_until = now + kFullHold;
+  }
+
+  bool empty() const { return sequences.empty() && (items.empty() || !member.connected); }
+  int64_t available_pages() const { return free_pages - promised_pages; }
+  bool has_room_for_sequence() const {
+    return max_sequences <= 0 || static_cast<int64_t>(sequences.size()) < max_sequences;
+  }
+  bool fits_blocks(int64_t blocks) const {
+    if (max_blocks > 0 && blocks > max_blocks) return false;
+    return pages <= 0 || blocks <= pages * page_blocks;
+  }
+  size_t page_tokens(int32_t block_length) const {
+    return static_cast<size_t>(page_blocks) * static_cast<size_t>(block_length);
+  }
+
+  BlockTier& tier;
+  TierMember member;
+  bool seen = false;     // has said hello before: its incarnation is known
+  bool suspect = false;  // silent for too long; until it is heard of again
+  absl::Time last_heard = absl::InfinitePast();
+
+  std::unordered_set<uint64_t> sequences;          // handles of those that it holds or opens
+  std::vector<uint64_t> orphans;                   // wire ids to be closed when it is there again
+  std::unordered_map<uint64_t, BlockItem> items;   // calls under way, by id
+  v1::BlockRequestBatch outgoing;                  // of this turn
+  int64_t promised_pages = 0;                      // to opens under way
+  int opens = 0;                                   // under way
+
+  v1::ContextType context_type = v1::CONTEXT_TYPE_FLOAT32;
+  size_t row_bytes = 0;
+  int32_t page_blocks = 1;
+  int64_t pages = 0;
+  int32_t max_sequences = 0;
+  int32_t max_blocks = 0;
+  int64_t free_pages = 0;  // by its last report, cached ones included
+  bool full = false;       // refused an open, and has not reported more room since
+  int64_t full_pages = 0;
+  absl::Time full_until;
+
+  PrefixMemory prefixes{1024};  // prompts that it has lately opened
+  std::unique_ptr<BlockLink> link;  // last: its end must not meet a half-destroyed replica
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_BLOCK_REPLICA_H_

@@ -1,0 +1,624 @@
+#include "gateway/block_tier.h"
+
+#include <algorithm>
+#include <set>
+
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "common/status_catalogue.h"
+#include "gateway/block_replica.h"
+#include "gateway/remaining.h"
+
+namespace blockserve {
+
+BlockTier::BlockTier(Loop& loop, TierOptions options, ExpectedModel expected, LinkFactory make_link)
+    : loop_(loop),
+      options_(options),
+      block_length_(expected.block_length),
+      make_link_(std::move(make_link)),
+      membership_("block service", std::move(expected), loop.Now()) {}
+
+BlockTier::~BlockTier() { *alive_ = false; }
+
+int64_t BlockTier::BlocksOf(const Sequence& sequence) const {
+  return static_cast<int64_t>(sequence.spec.prompt->size() + sequence.spec.more.size()) /
+         block_length_;
+}
+
+// ---- replicas come and go
+
+void BlockTier::AddReplica(const std::string& address) {
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->member.address != address) continue;
+    replica->member.removed = false;
+    membership_.Update(replica->member, loop_.Now());
+    SchedulePump();
+    return;
+  }
+  replicas_.push_back(std::make_unique<Replica>(*this, address));
+  Replica& replica = *replicas_.back();
+  replica.link = make_link_(address);
+  replica.link->Start(&replica);
+}
+
+void BlockTier::RemoveReplica(const std::string& address) {
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->member.address != address) continue;
+    replica->member.removed = true;
+    membership_.Update(replica->member, loop_.Now());
+    RetireIfEmpty(*replica);
+    return;
+  }
+}
+
+void BlockTier::RetireIfEmpty(Replica& replica) {
+  if (!replica.member.removed || !replica.empty()) return;
+  // Not at once: this may be one of the link's own callbacks.
+  loop_.Post([this, alive = alive_, address = replica.member.address] {
+    if (!*alive) return;
+    const auto found = std::find_if(replicas_.begin(), replicas_.end(), [&](const auto& candidate) {
+      return candidate->member.address == address;
+    });
+    if (found == replicas_.end() || !(*found)->member.removed || !(*found)->empty()) return;
+    membership_.Forget((*found)->member);
+    replicas_.erase(found);
+    if (on_change_) on_change_();
+  });
+}
+
+void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
+  const v1::BlockServiceHello& hello = first.hello();
+  const bool same_process =
+      replica.seen && replica.member.identity.incarnation == hello.tier().incarnation();
+  replica.Reset(hello, loop_.Now());
+  const bool fits = membership_.Connected(replica.member, replica.IdentityOf(hello), loop_.Now());
+
+  const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
+  if (fits && same_process) {
+    // The stream broke, not the process: within its lease it still has our sequences, and repeating
+    // the calls that were under way does no harm.
+    for (const uint64_t wire_id : std::exchange(replica.orphans, {})) SendClose(replica, wire_id);
+    for (const uint64_t handle : held) {
+      Sequence& sequence = *sequences_.at(handle);
+      if (sequence.phase == Phase::kOpening) SendOpen(handle, sequence);
+      if (sequence.phase == Phase::kForking) SendFork(handle, sequence);
+      if (sequence.phase == Phase::kAppending) SendAppend(handle, sequence);
+    }
+  } else {
+    replica.orphans.clear();
+    for (const uint64_t handle : held) {
+      Reopen(handle, *sequences_.at(handle), /*close_copy=*/false);
+    }
+  }
+  if (fits) {
+    // Sequences that had nowhere to go when their replica was lost.
+    std::vector<uint64_t> stranded;
+    for (const auto& [handle, sequence] : sequences_) {
+      if (sequence->wants_row && sequence->replica != nullptr &&
+          !sequence->replica->member.connected &&
+          sequence->spec.group == replica.member.group) {
+        stranded.push_back(handle);
+      }
+    }
+    for (const uint64_t handle : stranded) {
+      Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
+    }
+  }
+  if (on_change_) on_change_();
+  OnMessage(replica, std::move(first));
+}
+
+void BlockTier::OnLost(Replica& replica, absl::Status status) {
+  const bool died = replica.member.connected && !replica.member.draining && !status.ok();
+  const bool was_usable = replica.member.usable();
+  membership_.Lost(replica.member, status, loop_.Now());
+  replica.Disconnected();
+  const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
+  for (const uint64_t handle : held) {
+    Sequence& sequence = *sequences_.at(handle);
+    const bool calling = sequence.item != 0;
+    sequence.item = 0;
+    sequence.promised_pages = 0;
+    if (died && calling) sequence.history.ReplicaDied();
+    if (sequence.history.given_up()) {
+      Fail(handle, absl::InternalError("block services died under this request again and again"));
+    } else if (HasOther(sequence.spec.group, &replica)) {
+      Reopen(handle, sequence, /*close_copy=*/true);
+    }
+    // Else it stays, in the hope that the replica comes back before another one is there.
+  }
+  if (was_usable && on_change_) on_change_();
+  RetireIfEmpty(replica);
+  SchedulePump();
+}
+
+// ---- what replicas say
+
+void BlockTier::OnMessage(Replica& replica, v1::BlockReplyBatch batch) {
+  replica.Heard(batch, loop_.Now());
+  if (batch.draining() && !replica.member.draining) {
+    replica.member.draining = true;
+    membership_.Update(replica.member, loop_.Now());
+    if (on_change_) on_change_();
+  }
+  const size_t row_bytes = replica.row_bytes;
+  size_t offset = 0;
+  for (const v1::BlockReply& reply : batch.items()) {
+    const size_t bytes = static_cast<size_t>(std::max(0, reply.rows())) * row_bytes;
+    absl::string_view rows;
+    if (offset + bytes <= batch.contexts().size()) {
+      rows = absl::string_view(batch.contexts()).substr(offset, bytes);
+    }
+    offset += bytes;
+    OnReply(replica, reply, rows);
+  }
+  RetireIfEmpty(replica);
+  SchedulePump();
+}
+
+void BlockTier::OnReply(Replica& replica, const v1::BlockReply& reply, absl::string_view rows) {
+  const auto found = replica.items.find(reply.id());
+  if (found == replica.items.end()) return;  // cancelled, or the sequence has moved on
+  const BlockItem item = found->second;
+  const bool ok = reply.status().code() == 0;
+  if (item.call == BlockCall::kClose) {
+    replica.items.erase(found);
+    replica.full = false;
+    return;
+  }
+  Sequence& sequence = *sequences_.at(item.sequence);
+  const bool more_to_come =
+      ok && item.call == BlockCall::kOpen && sequence.spec.scoring && !reply.last();
+  if (!more_to_come) {
+    replica.items.erase(found);
+    sequence.item = 0;
+    replica.promised_pages -= std::exchange(sequence.promised_pages, 0);
+    if (item.call == BlockCall::kOpen) --replica.opens;
+  } else {
+    sequence.sent = loop_.Now();  // rows come: it is being worked on
+  }
+  if (ok) {
+    OnRows(replica, item.call, item.sequence, reply, rows);
+  } else {
+    OnRefused(replica, item.call, item.sequence, reply);
+  }
+}
+
+void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
+                       const v1::BlockReply& reply, absl::string_view rows) {
+  Sequence& sequence = *sequences_.at(handle);
+  const int64_t last_block = BlocksOf(sequence) - 1;
+  if (call == BlockCall::kFork) {
+    sequence.phase = Phase::kIdle;
+    sequence.begun = true;
+    if (sequence.wants_row) SendAppend(handle, sequence);
+    return;
+  }
+  const auto row_at = [&](int64_t index) {
+    auto row = std::make_shared<ContextRow>();
+    row->type = replica.context_type;
+    row->bytes = std::string(rows.substr(static_cast<size_t>(index) * replica.row_bytes,
+                                         replica.row_bytes));
+    return row;
+  };
+  if (rows.size() != static_cast<size_t>(reply.rows()) * replica.row_bytes) {
+    return Contradicted(handle, sequence, "sent fewer bytes than rows");
+  }
+  if (call == BlockCall::kOpen && !sequence.begun) {
+    sequence.cached_blocks = std::max(sequence.cached_blocks, reply.cached_blocks());
+  }
+
+  if (sequence.spec.scoring) {
+    for (int64_t i = 0; i < reply.rows(); ++i) {
+      // Callbacks may close the sequence.
+      const auto still = sequences_.find(handle);
+      if (still == sequences_.end()) return;
+      Sequence& scored = *still->second;
+      const int64_t block = reply.first_block() + i;
+      if (block != scored.next_score_block) continue;  // told before its replica was lost
+      ++scored.next_score_block;
+      scored.history.Progress();
+      scored.spec.on_context(block, row_at(i));
+    }
+    const auto still = sequences_.find(handle);
+    if (still == sequences_.end() || !reply.last()) return;
+    Detach(handle, *still->second, /*close_copy=*/false);  // the service closes it
+    if (still->second->next_score_block <= last_block) {
+      return Contradicted(handle, *still->second, "did not send every row");
+    }
+    still->second->wants_row = false;
+    return;
+  }
+
+  if (reply.rows() < 1 || reply.first_block() + reply.rows() - 1 != last_block) {
+    return Contradicted(handle, sequence,
+                        absl::StrCat("sent the row of another block than ", last_block));
+  }
+  sequence.phase = Phase::kIdle;
+  sequence.begun = true;
+  sequence.wants_row = false;
+  sequence.history.Progress();
+  if (call == BlockCall::kOpen) {
+    replica.prefixes.Remember(
+        PrefixMemory::Key(*sequence.spec.prompt, replica.page_tokens(block_length_)));
+  }
+  sequence.spec.on_context(last_block, row_at(reply.rows() - 1));
+}
+
+void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
+                          const v1::BlockReply& reply) {
+  Sequence& sequence = *sequences_.at(handle);
+  const absl::Status status(StatusCodeFromWire(reply.status().code()), reply.status().message());
+  switch (JudgeBlockReply(call, status, reply.suspended())) {
+    case BlockAction::kDone:
+      return;
+    case BlockAction::kOtherReplica:
+      if (call == BlockCall::kOpen) replica.Refused(loop_.Now());
+      Reopen(handle, sequence, /*close_copy=*/call == BlockCall::kFork);
+      return;
+    case BlockAction::kReopen:
+      if (reply.suspended() || status.code() == absl::StatusCode::kUnavailable) {
+        Reopen(handle, sequence, /*close_copy=*/false);
+      } else {
+        Contradicted(handle, sequence, status.ToString());
+      }
+      return;
+    case BlockAction::kAgain:
+      sequence.again_at = loop_.Now() + kReplicaHold;
+      return;
+    case BlockAction::kFail:
+      Fail(handle, ClientStatus(status, absl::StrCat("block service '",
+                                                     replica.member.identity.name, "'")));
+      return;
+  }
+}
+
+// The replica's idea of the sequence is not ours: it is opened again under a new name.
+void BlockTier::Contradicted(uint64_t handle, Sequence& sequence, absl::string_view what) {
+  LogWarning(absl::StrCat("request ", sequence.spec.request_key, ": a block service ", what,
+                          "; its sequence is opened again"));
+  sequence.history.Contradicted();
+  if (sequence.history.given_up()) {
+    Fail(handle, absl::InternalError(absl::StrCat("block services contradict the gateway: ", what)));
+  } else {
+    Reopen(handle, sequence, /*close_copy=*/true);
+  }
+}
+
+// ---- the life of a sequence
+
+absl::StatusOr<uint64_t> BlockTier::Open(SequenceSpec spec) {
+  if (queue_.new_items() >= options_.max_queued) {
+    Pump();  // some of those that wait may have come in this very turn
+    if (queue_.new_items() >= options_.max_queued) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(queue_.new_items(), " requests wait for room already; try again later"));
+    }
+  }
+  const uint64_t handle = next_handle_++;
+  std::unique_ptr<Sequence>& sequence = sequences_[handle];
+  sequence = std::make_unique<Sequence>();
+  sequence->spec = std::move(spec);
+  sequence->wants_row = true;
+  sequence->next_score_block = sequence->spec.first_context;
+  Enqueue(handle, *sequence);
+  return handle;
+}
+
+uint64_t BlockTier::Fork(uint64_t parent, SequenceSpec spec) {
+  const uint64_t handle = next_handle_++;
+  std::unique_ptr<Sequence>& sequence = sequences_[handle];
+  sequence = std::make_unique<Sequence>();
+  sequence->spec = std::move(spec);
+  sequence->begun = true;  // its request has: it does not stand in line with new ones
+  const auto found = sequences_.find(parent);
+  if (found == sequences_.end()) return handle;
+  const Sequence& from = *found->second;
+  const bool there = from.phase == Phase::kIdle || from.phase == Phase::kAppending;
+  // Without a parent to copy, it is opened from its tokens when its first row is wanted.
+  if (!there || !from.replica->member.usable()) return handle;
+  sequence->replica = from.replica;
+  sequence->wire_id = next_wire_id_++;
+  sequence->parent_wire_id = from.wire_id;
+  from.replica->sequences.insert(handle);
+  SendFork(handle, *sequence);
+  return handle;
+}
+
+void BlockTier::Extend(uint64_t handle, absl::Span<const int32_t> block) {
+  const auto found = sequences_.find(handle);
+  if (found == sequences_.end()) return;
+  Sequence& sequence = *found->second;
+  sequence.spec.more.insert(sequence.spec.more.end(), block.begin(), block.end());
+  sequence.wants_row = true;
+  if (sequence.phase == Phase::kDetached) {
+    Enqueue(handle, sequence);
+  } else if (sequence.phase == Phase::kIdle) {
+    Replica& replica = *sequence.replica;
+    const bool stays = replica.member.usable() && !replica.suspect;
+    if (!stays && HasOther(sequence.spec.group, &replica)) {
+      Reopen(handle, sequence, /*close_copy=*/true);
+    } else {
+      SendAppend(handle, sequence);
+    }
+  }
+  // Forking: the append follows the fork's reply. Failed: the owner is about to hear.
+}
+
+void BlockTier::Close(uint64_t handle) {
+  const auto found = sequences_.find(handle);
+  if (found == sequences_.end()) return;
+  Sequence& sequence = *found->second;
+  if (sequence.phase == Phase::kWaiting) queue_.Erase(sequence.place);
+  Detach(handle, sequence, /*close_copy=*/true);
+  sequences_.erase(found);
+  SchedulePump();
+}
+
+int64_t BlockTier::cached_blocks(uint64_t handle) const {
+  const auto found = sequences_.find(handle);
+  return found == sequences_.end() ? 0 : found->second->cached_blocks;
+}
+
+void BlockTier::Enqueue(uint64_t handle, Sequence& sequence) {
+  if (sequence.phase == Phase::kWaiting) return;
+  if (!sequence.placed || (sequence.begun && sequence.place.is_new)) {
+    sequence.place = queue_.NextPlace(!sequence.begun, sequence.spec.priority);
+    sequence.placed = true;
+  }
+  queue_.Insert(sequence.place, handle);
+  sequence.phase = Phase::kWaiting;
+  SchedulePump();
+}
+
+void BlockTier::Detach(uint64_t handle, Sequence& sequence, bool close_copy) {
+  Replica* const replica = std::exchange(sequence.replica, nullptr);
+  if (replica != nullptr) {
+    replica->sequences.erase(handle);
+    if (sequence.item != 0) {
+      replica->items.erase(sequence.item);
+      replica->promised_pages -= sequence.promised_pages;
+      if (sequence.phase == Phase::kOpening) --replica->opens;
+      if (replica->member.connected) {
+        v1::BlockRequest& request = *replica->outgoing.add_items();
+        request.set_id(next_item_++);
+        request.set_sequence(sequence.wire_id);
+        request.mutable_cancel()->set_item(sequence.item);
+      }
+    }
+    if (close_copy) {
+      if (replica->member.connected) {
+        SendClose(*replica, sequence.wire_id);
+      } else {
+        replica->orphans.push_back(sequence.wire_id);
+      }
+    }
+    SchedulePump();
+    RetireIfEmpty(*replica);
+  }
+  sequence.item = 0;
+  sequence.promised_pages = 0;
+  sequence.again_at = absl::InfiniteFuture();
+  sequence.phase = Phase::kDetached;
+}
+
+void BlockTier::Reopen(uint64_t handle, Sequence& sequence, bool close_copy) {
+  Detach(handle, sequence, close_copy);
+  if (sequence.wants_row) Enqueue(handle, sequence);
+}
+
+void BlockTier::Fail(uint64_t handle, absl::Status status) {
+  Sequence& sequence = *sequences_.at(handle);
+  if (sequence.phase == Phase::kFailed) return;
+  if (sequence.phase == Phase::kWaiting) queue_.Erase(sequence.place);
+  Detach(handle, sequence, /*close_copy=*/true);
+  sequence.phase = Phase::kFailed;
+  sequence.wants_row = false;
+  loop_.Post([this, alive = alive_, handle, status = std::move(status)] {
+    if (!*alive) return;
+    const auto found = sequences_.find(handle);
+    if (found == sequences_.end()) return;  // closed meanwhile
+    const std::unique_ptr<Sequence> gone = std::move(found->second);
+    sequences_.erase(found);
+    gone->spec.on_failed(status);
+  });
+}
+
+// ---- sequences to replicas
+
+void BlockTier::SchedulePump() {
+  if (pump_posted_) return;
+  pump_posted_ = true;
+  loop_.Post([this, alive = alive_] {
+    if (!*alive) return;
+    pump_posted_ = false;
+    Pump();
+    Flush();
+  });
+}
+
+void BlockTier::Pump() {
+  std::set<TierGroup> blocked;  // nobody overtakes within a group
+  for (auto next = queue_.waiting().begin(); next != queue_.waiting().end();) {
+    const uint64_t handle = next->second;
+    ++next;  // what follows may take the sequence out of the queue
+    Sequence& sequence = *sequences_.at(handle);
+    if (blocked.contains(sequence.spec.group)) continue;
+    if (!CouldEverFit(sequence)) {
+      Fail(handle, absl::ResourceExhaustedError(absl::StrCat(
+                       "a text of ", BlocksOf(sequence), " blocks fits no block service's KV")));
+      continue;
+    }
+    Replica* const replica = Choose(sequence);
+    if (replica == nullptr) {
+      blocked.insert(sequence.spec.group);
+      continue;
+    }
+    queue_.Erase(sequence.place);
+    sequence.replica = replica;
+    sequence.wire_id = next_wire_id_++;
+    replica->sequences.insert(handle);
+    SendOpen(handle, sequence);
+  }
+}
+
+void BlockTier::Flush() {
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->outgoing.items_size() == 0) continue;
+    replica->link->Send(std::exchange(replica->outgoing, {}));
+  }
+}
+
+BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
+  std::vector<BlockReplicaView> views;
+  std::vector<int64_t> needed;
+  int64_t most_needed = 0;
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    const uint64_t key =
+        PrefixMemory::Key(*sequence.spec.prompt, replica->page_tokens(block_length_));
+    BlockReplicaView& view = views.emplace_back();
+    view.usable = replica->member.usable() && replica->member.group == sequence.spec.group &&
+                  !replica->full && replica->has_room_for_sequence();
+    view.suspect = replica->suspect;
+    view.available_pages = replica->available_pages();
+    view.pages = replica->pages;
+    view.idle = replica->opens == 0;
+    view.has_prefix = replica->prefixes.Knows(key);
+    most_needed = std::max(most_needed, EstimatePages(BlocksOf(sequence),
+                                                      sequence.spec.reserve_blocks, block_length_,
+                                                      replica->page_blocks));
+  }
+  const int chosen = PickReplica(views, most_needed);
+  return chosen < 0 ? nullptr : replicas_[static_cast<size_t>(chosen)].get();
+}
+
+bool BlockTier::CouldEverFit(const Sequence& sequence) const {
+  bool somebody = false;
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (!replica->member.usable() || !(replica->member.group == sequence.spec.group)) continue;
+    somebody = true;
+    if (replica->fits_blocks(BlocksOf(sequence))) return true;
+  }
+  return !somebody;
+}
+
+v1::BlockRequest& BlockTier::AddItem(Replica& replica, BlockCall call, uint64_t handle) {
+  const uint64_t id = next_item_++;
+  replica.items[id] = {call, handle};
+  v1::BlockRequest& request = *replica.outgoing.add_items();
+  request.set_id(id);
+  if (handle != 0) {
+    Sequence& sequence = *sequences_.at(handle);
+    sequence.item = id;
+    sequence.sent = loop_.Now();
+    sequence.again_at = absl::InfiniteFuture();
+    request.set_sequence(sequence.wire_id);
+    v1::ItemHeader& header = *request.mutable_header();
+    header.set_remaining_ms(RemainingMs(sequence.spec.deadline, loop_.Now()));
+    header.set_priority(sequence.spec.priority);
+    header.set_request_key(sequence.spec.request_key);
+  }
+  SchedulePump();
+  return request;
+}
+
+void BlockTier::SendOpen(uint64_t handle, Sequence& sequence) {
+  sequence.phase = Phase::kOpening;
+  Replica& replica = *sequence.replica;
+  const SequenceSpec& spec = sequence.spec;
+  const int64_t more_blocks = static_cast<int64_t>(spec.more.size()) / block_length_;
+  v1::OpenSequence& open = *AddItem(replica, BlockCall::kOpen, handle).mutable_open();
+  open.mutable_tokens()->Reserve(static_cast<int>(spec.prompt->size() + spec.more.size()));
+  open.mutable_tokens()->Add(spec.prompt->begin(), spec.prompt->end());
+  open.mutable_tokens()->Add(spec.more.begin(), spec.more.end());
+  open.set_reserve_blocks(std::max<int64_t>(0, spec.reserve_blocks - more_blocks));
+  open.set_first_context(spec.scoring ? sequence.next_score_block : -1);
+  open.set_close_after(spec.scoring);
+  sequence.promised_pages = EstimatePages(BlocksOf(sequence), open.reserve_blocks(), block_length_,
+                                          replica.page_blocks);
+  replica.promised_pages += sequence.promised_pages;
+  ++replica.opens;
+}
+
+void BlockTier::SendFork(uint64_t handle, Sequence& sequence) {
+  sequence.phase = Phase::kForking;
+  v1::ForkSequence& fork =
+      *AddItem(*sequence.replica, BlockCall::kFork, handle).mutable_fork();
+  fork.set_parent(sequence.parent_wire_id);
+  fork.set_blocks(static_cast<int64_t>(sequence.spec.prompt->size()) / block_length_);
+  fork.set_reserve_blocks(sequence.spec.reserve_blocks);
+}
+
+void BlockTier::SendAppend(uint64_t handle, Sequence& sequence) {
+  sequence.phase = Phase::kAppending;
+  // Its replica is away, and there is no other: sent when one of them is there.
+  if (!sequence.replica->member.connected) return;
+  v1::AppendBlock& append =
+      *AddItem(*sequence.replica, BlockCall::kAppend, handle).mutable_append();
+  append.set_block_index(BlocksOf(sequence) - 1);
+  const std::vector<int32_t>& more = sequence.spec.more;
+  append.mutable_tokens()->Add(more.end() - block_length_, more.end());
+}
+
+void BlockTier::SendClose(Replica& replica, uint64_t wire_id) {
+  v1::BlockRequest& request = AddItem(replica, BlockCall::kClose, 0);
+  request.set_sequence(wire_id);
+  request.mutable_close();
+}
+
+// ---- time
+
+bool BlockTier::HasOther(const TierGroup& group, const Replica* replica) const {
+  return std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& other) {
+    return other.get() != replica && other->member.usable() && other->member.group == group &&
+           !other->suspect;
+  });
+}
+
+void BlockTier::Tick() {
+  const absl::Time now = loop_.Now();
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->full && now >= replica->full_until) {
+      replica->full = false;
+      SchedulePump();
+    }
+  }
+  std::vector<uint64_t> gone;
+  std::vector<uint64_t> stalled;
+  for (const auto& [handle, sequence] : sequences_) {
+    Replica* const replica = sequence->replica;
+    if (sequence->wants_row && (replica == nullptr || !replica->member.connected)) {
+      const TierPresence& presence = membership_.presence();
+      if (presence.workers(sequence->spec.group) > 0) continue;
+      if (now >= GiveUpTime(presence.AwaySince(sequence->spec.group), options_.tier_wait,
+                            sequence->spec.deadline)) {
+        gone.push_back(handle);
+      }
+    } else if (replica != nullptr && now >= sequence->again_at) {
+      SendAppend(handle, *sequence);
+    } else if (replica != nullptr && sequence->item != 0) {
+      // A replica that says something now and then is busy; a silent one may be frozen.
+      const absl::Duration patience = sequence->history.Patience(options_.progress_bound);
+      const bool silent = now - std::max(sequence->sent, replica->last_heard) >= patience;
+      const bool forgotten = now - sequence->sent >= 6 * patience;
+      if ((silent || forgotten) && HasOther(sequence->spec.group, replica)) {
+        stalled.push_back(handle);
+        replica->suspect |= silent;
+      }
+    }
+  }
+  for (const uint64_t handle : gone) {
+    Fail(handle, absl::UnavailableError("every block service is gone"));
+  }
+  for (const uint64_t handle : stalled) {
+    Sequence& sequence = *sequences_.at(handle);
+    if (!HasOther(sequence.spec.group, sequence.replica)) continue;
+    LogWarning(absl::StrCat("request ", sequence.spec.request_key, ": block service '",
+                            sequence.replica->member.identity.name,
+                            "' does not answer: its sequence is opened elsewhere"));
+    sequence.history.Stalled();
+    Reopen(handle, sequence, /*close_copy=*/true);
+  }
+}
+
+}  // namespace blockserve

@@ -1,0 +1,169 @@
+// The block tier as the gateway's core sees it: sequences that are opened, extended block by block
+// and closed, and answer each block with its context row, whichever replica holds them at the moment.
+//
+// A sequence keeps its tokens here; the replica's KV is only a copy of them in another form. When the
+// replica is lost, has forgotten the sequence, suspends it or drains, the sequence is opened again from
+// its tokens, and whoever waits for a row notices nothing but the time.
+#ifndef BLOCKSERVE_GATEWAY_BLOCK_TIER_H_
+#define BLOCKSERVE_GATEWAY_BLOCK_TIER_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "blockserve/v1/block_decoder.pb.h"
+#include "gateway/context_row.h"
+#include "gateway/loop.h"
+#include "gateway/retry.h"
+#include "gateway/routing.h"
+#include "gateway/tier_link.h"
+#include "gateway/tier_membership.h"
+#include "gateway/wait_queue.h"
+
+namespace blockserve {
+
+using BlockLink = TierLink<v1::BlockRequestBatch, v1::BlockReplyBatch>;
+
+struct SequenceSpec {
+  TierGroup group;  // whose replicas may hold it
+  std::shared_ptr<const std::vector<int32_t>> prompt;  // [blocks, L], pads included
+  std::vector<int32_t> more;  // complete blocks after the prompt's, [blocks, L]; Extend adds to them
+  int64_t reserve_blocks = 0;  // of output to come at most
+  // Scoring: the rows of the prompt's blocks from `first_context` on are wanted, not the last one's
+  // alone, and nothing after them.
+  bool scoring = false;
+  int64_t first_context = 0;
+  uint32_t priority = 2;
+  absl::Time deadline;
+  std::string request_key;
+  // The row of the last block (scoring: of each block asked for, once and in order).
+  std::function<void(int64_t block, ContextRowPtr row)> on_context;
+  // The sequence is gone, and the request with it. Nothing more is called.
+  std::function<void(absl::Status status)> on_failed;
+};
+
+// Lives on the loop; not thread-safe. The callbacks of a sequence are not called from within the
+// calls that are made for it.
+class BlockTier {
+ public:
+  using LinkFactory = std::function<std::unique_ptr<BlockLink>(const std::string& address)>;
+
+  // `loop` must outlive this.
+  BlockTier(Loop& loop, TierOptions options, ExpectedModel expected, LinkFactory make_link);
+  ~BlockTier();
+
+  void AddReplica(const std::string& address);
+  // Its sequences move, when another replica is there, with their next block; then its connection is
+  // closed.
+  void RemoveReplica(const std::string& address);
+
+  // Opens a sequence, at once or when there is room. RESOURCE_EXHAUSTED: too many wait already.
+  // `on_context` tells the last block's row.
+  absl::StatusOr<uint64_t> Open(SequenceSpec spec);
+  // A sequence that begins as `parent` does, whose prompt is open: no row is told before Extend.
+  // spec.prompt is the parent's.
+  uint64_t Fork(uint64_t parent, SequenceSpec spec);
+  // The next block, [L]; `on_context` tells its row. Not before the row of the last block was told.
+  void Extend(uint64_t sequence, absl::Span<const int32_t> block);
+  // Gives up what is under way and drops the KV. Unknown handles are ignored.
+  void Close(uint64_t sequence);
+
+  // Of a sequence's first open: blocks that the prefix cache had.
+  int64_t cached_blocks(uint64_t sequence) const;
+
+  void Tick();
+
+  const TierMembership& membership() const { return membership_; }
+  int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
+  int64_t waiting() const { return static_cast<int64_t>(queue_.waiting().size()); }
+  // Called whenever a replica comes or goes.
+  void set_on_change(std::function<void()> on_change) { on_change_ = std::move(on_change); }
+
+ private:
+  struct Replica;
+  enum class Phase {
+    kWaiting,    // to be opened
+    kOpening,    // its call is with the replica
+    kForking,
+    kAppending,
+    kIdle,       // the replica holds all its blocks
+    kDetached,   // no replica holds it, and no row is wanted
+    kFailed,     // its owner is about to be told
+  };
+  struct Sequence {
+    SequenceSpec spec;
+    Phase phase = Phase::kDetached;
+    bool wants_row = false;
+    Replica* replica = nullptr;  // opening, forking, appending, idle
+    uint64_t wire_id = 0;        // new with every open: an old copy can never be taken for a new one
+    uint64_t item = 0;           // of the call under way; 0 while its replica is away
+    uint64_t parent_wire_id = 0;
+    int64_t promised_pages = 0;  // to the open under way
+    absl::Time sent;
+    absl::Time again_at = absl::InfiniteFuture();  // of an append that found the queue full
+    SequenceHistory history;
+    WaitQueue::Place place;
+    bool placed = false;      // has stood in the queue; a first open keeps its place
+    bool begun = false;       // has been open before
+    int64_t cached_blocks = 0;
+    int64_t next_score_block = 0;
+  };
+  int64_t BlocksOf(const Sequence& sequence) const;
+  void OnReady(Replica& replica, v1::BlockReplyBatch first);
+  void OnMessage(Replica& replica, v1::BlockReplyBatch batch);
+  void OnReply(Replica& replica, const v1::BlockReply& reply, absl::string_view rows);
+  void OnRows(Replica& replica, BlockCall call, uint64_t handle, const v1::BlockReply& reply,
+              absl::string_view rows);
+  void OnRefused(Replica& replica, BlockCall call, uint64_t handle, const v1::BlockReply& reply);
+  void Contradicted(uint64_t handle, Sequence& sequence, absl::string_view what);
+  void OnLost(Replica& replica, absl::Status status);
+
+  void Enqueue(uint64_t handle, Sequence& sequence);
+  // Takes the sequence off its replica, which closes its copy now or when it is there again.
+  void Detach(uint64_t handle, Sequence& sequence, bool close_copy);
+  // Detached, and opened again at once where a row is wanted.
+  void Reopen(uint64_t handle, Sequence& sequence, bool close_copy);
+  void Fail(uint64_t handle, absl::Status status);
+  void SchedulePump();
+  void Pump();
+  void Flush();
+  Replica* Choose(const Sequence& sequence);
+  bool CouldEverFit(const Sequence& sequence) const;
+  // Opens it under the wire id that it has.
+  void SendOpen(uint64_t handle, Sequence& sequence);
+  void SendFork(uint64_t handle, Sequence& sequence);
+  void SendAppend(uint64_t handle, Sequence& sequence);
+  void SendClose(Replica& replica, uint64_t wire_id);
+  v1::BlockRequest& AddItem(Replica& replica, BlockCall call, uint64_t handle);
+  bool HasOther(const TierGroup& group, const Replica* replica) const;
+  void RetireIfEmpty(Replica& replica);
+
+  Loop& loop_;
+  const TierOptions options_;
+  const int32_t block_length_;
+  const LinkFactory make_link_;
+  TierMembership membership_;
+  std::function<void()> on_change_;
+  std::vector<std::unique_ptr<Replica>> replicas_;
+  std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by handle
+  WaitQueue queue_;
+  uint64_t next_handle_ = 1;
+  uint64_t next_wire_id_ = 1;
+  uint64_t next_item_ = 1;
+  bool pump_posted_ = false;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_BLOCK_TIER_H_

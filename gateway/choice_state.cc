@@ -1,0 +1,169 @@
+#include "gateway/choice_state.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+
+namespace blockserve {
+
+absl::string_view ChoicePhaseName(ChoicePhase phase) {
+  switch (phase) {
+    case ChoicePhase::kQueued:
+      return "queued";
+    case ChoicePhase::kOpening:
+      return "opening";
+    case ChoicePhase::kWaitingForContext:
+      return "waiting for context";
+    case ChoicePhase::kWaitingForBlock:
+      return "waiting for block";
+    case ChoicePhase::kPaused:
+      return "paused";
+    case ChoicePhase::kFinished:
+      return "finished";
+    case ChoicePhase::kFailed:
+      return "failed";
+  }
+  return "unknown";
+}
+
+ChoiceState::ChoiceState(ChoiceSpec spec) : spec_(std::move(spec)) {
+  const std::vector<int32_t>& prompt = *spec_.prompt;
+  const size_t whole = prompt.size() - static_cast<size_t>(spec_.prompt_rest);
+  if (spec_.count_prompt) {
+    for (size_t i = 0; i < whole; ++i) ++counts_[prompt[i]].in_prompt;
+  }
+  forced_.assign(prompt.begin() + static_cast<int64_t>(whole), prompt.end());
+  forced_in_prompt_ = spec_.prompt_rest;
+  for (const int32_t token : spec_.already) {
+    output_.push_back(token);
+    forced_.push_back(token);
+    if (static_cast<int32_t>(forced_.size()) == spec_.block_length) {
+      CountBlock(forced_, forced_in_prompt_);
+      forced_.clear();
+      forced_in_prompt_ = 0;
+      ++own_blocks_;
+    }
+  }
+}
+
+int64_t ChoiceState::position() const {
+  return static_cast<int64_t>(spec_.prompt->size() + output_.size());
+}
+
+std::vector<int32_t> ChoiceState::OwnBlocks() const {
+  std::vector<int32_t> tokens(spec_.prompt->end() - spec_.prompt_rest, spec_.prompt->end());
+  tokens.insert(tokens.end(), output_.begin(), output_.end());
+  tokens.resize(static_cast<size_t>(own_blocks_ * spec_.block_length));
+  return tokens;
+}
+
+absl::Status ChoiceState::Refuse(absl::string_view move) const {
+  return absl::FailedPreconditionError(absl::StrCat("choice ", spec_.choice, " is ",
+                                                    ChoicePhaseName(phase_), ": it cannot ", move));
+}
+
+absl::Status ChoiceState::Open() {
+  if (phase_ != ChoicePhase::kQueued) return Refuse("be opened");
+  phase_ = ChoicePhase::kOpening;
+  return absl::OkStatus();
+}
+
+absl::Status ChoiceState::TakeContext(int64_t block, bool may_run) {
+  if (phase_ != ChoicePhase::kOpening && phase_ != ChoicePhase::kWaitingForContext) {
+    return Refuse("take a context row");
+  }
+  if (block != blocks() - 1) {
+    return Refuse(absl::StrCat("take the context row of block ", block, ", having ", blocks(),
+                               " blocks"));
+  }
+  phase_ = may_run ? ChoicePhase::kWaitingForBlock : ChoicePhase::kPaused;
+  return absl::OkStatus();
+}
+
+absl::Status ChoiceState::Unpause() {
+  if (phase_ != ChoicePhase::kPaused) return Refuse("go on");
+  phase_ = ChoicePhase::kWaitingForBlock;
+  return absl::OkStatus();
+}
+
+absl::Status ChoiceState::Fail() {
+  if (over()) return Refuse("fail");
+  phase_ = ChoicePhase::kFailed;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<RowPlan> ChoiceState::PlanRow() const {
+  if (phase_ != ChoicePhase::kWaitingForBlock) return Refuse("have a row decoded");
+  RowPlan plan;
+  plan.forced = forced_;
+  plan.forced_in_prompt = forced_in_prompt_;
+  const int32_t forced = static_cast<int32_t>(forced_.size());
+  const int32_t remaining = spec_.max_tokens - static_cast<int32_t>(output_.size());
+  plan.limit = static_cast<int32_t>(
+      std::min<int64_t>(spec_.block_length, static_cast<int64_t>(forced) + remaining));
+  plan.position = position();
+  plan.min_tokens_position = static_cast<int64_t>(spec_.prompt->size()) + spec_.min_tokens;
+  plan.seed = spec_.seed;
+  plan.choice = spec_.choice;
+  plan.vocab_limit = spec_.vocab_limit;
+  if (spec_.count_output) {
+    plan.counts.reserve(3 * counts_.size());
+    for (const auto& [token, count] : counts_) {
+      plan.counts.insert(plan.counts.end(), {token, count.in_prompt, count.in_output});
+    }
+  }
+  return plan;
+}
+
+absl::StatusOr<BlockVerdict> ChoiceState::Judge(absl::Span<const int32_t> tokens,
+                                                bool stopped) const {
+  absl::StatusOr<RowPlan> plan = PlanRow();
+  if (!plan.ok()) return plan.status();
+  const int64_t asked = plan->limit - static_cast<int64_t>(plan->forced.size());
+  const int64_t got = static_cast<int64_t>(tokens.size());
+  if (got > asked || got == 0 || (got < asked && !stopped)) {
+    return absl::InternalError(absl::StrCat("a token worker answered a row of ", asked,
+                                            " tokens with ", got, stopped ? ", stopped" : ""));
+  }
+  if (stopped) return BlockVerdict::kStopToken;
+  if (static_cast<int64_t>(output_.size()) + got >= spec_.max_tokens) {
+    return BlockVerdict::kMaxTokens;
+  }
+  return BlockVerdict::kGoesOn;
+}
+
+absl::StatusOr<std::vector<int32_t>> ChoiceState::AcceptBlock(absl::Span<const int32_t> tokens) {
+  if (phase_ != ChoicePhase::kWaitingForBlock) return Refuse("take a block");
+  if (forced_.size() + tokens.size() != static_cast<size_t>(spec_.block_length)) {
+    return Refuse(absl::StrCat("go on after a block of ", forced_.size() + tokens.size(),
+                               " tokens"));
+  }
+  output_.insert(output_.end(), tokens.begin(), tokens.end());
+  std::vector<int32_t> block = std::move(forced_);
+  block.insert(block.end(), tokens.begin(), tokens.end());
+  CountBlock(block, forced_in_prompt_);
+  forced_.clear();
+  forced_in_prompt_ = 0;
+  ++own_blocks_;
+  phase_ = ChoicePhase::kWaitingForContext;
+  return block;
+}
+
+absl::Status ChoiceState::Finish(absl::Span<const int32_t> tokens) {
+  if (phase_ != ChoicePhase::kWaitingForBlock) return Refuse("finish");
+  output_.insert(output_.end(), tokens.begin(), tokens.end());
+  phase_ = ChoicePhase::kFinished;
+  return absl::OkStatus();
+}
+
+void ChoiceState::CountBlock(absl::Span<const int32_t> block, int32_t in_prompt) {
+  for (size_t i = 0; i < block.size(); ++i) {
+    if (static_cast<int32_t>(i) < in_prompt) {
+      if (spec_.count_prompt) ++counts_[block[i]].in_prompt;
+    } else if (spec_.count_output) {
+      ++counts_[block[i]].in_output;
+    }
+  }
+}
+
+}  // namespace blockserve

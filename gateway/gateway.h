@@ -1,0 +1,79 @@
+// The gateway: owns every request from its first token to its last, and drives the two compute tiers.
+//
+// One loop thread runs all of its policy; gRPC's threads only hand messages over. Embeds in any
+// program: `service()` is registered with a server of the caller's.
+#ifndef BLOCKSERVE_GATEWAY_GATEWAY_H_
+#define BLOCKSERVE_GATEWAY_GATEWAY_H_
+
+#include <grpcpp/channel.h>
+#include <grpcpp/impl/codegen/service_type.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "gateway/generation.h"
+
+namespace blockserve {
+
+struct GatewayConfig {
+  // Folder with config.json and, for text, tokenizer.json; no weights are read.
+  std::string model_directory;
+  // What GetModel and the `model` field of requests call it; empty: the folder's name.
+  std::string model_name;
+  // Comma lists of host:port and DNS names with a port; every address of a name is a worker. Entries
+  // "inproc:NAME" are given to the channel factory as they are.
+  std::string block_services;
+  std::string token_services;
+  // Makes the channel to an address; empty: plaintext channels with keepalive.
+  std::function<std::shared_ptr<grpc::Channel>(const std::string& address)> channel_factory;
+  // Texts beyond the positions that the model was trained on are served.
+  bool allow_beyond_positions = false;
+
+  // How long requests wait for a tier that is gone; afterwards UNAVAILABLE, and new ones at once.
+  absl::Duration tier_wait = absl::Seconds(10);
+  absl::Duration resolve_interval = absl::Seconds(2);
+  // An answer that takes longer is asked for elsewhere, if there is an elsewhere.
+  absl::Duration progress_bound = absl::Seconds(10);
+  int32_t max_queued_requests = 1024;  // waiting for KV; beyond: RESOURCE_EXHAUSTED
+  int32_t max_live_choices = 16384;    // of all requests together; beyond: RESOURCE_EXHAUSTED
+
+  // INVALID_ARGUMENT naming the field.
+  absl::Status Validate() const;
+};
+
+class Gateway {
+ public:
+  // Reads configuration and tokenizer, starts the loop thread and begins to connect; does not wait
+  // for workers. Errors: those of the folder's files and of Validate.
+  static absl::StatusOr<std::unique_ptr<Gateway>> Create(const GatewayConfig& config);
+  // Stops.
+  ~Gateway();
+  Gateway(const Gateway&) = delete;
+  Gateway& operator=(const Gateway&) = delete;
+
+  // Owned by the gateway, which must outlive the server that it is registered with.
+  grpc::Service* service();
+  GenerationCore& core();
+
+  // New requests are refused with UNAVAILABLE; those that run go on.
+  void StartDraining();
+  // Ends what still runs with UNAVAILABLE, closes the streams and joins the loop thread. Idempotent.
+  void Stop();
+
+  // Requests not yet over.
+  int64_t live_requests() const;
+
+ private:
+  struct Impl;
+  explicit Gateway(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_GATEWAY_H_

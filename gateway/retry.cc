@@ -1,0 +1,66 @@
+#include "gateway/retry.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "common/status_catalogue.h"
+
+namespace blockserve {
+
+RowAction JudgeRowReply(const absl::Status& status) {
+  switch (HandlingOf(status)) {
+    case Handling::kNone:
+      return RowAction::kDone;
+    case Handling::kReject:
+      return RowAction::kWorkerFull;
+    case Handling::kRetry:
+      return RowAction::kElsewhere;
+    case Handling::kFail:
+      break;
+  }
+  // The gateway forgets the ids of rows that it cancels, so this one was given up by its worker.
+  if (status.code() == absl::StatusCode::kCancelled) return RowAction::kElsewhere;
+  return RowAction::kFail;
+}
+
+BlockAction JudgeBlockReply(BlockCall call, const absl::Status& status, bool suspended) {
+  if (status.ok()) return BlockAction::kDone;
+  if (call == BlockCall::kClose) return BlockAction::kDone;  // gone either way
+  if (suspended) return BlockAction::kReopen;
+  switch (status.code()) {
+    case absl::StatusCode::kResourceExhausted:
+      // An append finds the queue full, not the pages: those make it `suspended`.
+      return call == BlockCall::kAppend ? BlockAction::kAgain : BlockAction::kOtherReplica;
+    case absl::StatusCode::kUnavailable:  // the replica drains or stops
+      return call == BlockCall::kOpen ? BlockAction::kOtherReplica : BlockAction::kReopen;
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kAborted:
+    case absl::StatusCode::kCancelled:
+      return BlockAction::kReopen;
+    case absl::StatusCode::kInvalidArgument:
+      // Of an open: what the client asks for cannot be had. Of the others: the replica has another
+      // length of the sequence than we have.
+      return call == BlockCall::kOpen ? BlockAction::kFail : BlockAction::kReopen;
+    default:
+      return BlockAction::kFail;
+  }
+}
+
+absl::Time GiveUpTime(absl::Time away_since, absl::Duration tier_wait, absl::Time deadline) {
+  return std::min(away_since + tier_wait, deadline - absl::Milliseconds(200));
+}
+
+absl::Status ClientStatus(const absl::Status& status, absl::string_view tier) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kResourceExhausted:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kFailedPrecondition:
+      return Annotate(status, tier);
+    default:
+      return absl::InternalError(absl::StrCat(tier, ": ", status.message()));
+  }
+}
+
+}  // namespace blockserve

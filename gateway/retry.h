@@ -1,0 +1,90 @@
+// What the gateway does about each answer of a tier that is not OK, and about workers that die: one
+// table for rows, one for sequences.
+#ifndef BLOCKSERVE_GATEWAY_RETRY_H_
+#define BLOCKSERVE_GATEWAY_RETRY_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace blockserve {
+
+// ---- token tier
+
+enum class RowAction {
+  kDone,       // the row is answered
+  kElsewhere,  // run it again, on another worker where there is one
+  kWorkerFull, // the same, and leave this worker alone for a moment
+  kFail,       // the request ends with the status
+};
+RowAction JudgeRowReply(const absl::Status& status);
+
+// What has befallen a row so far. A row whose worker died under it may have been what killed it: it
+// is tried again alone, so that no other row dies with it, and given up when two workers have died
+// with it alone.
+class RowHistory {
+ public:
+  // The worker's connection broke while it had the row; `alone`: with no other row of ours.
+  void WorkerDied(bool alone) {
+    must_run_alone_ = true;
+    if (alone) ++deaths_alone_;
+  }
+  void Stalled() { ++stalls_; }
+  bool must_run_alone() const { return must_run_alone_; }
+  bool given_up() const { return deaths_alone_ >= 2; }
+  // How long the next attempt may take: doubled with each stall, so that a busy tier is not given
+  // the same work again and again.
+  absl::Duration Patience(absl::Duration bound) const { return bound * (1 << (stalls_ < 6 ? stalls_ : 6)); }
+
+ private:
+  bool must_run_alone_ = false;
+  int deaths_alone_ = 0;
+  int stalls_ = 0;
+};
+
+// ---- block tier
+
+enum class BlockCall { kOpen, kAppend, kFork, kClose };
+
+enum class BlockAction {
+  kDone,
+  kOtherReplica,  // refused for want of room: another replica, else the queue
+  kReopen,        // the replica does not have the sequence: open it again from its tokens
+  kAgain,         // the same call again, a little later
+  kFail,          // the request ends with the status
+};
+BlockAction JudgeBlockReply(BlockCall call, const absl::Status& status, bool suspended);
+
+// What has befallen a sequence since its last context row. Replicas that die under a sequence, or
+// contradict it, again and again are not offered it for ever.
+class SequenceHistory {
+ public:
+  void ReplicaDied() { ++deaths_; }
+  void Contradicted() { ++contradictions_; }  // ABORTED, INVALID_ARGUMENT or NOT_FOUND
+  void Stalled() { ++stalls_; }
+  void Progress() { *this = SequenceHistory(); }
+  bool given_up() const { return deaths_ >= kMost || contradictions_ >= kMost; }
+  absl::Duration Patience(absl::Duration bound) const { return bound * (1 << (stalls_ < 6 ? stalls_ : 6)); }
+
+ private:
+  static constexpr int kMost = 4;
+  int deaths_ = 0;
+  int contradictions_ = 0;
+  int stalls_ = 0;
+};
+
+// ---- tiers that are gone
+
+// The moment at which work that waits for a tier without workers is given up: when the tier has been
+// away for `tier_wait`, and 200 ms before the deadline, so that the client still hears why.
+absl::Time GiveUpTime(absl::Time away_since, absl::Duration tier_wait, absl::Time deadline);
+
+// What a client is told when a tier's answer ends its request: codes that say something about the
+// client's request stay, all others are INTERNAL.
+absl::Status ClientStatus(const absl::Status& status, absl::string_view tier);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_RETRY_H_

@@ -1,0 +1,89 @@
+#include "gateway/routing.h"
+
+#include <algorithm>
+
+namespace blockserve {
+
+int TokenRouter::Pick(absl::Span<const TokenWorkerView> workers) {
+  int best = -1;
+  const size_t count = workers.size();
+  for (size_t i = 0; i < count; ++i) {
+    const size_t index = (turn_ + i) % count;
+    const TokenWorkerView& worker = workers[index];
+    if (!worker.usable || worker.in_flight >= worker.most_in_flight) continue;
+    if (best < 0) {
+      best = static_cast<int>(index);
+      continue;
+    }
+    const TokenWorkerView& other = workers[static_cast<size_t>(best)];
+    if (worker.suspect != other.suspect) {
+      if (other.suspect) best = static_cast<int>(index);
+      continue;
+    }
+    if (worker.in_flight + worker.reported_waiting < other.in_flight + other.reported_waiting) {
+      best = static_cast<int>(index);
+    }
+  }
+  if (best >= 0) turn_ = (static_cast<size_t>(best) + 1) % count;
+  return best;
+}
+
+int PickReplica(absl::Span<const BlockReplicaView> replicas, int64_t needed_pages) {
+  const auto share = [](const BlockReplicaView& replica) {
+    return static_cast<double>(replica.available_pages) /
+           static_cast<double>(std::max<int64_t>(1, replica.pages));
+  };
+  // Better: not suspect, enough pages, more of them (a tenth of the pool does not count), the prefix.
+  const auto better = [&](const BlockReplicaView& a, const BlockReplicaView& b) {
+    if (a.suspect != b.suspect) return b.suspect;
+    const bool a_fits = a.available_pages >= needed_pages;
+    const bool b_fits = b.available_pages >= needed_pages;
+    if (a_fits != b_fits) return a_fits;
+    const double difference = share(a) - share(b);
+    if (difference > 0.1) return true;
+    if (difference < -0.1) return false;
+    if (a.has_prefix != b.has_prefix) return a.has_prefix;
+    return difference > 0;
+  };
+  int best = -1;
+  for (size_t i = 0; i < replicas.size(); ++i) {
+    const BlockReplicaView& replica = replicas[i];
+    if (!replica.usable) continue;
+    if (replica.available_pages < needed_pages && !replica.idle) continue;
+    if (best < 0 || better(replica, replicas[static_cast<size_t>(best)])) {
+      best = static_cast<int>(i);
+    }
+  }
+  return best;
+}
+
+int64_t EstimatePages(int64_t prompt_blocks, int64_t reserve_blocks, int32_t block_length,
+                      int32_t page_blocks) {
+  const int64_t ahead = std::min<int64_t>(reserve_blocks, (256 + block_length - 1) / block_length);
+  const int64_t page = std::max(1, page_blocks);
+  return (prompt_blocks + ahead + page - 1) / page;
+}
+
+uint64_t PrefixMemory::Key(absl::Span<const int32_t> prompt, size_t page_tokens) {
+  // FNV-1a over the ids: stable between runs, and a collision costs only a worse choice of replica.
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const int32_t token : prompt.subspan(0, std::min(prompt.size(), page_tokens))) {
+    for (int shift = 0; shift < 32; shift += 8) {
+      hash ^= (static_cast<uint32_t>(token) >> shift) & 0xffu;
+      hash *= 0x100000001b3u;
+    }
+  }
+  return hash;
+}
+
+void PrefixMemory::Remember(uint64_t key) {
+  order_.push_back(key);
+  ++counts_[key];
+  while (order_.size() > capacity_) {
+    const auto oldest = counts_.find(order_.front());
+    if (--oldest->second == 0) counts_.erase(oldest);
+    order_.pop_front();
+  }
+}
+
+}  // namespace blockserve

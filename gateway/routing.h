@@ -1,0 +1,74 @@
+// Which worker the next row goes to, and which replica the next sequence.
+#ifndef BLOCKSERVE_GATEWAY_ROUTING_H_
+#define BLOCKSERVE_GATEWAY_ROUTING_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/types/span.h"
+
+namespace blockserve {
+
+// ---- token tier
+
+struct TokenWorkerView {
+  bool usable = true;      // connected, of the row's group, not draining
+  bool suspect = false;    // did not answer in time: only where nobody else is there
+  int32_t in_flight = 0;   // rows of this gateway that it has not answered
+  int32_t reported_waiting = 0;  // rows of everybody, by its last report
+  int32_t most_in_flight = 0;
+};
+
+// Least outstanding work; equals take turns, so that light load spreads too.
+class TokenRouter {
+ public:
+  // Index of the worker that takes the next row; -1 when none can.
+  int Pick(absl::Span<const TokenWorkerView> workers);
+
+ private:
+  size_t turn_ = 0;
+};
+
+// ---- block tier
+
+struct BlockReplicaView {
+  bool usable = true;          // connected, of the sequence's group, not draining, not full
+  bool suspect = false;
+  int64_t available_pages = 0;  // free and cached, less what has been promised since its report
+  int64_t pages = 1;            // of its pool
+  bool idle = false;           // no open is under way there
+  bool has_prefix = false;     // has lately opened a prompt that begins alike
+};
+
+// The replica that opens a sequence of `needed_pages`; -1 when none can now. Free pages first: replicas
+// within a tenth of their pool of the freest count as equal, and among them one that knows the prefix
+// wins. A replica whose report says that the pages do not suffice is still tried, one open at a time:
+// shared prefixes need fewer pages than the sum says.
+int PickReplica(absl::Span<const BlockReplicaView> replicas, int64_t needed_pages);
+
+// Pages that admission will want: the prompt's blocks and at most 256 tokens of output ahead.
+int64_t EstimatePages(int64_t prompt_blocks, int64_t reserve_blocks, int32_t block_length,
+                      int32_t page_blocks);
+
+// Remembers the prompts lately opened on a replica by their first blocks. Bounded: the oldest go.
+class PrefixMemory {
+ public:
+  explicit PrefixMemory(size_t capacity) : capacity_(capacity) {}
+
+  // Hash of the beginning of a prompt, [blocks, L]: its first `page_tokens` tokens, or fewer.
+  static uint64_t Key(absl::Span<const int32_t> prompt, size_t page_tokens);
+  void Remember(uint64_t key);
+  bool Knows(uint64_t key) const { return counts_.contains(key); }
+
+ private:
+  const size_t capacity_;
+  std::deque<uint64_t> order_;
+  std::unordered_map<uint64_t, int> counts_;  // of each key in order_
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_ROUTING_H_

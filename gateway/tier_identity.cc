@@ -1,0 +1,70 @@
+#include "gateway/tier_identity.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace blockserve {
+
+absl::Status CheckIdentity(const ExpectedModel& expected, const TierIdentity& worker,
+                           absl::string_view tier, absl::string_view address) {
+  const std::string who = absl::StrCat(tier, " '", worker.name, "' at ", address);
+  const auto differs = [&](absl::string_view what, const auto& theirs, const auto& ours) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(who, " has ", what, " ", theirs, ", this gateway has ", ours));
+  };
+  // N - 1 and N + 1: the newer of the two sides knows how to talk to the older.
+  if (worker.protocol_version + 1 < kTierProtocolVersion ||
+      worker.protocol_version > kTierProtocolVersion + 1) {
+    return differs("protocol version", worker.protocol_version, kTierProtocolVersion);
+  }
+  if (worker.config_hash != expected.config_hash) {
+    return differs("config hash", worker.config_hash, expected.config_hash);
+  }
+  if (worker.tokenizer_hash != expected.tokenizer_hash) {
+    return differs("tokenizer hash", worker.tokenizer_hash, expected.tokenizer_hash);
+  }
+  if (worker.block_length != expected.block_length) {
+    return differs("block length", worker.block_length, expected.block_length);
+  }
+  if (worker.context_width != expected.context_width) {
+    return differs("context width", worker.context_width, expected.context_width);
+  }
+  if (worker.vocab_size != 0 && worker.vocab_size != expected.vocab_size) {
+    return differs("vocabulary size", worker.vocab_size, expected.vocab_size);
+  }
+  return absl::OkStatus();
+}
+
+void TierPresence::Add(const TierGroup& group) {
+  ++groups_[group].workers;
+  ++total_;
+}
+
+void TierPresence::Remove(const TierGroup& group, absl::Time now) {
+  const auto found = groups_.find(group);
+  if (found == groups_.end() || found->second.workers == 0) return;
+  if (--found->second.workers == 0) found->second.away_since = now;
+  if (--total_ == 0) away_since_ = now;
+}
+
+int TierPresence::workers(const TierGroup& group) const {
+  const auto found = groups_.find(group);
+  return found == groups_.end() ? 0 : found->second.workers;
+}
+
+absl::Time TierPresence::AwaySince(const TierGroup& group) const {
+  const auto found = groups_.find(group);
+  if (found == groups_.end()) return away_since_;
+  return found->second.workers > 0 ? absl::InfiniteFuture() : found->second.away_since;
+}
+
+std::optional<TierGroup> TierPresence::Largest() const {
+  const std::pair<const TierGroup, Entry>* best = nullptr;
+  for (const auto& entry : groups_) {
+    if (entry.second.workers == 0) continue;
+    if (best == nullptr || entry.second.workers > best->second.workers) best = &entry;
+  }
+  if (best == nullptr) return std::nullopt;
+  return best->first;
+}
+
+}  // namespace blockserve

@@ -1,0 +1,89 @@
+// Who a worker is, whether it fits this gateway's model, and which workers can stand in for each
+// other.
+#ifndef BLOCKSERVE_GATEWAY_TIER_IDENTITY_H_
+#define BLOCKSERVE_GATEWAY_TIER_IDENTITY_H_
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace blockserve {
+
+// Versions N and N - 1 of the tier protocols work together.
+inline constexpr uint32_t kTierProtocolVersion = 1;
+
+// What a worker's hello says of it.
+struct TierIdentity {
+  uint32_t protocol_version = 0;
+  uint64_t incarnation = 0;
+  std::string config_hash;
+  std::string tokenizer_hash;
+  std::string part_hash;
+  std::string numeric_id;
+  std::string name;
+  int32_t block_length = 0;
+  int32_t context_width = 0;
+  int32_t vocab_size = 0;  // token tier only; 0: not told
+};
+
+// This gateway's own view of the model.
+struct ExpectedModel {
+  std::string config_hash;
+  std::string tokenizer_hash;
+  int32_t block_length = 0;
+  int32_t context_width = 0;
+  int32_t vocab_size = 0;
+};
+
+// FAILED_PRECONDITION naming the worker and the first thing that differs.
+absl::Status CheckIdentity(const ExpectedModel& expected, const TierIdentity& worker,
+                           absl::string_view tier, absl::string_view address);
+
+// Workers of one group compute the same bits: a request stays with the group that it began with.
+struct TierGroup {
+  std::string part_hash;
+  std::string numeric_id;
+  friend bool operator==(const TierGroup& a, const TierGroup& b) {
+    return a.part_hash == b.part_hash && a.numeric_id == b.numeric_id;
+  }
+  friend bool operator<(const TierGroup& a, const TierGroup& b) {
+    return std::tie(a.part_hash, a.numeric_id) < std::tie(b.part_hash, b.numeric_id);
+  }
+};
+
+// Which groups of a tier have workers, and since when the others have none.
+class TierPresence {
+ public:
+  explicit TierPresence(absl::Time start) : away_since_(start) {}
+
+  void Add(const TierGroup& group);
+  void Remove(const TierGroup& group, absl::Time now);
+
+  int workers(const TierGroup& group) const;
+  int workers() const { return total_; }
+  // The time at which the last worker went; InfiniteFuture while there is one. A group never seen has
+  // been away as long as the tier, or since the start.
+  absl::Time AwaySince(const TierGroup& group) const;
+  absl::Time AwaySince() const { return total_ > 0 ? absl::InfiniteFuture() : away_since_; }
+  // The group with the most workers; of equals, the first by name.
+  std::optional<TierGroup> Largest() const;
+
+ private:
+  struct Entry {
+    int workers = 0;
+    absl::Time away_since;
+  };
+  std::map<TierGroup, Entry> groups_;
+  int total_ = 0;
+  absl::Time away_since_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_TIER_IDENTITY_H_

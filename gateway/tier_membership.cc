@@ -1,0 +1,65 @@
+#include "gateway/tier_membership.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+
+namespace blockserve {
+
+bool TierMembership::Connected(TierMember& member, TierIdentity identity, absl::Time now) {
+  member.connected = true;
+  member.draining = false;
+  member.identity = std::move(identity);
+  member.group = {member.identity.part_hash, member.identity.numeric_id};
+  const absl::Status status = CheckIdentity(expected_, member.identity, tier_, member.address);
+  member.fits = status.ok();
+  if (member.fits) {
+    refusals_.erase(member.address);
+    LogInfo(absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address,
+                         " connected, numeric id ", member.identity.numeric_id));
+  } else if (std::string& known = refusals_[member.address]; known != status.message()) {
+    known = std::string(status.message());
+    LogError(absl::StrCat("not used: ", known));
+  }
+  Update(member, now);
+  return member.fits;
+}
+
+void TierMembership::Lost(TierMember& member, const absl::Status& status, absl::Time now) {
+  if (member.connected && member.fits) {
+    LogWarning(absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address, " lost: ",
+                            status.ok() ? "it ended the stream" : status.ToString()));
+  }
+  // The service is the one that found that the two do not fit.
+  if (status.code() == absl::StatusCode::kFailedPrecondition) {
+    const std::string reason = absl::StrCat(tier_, " at ", member.address, ": ", status.message());
+    if (std::string& known = refusals_[member.address]; known != reason) {
+      known = reason;
+      LogError(absl::StrCat("not used: ", known));
+    }
+  }
+  member.connected = false;
+  Update(member, now);
+}
+
+void TierMembership::Update(TierMember& member, absl::Time now) {
+  const bool counts = member.usable();
+  if (counts == member.counted) return;
+  member.counted = counts;
+  if (counts) {
+    presence_.Add(member.group);
+  } else {
+    presence_.Remove(member.group, now);
+  }
+}
+
+absl::Status TierMembership::Verdict(absl::Duration tier_wait, absl::Time now) const {
+  if (presence_.workers() > 0) return absl::OkStatus();
+  if (!refusals_.empty()) return absl::FailedPreconditionError(refusals_.begin()->second);
+  if (now - presence_.AwaySince() < tier_wait) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("no ", tier_, " has been there for ",
+                                             absl::FormatDuration(tier_wait)));
+}
+
+}  // namespace blockserve

@@ -1,0 +1,63 @@
+// The workers of one tier: who has connected, who fits, who drains, and what to tell requests while
+// nobody is there.
+#ifndef BLOCKSERVE_GATEWAY_TIER_MEMBERSHIP_H_
+#define BLOCKSERVE_GATEWAY_TIER_MEMBERSHIP_H_
+
+#include <map>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "gateway/tier_identity.h"
+
+namespace blockserve {
+
+struct TierOptions {
+  absl::Duration tier_wait = absl::Seconds(10);
+  absl::Duration progress_bound = absl::Seconds(10);
+  int64_t max_queued = 1024;  // new sequences that wait for KV
+};
+
+// One worker's standing. Connecting: not connected; ready: usable(); lost: not connected again.
+struct TierMember {
+  std::string address;
+  bool connected = false;
+  bool fits = false;      // its hello agrees with this gateway's model
+  bool draining = false;  // takes nothing new
+  bool removed = false;   // discovery does not name it any more: as draining
+  bool counted = false;   // in the presence of its group
+  TierIdentity identity;
+  TierGroup group;
+
+  bool usable() const { return connected && fits && !draining && !removed; }
+};
+
+class TierMembership {
+ public:
+  // `tier`: "token worker" or "block service".
+  TierMembership(std::string tier, ExpectedModel expected, absl::Time start)
+      : tier_(std::move(tier)), expected_(std::move(expected)), presence_(start) {}
+
+  // The member has said hello. False, logged once for each reason: it does not fit and is not used.
+  bool Connected(TierMember& member, TierIdentity identity, absl::Time now);
+  void Lost(TierMember& member, const absl::Status& status, absl::Time now);
+  // To be called when `draining` or `removed` has changed.
+  void Update(TierMember& member, absl::Time now);
+  void Forget(const TierMember& member) { refusals_.erase(member.address); }
+
+  const std::string& tier() const { return tier_; }
+  const TierPresence& presence() const { return presence_; }
+  // While no worker is there: FAILED_PRECONDITION where one is that does not fit; UNAVAILABLE when the
+  // tier has been away for `tier_wait`; else OK, it is worth waiting.
+  absl::Status Verdict(absl::Duration tier_wait, absl::Time now) const;
+
+ private:
+  const std::string tier_;
+  const ExpectedModel expected_;
+  TierPresence presence_;
+  std::map<std::string, std::string> refusals_;  // by address: why it is not used
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_TIER_MEMBERSHIP_H_
