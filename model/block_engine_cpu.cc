@@ -1,0 +1,208 @@
+#include "model/block_engine_cpu.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/bf16.h"
+
+namespace blockserve {
+
+absl::StatusOr<std::unique_ptr<BlockEngine>> CpuBlockEngine::Load(const Checkpoint& checkpoint,
+                                                                  const EngineOptions& options,
+                                                                  const CpuKernels& kernels) {
+  std::unique_ptr<CpuBlockEngine> engine(
+      new CpuBlockEngine(checkpoint.config(), options.arithmetic, *options.pool, kernels));
+  absl::Status status = engine->LoadWeights(checkpoint, options.max_rows);
+  if (!status.ok()) return status;
+  return engine;
+}
+
+absl::Status CpuBlockEngine::LoadWeights(const Checkpoint& checkpoint, int64_t max_rows) {
+  ThreadPool::Turn turn(pool_);
+  const LoadContext context{checkpoint, arithmetic_, pool_};
+  const bool vanilla = config_.kind == ModelKind::kVanilla;
+  const int64_t width = config_.block.hidden_size;
+
+  absl::StatusOr<EmbeddingTable> table = EmbeddingTable::Load(
+      context, vanilla ? "gpt_neox.embed_in.weight" : "embedder.embeddings.weight",
+      config_.vocab_size, config_.embedding_width);
+  if (!table.ok()) return table.status();
+  table_ = *std::move(table);
+
+  if (config_.projection == Projection::kProjectionLayer) {
+    const int64_t gathered = int64_t{config_.embedding_width} * config_.block_length;
+    absl::StatusOr<PackedMatrix> projection = LoadMatrix(
+        context, "embedder.projection_layer", width, gathered, true, config_.block_length);
+    if (!projection.ok()) return projection.status();
+    projection_ = *std::move(projection);
+    gathered_ = AlignedBuffer(max_rows * PadToPanel(gathered) * sizeof(float));
+  }
+
+  absl::StatusOr<DecoderStack> stack =
+      DecoderStack::Load(context, vanilla ? "gpt_neox." : "block_decoder.gpt_neox.", config_.block,
+                         kernels_, max_rows);
+  if (!stack.ok()) return stack.status();
+  stack_ = *std::move(stack);
+  x_ = AlignedBuffer(max_rows * stack_.stride() * sizeof(float));
+  if (x_.data() == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory for activations of ", max_rows, " rows"));
+  }
+  batch_.reserve(max_rows);
+  rows_.reserve(max_rows);
+  return absl::OkStatus();
+}
+
+absl::Status CpuBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks) {
+  absl::StatusOr<KvStore> kv =
+      KvStore::Allocate(config_.block, arithmetic_, num_pages, page_blocks);
+  if (!kv.ok()) return kv.status();
+  kv_ = *std::move(kv);
+  return absl::OkStatus();
+}
+
+int64_t CpuBlockEngine::KvBytesPerBlock() const {
+  // Of a page whose length is a multiple of 16 blocks.
+  KvLayout layout;
+  layout.num_heads = config_.block.num_heads;
+  layout.head_size = config_.block.head_size();
+  layout.page_blocks = kPanelWidth;
+  layout.bf16 = arithmetic_ == Arithmetic::kBf16;
+  return config_.block.num_layers * layout.page_bytes() / kPanelWidth;
+}
+
+void CpuBlockEngine::CopyPage(int32_t from, int32_t to, int32_t blocks) {
+  // Keys of neighbouring blocks are interleaved, so the whole page is copied; what lies after
+  // `blocks` is never read before it is written.
+  if (from != to && blocks > 0) kv_.CopyPage(from, to);
+}
+
+absl::Status CpuBlockEngine::Validate(absl::Span<const BlockChunk> chunks,
+                                      absl::Span<float> contexts) const {
+  if (kv_.num_pages() == 0) return absl::FailedPreconditionError("Step before AllocateKv");
+  const int64_t length = config_.block_length;
+  const int64_t page_blocks = kv_.layout().page_blocks;
+  int64_t wanted = 0;
+  for (size_t c = 0; c < chunks.size(); ++c) {
+    const BlockChunk& chunk = chunks[c];
+    const auto error = [c](absl::string_view what) {
+      return absl::InvalidArgumentError(absl::StrCat("chunk ", c, ": ", what));
+    };
+    const int64_t tokens = static_cast<int64_t>(chunk.tokens.size());
+    if (tokens == 0 || tokens % length != 0) {
+      return error(absl::StrCat("tokens: ", tokens, ", not whole blocks of ", length));
+    }
+    for (const int32_t token : chunk.tokens) {
+      if (token < 0 || token >= config_.vocab_size) {
+        return error(absl::StrCat("tokens: id ", token, " is outside the vocabulary of ",
+                                  config_.vocab_size));
+      }
+    }
+    if (chunk.first_block < 0) return error("first_block is negative");
+    const int64_t end = chunk.first_block + tokens / length;
+    const int64_t pages = (end + page_blocks - 1) / page_blocks;
+    if (static_cast<int64_t>(chunk.pages.size()) < pages) {
+      return error(absl::StrCat("pages: ", chunk.pages.size(), " of ", page_blocks,
+                                " blocks do not cover ", end, " blocks"));
+    }
+    for (int64_t i = 0; i < pages; ++i) {
+      if (chunk.pages[i] < 0 || chunk.pages[i] >= kv_.num_pages()) {
+        return error(absl::StrCat("pages: ", chunk.pages[i], " of ", kv_.num_pages()));
+      }
+    }
+    wanted += std::max<int64_t>(end - std::max(chunk.first_block, chunk.first_context), 0);
+  }
+  if (static_cast<int64_t>(contexts.size()) != wanted * config_.block.hidden_size) {
+    return absl::InvalidArgumentError(absl::StrCat("contexts: room for ", contexts.size(),
+                                                   " values, ", wanted, " rows of ",
+                                                   config_.block.hidden_size, " are wanted"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CpuBlockEngine::Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) {
+  absl::Status status = Validate(chunks, contexts);
+  if (!status.ok()) return status;
+  ThreadPool::Turn turn(pool_);
+  float* out = contexts.data();
+  batch_.clear();
+  rows_.clear();
+  for (const BlockChunk& chunk : chunks) {
+    const int64_t blocks = static_cast<int64_t>(chunk.tokens.size()) / config_.block_length;
+    for (int64_t i = 0; i < blocks; ++i) {
+      const int64_t position = chunk.first_block + i;
+      batch_.push_back(
+          {chunk.tokens.data() + i * config_.block_length, position >= chunk.first_context});
+      rows_.push_back({chunk.pages.data(), position});
+      // A batch may end inside a chunk: its keys and values are in the pages for the next one.
+      if (static_cast<int64_t>(batch_.size()) == stack_.max_rows()) {
+        out += RunBatch(out) * config_.block.hidden_size;
+      }
+    }
+  }
+  if (!batch_.empty()) RunBatch(out);
+  return absl::OkStatus();
+}
+
+void CpuBlockEngine::Embed() {
+  const int64_t length = config_.block_length;
+  const int64_t width = table_.width();
+  const bool projected = config_.projection == Projection::kProjectionLayer;
+  const int64_t stride = projected ? PadToPanel(projection_.k()) : stack_.stride();
+  float* rows = projected ? gathered_.as<float>() : x_.as<float>();
+  for (size_t r = 0; r < batch_.size(); ++r) {
+    float* row = rows + r * stride;
+    const int32_t* tokens = batch_[r].tokens;
+    // A row of non-finite values leaves its mark in the padding: clear it for the next one.
+    std::fill(row + (projected ? projection_.k() : config_.block.hidden_size), row + stride, 0.0f);
+    if (config_.projection == Projection::kSum) {
+      table_.CopyRow(tokens[0], row);
+      for (int64_t j = 1; j < length; ++j) table_.AddRow(tokens[j], row);
+    } else {
+      for (int64_t j = 0; j < length; ++j) table_.CopyRow(tokens[j], row + j * width);
+    }
+  }
+  if (!projected) return;
+  MatmulArgs args;
+  args.x = rows;
+  args.x_stride = stride;
+  args.rows = static_cast<int64_t>(batch_.size());
+  args.weights = &projection_;
+  args.y = x_.as<float>();
+  args.y_stride = stack_.stride();
+  RunMatmul(kernels_, pool_, args);
+}
+
+int64_t CpuBlockEngine::RunBatch(float* contexts) {
+  Embed();
+  const int64_t stride = stack_.stride();
+  const int64_t width = config_.block.hidden_size;
+  float* x = x_.as<float>();
+  stack_.Run(pool_, rows_, kv_, x);
+
+  // The wanted rows move to the front: the final norm runs over them alone.
+  int64_t wanted = 0;
+  for (size_t r = 0; r < batch_.size(); ++r) {
+    if (!batch_[r].wants_context) continue;
+    if (static_cast<int64_t>(r) != wanted) {
+      std::memcpy(x + wanted * stride, x + r * stride, width * sizeof(float));
+    }
+    ++wanted;
+  }
+  stack_.FinalNorm(pool_, wanted, x, x);
+  for (int64_t r = 0; r < wanted; ++r) {
+    float* out = contexts + r * width;
+    std::memcpy(out, x + r * stride, width * sizeof(float));
+    if (arithmetic_ == Arithmetic::kBf16) {
+      for (int64_t i = 0; i < width; ++i) out[i] = RoundToBf16(out[i]);
+    }
+  }
+  batch_.clear();
+  rows_.clear();
+  return wanted;
+}
+
+}  // namespace blockserve

@@ -1,0 +1,79 @@
+// A GPT-NeoX stack on the CPU: the layers that block decoder and token decoder have in common.
+#ifndef BLOCKSERVE_MODEL_DECODER_STACK_H_
+#define BLOCKSERVE_MODEL_DECODER_STACK_H_
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/types/span.h"
+#include "common/thread_pool.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "model/config.h"
+#include "model/kv_store.h"
+#include "model/rotary_table.h"
+#include "model/weights.h"
+
+namespace blockserve {
+
+// Runs a matrix product on the pool, split over its panels.
+void RunMatmul(const CpuKernels& kernels, ThreadPool& pool, const MatmulArgs& args);
+
+class DecoderStack {
+ public:
+  // `prefix`: the names of the tensors up to "layers.N." and "final_layer_norm"; ends in a dot.
+  // Activations are allocated for batches of `max_rows` positions.
+  static absl::StatusOr<DecoderStack> Load(const LoadContext& context, const std::string& prefix,
+                                           const StackConfig& config, const CpuKernels& kernels,
+                                           int64_t max_rows);
+
+  const StackConfig& config() const { return config_; }
+  int64_t max_rows() const { return max_rows_; }
+  // Elements of a row of activations: the width padded to 16.
+  int64_t stride() const { return PadToPanel(config_.hidden_size); }
+
+  // Runs at most max_rows positions through all layers: x [rows, stride()], in place, becomes the
+  // residual stream before the final norm. The rows of one sequence come in ascending order of
+  // position, and all positions before them have been run: a row sees those of its own batch too.
+  void Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvStore& kv, float* x);
+
+  // y = final layer norm of x; both [rows, stride()], may be the same.
+  void FinalNorm(ThreadPool& pool, int64_t rows, const float* x, float* y) const;
+
+ private:
+  struct Layer {
+    LayerNormWeights attention_norm;
+    LayerNormWeights mlp_norm;
+    PackedMatrix qkv;
+    PackedMatrix dense;
+    PackedMatrix up;
+    PackedMatrix down;
+  };
+
+  absl::Status LoadLayer(const LoadContext& context, const std::string& at, Layer& layer) const;
+  void RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvLayout& layout,
+                    uint8_t* kv);
+  void ReserveScratch(ThreadPool& pool, absl::Span<const SequenceRow> rows);
+
+  StackConfig config_;
+  const CpuKernels* kernels_ = nullptr;
+  std::vector<Layer> layers_;
+  LayerNormWeights final_norm_;
+  RotaryTable rotary_;
+
+  int64_t max_rows_ = 0;
+  // Activations, rows padded to 16.
+  AlignedBuffer normed_;        // [max_rows, width]: input of attention, or of the MLP
+  AlignedBuffer mlp_normed_;    // [max_rows, width]: input of the MLP under a parallel residual
+  AlignedBuffer qkv_;           // [max_rows, 3 width]
+  AlignedBuffer q_;             // [max_rows, heads, head_stride]
+  AlignedBuffer attended_;      // [max_rows, width]
+  AlignedBuffer intermediate_;  // [max_rows, intermediate_size]
+  std::vector<std::vector<float>> scores_;  // of each thread
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_MODEL_DECODER_STACK_H_

@@ -1,0 +1,251 @@
+#include "model/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "absl/status/status.h"
+#include "kernels/exact_math.h"
+#include "model/philox.h"
+
+namespace blockserve {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Probabilities are counted in whole units, so that sums do not depend on their order: the best id
+// has 2^40.
+constexpr float kMassUnits = 0x1p40f;
+
+uint64_t MassOf(float weight) {
+  return static_cast<uint64_t>(static_cast<int64_t>(weight * kMassUnits));
+}
+
+// Sets smaller than this are sorted rather than searched further.
+constexpr size_t kSmallSet = 64;
+
+template <typename Candidate>
+bool Better(const Candidate& a, const Candidate& b) {
+  return a.value > b.value || (a.value == b.value && a.token < b.token);
+}
+
+}  // namespace
+
+float RawLogprob(const LogitStatistics& statistics, float logit) {
+  return static_cast<float>((static_cast<double>(logit) - static_cast<double>(statistics.max)) -
+                            ExactLog(statistics.sum_exp));
+}
+
+Sampler::Sampler(const CpuKernels& kernels, int32_t vocab_size)
+    : kernels_(kernels),
+      vocab_size_(vocab_size),
+      adjusted_(PadToPanel(vocab_size) * sizeof(float)),
+      weights_(PadToPanel(vocab_size) * sizeof(float)) {}
+
+void Sampler::Penalize(const SamplingParameters& sampling, const TokenCount& count) {
+  float& logit = adjusted_.as<float>()[count.token];
+  if (count.in_prompt + count.in_output > 0 && sampling.repetition_penalty != 1.0f) {
+    logit = logit > 0 ? logit / sampling.repetition_penalty : logit * sampling.repetition_penalty;
+  }
+  if (count.in_output > 0) {
+    logit = logit - sampling.presence_penalty;
+    logit = logit - sampling.frequency_penalty * static_cast<float>(count.in_output);
+  }
+}
+
+void Sampler::Adjust(const float* logits, const TokenRow& row,
+                     absl::Span<const int32_t> block_tokens, bool ban_stop_ids, int64_t n) {
+  float* adjusted = adjusted_.as<float>();
+  std::memcpy(adjusted, logits, n * sizeof(float));
+  for (const LogitBias& bias : row.logit_bias) {
+    if (bias.token < n) adjusted[bias.token] += bias.bias;
+  }
+  if (HasPenalties(*row.sampling)) {
+    const auto in_block = [&](int32_t token, size_t begin, size_t end) {
+      return static_cast<int32_t>(
+          std::count(block_tokens.begin() + begin, block_tokens.begin() + end, token));
+    };
+    const size_t prompt_end = row.forced_in_prompt;
+    for (const TokenCount& count : row.counts) {
+      if (count.token >= n) continue;
+      Penalize(*row.sampling,
+               {count.token, count.in_prompt + in_block(count.token, 0, prompt_end),
+                count.in_output + in_block(count.token, prompt_end, block_tokens.size())});
+    }
+    // Tokens of this block that the row's counts do not have, each once.
+    for (size_t i = 0; i < block_tokens.size(); ++i) {
+      const int32_t token = block_tokens[i];
+      if (token >= n || in_block(token, 0, i) > 0) continue;
+      const bool counted = std::any_of(row.counts.begin(), row.counts.end(),
+                                       [&](const TokenCount& c) { return c.token == token; });
+      if (counted) continue;
+      Penalize(*row.sampling, {token, in_block(token, 0, prompt_end),
+                               in_block(token, prompt_end, block_tokens.size())});
+    }
+  }
+  if (ban_stop_ids) {
+    for (const int32_t token : row.stop_ids) {
+      if (token < n) adjusted[token] = -kInfinity;
+    }
+  }
+  for (int64_t i = n; i < PadToPanel(n); ++i) adjusted[i] = -kInfinity;
+}
+
+uint64_t Sampler::TotalMass(int64_t n, float min_weight) const {
+  const float* weights = weights_.as<float>();
+  uint64_t total = 0;
+  for (int64_t i = 0; i < n; ++i) total += weights[i] >= min_weight ? MassOf(weights[i]) : 0;
+  return total;
+}
+
+void Sampler::CutToMass(uint64_t needed) {
+  size_t begin = 0;
+  size_t end = candidates_.size();
+  while (end - begin > kSmallSet) {
+    const size_t middle = begin + (end - begin) / 2;
+    std::nth_element(candidates_.begin() + begin, candidates_.begin() + middle,
+                     candidates_.begin() + end, Better<Candidate>);
+    uint64_t mass = 0;
+    for (size_t i = begin; i < middle; ++i) mass += candidates_[i].mass;
+    if (mass >= needed) {
+      end = middle;
+    } else {
+      needed -= mass;
+      begin = middle;
+    }
+  }
+  std::sort(candidates_.begin() + begin, candidates_.begin() + end, Better<Candidate>);
+  size_t cut = begin;
+  uint64_t mass = 0;
+  while (cut < end && mass < needed) mass += candidates_[cut++].mass;
+  candidates_.resize(std::max<size_t>(cut, 1));
+}
+
+void Sampler::Select(const float* values, int64_t n, float max,
+                     const SamplingParameters& sampling) {
+  const float* weights = weights_.as<float>();
+  const bool limited = sampling.top_k > 0 && sampling.top_k < n;
+  const uint64_t total = limited ? 0 : TotalMass(n, 0.0f);
+  const auto needed = [&](uint64_t of) {
+    const double wanted = std::ceil(static_cast<double>(sampling.top_p) * static_cast<double>(of));
+    return std::min(std::max<uint64_t>(static_cast<uint64_t>(wanted), 1), of);
+  };
+  // What is kept is the beginning of an order by value: mostly a look at values near the largest is
+  // enough. Each turn takes in more, the last one everything.
+  for (const float reach : {4.0f, 8.0f, 16.0f, kInfinity}) {
+    const float lowest = reach == kInfinity ? -kInfinity : max - reach * sampling.temperature;
+    candidates_.clear();
+    uint64_t mass = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      if (values[i] < lowest || values[i] == -kInfinity) continue;
+      candidates_.push_back({values[i], static_cast<int32_t>(i), MassOf(weights[i])});
+      mass += candidates_.back().mass;
+    }
+    const bool enough =
+        limited ? candidates_.size() >= static_cast<size_t>(sampling.top_k) : mass >= needed(total);
+    if (enough || reach == kInfinity) break;
+  }
+  if (limited && candidates_.size() > static_cast<size_t>(sampling.top_k)) {
+    std::nth_element(candidates_.begin(), candidates_.begin() + sampling.top_k, candidates_.end(),
+                     Better<Candidate>);
+    candidates_.resize(sampling.top_k);
+  }
+  if (sampling.top_p < 1.0f) {
+    uint64_t of = total;
+    if (limited) {
+      for (const Candidate& candidate : candidates_) of += candidate.mass;
+    }
+    CutToMass(needed(of));
+  }
+}
+
+absl::StatusOr<int32_t> Sampler::Draw(const float* logits, const LogitStatistics& statistics,
+                                      const TokenRow& row, absl::Span<const int32_t> block_tokens,
+                                      int64_t position) {
+  const SamplingParameters& sampling = *row.sampling;
+  const int64_t n = row.vocab_limit > 0 ? row.vocab_limit : vocab_size_;
+  const bool ban_stop_ids = position < row.min_tokens_position && !row.stop_ids.empty();
+  const bool adjust = ban_stop_ids || !row.logit_bias.empty() || HasPenalties(sampling);
+  if (adjust) Adjust(logits, row, block_tokens, ban_stop_ids, n);
+  const float* values = adjust ? adjusted_.as<float>() : logits;
+  const float max = adjust || n < vocab_size_ ? kernels_.max_value(values, n) : statistics.max;
+  if (!std::isfinite(max)) {
+    return absl::InvalidArgumentError(
+        "logit_bias, penalties and minimum of tokens leave no id to draw");
+  }
+  if (sampling.temperature == 0.0f) {
+    return static_cast<int32_t>(kernels_.first_index_of(values, n, max));
+  }
+
+  kernels_.softmax_weights(values, n, max, sampling.temperature, weights_.as<float>());
+  const float* weights = weights_.as<float>();
+  const uint64_t bits = DrawBits(row.seed, row.choice, static_cast<uint64_t>(position));
+  const auto target_of = [bits](uint64_t total) {
+    return static_cast<uint64_t>(static_cast<unsigned __int128>(bits) * total >> 64);
+  };
+  const bool select = (sampling.top_k > 0 && sampling.top_k < n) || sampling.top_p < 1.0f;
+  uint64_t sum = 0;
+  if (!select) {
+    const uint64_t target = target_of(TotalMass(n, sampling.min_p));
+    for (int64_t i = 0; i < n; ++i) {
+      if (weights[i] < sampling.min_p) continue;
+      sum += MassOf(weights[i]);
+      if (sum > target) return static_cast<int32_t>(i);
+    }
+    return absl::InternalError("the masses of a draw do not add up");
+  }
+
+  Select(values, n, max, sampling);
+  uint64_t total = 0;
+  size_t kept = 0;
+  for (const Candidate& candidate : candidates_) {
+    if (weights[candidate.token] < sampling.min_p) continue;
+    total += candidate.mass;
+    candidates_[kept++] = candidate;
+  }
+  candidates_.resize(kept);
+  const uint64_t target = target_of(total);
+  if (candidates_.size() <= kSmallSet * 16) {
+    std::sort(candidates_.begin(), candidates_.end(),
+              [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
+    for (const Candidate& candidate : candidates_) {
+      sum += candidate.mass;
+      if (sum > target) return candidate.token;
+    }
+    return absl::InternalError("the masses of a draw do not add up");
+  }
+  // A large set is marked in the array of weights and walked in the order of ids.
+  float* marks = adjusted_.as<float>();
+  std::memset(marks, 0, PadToPanel(n) * sizeof(float));
+  for (const Candidate& candidate : candidates_) marks[candidate.token] = 1.0f;
+  for (int64_t i = 0; i < n; ++i) {
+    if (marks[i] == 0.0f) continue;
+    sum += MassOf(weights[i]);
+    if (sum > target) return static_cast<int32_t>(i);
+  }
+  return absl::InternalError("the masses of a draw do not add up");
+}
+
+std::vector<TokenLogprob> Sampler::Top(const float* logits, const LogitStatistics& statistics,
+                                       int32_t count) {
+  const size_t wanted = std::min(count, vocab_size_);
+  std::vector<TokenLogprob> best;  // the logit stands in for the log-probability until the end
+  best.reserve(wanted + 1);
+  if (wanted == 0) return best;
+  float worst = -kInfinity;
+  for (int32_t i = 0; i < vocab_size_; ++i) {
+    // Ids come in ascending order: one that only equals the worst does not displace it.
+    if (best.size() == wanted && !(logits[i] > worst)) continue;
+    const auto at =
+        std::upper_bound(best.begin(), best.end(), logits[i],
+                         [](float value, const TokenLogprob& b) { return value > b.logprob; });
+    best.insert(at, TokenLogprob{i, logits[i]});
+    if (best.size() > wanted) best.pop_back();
+    worst = best.back().logprob;
+  }
+  for (TokenLogprob& entry : best) entry.logprob = RawLogprob(statistics, entry.logprob);
+  return best;
+}
+
+}  // namespace blockserve

@@ -1,0 +1,64 @@
+// Weights of a checkpoint in the form that the CPU kernels read.
+#ifndef BLOCKSERVE_MODEL_WEIGHTS_H_
+#define BLOCKSERVE_MODEL_WEIGHTS_H_
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "common/thread_pool.h"
+#include "kernels/aligned_buffer.h"
+#include "kernels/cpu/packed_matrix.h"
+#include "model/arithmetic.h"
+#include "model/checkpoint.h"
+
+namespace blockserve {
+
+// What loading needs; the pool's turn is held by the caller.
+struct LoadContext {
+  const Checkpoint& checkpoint;
+  Arithmetic arithmetic;
+  ThreadPool& pool;
+};
+
+// A matrix product's weight `name`.weight [n, k] (or a convolution [n, k / kernel_size,
+// kernel_size]) with `name`.bias [n] when there is one. Rounded to bf16 under Arithmetic::kBf16;
+// the bias stays float32. Errors name the tensor.
+absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string_view name,
+                                        int64_t n, int64_t k, bool has_bias,
+                                        int64_t kernel_size = 1);
+
+// A vector [n], float32 in every arithmetic, padded with zeros to a multiple of 16.
+absl::StatusOr<AlignedBuffer> LoadVector(const LoadContext& context, absl::string_view name,
+                                         int64_t n);
+
+// A table of embeddings [rows, width], float32 or bf16 as the arithmetic says.
+class EmbeddingTable {
+ public:
+  EmbeddingTable() = default;
+  static absl::StatusOr<EmbeddingTable> Load(const LoadContext& context, absl::string_view name,
+                                             int64_t rows, int64_t width);
+
+  int64_t width() const { return width_; }
+  int64_t size_bytes() const { return data_.size_bytes(); }
+  void CopyRow(int64_t row, float* out) const;  // out [width]
+  void AddRow(int64_t row, float* out) const;   // out[i] += table[row, i]
+
+ private:
+  int64_t width_ = 0;
+  bool bf16_ = false;
+  AlignedBuffer data_;  // [rows, width] float or bf16
+};
+
+// A layer norm's weight and bias [width], padded with zeros to a multiple of 16.
+struct LayerNormWeights {
+  AlignedBuffer weight;
+  AlignedBuffer bias;
+
+  static absl::StatusOr<LayerNormWeights> Load(const LoadContext& context, absl::string_view name,
+                                               int64_t width);
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_MODEL_WEIGHTS_H_
