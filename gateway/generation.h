@@ -47,7 +47,8 @@ struct ScoringRequest {
   absl::Time deadline;
 };
 
-// Receives the events of one generation. Called on the loop thread. After OnDone nothing more comes.
+// Receives the events of one generation. Called on the loop thread. After OnDone nothing more
+// comes.
 class GenerationSink {
  public:
   virtual ~GenerationSink() = default;
@@ -74,7 +75,8 @@ class GenerationCore {
  public:
   virtual ~GenerationCore() = default;
   // The sink is told of everything, refusals too (OnDone without OnStarted).
-  virtual GenerationId Generate(GenerationRequest request, std::shared_ptr<GenerationSink> sink) = 0;
+  virtual GenerationId Generate(GenerationRequest request,
+                                std::shared_ptr<GenerationSink> sink) = 0;
   virtual GenerationId Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) = 0;
   // The client has gone: work stops, nothing more is delivered. Unknown ids are ignored.
   virtual void Cancel(GenerationId id) = 0;

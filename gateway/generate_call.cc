@@ -1,0 +1,150 @@
+#include "gateway/generate_call.h"
+
+#include <grpcpp/impl/codegen/proto_utils.h>
+
+#include <utility>
+
+#include "rpc/status.h"
+
+namespace blockserve {
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Start(
+    GenerationCore* core, absl::StatusOr<GenerationRequest> request) {
+  std::shared_ptr<GenerateCall> call(new GenerateCall(core));
+  call->self_ = call;
+  if (!request.ok()) {
+    call->OnDone(request.status(), {});
+    return call.get();
+  }
+  const GenerationId id = core->Generate(*std::move(request), call);
+  bool gone = false;
+  bool resume = false;
+  {
+    MutexLock lock(&call->mutex_);
+    call->id_ = id;
+    gone = call->gone_;
+    // The window may have filled and drained before the id was known.
+    resume = call->paused_ && call->waiting_.size() <= kWindow / 2;
+    if (resume) call->paused_ = false;
+  }
+  if (gone) {
+    core->Cancel(id);
+  } else if (resume) {
+    core->Resume(id);
+  }
+  return call.get();
+}
+
+void GenerateCall::OnStarted(v1::Started started) {
+  v1::GenerateResponse event;
+  *event.mutable_started() = std::move(started);
+  Enqueue(std::move(event));
+}
+
+void GenerateCall::OnOutput(v1::Output output) {
+  v1::GenerateResponse event;
+  *event.mutable_output() = std::move(output);
+  Enqueue(std::move(event));
+}
+
+void GenerateCall::OnFinished(v1::Finished finished) {
+  v1::GenerateResponse event;
+  *event.mutable_finished() = std::move(finished);
+  Enqueue(std::move(event));
+}
+
+void GenerateCall::OnDone(absl::Status status, v1::Usage usage) {
+  {
+    MutexLock lock(&mutex_);
+    if (gone_ || outcome_.has_value()) return;
+    if (status.ok()) {
+      v1::GenerateResponse event;
+      *event.mutable_usage() = std::move(usage);
+      waiting_.push_back(std::move(event));
+    }
+    outcome_ = ToGrpcStatus(status);
+  }
+  Pump();
+}
+
+bool GenerateCall::WantsMore() const {
+  MutexLock lock(&mutex_);
+  if (waiting_.size() < kWindow) return true;
+  paused_ = true;
+  return false;
+}
+
+void GenerateCall::Enqueue(v1::GenerateResponse event) {
+  {
+    MutexLock lock(&mutex_);
+    if (gone_) return;
+    waiting_.push_back(std::move(event));
+  }
+  Pump();
+}
+
+void GenerateCall::OnWriteDone(bool ok) {
+  if (!ok) Stop();
+  std::optional<GenerationId> resume;
+  {
+    MutexLock lock(&mutex_);
+    writing_ = false;
+    // Not at every message, so that the core is not woken for each.
+    if (paused_ && id_.has_value() && waiting_.size() <= kWindow / 2) {
+      paused_ = false;
+      resume = id_;
+    }
+  }
+  Pump();
+  if (resume.has_value()) core_->Resume(*resume);
+}
+
+void GenerateCall::OnCancel() {
+  Stop();
+  Pump();
+}
+
+void GenerateCall::Stop() {
+  std::optional<GenerationId> cancel;
+  {
+    MutexLock lock(&mutex_);
+    if (gone_) return;
+    gone_ = true;
+    waiting_.clear();
+    cancel = id_;
+  }
+  if (cancel.has_value()) core_->Cancel(*cancel);
+}
+
+void GenerateCall::Pump() {
+  grpc::Status outcome;
+  bool finish = false;
+  {
+    MutexLock lock(&mutex_);
+    if (writing_ || finished_) return;
+    if (!waiting_.empty()) {
+      writing_ = true;
+      bool own_buffer = false;
+      outcome = grpc::SerializationTraits<v1::GenerateResponse>::Serialize(
+          waiting_.front(), &writing_buffer_, &own_buffer);
+      waiting_.pop_front();
+      finish = !outcome.ok();
+    } else if (gone_ || outcome_.has_value()) {
+      outcome = gone_ ? grpc::Status::CANCELLED : *outcome_;
+      finish = true;
+    } else {
+      return;
+    }
+    finished_ = finish;
+  }
+  // Outside the lock, by the one thread that set writing_ or finished_.
+  if (finish) {
+    Finish(outcome);
+  } else {
+    StartWrite(&writing_buffer_);
+  }
+}
+
+void GenerateCall::OnDone() { std::exchange(self_, nullptr).reset(); }
+
+}  // namespace blockserve

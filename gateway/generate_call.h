@@ -1,0 +1,65 @@
+// One Generate call: the reactor that writes a generation's events to its stream.
+#ifndef BLOCKSERVE_GATEWAY_GENERATE_CALL_H_
+#define BLOCKSERVE_GATEWAY_GENERATE_CALL_H_
+
+#include <grpcpp/support/byte_buffer.h>
+#include <grpcpp/support/server_callback.h>
+
+#include <deque>
+#include <memory>
+#include <optional>
+
+#include "absl/status/statusor.h"
+#include "common/mutex.h"
+#include "gateway/generation.h"
+
+namespace blockserve {
+
+// Owns itself until gRPC's OnDone; the core shares the ownership. One write is outstanding at most.
+// Events that wait are bounded: from kWindow on WantsMore is false, and each choice adds at most
+// the block that is under way.
+class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                           public GenerationSink,
+                           public std::enable_shared_from_this<GenerateCall> {
+ public:
+  static constexpr size_t kWindow = 16;
+
+  // Starts the generation, or finishes the call with the request's error.
+  static grpc::ServerWriteReactor<grpc::ByteBuffer>* Start(
+      GenerationCore* core, absl::StatusOr<GenerationRequest> request);
+
+  void OnStarted(v1::Started started) override;
+  void OnOutput(v1::Output output) override;
+  void OnFinished(v1::Finished finished) override;
+  void OnDone(absl::Status status, v1::Usage usage) override;
+  bool WantsMore() const override;
+
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  explicit GenerateCall(GenerationCore* core) : core_(core) {}
+
+  void Enqueue(v1::GenerateResponse event);
+  void Stop();
+  // Starts the next write, or finishes the call: whatever is due.
+  void Pump();
+
+  GenerationCore* const core_;
+  grpc::ByteBuffer writing_buffer_;  // of the write under way
+  mutable Mutex mutex_;
+  std::deque<v1::GenerateResponse> waiting_ ABSL_GUARDED_BY(mutex_);
+  // Not known before Core::Generate returns, while the core's events may come earlier.
+  std::optional<GenerationId> id_ ABSL_GUARDED_BY(mutex_);
+  std::optional<grpc::Status> outcome_ ABSL_GUARDED_BY(mutex_);
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  bool gone_ ABSL_GUARDED_BY(mutex_) = false;            // the client has left
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;        // Finish was called
+  mutable bool paused_ ABSL_GUARDED_BY(mutex_) = false;  // the core was told not to go on
+  std::shared_ptr<GenerateCall> self_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_GENERATE_CALL_H_

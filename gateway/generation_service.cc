@@ -1,0 +1,170 @@
+#include "gateway/generation_service.h"
+
+#include <grpcpp/impl/codegen/proto_utils.h>
+
+#include <memory>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/mutex.h"
+#include "gateway/generate_call.h"
+#include "rpc/status.h"
+
+namespace blockserve {
+namespace {
+
+template <class Message>
+absl::StatusOr<Message> Parse(const grpc::ByteBuffer& bytes) {
+  Message message;
+  grpc::ByteBuffer copy(bytes);  // of the references: reading consumes it
+  if (!grpc::SerializationTraits<Message>::Deserialize(&copy, &message).ok()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the request is no ", Message::descriptor()->full_name(),
+                     ": malformed, or a string in it is not valid UTF-8"));
+  }
+  return message;
+}
+
+template <class Message>
+grpc::Status Serialize(const absl::StatusOr<Message>& message, grpc::ByteBuffer* bytes) {
+  if (!message.ok()) return ToGrpcStatus(message.status());
+  bool own_buffer = false;
+  return grpc::SerializationTraits<Message>::Serialize(*message, bytes, &own_buffer);
+}
+
+// Answers a call at once: parse, `answer`, serialize.
+template <class Request, class Answer>
+grpc::ServerUnaryReactor* AnswerNow(grpc::CallbackServerContext* context,
+                                    const grpc::ByteBuffer& request, grpc::ByteBuffer* response,
+                                    Answer answer) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  const absl::StatusOr<Request> parsed = Parse<Request>(request);
+  reactor->Finish(parsed.ok() ? Serialize(answer(*parsed), response)
+                              : ToGrpcStatus(parsed.status()));
+  return reactor;
+}
+
+// One Score call. Owns itself until gRPC's OnDone; the core shares the ownership.
+class ScoreCall final : public grpc::ServerUnaryReactor,
+                        public ScoringSink,
+                        public std::enable_shared_from_this<ScoreCall> {
+ public:
+  static grpc::ServerUnaryReactor* Start(GenerationCore* core, grpc::ByteBuffer* response,
+                                         absl::StatusOr<ScoringRequest> request) {
+    std::shared_ptr<ScoreCall> call(new ScoreCall(core, response));
+    call->self_ = call;
+    if (!request.ok()) {
+      call->OnDone(request.status());
+      return call.get();
+    }
+    const GenerationId id = core->Score(*std::move(request), call);
+    bool gone = false;
+    {
+      MutexLock lock(&call->mutex_);
+      call->id_ = id;
+      gone = call->gone_;
+    }
+    if (gone) core->Cancel(id);
+    return call.get();
+  }
+
+  void OnDone(absl::StatusOr<v1::ScoreResponse> response) override {
+    {
+      MutexLock lock(&mutex_);
+      if (std::exchange(finished_, true)) return;
+    }
+    Finish(Serialize(response, response_));
+  }
+
+  void OnCancel() override {
+    std::optional<GenerationId> cancel;
+    bool finish = false;
+    {
+      MutexLock lock(&mutex_);
+      gone_ = true;
+      cancel = id_;
+      finish = !std::exchange(finished_, true);
+    }
+    if (cancel.has_value()) core_->Cancel(*cancel);
+    if (finish) Finish(grpc::Status::CANCELLED);
+  }
+
+  void OnDone() override { std::exchange(self_, nullptr).reset(); }
+
+ private:
+  ScoreCall(GenerationCore* core, grpc::ByteBuffer* response) : core_(core), response_(response) {}
+
+  GenerationCore* const core_;
+  grpc::ByteBuffer* const response_;  // gRPC's, until OnDone
+  Mutex mutex_;
+  std::optional<GenerationId> id_ ABSL_GUARDED_BY(mutex_);
+  bool gone_ ABSL_GUARDED_BY(mutex_) = false;      // the client has left
+  bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // Finish is called, by whoever set this
+  std::shared_ptr<ScoreCall> self_;
+};
+
+}  // namespace
+
+v1::GetModelResponse GenerationService::DescribeModel() const {
+  v1::GetModelResponse response;
+  validator_->FillModel(response);
+  core_->FillModelStatus(response);
+  return response;
+}
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
+    grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
+  const auto validated = [&]() -> absl::StatusOr<GenerationRequest> {
+    absl::StatusOr<v1::GenerateRequest> parsed = Parse<v1::GenerateRequest>(*request);
+    if (!parsed.ok()) return parsed.status();
+    return validator_->Generation(*parsed, DescribeModel().model_id(),
+                                  RequestDeadline(context->deadline(), absl::Now()));
+  };
+  return GenerateCall::Start(core_, validated());
+}
+
+grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
+                                                   const grpc::ByteBuffer* request,
+                                                   grpc::ByteBuffer* response) {
+  const auto validated = [&]() -> absl::StatusOr<ScoringRequest> {
+    absl::StatusOr<v1::ScoreRequest> parsed = Parse<v1::ScoreRequest>(*request);
+    if (!parsed.ok()) return parsed.status();
+    return validator_->Scoring(*parsed, DescribeModel().model_id(),
+                               RequestDeadline(context->deadline(), absl::Now()));
+  };
+  return ScoreCall::Start(core_, response, validated());
+}
+
+grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
+                                                      const grpc::ByteBuffer* request,
+                                                      grpc::ByteBuffer* response) {
+  return AnswerNow<v1::TokenizeRequest>(context, *request, response, [&](const auto& parsed) {
+    return validator_->Tokenize(parsed, DescribeModel().model_id());
+  });
+}
+
+grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
+                                                        const grpc::ByteBuffer* request,
+                                                        grpc::ByteBuffer* response) {
+  return AnswerNow<v1::DetokenizeRequest>(context, *request, response, [&](const auto& parsed) {
+    return validator_->Detokenize(parsed, DescribeModel().model_id());
+  });
+}
+
+grpc::ServerUnaryReactor* GenerationService::GetModel(grpc::CallbackServerContext* context,
+                                                      const grpc::ByteBuffer* request,
+                                                      grpc::ByteBuffer* response) {
+  return AnswerNow<v1::GetModelRequest>(
+      context, *request, response, [&](const auto& parsed) -> absl::StatusOr<v1::GetModelResponse> {
+        v1::GetModelResponse description = DescribeModel();
+        if (absl::Status status = validator_->Model(parsed.model(), description.model_id());
+            !status.ok()) {
+          return status;
+        }
+        return description;
+      });
+}
+
+}  // namespace blockserve

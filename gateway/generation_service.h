@@ -1,0 +1,54 @@
+// The gRPC front of the gateway: blockserve.v1.Generation. Thin: requests are validated and handed
+// to the core, its events are written to the stream.
+#ifndef BLOCKSERVE_GATEWAY_GENERATION_SERVICE_H_
+#define BLOCKSERVE_GATEWAY_GENERATION_SERVICE_H_
+
+#include <grpcpp/support/server_callback.h>
+
+#include "blockserve/v1/generation.grpc.pb.h"
+#include "gateway/generation.h"
+#include "gateway/validate.h"
+
+namespace blockserve {
+
+namespace internal {
+// Requests are parsed here rather than by gRPC, which answers UNIMPLEMENTED with an empty message
+// to bytes that are no message, a string that is not UTF-8 included. Clients are told what is
+// wrong.
+using RawGenerationService = v1::Generation::WithRawCallbackMethod_Generate<
+    v1::Generation::WithRawCallbackMethod_Score<v1::Generation::WithRawCallbackMethod_Tokenize<
+        v1::Generation::WithRawCallbackMethod_Detokenize<
+            v1::Generation::WithRawCallbackMethod_GetModel<v1::Generation::Service>>>>>;
+}  // namespace internal
+
+class GenerationService final : public internal::RawGenerationService {
+ public:
+  // Both must outlive the service.
+  GenerationService(GenerationCore* core, const RequestValidator* validator)
+      : core_(core), validator_(validator) {}
+
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer* request) override;
+  grpc::ServerUnaryReactor* Score(grpc::CallbackServerContext* context,
+                                  const grpc::ByteBuffer* request,
+                                  grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* context,
+                                       const grpc::ByteBuffer* request,
+                                       grpc::ByteBuffer* response) override;
+  grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* context,
+                                     const grpc::ByteBuffer* request,
+                                     grpc::ByteBuffer* response) override;
+
+ private:
+  v1::GetModelResponse DescribeModel() const;
+
+  GenerationCore* const core_;
+  const RequestValidator* const validator_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_GENERATION_SERVICE_H_

@@ -1,0 +1,302 @@
+#include "gateway/generation_service.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "blockserve/v1/generation.grpc.pb.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace blockserve {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Hands requests to the test, which plays the core's part.
+class FakeCore : public GenerationCore {
+ public:
+  using GenerateHandler =
+      std::function<void(const GenerationRequest&, const std::shared_ptr<GenerationSink>&)>;
+  using ScoreHandler =
+      std::function<void(const ScoringRequest&, const std::shared_ptr<ScoringSink>&)>;
+
+  GenerationId Generate(GenerationRequest request, std::shared_ptr<GenerationSink> sink) override {
+    ++generated;
+    on_generate(request, sink);
+    return 7;
+  }
+  GenerationId Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) override {
+    on_score(request, sink);
+    return 8;
+  }
+  void Cancel(GenerationId id) override {
+    cancelled_id = id;
+    cancelled.Notify();  // aborts on a second call
+  }
+  void Resume(GenerationId id) override {
+    EXPECT_EQ(id, 7u);
+    if (on_resume) on_resume();
+  }
+  void FillModelStatus(v1::GetModelResponse& response) const override {
+    response.set_model_id("id-of-model");
+    response.set_token_workers(3);
+  }
+
+  GenerateHandler on_generate;
+  ScoreHandler on_score;
+  std::function<void()> on_resume;
+  int generated = 0;
+  GenerationId cancelled_id = 0;
+  absl::Notification cancelled;
+};
+
+class GenerationServiceTest : public ::testing::Test {
+ protected:
+  GenerationServiceTest() : validator_(Config(), nullptr, {"tiny", false}) {
+    service_ = std::make_unique<GenerationService>(&core_, &validator_);
+    grpc::ServerBuilder builder;
+    builder.RegisterService(service_.get());
+    server_ = builder.BuildAndStart();
+    stub_ = v1::Generation::NewStub(server_->InProcessChannel({}));
+  }
+  ~GenerationServiceTest() override { server_->Shutdown(); }
+
+  static ModelConfig Config() {
+    auto config = LoadModelConfig("tests/golden/concat_l4");
+    EXPECT_TRUE(config.ok()) << config.status();
+    return *config;
+  }
+  static v1::Output Block(int64_t position) {
+    v1::Output output;
+    output.set_position(position);
+    for (int i = 0; i < 4; ++i) output.add_tokens(i);
+    return output;
+  }
+
+  FakeCore core_;
+  RequestValidator validator_;
+  std::unique_ptr<GenerationService> service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<v1::Generation::Stub> stub_;
+};
+
+TEST_F(GenerationServiceTest, StreamsTheEventsInOrderAndEndsWithUsage) {
+  core_.on_generate = [](const GenerationRequest& request,
+                         const std::shared_ptr<GenerationSink>& sink) {
+    v1::Started started;
+    started.set_request_id(request.request_id);
+    sink->OnStarted(started);
+    sink->OnOutput(Block(1));
+    sink->OnOutput(Block(5));
+    v1::Finished finished;
+    finished.set_reason(v1::FINISH_REASON_LENGTH);
+    sink->OnFinished(finished);
+    v1::Usage usage;
+    usage.set_completion_tokens(8);
+    sink->OnDone(absl::OkStatus(), usage);
+  };
+  grpc::ClientContext context;
+  v1::GenerateRequest request;
+  request.set_request_id("r1");
+  auto reader = stub_->Generate(&context, request);
+  std::vector<v1::GenerateResponse> events;
+  for (v1::GenerateResponse event; reader->Read(&event);) events.push_back(event);
+  EXPECT_TRUE(reader->Finish().ok());
+  ASSERT_EQ(events.size(), 5u);
+  EXPECT_EQ(events[0].started().request_id(), "r1");
+  EXPECT_EQ(events[1].output().position(), 1);
+  EXPECT_EQ(events[2].output().position(), 5);
+  EXPECT_EQ(events[3].finished().reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(events[4].usage().completion_tokens(), 8);
+}
+
+TEST_F(GenerationServiceTest, DeliversWhatCameBeforeAnError) {
+  core_.on_generate = [](const GenerationRequest&, const std::shared_ptr<GenerationSink>& sink) {
+    sink->OnOutput(Block(1));
+    sink->OnDone(absl::InternalError("row has non-finite logits"), {});
+  };
+  grpc::ClientContext context;
+  auto reader = stub_->Generate(&context, {});
+  v1::GenerateResponse event;
+  EXPECT_TRUE(reader->Read(&event));
+  EXPECT_EQ(event.output().tokens_size(), 4);
+  EXPECT_FALSE(reader->Read(&event));
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(status.error_message(), "row has non-finite logits");
+}
+
+TEST_F(GenerationServiceTest, RefusesABadRequestWithoutTheCore) {
+  grpc::ClientContext context;
+  v1::GenerateRequest request;
+  request.set_n(65);
+  auto reader = stub_->Generate(&context, request);
+  v1::GenerateResponse event;
+  EXPECT_FALSE(reader->Read(&event));
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("n: must be 1 to 64"));
+  EXPECT_EQ(core_.generated, 0);
+}
+
+TEST_F(GenerationServiceTest, SaysWhatIsWrongWithAStringThatIsNotUtf8) {
+  v1::GenerateRequest generate;
+  generate.set_text("\xFF\xFE");
+  grpc::ClientContext generate_context;
+  auto reader = stub_->Generate(&generate_context, generate);
+  v1::GenerateResponse event;
+  EXPECT_FALSE(reader->Read(&event));
+  grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("UTF-8"));
+
+  v1::TokenizeRequest tokenize;
+  tokenize.set_text("\xFF\xFE");
+  grpc::ClientContext context;
+  v1::TokenizeResponse response;
+  status = stub_->Tokenize(&context, tokenize, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("UTF-8"));
+}
+
+TEST_F(GenerationServiceTest, TellsTheCoreWhenTheClientLeaves) {
+  core_.on_generate = [](const GenerationRequest&, const std::shared_ptr<GenerationSink>& sink) {
+    sink->OnOutput(Block(1));
+  };
+  grpc::ClientContext context;
+  auto reader = stub_->Generate(&context, {});
+  v1::GenerateResponse event;
+  EXPECT_TRUE(reader->Read(&event));
+  context.TryCancel();
+  core_.cancelled.WaitForNotification();
+  EXPECT_EQ(core_.cancelled_id, 7u);
+  EXPECT_FALSE(reader->Read(&event));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(GenerationServiceTest, AsksTheCoreToPauseForAClientThatDoesNotReadAndToGoOn) {
+  absl::Notification resumed;
+  std::shared_ptr<GenerationSink> stream;
+  int sent = 0;
+  core_.on_generate = [&](const GenerationRequest&, const std::shared_ptr<GenerationSink>& sink) {
+    stream = sink;
+    while (sink->WantsMore() && sent < 100'000) sink->OnOutput(Block(4 * sent++));
+  };
+  core_.on_resume = [&] { resumed.Notify(); };
+  grpc::ClientContext context;
+  auto reader = stub_->Generate(&context, {});
+  int received = 0;
+  v1::GenerateResponse event;
+  // The in-process transport holds messages back from a reader that does not read.
+  while (!resumed.HasBeenNotified() && received < 100'000 && reader->Read(&event)) {
+    EXPECT_EQ(event.output().position(), 4 * received);
+    ++received;
+    if (received == sent) break;
+  }
+  resumed.WaitForNotification();
+  EXPECT_LT(sent, 100'000);
+  EXPECT_TRUE(stream->WantsMore());
+  stream->OnDone(absl::OkStatus(), {});
+  bool usage = false;
+  while (reader->Read(&event)) {
+    if (event.has_usage()) {
+      usage = true;
+    } else {
+      ++received;
+    }
+  }
+  EXPECT_TRUE(usage);
+  EXPECT_EQ(received, sent);
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
+TEST_F(GenerationServiceTest, PassesTheCallsDeadlineOn) {
+  absl::Time deadline;
+  core_.on_generate = [&](const GenerationRequest& request,
+                          const std::shared_ptr<GenerationSink>& sink) {
+    deadline = request.deadline;
+    sink->OnDone(absl::OkStatus(), {});
+  };
+  const absl::Time before = absl::Now();
+  for (const absl::Duration wait : {absl::ZeroDuration(), absl::Hours(2)}) {
+    grpc::ClientContext context;
+    if (wait != absl::ZeroDuration()) context.set_deadline(absl::ToChronoTime(before + wait));
+    auto reader = stub_->Generate(&context, {});
+    for (v1::GenerateResponse event; reader->Read(&event);) {
+    }
+    EXPECT_TRUE(reader->Finish().ok());
+    const absl::Duration expected = wait == absl::ZeroDuration() ? absl::Minutes(10) : wait;
+    EXPECT_GT(deadline, before + expected - absl::Minutes(1));
+    EXPECT_LT(deadline, before + expected + absl::Minutes(5));
+  }
+}
+
+TEST_F(GenerationServiceTest, Scores) {
+  core_.on_score = [](const ScoringRequest& request, const std::shared_ptr<ScoringSink>& sink) {
+    v1::ScoreResponse response;
+    response.set_request_id(request.request_id);
+    for (int32_t id : request.tokens) response.add_tokens(id);
+    sink->OnDone(response);
+  };
+  grpc::ClientContext context;
+  v1::ScoreRequest request;
+  request.set_request_id("s");
+  request.mutable_continuation_tokens()->add_ids(4);
+  v1::ScoreResponse response;
+  const grpc::Status status = stub_->Score(&context, request, &response);
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(response.request_id(), "s");
+  EXPECT_THAT(response.tokens(), ::testing::ElementsAre(4));
+}
+
+TEST_F(GenerationServiceTest, TellsTheCoreWhenAScoringClientLeaves) {
+  absl::Notification scoring;
+  core_.on_score = [&](const ScoringRequest&, const std::shared_ptr<ScoringSink>&) {
+    scoring.Notify();
+  };
+  grpc::ClientContext context;
+  v1::ScoreRequest request;
+  request.mutable_continuation_tokens()->add_ids(4);
+  v1::ScoreResponse response;
+  absl::Notification done;
+  grpc::Status status;
+  stub_->async()->Score(&context, &request, &response, [&](grpc::Status result) {
+    status = result;
+    done.Notify();
+  });
+  scoring.WaitForNotification();
+  context.TryCancel();
+  core_.cancelled.WaitForNotification();
+  EXPECT_EQ(core_.cancelled_id, 8u);
+  done.WaitForNotification();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::CANCELLED);
+}
+
+TEST_F(GenerationServiceTest, DescribesModelAndWorkers) {
+  grpc::ClientContext context;
+  v1::GetModelResponse response;
+  EXPECT_TRUE(stub_->GetModel(&context, {}, &response).ok());
+  EXPECT_EQ(response.name(), "tiny");
+  EXPECT_EQ(response.model_id(), "id-of-model");
+  EXPECT_EQ(response.token_workers(), 3);
+  grpc::ClientContext other_context;
+  v1::GetModelRequest other;
+  other.set_model("other");
+  EXPECT_EQ(stub_->GetModel(&other_context, other, &response).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(GenerationServiceTest, SaysThatThereIsNoTokenizer) {
+  grpc::ClientContext context;
+  v1::TokenizeResponse response;
+  EXPECT_EQ(stub_->Tokenize(&context, {}, &response).error_code(),
+            grpc::StatusCode::FAILED_PRECONDITION);
+}
+
+}  // namespace
+}  // namespace blockserve

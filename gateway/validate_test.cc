@@ -1,0 +1,375 @@
+#include "gateway/validate.h"
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+
+#include "absl/time/clock.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace blockserve {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::StartsWith;
+
+constexpr char kModelId[] = "0123456789abcdef";
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+class ValidateTest : public ::testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    auto tokenizer = Tokenizer::Load("tests/data/gpt_neox_20b.json");
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    tokenizer_ = tokenizer->release();
+  }
+  static void TearDownTestSuite() { delete tokenizer_; }
+
+  static ModelConfig Config() {
+    auto config = LoadModelConfig("tests/golden/concat_l4");
+    EXPECT_TRUE(config.ok()) << config.status();
+    config->vocab_size = 50304;
+    return *config;
+  }
+  static RequestValidator WithTokenizer() { return {Config(), tokenizer_, {"tiny", false}}; }
+  static RequestValidator WithoutTokenizer() { return {Config(), nullptr, {"tiny", false}}; }
+
+  static absl::StatusOr<GenerationRequest> Generation(const v1::GenerateRequest& request) {
+    return WithTokenizer().Generation(request, kModelId, absl::InfiniteFuture());
+  }
+  static absl::StatusOr<ScoringRequest> Scoring(const v1::ScoreRequest& request) {
+    return WithTokenizer().Scoring(request, kModelId, absl::InfiniteFuture());
+  }
+  // The request is refused, and the message begins with the field's name.
+  template <class Request>
+  static void ExpectInvalid(const absl::StatusOr<Request>& result, const std::string& field) {
+    EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument) << result.status();
+    EXPECT_THAT(std::string(result.status().message()), StartsWith(field + ": "));
+  }
+
+  static Tokenizer* tokenizer_;
+};
+Tokenizer* ValidateTest::tokenizer_ = nullptr;
+
+v1::GenerateRequest Prompt(std::initializer_list<int32_t> ids) {
+  v1::GenerateRequest request;
+  for (int32_t id : ids) request.mutable_tokens()->add_ids(id);
+  return request;
+}
+
+TEST_F(ValidateTest, FillsInEveryDefault) {
+  auto result = Generation(Prompt({1, 2, 3}));
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->prompt, ElementsAre(1, 2, 3));
+  EXPECT_EQ(result->request_id.size(), 32u);
+  EXPECT_EQ(result->max_tokens, 16);
+  EXPECT_EQ(result->min_tokens, 0);
+  EXPECT_EQ(result->n, 1);
+  EXPECT_EQ(result->alignment, Alignment::kEnd);
+  EXPECT_EQ(result->priority, static_cast<uint32_t>(v1::PRIORITY_NORMAL));
+  EXPECT_EQ(result->logprobs, std::nullopt);
+  EXPECT_THAT(result->stop_ids, ElementsAre(0));
+  EXPECT_THAT(result->stop_strings, IsEmpty());
+  EXPECT_EQ(result->sampling.temperature(), 1.0f);
+  EXPECT_EQ(result->sampling.top_k(), 0);
+  EXPECT_EQ(result->sampling.top_p(), 1.0f);
+  EXPECT_EQ(result->sampling.min_p(), 0.0f);
+  EXPECT_EQ(result->sampling.repetition_penalty(), 1.0f);
+  EXPECT_TRUE(result->sampling.has_frequency_penalty());
+}
+
+TEST_F(ValidateTest, KeepsWhatIsGiven) {
+  v1::GenerateRequest request = Prompt({1});
+  request.set_request_id("a b~");
+  request.set_model("tiny");
+  request.set_seed(0);
+  request.set_n(64);
+  request.set_alignment(v1::ALIGNMENT_START);
+  request.set_logprobs(20);
+  request.set_priority(v1::PRIORITY_BATCH);
+  request.mutable_stop()->set_max_tokens(7);
+  request.mutable_stop()->set_min_tokens(7);
+  request.mutable_stop()->set_ignore_eos(true);
+  request.mutable_stop()->add_strings("\n\n");
+  request.mutable_stop()->add_token_ids(9);
+  request.mutable_stop()->add_token_ids(9);
+  request.mutable_sampling()->set_temperature(0);
+  auto* bias = request.mutable_sampling()->add_logit_bias();
+  bias->set_token(3);
+  bias->set_bias(-100);
+  auto result = Generation(request);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->request_id, "a b~");
+  EXPECT_EQ(result->seed, 0u);
+  EXPECT_EQ(result->n, 64);
+  EXPECT_EQ(result->alignment, Alignment::kStart);
+  EXPECT_EQ(result->logprobs, 20);
+  EXPECT_EQ(result->priority, 3u);
+  EXPECT_EQ(result->max_tokens, 7);
+  EXPECT_EQ(result->min_tokens, 7);
+  EXPECT_THAT(result->stop_ids, ElementsAre(9));
+  EXPECT_THAT(result->stop_strings, ElementsAre("\n\n"));
+  EXPECT_EQ(result->sampling.temperature(), 0.0f);
+  EXPECT_EQ(result->sampling.logit_bias_size(), 1);
+}
+
+TEST_F(ValidateTest, DrawsSeedsAndRequestIds) {
+  auto first = Generation(Prompt({1}));
+  auto second = Generation(Prompt({1}));
+  ASSERT_TRUE(first.ok() && second.ok());
+  EXPECT_NE(first->seed, second->seed);
+  EXPECT_NE(first->request_id, second->request_id);
+}
+
+TEST_F(ValidateTest, RefusesEveryBadValueNamingItsField) {
+  struct Case {
+    const char* field;
+    void (*change)(v1::GenerateRequest& request);
+  };
+  const Case cases[] = {
+      {"request_id", [](auto& r) { r.set_request_id(std::string(129, 'x')); }},
+      {"request_id", [](auto& r) { r.set_request_id("line\nbreak"); }},
+      {"request_id", [](auto& r) { r.set_request_id("\xC3\xA4"); }},
+      {"priority", [](auto& r) { r.set_priority(static_cast<v1::Priority>(9)); }},
+      {"alignment", [](auto& r) { r.set_alignment(static_cast<v1::Alignment>(-1)); }},
+      {"n", [](auto& r) { r.set_n(0); }},
+      {"n", [](auto& r) { r.set_n(65); }},
+      {"logprobs", [](auto& r) { r.set_logprobs(-1); }},
+      {"logprobs", [](auto& r) { r.set_logprobs(21); }},
+      {"tokens[1]", [](auto& r) { r.mutable_tokens()->add_ids(50304); }},
+      {"tokens[1]", [](auto& r) { r.mutable_tokens()->add_ids(-1); }},
+      {"text", [](auto& r) { r.set_text("\xFF"); }},
+      {"stop.max_tokens", [](auto& r) { r.mutable_stop()->set_max_tokens(0); }},
+      {"stop.max_tokens", [](auto& r) { r.mutable_stop()->set_max_tokens(-5); }},
+      {"stop.min_tokens", [](auto& r) { r.mutable_stop()->set_min_tokens(-1); }},
+      {"stop.min_tokens", [](auto& r) { r.mutable_stop()->set_min_tokens(17); }},
+      {"stop.strings",
+       [](auto& r) {
+         for (int i = 0; i < 17; ++i) r.mutable_stop()->add_strings("x");
+       }},
+      {"stop.strings[0]", [](auto& r) { r.mutable_stop()->add_strings(""); }},
+      {"stop.strings[0]", [](auto& r) { r.mutable_stop()->add_strings(std::string(257, 'x')); }},
+      {"stop.strings[0]", [](auto& r) { r.mutable_stop()->add_strings("\xE2\x82"); }},
+      {"stop.token_ids",
+       [](auto& r) {
+         for (int i = 0; i < 65; ++i) r.mutable_stop()->add_token_ids(i);
+       }},
+      {"stop.token_ids[0]", [](auto& r) { r.mutable_stop()->add_token_ids(50304); }},
+      {"sampling.temperature", [](auto& r) { r.mutable_sampling()->set_temperature(-0.1f); }},
+      {"sampling.temperature", [](auto& r) { r.mutable_sampling()->set_temperature(kNan); }},
+      {"sampling.temperature", [](auto& r) { r.mutable_sampling()->set_temperature(kInfinity); }},
+      {"sampling.top_k", [](auto& r) { r.mutable_sampling()->set_top_k(-1); }},
+      {"sampling.top_p", [](auto& r) { r.mutable_sampling()->set_top_p(0); }},
+      {"sampling.top_p", [](auto& r) { r.mutable_sampling()->set_top_p(1.01f); }},
+      {"sampling.top_p", [](auto& r) { r.mutable_sampling()->set_top_p(kNan); }},
+      {"sampling.min_p", [](auto& r) { r.mutable_sampling()->set_min_p(-0.1f); }},
+      {"sampling.min_p", [](auto& r) { r.mutable_sampling()->set_min_p(kNan); }},
+      {"sampling.repetition_penalty",
+       [](auto& r) { r.mutable_sampling()->set_repetition_penalty(0); }},
+      {"sampling.repetition_penalty",
+       [](auto& r) { r.mutable_sampling()->set_repetition_penalty(kInfinity); }},
+      {"sampling.presence_penalty",
+       [](auto& r) { r.mutable_sampling()->set_presence_penalty(2.5f); }},
+      {"sampling.frequency_penalty",
+       [](auto& r) { r.mutable_sampling()->set_frequency_penalty(kNan); }},
+      {"sampling.logit_bias",
+       [](auto& r) {
+         for (int i = 0; i < 1025; ++i) r.mutable_sampling()->add_logit_bias()->set_token(i);
+       }},
+      {"sampling.logit_bias[0].token",
+       [](auto& r) { r.mutable_sampling()->add_logit_bias()->set_token(50304); }},
+      {"sampling.logit_bias[1].token",
+       [](auto& r) {
+         r.mutable_sampling()->add_logit_bias()->set_token(4);
+         r.mutable_sampling()->add_logit_bias()->set_token(4);
+       }},
+      {"sampling.logit_bias[0].bias",
+       [](auto& r) { r.mutable_sampling()->add_logit_bias()->set_bias(100.5f); }},
+      {"sampling.logit_bias[0].bias",
+       [](auto& r) { r.mutable_sampling()->add_logit_bias()->set_bias(kNan); }},
+  };
+  for (const Case& c : cases) {
+    v1::GenerateRequest request = Prompt({1});
+    c.change(request);
+    SCOPED_TRACE(request.ShortDebugString());
+    ExpectInvalid(Generation(request), c.field);
+  }
+}
+
+TEST_F(ValidateTest, TakesAnEmptyPromptForTheBeginningOfText) {
+  v1::GenerateRequest empty_text;
+  empty_text.set_text("");
+  v1::GenerateRequest empty_tokens;
+  empty_tokens.mutable_tokens();
+  for (const v1::GenerateRequest& request : {v1::GenerateRequest(), empty_text, empty_tokens}) {
+    auto result = Generation(request);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_THAT(result->prompt, ElementsAre(0));
+  }
+}
+
+TEST_F(ValidateTest, EncodesText) {
+  v1::GenerateRequest request;
+  request.set_text("Hello world");
+  auto result = Generation(request);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->prompt, ElementsAre(12092, 1533));
+}
+
+TEST_F(ValidateTest, NeedsATokenizerForText) {
+  v1::GenerateRequest text;
+  text.set_text("Hello");
+  v1::GenerateRequest stop = Prompt({1});
+  stop.mutable_stop()->add_strings("x");
+  const RequestValidator validator = WithoutTokenizer();
+  ExpectInvalid(validator.Generation(text, kModelId, absl::InfiniteFuture()), "text");
+  ExpectInvalid(validator.Generation(stop, kModelId, absl::InfiniteFuture()), "stop.strings[0]");
+  v1::ScoreRequest score;
+  score.set_continuation_text("Hello");
+  ExpectInvalid(validator.Scoring(score, kModelId, absl::InfiniteFuture()), "continuation_text");
+  EXPECT_EQ(validator.Tokenize({}, kModelId).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(validator.Detokenize({}, kModelId).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(ValidateTest, RefusesTextsBeyondThePositionsWithTheNumbers) {
+  // 2048 positions of 4 tokens: the last block is written, not embedded.
+  v1::GenerateRequest request;
+  for (int i = 0; i < 8184; ++i) request.mutable_tokens()->add_ids(1);
+  request.mutable_stop()->set_max_tokens(12);
+  EXPECT_TRUE(Generation(request).ok()) << Generation(request).status();
+  request.mutable_stop()->set_max_tokens(13);
+  ExpectInvalid(Generation(request), "stop.max_tokens");
+  EXPECT_THAT(std::string(Generation(request).status().message()),
+              AllOf(HasSubstr("8184"), HasSubstr("13"), HasSubstr("2049"), HasSubstr("2048")));
+  for (int i = 0; i < 16; ++i) request.mutable_tokens()->add_ids(1);
+  ExpectInvalid(Generation(request), "tokens");
+  const RequestValidator generous(Config(), tokenizer_, {"tiny", true});
+  EXPECT_TRUE(generous.Generation(request, kModelId, absl::InfiniteFuture()).ok());
+}
+
+TEST_F(ValidateTest, CountsThePadsOfTheAlignment) {
+  v1::GenerateRequest request;
+  for (int i = 0; i < 8192; ++i) request.mutable_tokens()->add_ids(1);
+  request.mutable_stop()->set_max_tokens(4);
+  request.set_alignment(v1::ALIGNMENT_END);
+  EXPECT_TRUE(Generation(request).ok());
+  request.set_alignment(v1::ALIGNMENT_NONE);
+  EXPECT_TRUE(Generation(request).ok());
+  request.set_alignment(v1::ALIGNMENT_START);  // three pads in front
+  ExpectInvalid(Generation(request), "stop.max_tokens");
+  request.mutable_stop()->set_max_tokens(1);
+  EXPECT_TRUE(Generation(request).ok());
+}
+
+TEST_F(ValidateTest, KnowsTheModelByNameAndById) {
+  v1::GenerateRequest request = Prompt({1});
+  for (const char* model : {"", "tiny", kModelId}) {
+    request.set_model(model);
+    EXPECT_TRUE(Generation(request).ok()) << model;
+  }
+  request.set_model("other");
+  EXPECT_EQ(Generation(request).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(Generation(request).status().message()),
+              AllOf(HasSubstr("\"other\""), HasSubstr("\"tiny\""), HasSubstr(kModelId)));
+}
+
+TEST_F(ValidateTest, ScoresAContinuationAfterAContextWithTheModelsAlignment) {
+  v1::ScoreRequest request;
+  request.mutable_context_tokens()->add_ids(5);
+  request.mutable_context_tokens()->add_ids(6);
+  request.mutable_continuation_tokens()->add_ids(7);
+  auto result = Scoring(request);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->tokens, ElementsAre(5, 6, 7));
+  EXPECT_EQ(result->first_scored, 2);
+  EXPECT_EQ(result->alignment, Alignment::kEnd);
+}
+
+TEST_F(ValidateTest, ScoresATextByItselfWithAlignmentStart) {
+  v1::ScoreRequest request;
+  request.set_continuation_text("Hello world");
+  auto result = Scoring(request);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->tokens, ElementsAre(12092, 1533));
+  EXPECT_EQ(result->first_scored, 0);
+  EXPECT_EQ(result->alignment, Alignment::kStart);
+}
+
+TEST_F(ValidateTest, TakesAnEmptyContextForTheBeginningOfText) {
+  v1::ScoreRequest request;
+  request.set_context_text("");
+  request.mutable_continuation_tokens()->add_ids(7);
+  auto result = Scoring(request);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->tokens, ElementsAre(0, 7));
+  EXPECT_EQ(result->first_scored, 1);
+}
+
+TEST_F(ValidateTest, RefusesBadScoringRequests) {
+  ExpectInvalid(Scoring({}), "continuation");
+  v1::ScoreRequest request;
+  request.mutable_context_tokens()->add_ids(1);
+  request.mutable_continuation_tokens();
+  ExpectInvalid(Scoring(request), "continuation_tokens");
+  request.mutable_continuation_tokens()->add_ids(99999);
+  ExpectInvalid(Scoring(request), "continuation_tokens[0]");
+  request.mutable_continuation_tokens()->set_ids(0, 1);
+  request.set_top_logprobs(21);
+  ExpectInvalid(Scoring(request), "top_logprobs");
+  request.set_top_logprobs(0);
+  request.mutable_context_tokens()->set_ids(0, -3);
+  ExpectInvalid(Scoring(request), "context_tokens[0]");
+  request.set_context_text("\xC0\x80");
+  ExpectInvalid(Scoring(request), "context_text");
+  request.mutable_context_tokens()->add_ids(1);
+  for (int i = 0; i < 9000; ++i) request.mutable_continuation_tokens()->add_ids(1);
+  ExpectInvalid(Scoring(request), "continuation_tokens");
+}
+
+TEST_F(ValidateTest, TokenizesAndDetokenizes) {
+  const RequestValidator validator = WithTokenizer();
+  v1::TokenizeRequest tokenize;
+  tokenize.set_text("Hello world<|endoftext|>");
+  auto tokens = validator.Tokenize(tokenize, kModelId);
+  ASSERT_TRUE(tokens.ok()) << tokens.status();
+  EXPECT_THAT(tokens->tokens(), ElementsAre(12092, 1533, 0));
+  v1::DetokenizeRequest detokenize;
+  *detokenize.mutable_tokens() = tokens->tokens();
+  EXPECT_EQ(validator.Detokenize(detokenize, kModelId)->text(), tokenize.text());
+  detokenize.set_skip_special_tokens(true);
+  EXPECT_EQ(validator.Detokenize(detokenize, kModelId)->text(), "Hello world");
+  detokenize.add_tokens(-1);
+  ExpectInvalid(validator.Detokenize(detokenize, kModelId), "tokens[3]");
+}
+
+TEST_F(ValidateTest, DescribesTheModel) {
+  v1::GetModelResponse response;
+  WithTokenizer().FillModel(response);
+  EXPECT_EQ(response.name(), "tiny");
+  EXPECT_EQ(response.kind(), "block_transformer");
+  EXPECT_EQ(response.block_length(), 4);
+  EXPECT_EQ(response.max_tokens(), 8192);
+  EXPECT_EQ(response.default_alignment(), v1::ALIGNMENT_END);
+  EXPECT_TRUE(response.has_tokenizer());
+  EXPECT_LT(WithTokenizer().vocab_limit(), 50304);
+  EXPECT_EQ(WithoutTokenizer().vocab_limit(), 50304);
+}
+
+TEST(RequestDeadline, IsTheCallsOrTenMinutes) {
+  const absl::Time now = absl::Now();
+  EXPECT_EQ(RequestDeadline(std::chrono::system_clock::time_point::max(), now),
+            now + absl::Minutes(10));
+  const auto call = absl::ToChronoTime(now + absl::Seconds(3));
+  EXPECT_EQ(RequestDeadline(call, now), absl::FromChrono(call));
+}
+
+}  // namespace
+}  // namespace blockserve
