@@ -58,7 +58,11 @@ absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string
     source.bias = bias->data;
     source.bias_type = bias->type;
   }
-  return PackedMatrix::Pack(source, n, k, context.arithmetic == Arithmetic::kBf16, context.pool);
+  absl::StatusOr<PackedMatrix> packed =
+      PackedMatrix::Pack(source, n, k, context.arithmetic == Arithmetic::kBf16, context.pool);
+  // What was packed is not needed twice in memory.
+  context.checkpoint.ReleasePages();
+  return packed;
 }
 
 absl::StatusOr<AlignedBuffer> LoadVector(const LoadContext& context, absl::string_view name,
@@ -103,6 +107,7 @@ absl::StatusOr<EmbeddingTable> EmbeddingTable::Load(const LoadContext& context,
       }
     }
   });
+  context.checkpoint.ReleasePages();
   return table;
 }
 
