@@ -10,6 +10,7 @@
 #include "absl/flags/reflection.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
@@ -36,7 +37,7 @@ std::string OneLine(absl::string_view message) {
 
 class Parser {
  public:
-  explicit Parser(const ProgramUsage& usage) : usage_(usage) {}
+  explicit Parser(const FlagFinder& find) : find_(find) {}
 
   absl::Status Parse(const std::vector<std::string>& arguments, int depth) {
     for (size_t i = 0; i < arguments.size(); ++i) {
@@ -65,16 +66,16 @@ class Parser {
         if (absl::Status status = ParseFile(file, depth); !status.ok()) return status;
         continue;
       }
-      absl::CommandLineFlag* flag = Find(name);
+      std::optional<FlagBinding> flag = find_(name);
       bool negated = false;
-      if (flag == nullptr && absl::StartsWith(name, "no")) {
+      if (!flag.has_value() && absl::StartsWith(name, "no")) {
         absl::string_view positive = absl::string_view(name).substr(2);
         absl::ConsumePrefix(&positive, "_");
-        flag = Find(positive);
-        negated = flag != nullptr && flag->IsOfType<bool>();
-        if (!negated) flag = nullptr;
+        flag = find_(positive);
+        negated = flag.has_value() && flag->value == FlagBinding::Value::kBoolean;
+        if (!negated) flag.reset();
       }
-      if (flag == nullptr) {
+      if (!flag.has_value()) {
         return absl::InvalidArgumentError(absl::StrCat("unknown flag ", Spelled(name)));
       }
       std::string value;
@@ -85,17 +86,22 @@ class Parser {
         value = "false";
       } else if (equals != absl::string_view::npos) {
         value = std::string(rest.substr(equals + 1));
-      } else if (flag->IsOfType<bool>()) {
+      } else if (flag->value == FlagBinding::Value::kBoolean) {
         value = "true";
+      } else if (flag->value == FlagBinding::Value::kOptionalNumber) {
+        int64_t number = 0;
+        if (i + 1 < arguments.size() && absl::SimpleAtoi(arguments[i + 1], &number)) {
+          value = arguments[++i];
+        }
       } else if (i + 1 < arguments.size()) {
         value = arguments[++i];
       } else {
         return absl::InvalidArgumentError(absl::StrCat(Spelled(name), " needs a value"));
       }
       std::string error;
-      if (!flag->ParseFrom(value, &error)) {
+      if (!flag->set(value, &error)) {
         return absl::InvalidArgumentError(absl::StrCat(
-            Spelled(flag->Name()), " cannot be \"", value, "\"",
+            Spelled(flag->name), " cannot be \"", value, "\"",
             error.empty() || absl::StrContains(error, value) ? "" : absl::StrCat(": ", error)));
       }
     }
@@ -105,15 +111,6 @@ class Parser {
   std::vector<std::string> TakePositional() { return std::move(positional_); }
 
  private:
-  absl::CommandLineFlag* Find(absl::string_view name) const {
-    const std::string canonical = Canonical(name);
-    if (!usage_.flags.empty() &&
-        std::find(usage_.flags.begin(), usage_.flags.end(), canonical) == usage_.flags.end()) {
-      return nullptr;
-    }
-    return absl::FindCommandLineFlag(canonical);
-  }
-
   absl::Status ParseFile(const std::string& file, int depth) {
     if (depth >= kMaxFlagFileDepth) {
       return absl::InvalidArgumentError(
@@ -148,17 +145,17 @@ class Parser {
     return status;
   }
 
-  const ProgramUsage& usage_;
+  const FlagFinder& find_;
   bool flags_ended_ = false;
   std::vector<std::string> positional_;
 };
 
-bool Asks(const std::vector<std::string>& arguments, absl::string_view flag) {
-  for (const std::string& argument : arguments) {
-    if (argument == "--") return false;
-    if (argument == flag) return true;
-  }
-  return false;
+FlagBinding BindAbseilFlag(absl::CommandLineFlag* flag) {
+  return {std::string(flag->Name()), flag->Help(), flag->DefaultValue(),
+          flag->IsOfType<bool>() ? FlagBinding::Value::kBoolean : FlagBinding::Value::kNeeded,
+          [flag](const std::string& value, std::string* error) {
+            return flag->ParseFrom(value, error);
+          }};
 }
 
 absl::string_view BaseName(absl::string_view path) {
@@ -168,11 +165,45 @@ absl::string_view BaseName(absl::string_view path) {
 
 }  // namespace
 
+bool AsksFor(const std::vector<std::string>& arguments, absl::string_view flag) {
+  for (const std::string& argument : arguments) {
+    if (argument == "--") return false;
+    if (argument == flag) return true;
+  }
+  return false;
+}
+
 absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::string>& arguments,
-                                                    const ProgramUsage& usage) {
-  Parser parser(usage);
+                                                    const FlagFinder& find) {
+  Parser parser(find);
   if (absl::Status status = parser.Parse(arguments, 0); !status.ok()) return status;
   return parser.TakePositional();
+}
+
+absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::string>& arguments,
+                                                    const ProgramUsage& usage) {
+  return ParseFlags(arguments, [&](absl::string_view name) -> std::optional<FlagBinding> {
+    if (!usage.flags.empty() &&
+        std::find(usage.flags.begin(), usage.flags.end(), name) == usage.flags.end()) {
+      return std::nullopt;
+    }
+    absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+    if (flag == nullptr) return std::nullopt;
+    return BindAbseilFlag(flag);
+  });
+}
+
+std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& flags) {
+  std::string help = absl::StrCat(text, "\n");
+  for (const FlagBinding& flag : flags) {
+    std::string left = absl::StrCat("  ", Spelled(flag.name));
+    if (left.size() < 24) left.resize(24, ' ');
+    absl::StrAppend(&help, left, " ", flag.help,
+                    flag.default_value.empty() ? "" : absl::StrCat(" [", flag.default_value, "]"),
+                    "\n");
+  }
+  absl::StrAppend(&help, "  --flagfile FILE, --help, --version\n");
+  return help;
 }
 
 std::string HelpText(const ProgramUsage& usage) {
@@ -181,18 +212,12 @@ std::string HelpText(const ProgramUsage& usage) {
     for (const auto& [name, flag] : absl::GetAllFlags()) names.emplace_back(name);
     std::sort(names.begin(), names.end());
   }
-  std::string text = absl::StrCat(usage.text, "\n");
+  std::vector<FlagBinding> flags;
   for (const std::string& name : names) {
-    const absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
-    if (flag == nullptr) continue;
-    std::string left = absl::StrCat("  ", Spelled(name));
-    if (left.size() < 24) left.resize(24, ' ');
-    const std::string value = flag->DefaultValue();
-    absl::StrAppend(&text, left, " ", flag->Help(),
-                    value.empty() ? "" : absl::StrCat(" [", value, "]"), "\n");
+    absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
+    if (flag != nullptr) flags.push_back(BindAbseilFlag(flag));
   }
-  absl::StrAppend(&text, "  --flagfile FILE, --help, --version\n");
-  return text;
+  return HelpText(usage.text, flags);
 }
 
 std::string VersionText(absl::string_view program) {
@@ -205,11 +230,11 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramU
   const std::string program(argc > 0 ? BaseName(argv[0]) : "blockserve");
   std::vector<std::string> arguments;
   for (int i = first; i < argc; ++i) arguments.emplace_back(argv[i]);
-  if (Asks(arguments, "--help") || Asks(arguments, "-h")) {
+  if (AsksFor(arguments, "--help") || AsksFor(arguments, "-h")) {
     std::fputs(HelpText(usage).c_str(), stdout);
     std::exit(kExitOk);
   }
-  if (Asks(arguments, "--version")) {
+  if (AsksFor(arguments, "--version")) {
     std::puts(VersionText(program).c_str());
     std::exit(kExitOk);
   }

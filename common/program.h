@@ -5,6 +5,8 @@
 #ifndef BLOCKSERVE_COMMON_PROGRAM_H_
 #define BLOCKSERVE_COMMON_PROGRAM_H_
 
+#include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,15 +28,38 @@ struct ProgramUsage {
   std::vector<std::string> flags;
 };
 
-// Parses argv[first..]. Flags are --name=value, --name value, --name and --noname for booleans;
+// A flag as the parser sees it, wherever its value is kept.
+struct FlagBinding {
+  enum class Value {
+    kNeeded,
+    kBoolean,         // --name is "true", --noname is "false"
+    kOptionalNumber,  // --name by itself is ""; a number that follows is its value
+  };
+  std::string name;  // as spelled in ABSL_FLAG: "max_tokens"
+  std::string help;
+  std::string default_value;
+  Value value = Value::kNeeded;
+  // Takes the value, or says in a few words what is wrong with it.
+  std::function<bool(const std::string& value, std::string* error)> set;
+};
+// The flag of a name (with underscores); none where there is no such flag.
+using FlagFinder = std::function<std::optional<FlagBinding>(absl::string_view name)>;
+
+// Parses arguments. Flags are --name=value, --name value, --name and --noname for booleans;
 // dashes and underscores in names are the same. "--" ends the flags. --flagfile=FILE reads flags,
 // one a line (as on the command line; empty lines and lines that begin with # are passed over).
 // Returns the other arguments in order. INVALID_ARGUMENT: one line naming the flag or file.
 absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::string>& arguments,
+                                                    const FlagFinder& find);
+// The same with Abseil's flags: those of `usage`.
+absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::string>& arguments,
                                                     const ProgramUsage& usage);
+// True where the flag (as "--help") stands among the arguments, before any "--".
+bool AsksFor(const std::vector<std::string>& arguments, absl::string_view flag);
 
 // Text of --help: the usage and one line for each flag with its default.
 std::string HelpText(const ProgramUsage& usage);
+std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& flags);
 // "blockserve-block 0.1.0, commit 1a2b3c4, arithmetic f32 bf16".
 std::string VersionText(absl::string_view program);
 
