@@ -27,3 +27,11 @@ elseif(BLOCKSERVE_SANITIZE STREQUAL "thread")
 elseif(NOT BLOCKSERVE_SANITIZE STREQUAL "")
   message(FATAL_ERROR "BLOCKSERVE_SANITIZE is '${BLOCKSERVE_SANITIZE}': use address or thread")
 endif()
+
+if(BLOCKSERVE_FUZZERS)
+  if(NOT CMAKE_CXX_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "BLOCKSERVE_FUZZERS needs clang, whose libFuzzer it uses")
+  endif()
+  # The libraries too, else libFuzzer sees nothing of the code that it is to explore.
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()

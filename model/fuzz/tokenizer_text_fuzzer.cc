@@ -39,7 +39,7 @@ const blockserve::Tokenizer& FuzzedTokenizer() {
          {{"type", "BPE"}, {"vocab", vocab}, {"merges", json::array({"a b", "ab ab", "b a"})}}},
         {"added_tokens",
          json::array({AddedToken(259, "<l>", "lstrip"), AddedToken(260, "<r>", "rstrip"),
-                      AddedToken(261, "w", "single_word"), AddedToken(262, "  ", "normalized"),
+                      AddedToken(261, "ww", "single_word"), AddedToken(262, "  ", "normalized"),
                       AddedToken(263, " <r", "rstrip"),
                       AddedToken(264, "e\xCC\x81", "normalized")})}};
     return new std::unique_ptr<blockserve::Tokenizer>(
