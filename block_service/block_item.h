@@ -51,7 +51,7 @@ struct CancelCall {
   uint64_t item = 0;
 };
 
-struct BlockItem {
+struct BlockWorkItem {
   StreamId stream = 0;
   uint64_t id = 0;
   SequenceKey sequence;

@@ -22,7 +22,7 @@ uint64_t PriorityDelay(uint32_t priority) {
   return (rank - 1) * kPriorityHeadStartSteps;
 }
 
-KvPoolOptions PoolOptions(const SchedulerOptions& options) {
+KvPoolOptions PoolOptions(const BlockSchedulerOptions& options) {
   KvPoolOptions pool;
   pool.num_pages = options.num_pages;
   pool.page_blocks = options.page_blocks;
@@ -38,7 +38,7 @@ absl::Status SuspendedError() {
 
 }  // namespace
 
-BlockScheduler::BlockScheduler(SchedulerOptions options)
+BlockScheduler::BlockScheduler(BlockSchedulerOptions options)
     : options_(std::move(options)), pool_(PoolOptions(options_)), table_(options_.lease) {}
 
 BlockScheduler::~BlockScheduler() = default;
@@ -56,13 +56,13 @@ void BlockScheduler::CloseStream(StreamId stream, absl::Time now) {
   for (const SequenceKey& key : busy) {
     if (BlockSequence* sequence = table_.Find(key)) {
       DropItems(
-          *sequence, [&](const BlockItem& item) { return item.stream == stream; },
+          *sequence, [&](const BlockWorkItem& item) { return item.stream == stream; },
           absl::OkStatus());
     }
   }
 }
 
-void BlockScheduler::Submit(BlockItem item, absl::Time now) {
+void BlockScheduler::Submit(BlockWorkItem item, absl::Time now) {
   // Giving up is never too late.
   if (std::holds_alternative<CloseCall>(item.call)) return Close(item);
   if (std::holds_alternative<CancelCall>(item.call)) return Cancel(item);
@@ -113,7 +113,7 @@ int64_t BlockScheduler::ReserveAhead(int64_t reserve_blocks) const {
   return std::min(reserve_blocks, most);
 }
 
-void BlockScheduler::Open(BlockItem item) {
+void BlockScheduler::Open(BlockWorkItem item) {
   OpenCall& open = std::get<OpenCall>(item.call);
   const int64_t length = options_.block_length;
   if (open.tokens.empty() || open.tokens.size() % static_cast<size_t>(length) != 0) {
@@ -172,7 +172,7 @@ void BlockScheduler::Open(BlockItem item) {
   opening_.insert(later, &sequence);
 }
 
-void BlockScheduler::Append(BlockItem item) {
+void BlockScheduler::Append(BlockWorkItem item) {
   const AppendCall& append = std::get<AppendCall>(item.call);
   if (append.tokens.size() != static_cast<size_t>(options_.block_length)) {
     return Reply(item, absl::InvalidArgumentError(
@@ -192,7 +192,7 @@ void BlockScheduler::Append(BlockItem item) {
   if (sequence->queue.size() == 1) Advance(*sequence);
 }
 
-void BlockScheduler::Fork(BlockItem item) {
+void BlockScheduler::Fork(BlockWorkItem item) {
   const ForkCall fork = std::get<ForkCall>(item.call);
   if (fork.blocks < 1) {
     return Reply(item, absl::InvalidArgumentError(absl::StrCat("fork.blocks is ", fork.blocks,
@@ -269,16 +269,16 @@ void BlockScheduler::ResolveForks(BlockSequence& parent) {
   }
 }
 
-void BlockScheduler::Close(const BlockItem& item) {
+void BlockScheduler::Close(const BlockWorkItem& item) {
   if (BlockSequence* sequence = table_.Find(item.sequence)) {
     Erase(*sequence, absl::CancelledError("the sequence was closed"));
   }
   Reply(item, absl::OkStatus());
 }
 
-void BlockScheduler::Cancel(const BlockItem& item) {
+void BlockScheduler::Cancel(const BlockWorkItem& item) {
   const uint64_t target = std::get<CancelCall>(item.call).item;
-  const auto is_target = [&](const BlockItem& waiting) {
+  const auto is_target = [&](const BlockWorkItem& waiting) {
     return waiting.stream == item.stream && waiting.id == target;
   };
   BlockSequence* holder = nullptr;
@@ -291,7 +291,7 @@ void BlockScheduler::Cancel(const BlockItem& item) {
 
 void BlockScheduler::Advance(BlockSequence& sequence) {
   while (sequence.state == State::kOpen && !sequence.queue.empty()) {
-    const BlockItem& head = sequence.queue.front();
+    const BlockWorkItem& head = sequence.queue.front();
     bool answered = true;
     if (const auto* append = std::get_if<AppendCall>(&head.call)) {
       answered = AnswerAppend(sequence, *append);
@@ -360,7 +360,7 @@ void BlockScheduler::AnswerHead(BlockSequence& sequence, absl::Status status) {
   sequence.queue.pop_front();
 }
 
-void BlockScheduler::Reply(const BlockItem& item, absl::Status status, bool suspended) {
+void BlockScheduler::Reply(const BlockWorkItem& item, absl::Status status, bool suspended) {
   BlockItemReply& reply = outbox_.items.emplace_back();
   reply.stream = item.stream;
   reply.id = item.id;
@@ -368,7 +368,7 @@ void BlockScheduler::Reply(const BlockItem& item, absl::Status status, bool susp
   reply.suspended = suspended;
 }
 
-void BlockScheduler::ReplyRows(const BlockItem& item, int64_t first_block,
+void BlockScheduler::ReplyRows(const BlockWorkItem& item, int64_t first_block,
                                absl::Span<const float> rows, bool last, int64_t cached_blocks) {
   const size_t width = static_cast<size_t>(options_.context_width);
   const size_t most = static_cast<size_t>(options_.max_rows_per_reply) * width;
@@ -388,11 +388,11 @@ void BlockScheduler::ReplyRows(const BlockItem& item, int64_t first_block,
 }
 
 void BlockScheduler::DropItems(BlockSequence& sequence,
-                               absl::FunctionRef<bool(const BlockItem&)> which,
+                               absl::FunctionRef<bool(const BlockWorkItem&)> which,
                                const absl::Status& status) {
-  std::deque<BlockItem> kept;
+  std::deque<BlockWorkItem> kept;
   bool head_dropped = false;
-  for (BlockItem& item : sequence.queue) {
+  for (BlockWorkItem& item : sequence.queue) {
     if (!which(item)) {
       kept.push_back(std::move(item));
       continue;
@@ -412,10 +412,10 @@ void BlockScheduler::DropItems(BlockSequence& sequence,
 void BlockScheduler::Erase(BlockSequence& sequence, const absl::Status& status, bool suspended) {
   RemoveFromLists(sequence);
   const SequenceKey key = sequence.key;
-  const std::deque<BlockItem> queue = std::move(sequence.queue);
+  const std::deque<BlockWorkItem> queue = std::move(sequence.queue);
   const std::vector<SequenceKey> forks = std::move(sequence.forks_waiting);
   table_.Erase(key);
-  for (const BlockItem& item : queue) Reply(item, status, suspended);
+  for (const BlockWorkItem& item : queue) Reply(item, status, suspended);
   for (const SequenceKey& fork : forks) {
     BlockSequence* child = table_.Find(fork);
     if (child != nullptr && child->state == State::kForking && child->fork_parent == key.sequence) {
@@ -448,7 +448,7 @@ void BlockScheduler::DropExpired(absl::Time now) {
   }
   if (now < next_deadline_) return;
   std::vector<SequenceKey> late;
-  const auto is_late = [&](const BlockItem& item) { return item.deadline <= now; };
+  const auto is_late = [&](const BlockWorkItem& item) { return item.deadline <= now; };
   table_.ForEach([&](const BlockSequence& sequence) {
     if (std::any_of(sequence.queue.begin(), sequence.queue.end(), is_late)) {
       late.push_back(sequence.key);
@@ -462,14 +462,14 @@ void BlockScheduler::DropExpired(absl::Time now) {
   }
   next_deadline_ = absl::InfiniteFuture();
   table_.ForEach([&](const BlockSequence& sequence) {
-    for (const BlockItem& item : sequence.queue) {
+    for (const BlockWorkItem& item : sequence.queue) {
       next_deadline_ = std::min(next_deadline_, item.deadline);
     }
   });
 }
 
-SchedulerLoad BlockScheduler::load() const {
-  SchedulerLoad load;
+BlockSchedulerLoad BlockScheduler::load() const {
+  BlockSchedulerLoad load;
   load.free_pages = pool_.free_pages();
   load.cached_pages = pool_.cached_pages();
   load.sequences = static_cast<int32_t>(table_.size());

@@ -34,7 +34,7 @@
 
 namespace blockserve {
 
-struct SchedulerOptions {
+struct BlockSchedulerOptions {
   int32_t block_length = 1;   // L, tokens
   int32_t vocab_size = 0;     // V
   int32_t context_width = 0;  // D
@@ -59,7 +59,7 @@ struct BlockStep {
   int32_t prefill_blocks = 0;
 };
 
-struct SchedulerLoad {
+struct BlockSchedulerLoad {
   int64_t free_pages = 0;
   int64_t cached_pages = 0;
   int32_t sequences = 0;
@@ -68,7 +68,7 @@ struct SchedulerLoad {
 
 class BlockScheduler {
  public:
-  explicit BlockScheduler(SchedulerOptions options);
+  explicit BlockScheduler(BlockSchedulerOptions options);
   ~BlockScheduler();
   BlockScheduler(const BlockScheduler&) = delete;
   BlockScheduler& operator=(const BlockScheduler&) = delete;
@@ -82,7 +82,7 @@ class BlockScheduler {
   void StartDraining() { draining_ = true; }
 
   // Not between PlanStep and FinishStep.
-  void Submit(BlockItem item, absl::Time now);
+  void Submit(BlockWorkItem item, absl::Time now);
 
   // Answers what has run out of time, ends leases that are over, and chooses the next step. Where
   // the step has chunks, FinishStep must follow.
@@ -95,7 +95,7 @@ class BlockScheduler {
   absl::Time NextWakeUp() const { return table_.NextExpiry(); }
 
   BlockOutbox& outbox() { return outbox_; }
-  SchedulerLoad load() const;
+  BlockSchedulerLoad load() const;
   int64_t max_blocks_per_sequence() const;
   // For tests: INTERNAL naming what does not hold.
   absl::Status CheckInvariants() const;
@@ -108,11 +108,11 @@ class BlockScheduler {
     int64_t rows;
   };
 
-  void Open(BlockItem item);
-  void Append(BlockItem item);
-  void Fork(BlockItem item);
-  void Close(const BlockItem& item);
-  void Cancel(const BlockItem& item);
+  void Open(BlockWorkItem item);
+  void Append(BlockWorkItem item);
+  void Fork(BlockWorkItem item);
+  void Close(const BlockWorkItem& item);
+  void Cancel(const BlockWorkItem& item);
 
   absl::Status CheckTokens(absl::Span<const int32_t> tokens) const;
   absl::Status CheckFits(int64_t blocks, int64_t reserve_blocks) const;
@@ -129,13 +129,13 @@ class BlockScheduler {
   bool ResolveFork(BlockSequence& child, BlockSequence* parent);
 
   void AnswerHead(BlockSequence& sequence, absl::Status status);
-  void Reply(const BlockItem& item, absl::Status status, bool suspended = false);
-  void ReplyRows(const BlockItem& item, int64_t first_block, absl::Span<const float> rows,
+  void Reply(const BlockWorkItem& item, absl::Status status, bool suspended = false);
+  void ReplyRows(const BlockWorkItem& item, int64_t first_block, absl::Span<const float> rows,
                  bool last, int64_t cached_blocks);
 
   // Takes items out of the queue and answers them with `status` unless it is OK. A sequence whose
   // Open or Fork is among them goes too.
-  void DropItems(BlockSequence& sequence, absl::FunctionRef<bool(const BlockItem&)> which,
+  void DropItems(BlockSequence& sequence, absl::FunctionRef<bool(const BlockWorkItem&)> which,
                  const absl::Status& status);
   // Forgets the sequence; what waits in its queue is answered with `status`.
   void Erase(BlockSequence& sequence, const absl::Status& status, bool suspended = false);
@@ -153,7 +153,7 @@ class BlockScheduler {
     return static_cast<int64_t>(sequence.tokens.size()) / options_.block_length;
   }
 
-  const SchedulerOptions options_;
+  const BlockSchedulerOptions options_;
   KvPool pool_;
   SequenceTable table_;
   std::vector<BlockSequence*> ready_;    // to be decoded, in order of arrival

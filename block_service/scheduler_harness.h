@@ -30,8 +30,8 @@ class SchedulerHarness {
   static constexpr int32_t kVocab = 100;
   static constexpr uint64_t kGateway = 7;
 
-  static SchedulerOptions DefaultOptions() {
-    SchedulerOptions options;
+  static BlockSchedulerOptions DefaultOptions() {
+    BlockSchedulerOptions options;
     options.block_length = kLength;
     options.vocab_size = kVocab;
     options.context_width = TestBlockEngine::kWidth;
@@ -43,20 +43,20 @@ class SchedulerHarness {
     return options;
   }
 
-  explicit SchedulerHarness(SchedulerOptions options = DefaultOptions())
+  explicit SchedulerHarness(BlockSchedulerOptions options = DefaultOptions())
       : engine(options.block_length, options.vocab_size),
         scheduler(WithCopies(std::move(options), engine)) {
     scheduler.OpenStream(1, kGateway);
   }
 
-  BlockItem Item(uint64_t sequence) {
-    BlockItem item;
+  BlockWorkItem Item(uint64_t sequence) {
+    BlockWorkItem item;
     item.stream = stream;
     item.id = ++last_id;
     item.sequence = {kGateway, sequence};
     return item;
   }
-  uint64_t Submit(BlockItem item) {
+  uint64_t Submit(BlockWorkItem item) {
     const uint64_t id = item.id;
     scheduler.Submit(std::move(item), now);
     Collect();
@@ -64,27 +64,27 @@ class SchedulerHarness {
   }
   uint64_t Open(uint64_t sequence, std::vector<int32_t> tokens, int64_t reserve_blocks = 0,
                 int64_t first_context = -1, bool close_after = false) {
-    BlockItem item = Item(sequence);
+    BlockWorkItem item = Item(sequence);
     item.call = OpenCall{std::move(tokens), reserve_blocks, first_context, close_after};
     return Submit(std::move(item));
   }
   uint64_t Append(uint64_t sequence, int64_t index, std::vector<int32_t> tokens) {
-    BlockItem item = Item(sequence);
+    BlockWorkItem item = Item(sequence);
     item.call = AppendCall{index, std::move(tokens)};
     return Submit(std::move(item));
   }
   uint64_t Fork(uint64_t child, uint64_t parent, int64_t blocks, int64_t reserve_blocks = 0) {
-    BlockItem item = Item(child);
+    BlockWorkItem item = Item(child);
     item.call = ForkCall{parent, blocks, reserve_blocks};
     return Submit(std::move(item));
   }
   uint64_t Close(uint64_t sequence) {
-    BlockItem item = Item(sequence);
+    BlockWorkItem item = Item(sequence);
     item.call = CloseCall{};
     return Submit(std::move(item));
   }
   uint64_t Cancel(uint64_t target) {
-    BlockItem item = Item(0);
+    BlockWorkItem item = Item(0);
     item.call = CancelCall{target};
     return Submit(std::move(item));
   }
@@ -126,7 +126,7 @@ class SchedulerHarness {
   static std::vector<float> Expected(const std::vector<int32_t>& tokens) {
     return TestBlockEngine::Row(tokens, kLength);
   }
-  SchedulerLoad load() const { return scheduler.load(); }
+  BlockSchedulerLoad load() const { return scheduler.load(); }
   int64_t available_pages() const { return load().free_pages + load().cached_pages; }
 
   TestBlockEngine engine;
@@ -138,7 +138,7 @@ class SchedulerHarness {
   int32_t decoded = 0, prefilled = 0;
 
  private:
-  static SchedulerOptions WithCopies(SchedulerOptions options, TestBlockEngine& engine) {
+  static BlockSchedulerOptions WithCopies(BlockSchedulerOptions options, TestBlockEngine& engine) {
     EXPECT_TRUE(engine.AllocateKv(options.num_pages, options.page_blocks).ok());
     options.copy_page = [&engine](int32_t from, int32_t to, int32_t blocks) {
       engine.CopyPage(from, to, blocks);

@@ -32,7 +32,7 @@ class SchedulerRandom : public testing::TestWithParam<uint32_t> {
 };
 
 TEST_P(SchedulerRandom, EveryRowIsTheRowOfItsTokens) {
-  SchedulerOptions options = Harness::DefaultOptions();
+  BlockSchedulerOptions options = Harness::DefaultOptions();
   options.num_pages = 20;
   options.max_sequences = 10;
   options.prefill_chunk_blocks = static_cast<int32_t>(1 + Draw(9));

@@ -142,7 +142,7 @@ void BlockScheduler::FinishStep(const absl::Status& status, absl::Span<const flo
 
 void BlockScheduler::FinishDecode(const StepEntry& entry, absl::Span<const float> rows) {
   BlockSequence& sequence = *entry.sequence;
-  const BlockItem& head = sequence.queue.front();
+  const BlockWorkItem& head = sequence.queue.front();
   if (BlocksOf(sequence) == entry.first_block) {
     const std::vector<int32_t>& tokens = std::get<AppendCall>(head.call).tokens;
     sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());

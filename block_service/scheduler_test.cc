@@ -14,7 +14,7 @@ using absl::StatusCode;
 using Harness = SchedulerHarness;
 using testing::HasSubstr;
 
-SchedulerOptions Options() { return Harness::DefaultOptions(); }
+BlockSchedulerOptions Options() { return Harness::DefaultOptions(); }
 
 TEST(BlockScheduler, OpensAppendsAndCloses) {
   Harness harness;
@@ -48,7 +48,7 @@ TEST(BlockScheduler, PipelinedItemsOfASequenceRunInOrder) {
 TEST(BlockScheduler, PromptsArePrefilledInChunksOfAnySizeToTheSameRows) {
   const std::vector<int32_t> prompt = Prompt(23, 1);
   for (const int32_t chunk : {1, 3, 4, 7, 22, 23, 100}) {
-    SchedulerOptions options = Options();
+    BlockSchedulerOptions options = Options();
     options.prefill_chunk_blocks = chunk;
     Harness harness(options);
     const uint64_t open = harness.Open(1, prompt, 0, 0);
@@ -62,7 +62,7 @@ TEST(BlockScheduler, PromptsArePrefilledInChunksOfAnySizeToTheSameRows) {
 }
 
 TEST(BlockScheduler, ALongPromptDoesNotStallRunningSequences) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 4;
   Harness harness(options);
   harness.Open(1, Prompt(2, 1), 8);
@@ -81,7 +81,7 @@ TEST(BlockScheduler, ALongPromptDoesNotStallRunningSequences) {
 }
 
 TEST(BlockScheduler, SeveralPromptsShareAChunkInOrderOfArrival) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 10;
   Harness harness(options);
   const uint64_t first = harness.Open(1, Prompt(6, 1));
@@ -94,10 +94,10 @@ TEST(BlockScheduler, SeveralPromptsShareAChunkInOrderOfArrival) {
 }
 
 TEST(BlockScheduler, HigherPriorityIsPrefilledFirstButNobodyStarves) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 4;
   Harness harness(options);
-  BlockItem batch = harness.Item(1);
+  BlockWorkItem batch = harness.Item(1);
   batch.priority = 3;
   batch.call = OpenCall{Prompt(4, 1), 0, -1, true};
   const uint64_t low = harness.Submit(batch);
@@ -105,7 +105,7 @@ TEST(BlockScheduler, HigherPriorityIsPrefilledFirstButNobodyStarves) {
   int64_t served_before_low = 0;
   // As much high-priority work as can be done, without end.
   for (int step = 0; step < 300 && !harness.of(low).done; ++step) {
-    BlockItem high = harness.Item(sequence++);
+    BlockWorkItem high = harness.Item(sequence++);
     high.priority = 1;
     high.call = OpenCall{Prompt(4, static_cast<int32_t>(sequence)), 0, -1, true};
     harness.Submit(high);
@@ -117,7 +117,7 @@ TEST(BlockScheduler, HigherPriorityIsPrefilledFirstButNobodyStarves) {
 }
 
 TEST(BlockScheduler, AStepDecodesAtMostOneGroup) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.groups = 2;
   options.min_group_blocks = 2;
   Harness harness(options);
@@ -185,7 +185,7 @@ TEST(BlockScheduler, SequencesOfDifferentGatewaysAreApart) {
   Harness harness;
   harness.scheduler.OpenStream(2, 8);
   harness.Open(1, Prompt(2, 1));
-  BlockItem other = harness.Item(1);
+  BlockWorkItem other = harness.Item(1);
   other.stream = 2;
   other.sequence.incarnation = 8;
   other.call = OpenCall{Prompt(3, 2)};
@@ -196,7 +196,7 @@ TEST(BlockScheduler, SequencesOfDifferentGatewaysAreApart) {
 }
 
 TEST(BlockScheduler, MalformedItemsFailAloneNamingTheField) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.max_positions = 20;
   Harness harness(options);
   const uint64_t good = harness.Open(1, Prompt(2, 1));
@@ -216,7 +216,7 @@ TEST(BlockScheduler, MalformedItemsFailAloneNamingTheField) {
   refused(harness.Append(1, 2, {1, std::numeric_limits<int32_t>::max()}), "append.tokens[1]");
   refused(harness.Fork(3, 1, 0), "fork.blocks");
   refused(harness.Fork(3, 1, std::numeric_limits<int64_t>::max()), "fork.");
-  BlockItem empty = harness.Item(1);
+  BlockWorkItem empty = harness.Item(1);
   refused(harness.Submit(empty), "call");
   const uint64_t too_far = harness.Fork(4, 1, 3);
   harness.RunUntilIdle();
@@ -226,7 +226,7 @@ TEST(BlockScheduler, MalformedItemsFailAloneNamingTheField) {
 }
 
 TEST(BlockScheduler, AnAppendBeyondTheModelsPositionsIsRefused) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.max_positions = 4;
   Harness harness(options);
   harness.Open(1, Prompt(3, 1), 100);
@@ -237,7 +237,7 @@ TEST(BlockScheduler, AnAppendBeyondTheModelsPositionsIsRefused) {
 }
 
 TEST(BlockScheduler, WhatCanNeverFitIsInvalidAndWhatDoesNotFitNowIsRefused) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.num_pages = 8;
   Harness harness(options);
   const uint64_t never = harness.Open(1, Prompt(10, 1), 23);
@@ -257,7 +257,7 @@ TEST(BlockScheduler, WhatCanNeverFitIsInvalidAndWhatDoesNotFitNowIsRefused) {
 }
 
 TEST(BlockScheduler, TheNumberOfSequencesIsBounded) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.max_sequences = 2;
   Harness harness(options);
   harness.Open(1, Prompt(1, 1));
@@ -271,7 +271,7 @@ TEST(BlockScheduler, PrefixesAreSharedAndChangeNoRow) {
   const std::vector<int32_t> shared = Prompt(9, 1);
   const std::vector<int32_t> one = Joined(shared, {1, 1}), two = Joined(shared, {2, 2});
   for (const bool prefix_cache : {true, false}) {
-    SchedulerOptions options = Options();
+    BlockSchedulerOptions options = Options();
     options.prefix_cache = prefix_cache;
     Harness harness(options);
     const uint64_t first = harness.Open(1, one);
@@ -307,7 +307,7 @@ TEST(BlockScheduler, AHitNeverCoversARowThatIsWanted) {
 }
 
 TEST(BlockScheduler, APromptThatWaitsUsesWhatAnotherHasComputedMeanwhile) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 16;
   Harness harness(options);
   const std::vector<int32_t> prompt = Prompt(16, 1);
@@ -397,7 +397,7 @@ TEST(BlockScheduler, AForkWhoseParentGoesIsAnswered) {
 }
 
 TEST(BlockScheduler, ScoringDeliversEveryRowAndClosesItself) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 5;
   options.max_rows_per_reply = 2;
   Harness harness(options);
@@ -418,7 +418,7 @@ TEST(BlockScheduler, ScoringDeliversEveryRowAndClosesItself) {
 }
 
 TEST(BlockScheduler, CancelledItemsThatWaitAreAnswered) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 4;
   Harness harness(options);
   harness.Open(1, Prompt(2, 1), 8);
@@ -441,7 +441,7 @@ TEST(BlockScheduler, CancelledItemsThatWaitAreAnswered) {
 }
 
 TEST(BlockScheduler, FreesPagesBeforeTheNextStepWhenASequenceIsClosedOrCancelled) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 4;
   Harness harness(options);
   const uint64_t open = harness.Open(1, Prompt(20, 1), 8);
@@ -456,14 +456,14 @@ TEST(BlockScheduler, FreesPagesBeforeTheNextStepWhenASequenceIsClosedOrCancelled
 }
 
 TEST(BlockScheduler, ItemsWhoseTimeIsOverAreNotWorkedOn) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 4;
   Harness harness(options);
-  BlockItem late = harness.Item(1);
+  BlockWorkItem late = harness.Item(1);
   late.deadline = harness.now;
   late.call = OpenCall{Prompt(2, 1)};
   EXPECT_EQ(harness.code(harness.Submit(late)), StatusCode::kDeadlineExceeded);
-  BlockItem waits = harness.Item(2);
+  BlockWorkItem waits = harness.Item(2);
   waits.deadline = harness.now + absl::Milliseconds(50);
   waits.call = OpenCall{Prompt(20, 2)};
   const uint64_t open = harness.Submit(waits);
@@ -480,7 +480,7 @@ TEST(BlockScheduler, AnExpiredAppendLeavesItsSequence) {
   Harness harness;
   harness.Open(1, Prompt(2, 1), 8);
   harness.RunUntilIdle();
-  BlockItem item = harness.Item(1);
+  BlockWorkItem item = harness.Item(1);
   item.deadline = harness.now + absl::Milliseconds(1);
   item.call = AppendCall{2, {1, 1}};
   const uint64_t late = harness.Submit(item);
@@ -526,7 +526,7 @@ TEST(BlockScheduler, AnotherGatewayDoesNotInheritSequences) {
 }
 
 TEST(BlockScheduler, AStreamThatBreaksTakesItsWaitingItemsWithIt) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 4;
   Harness harness(options);
   harness.Open(1, Prompt(3, 1), 8);
@@ -560,7 +560,7 @@ TEST(BlockScheduler, AnOldStreamsLateEndDoesNotTouchItsSuccessor) {
 }
 
 TEST(BlockScheduler, TheNewestGivesWayWhenPagesRunOut) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.num_pages = 8;
   options.reserve_tokens = 4;
   Harness harness(options);
@@ -591,7 +591,7 @@ TEST(BlockScheduler, TheNewestGivesWayWhenPagesRunOut) {
 }
 
 TEST(BlockScheduler, ASuspendedSequenceThatWasIdleHearsOfItLater) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.num_pages = 8;
   options.reserve_tokens = 2;
   Harness harness(options);
@@ -613,7 +613,7 @@ TEST(BlockScheduler, ASuspendedSequenceThatWasIdleHearsOfItLater) {
 }
 
 TEST(BlockScheduler, ASequenceIsNotSuspendedWithinItsReservation) {
-  SchedulerOptions options = Options();
+  BlockSchedulerOptions options = Options();
   options.num_pages = 8;
   options.reserve_tokens = 16;  // 8 blocks: two pages
   Harness harness(options);

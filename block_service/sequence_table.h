@@ -26,9 +26,9 @@ struct BlockSequence {
   SequenceKey key;
   State state = State::kOpen;
   KvSequence kv;
-  std::vector<int32_t> tokens;  // [blocks, L]; while opening, all of the prompt's
-  std::vector<float> last_row;  // [D] context of the last block; empty where it is not known
-  std::deque<BlockItem> queue;  // in order of arrival
+  std::vector<int32_t> tokens;      // [blocks, L]; while opening, all of the prompt's
+  std::vector<float> last_row;      // [D] context of the last block; empty where it is not known
+  std::deque<BlockWorkItem> queue;  // in order of arrival
 
   // While opening.
   int64_t first_context = 0;  // rows are wanted from here on

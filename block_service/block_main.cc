@@ -1,0 +1,118 @@
+// blockserve-block: one replica of the block tier.
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "block_service/block_service.h"
+#include "common/logging.h"
+#include "common/program.h"
+#include "common/thread_pool.h"
+#include "model/checkpoint.h"
+#include "rpc/server.h"
+#include "rpc/signals.h"
+
+ABSL_FLAG(std::string, model, "", "folder of the model: config.json and safetensors");
+ABSL_FLAG(std::string, listen, "127.0.0.1:7071", "address to serve gateways on; port 0: any");
+ABSL_FLAG(std::string, health_listen, "", "plaintext address that serves grpc.health alone");
+ABSL_FLAG(std::string, name, "", "name for people; default: the address listened on");
+ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32 or bf16");
+ABSL_FLAG(int32_t, threads, 0, "compute threads; 0: one per core");
+ABSL_FLAG(int64_t, kv_memory_mib, 0, "memory for KV; 0: a quarter of the memory, at most 1 GiB");
+ABSL_FLAG(int64_t, kv_pages, 0, "KV pages, instead of --kv-memory-mib");
+ABSL_FLAG(int32_t, page_blocks, 16, "blocks in a KV page");
+ABSL_FLAG(int32_t, max_sequences, 256, "sequences open at a time");
+ABSL_FLAG(int32_t, prefill_chunk, 256, "prompt blocks computed in one step");
+ABSL_FLAG(int32_t, groups, 2, "groups that take turns, so that neither tier waits");
+ABSL_FLAG(bool, allow_long_contexts, false, "more blocks than max_position_embeddings");
+ABSL_FLAG(bool, prefix_cache, true, "share KV of prompts that begin alike");
+ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
+
+namespace blockserve {
+namespace {
+
+constexpr absl::string_view kProgram = "blockserve-block";
+// After SIGTERM: sequences may be opened elsewhere for so long.
+constexpr absl::Duration kDrainTime = absl::Seconds(30);
+
+int Main(int argc, char** argv) {
+  const ProgramUsage usage = {
+      "blockserve-block --model DIR [--listen HOST:PORT]\n"
+      "Serves the block tier: embedder, block decoder and the KV of every sequence.",
+      {"model", "listen", "health_listen", "name", "arithmetic", "threads", "kv_memory_mib",
+       "kv_pages", "page_blocks", "max_sequences", "prefill_chunk", "groups", "allow_long_contexts",
+       "prefix_cache", "log_level"}};
+  const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
+  const auto bad_usage = [](const std::string& message) {
+    return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
+  };
+  if (!rest.empty()) return bad_usage(absl::StrCat("unexpected argument \"", rest[0], "\""));
+  if (absl::GetFlag(FLAGS_model).empty()) return bad_usage("--model is missing");
+  const int threads = absl::GetFlag(FLAGS_threads);
+  if (threads < 0 || threads > 4096) {
+    return bad_usage(absl::StrCat("--threads is ", threads, "; it must be 0 to 4096"));
+  }
+  LoggingOptions logging;
+  logging.program = std::string(kProgram);
+  logging.level = absl::GetFlag(FLAGS_log_level);
+  if (absl::Status status = ConfigureLogging(logging); !status.ok()) {
+    return ReportUsageError(kProgram, status);
+  }
+  BlockServiceConfig config;
+  config.name = absl::GetFlag(FLAGS_name);
+  config.arithmetic = absl::GetFlag(FLAGS_arithmetic);
+  config.kv_memory_mib = absl::GetFlag(FLAGS_kv_memory_mib);
+  config.kv_pages = absl::GetFlag(FLAGS_kv_pages);
+  config.page_blocks = absl::GetFlag(FLAGS_page_blocks);
+  config.max_sequences = absl::GetFlag(FLAGS_max_sequences);
+  config.prefill_chunk = absl::GetFlag(FLAGS_prefill_chunk);
+  config.groups = absl::GetFlag(FLAGS_groups);
+  config.allow_long_contexts = absl::GetFlag(FLAGS_allow_long_contexts);
+  config.prefix_cache = absl::GetFlag(FLAGS_prefix_cache);
+  if (config.name.empty()) config.name = absl::GetFlag(FLAGS_listen);
+  if (absl::Status status = config.Validate(); !status.ok()) {
+    return ReportUsageError(kProgram, status);
+  }
+
+  // Before any thread is started.
+  TerminationWaiter termination;
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
+      Checkpoint::Open(absl::GetFlag(FLAGS_model));
+  if (!checkpoint.ok()) return ReportFailure(kProgram, checkpoint.status());
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  ThreadPool pool(threads > 0 ? threads : cores);
+  absl::StatusOr<std::unique_ptr<BlockService>> service =
+      BlockService::Create(config, **checkpoint, &pool);
+  if (!service.ok()) return ReportFailure(kProgram, service.status());
+
+  ServerOptions options;
+  options.listen_address = absl::GetFlag(FLAGS_listen);
+  options.health_listen = absl::GetFlag(FLAGS_health_listen);
+  absl::StatusOr<std::unique_ptr<RpcServer>> server =
+      RpcServer::Start(options, {(*service)->service()});
+  if (!server.ok()) return ReportFailure(kProgram, server.status());
+  (*server)->SetServing(true);
+  LogInfo(absl::StrCat("listening on ", (*server)->address(), ", ", pool.num_threads(),
+                       " threads, arithmetic ", (*service)->numeric_id()));
+
+  const int signal = termination.Wait();
+  LogInfo(absl::StrCat("signal ", signal, ": draining"));
+  (*server)->SetServing(false);
+  (*service)->StartDraining();
+  const bool empty = (*service)->WaitUntilEmpty(kDrainTime);
+  LogInfo(empty ? "no sequence is left" : "leaving with open sequences");
+  (*service)->Stop();
+  (*server)->Shutdown(absl::Seconds(2));
+  return kExitOk;
+}
+
+}  // namespace
+}  // namespace blockserve
+
+int main(int argc, char** argv) { return blockserve::Main(argc, argv); }

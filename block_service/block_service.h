@@ -1,0 +1,93 @@
+// The block tier's service: embedder, block decoder and the KV of every sequence, behind
+// BlockDecoder.Run (block_decoder.proto).
+#ifndef BLOCKSERVE_BLOCK_SERVICE_BLOCK_SERVICE_H_
+#define BLOCKSERVE_BLOCK_SERVICE_BLOCK_SERVICE_H_
+
+#include <grpcpp/impl/codegen/service_type.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "block_service/engine_loop.h"
+#include "common/clock.h"
+#include "common/thread_pool.h"
+#include "model/checkpoint.h"
+#include "model/engine.h"
+
+namespace blockserve {
+
+struct BlockServiceConfig {
+  std::string name = "block";       // for people: in the hello and in logs
+  std::string arithmetic = "auto";  // auto, f32 or bf16
+  // Memory for KV pages. Both 0: a quarter of the machine's memory and at most 1 GiB, but no more
+  // than max_sequences sequences of the longest context can use. The system provides pages of
+  // memory as they are written for the first time.
+  int64_t kv_memory_mib = 0;
+  int64_t kv_pages = 0;  // instead of kv_memory_mib
+  int32_t page_blocks = 16;
+  int32_t max_sequences = 256;
+  int32_t prefill_chunk = 256;  // prompt blocks of a step, over all prompts
+  int32_t groups = 2;           // 1 where both tiers share one pool of cores
+  int32_t min_group_blocks = 8;
+  bool allow_long_contexts = false;  // more blocks than max_position_embeddings
+  bool prefix_cache = true;
+  absl::Duration lease = absl::Seconds(10);
+  int32_t max_items_per_stream = 4096;  // beyond: RESOURCE_EXHAUSTED
+  int32_t max_reply_bytes = 4 << 20;    // of context rows in one message
+  const Clock* clock = nullptr;         // must outlive the service; null: the steady clock
+
+  // INVALID_ARGUMENT naming the flag.
+  absl::Status Validate() const;
+};
+
+// What the service is made of, for tests that bring an engine of their own.
+struct BlockServiceParts {
+  std::unique_ptr<BlockEngine> engine;  // without KV
+  std::string config_hash;
+  std::string tokenizer_hash;
+  std::string numeric_id;  // empty: found by probing the engine
+  // Called once on a thread of its own; hellos wait for it, nothing else does.
+  std::function<std::string()> hash_part;
+};
+
+class BlockService {
+ public:
+  // Loads the model's block part, allocates its KV and probes its numeric id. `checkpoint` and
+  // `pool` must outlive the service. Errors name the flag, file or tensor.
+  static absl::StatusOr<std::unique_ptr<BlockService>> Create(const BlockServiceConfig& config,
+                                                              const Checkpoint& checkpoint,
+                                                              ThreadPool* pool);
+  static absl::StatusOr<std::unique_ptr<BlockService>> Create(const BlockServiceConfig& config,
+                                                              BlockServiceParts parts);
+  // As Stop. The gRPC server that has service() must have been shut down before.
+  ~BlockService();
+  BlockService(const BlockService&) = delete;
+  BlockService& operator=(const BlockService&) = delete;
+
+  grpc::Service* service();
+
+  // Tells every stream that this replica leaves, takes no new sequences, and serves on.
+  void StartDraining();
+  // True when no sequence is left, false after `timeout`.
+  bool WaitUntilEmpty(absl::Duration timeout);
+  // Ends the streams (UNAVAILABLE) and the threads. Idempotent.
+  void Stop();
+
+  EngineLoopStats stats() const;
+  const std::string& numeric_id() const;
+  int64_t kv_pages() const;
+
+ private:
+  struct Impl;
+  explicit BlockService(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_BLOCK_SERVICE_BLOCK_SERVICE_H_

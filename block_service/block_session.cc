@@ -1,0 +1,172 @@
+#include "block_service/block_session.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/logging.h"
+#include "rpc/context_codec.h"
+#include "rpc/status.h"
+#include "rpc/tier_hello.h"
+
+namespace blockserve {
+namespace {
+
+// Room for calls that free something, and for refusals that the client has not read yet.
+constexpr int64_t kHardLimitFactor = 4;
+
+std::vector<int32_t> Tokens(const google::protobuf::RepeatedField<int32_t>& tokens) {
+  return {tokens.begin(), tokens.end()};
+}
+
+BlockWorkItem ToItem(v1::BlockRequest& request, StreamId stream, uint64_t incarnation,
+                     absl::Time now) {
+  BlockWorkItem item;
+  item.stream = stream;
+  item.id = request.id();
+  item.sequence = {incarnation, request.sequence()};
+  if (request.header().remaining_ms() > 0) {
+    item.deadline = now + absl::Milliseconds(request.header().remaining_ms());
+  }
+  item.priority = request.header().priority();
+  item.request_key = std::move(*request.mutable_header()->mutable_request_key());
+  switch (request.call_case()) {
+    case v1::BlockRequest::kOpen:
+      item.call = OpenCall{Tokens(request.open().tokens()), request.open().reserve_blocks(),
+                           request.open().first_context(), request.open().close_after()};
+      break;
+    case v1::BlockRequest::kAppend:
+      item.call = AppendCall{request.append().block_index(), Tokens(request.append().tokens())};
+      break;
+    case v1::BlockRequest::kFork:
+      item.call = ForkCall{request.fork().parent(), request.fork().blocks(),
+                           request.fork().reserve_blocks()};
+      break;
+    case v1::BlockRequest::kClose:
+      item.call = CloseCall{};
+      break;
+    case v1::BlockRequest::kCancel:
+      item.call = CancelCall{request.cancel().item()};
+      break;
+    case v1::BlockRequest::CALL_NOT_SET:
+      break;
+  }
+  return item;
+}
+
+bool FreesSomething(const v1::BlockRequest& request) {
+  return request.has_close() || request.has_cancel();
+}
+
+void FillLoad(const BlockLoadReport& report, v1::BlockReplyBatch& batch) {
+  v1::BlockLoad& load = *batch.mutable_load();
+  load.set_steps(report.steps);
+  load.set_free_pages(report.pages.free_pages);
+  load.set_cached_pages(report.pages.cached_pages);
+  load.set_sequences(report.pages.sequences);
+  load.set_waiting(report.pages.waiting);
+  load.set_busy_share(static_cast<float>(report.busy_share));
+  batch.set_draining(report.draining);
+}
+
+}  // namespace
+
+bool BlockSession::CheckHello(const v1::BlockRequestBatch& batch) {
+  if (greeted_) {
+    if (!batch.has_hello()) return true;
+    End(absl::StatusCode::kInvalidArgument, "hello: only a stream's first message may have one");
+    return false;
+  }
+  if (!batch.has_hello()) {
+    End(absl::StatusCode::kInvalidArgument, "hello: a stream's first message must have one");
+    return false;
+  }
+  const absl::Status fits = CheckGatewayHello(batch.hello(), context_->hello.tier().config_hash(),
+                                              context_->hello.tier().tokenizer_hash());
+  if (!fits.ok()) {
+    LogWarning(absl::StrCat("gateway ", stream_->peer(), " does not fit: ", fits.message()));
+    End(fits.code(), std::string(fits.message()));
+    return false;
+  }
+  greeted_ = true;
+  incarnation_ = batch.hello().gateway_incarnation();
+  if (!context_->mailbox->Post(StreamOpened{id_, incarnation_, shared_from_this()})) {
+    End(absl::StatusCode::kUnavailable, "this block service leaves");
+    return false;
+  }
+  LogInfo(absl::StrCat("gateway ", stream_->peer(), " connected"));
+  return true;
+}
+
+void BlockSession::OnMessage(v1::BlockRequestBatch&& batch) {
+  if (ended_ || !CheckHello(batch) || batch.items_size() == 0) return;
+  const absl::Time now = context_->clock->Now();
+  StreamItems items;
+  items.stream = id_;
+  items.items.reserve(static_cast<size_t>(batch.items_size()));
+  int64_t outstanding = outstanding_.fetch_add(batch.items_size());
+  for (v1::BlockRequest& request : *batch.mutable_items()) {
+    if (++outstanding > context_->max_items && !FreesSomething(request)) {
+      items.refused.push_back(request.id());
+    } else {
+      items.items.push_back(ToItem(request, id_, incarnation_, now));
+    }
+  }
+  if (outstanding > kHardLimitFactor * context_->max_items) {
+    return End(absl::StatusCode::kResourceExhausted, "far too many items wait for their replies");
+  }
+  if (!context_->mailbox->Post(std::move(items))) {
+    End(absl::StatusCode::kUnavailable, "this block service leaves");
+  }
+}
+
+void BlockSession::OnClosed() {
+  if (!greeted_) return;
+  context_->mailbox->Post(StreamClosed{id_});
+  LogInfo(absl::StrCat("gateway ", stream_->peer(), " disconnected"));
+}
+
+void BlockSession::End(absl::StatusCode code, const std::string& message) {
+  ended_ = true;
+  stream_->Finish(ToGrpcStatus(absl::Status(code, message)));
+}
+
+void BlockSession::SayHello(const std::string& part_hash, const BlockLoadReport& load) {
+  *batch_.mutable_hello() = context_->hello;
+  batch_.mutable_hello()->mutable_tier()->set_part_hash(part_hash);
+  Flush(load);
+}
+
+void BlockSession::Add(const BlockItemReply& reply, absl::Span<const float> rows) {
+  const int64_t row_bytes =
+      static_cast<int64_t>(rows.size() * ContextValueBytes(context_->hello.context_type()));
+  // The last message of a batch tells the load; those before it do not.
+  if (batch_.items_size() > 0 &&
+      static_cast<int64_t>(batch_.contexts().size()) + row_bytes > context_->max_reply_bytes) {
+    SendBatch();
+  }
+  v1::BlockReply& item = *batch_.add_items();
+  item.set_id(reply.id);
+  if (!reply.status.ok()) *item.mutable_status() = ToItemStatus(reply.status);
+  item.set_first_block(reply.first_block);
+  item.set_rows(reply.rows);
+  item.set_last(reply.last);
+  item.set_suspended(reply.suspended);
+  item.set_cached_blocks(reply.cached_blocks);
+  AppendContexts(rows, context_->hello.context_type(), *batch_.mutable_contexts());
+  if (reply.last) outstanding_.fetch_sub(1);
+}
+
+void BlockSession::Flush(const BlockLoadReport& load) {
+  FillLoad(load, batch_);
+  SendBatch();
+}
+
+void BlockSession::SendBatch() {
+  stream_->Send(std::move(batch_));
+  batch_ = v1::BlockReplyBatch();
+}
+
+void BlockSession::End(const absl::Status& status) { stream_->Finish(ToGrpcStatus(status)); }
+
+}  // namespace blockserve

@@ -1,0 +1,69 @@
+// One gateway's stream: from protobuf to the engine loop's mailbox, and back.
+#ifndef BLOCKSERVE_BLOCK_SERVICE_BLOCK_SESSION_H_
+#define BLOCKSERVE_BLOCK_SERVICE_BLOCK_SESSION_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/types/span.h"
+#include "block_service/engine_loop.h"
+#include "blockserve/v1/block_decoder.pb.h"
+#include "common/clock.h"
+#include "rpc/server_stream.h"
+
+namespace blockserve {
+
+using BlockServerStream = ServerStream<v1::BlockRequestBatch, v1::BlockReplyBatch>;
+
+// What sessions need to know of the replica; shared, since a session may outlive the service.
+struct BlockSessionContext {
+  v1::BlockServiceHello hello;  // without part_hash
+  int32_t max_items = 0;        // of one stream, not yet answered
+  int64_t max_reply_bytes = 0;
+  const Clock* clock = nullptr;  // not used after the mailbox is closed
+  std::shared_ptr<BlockMailbox> mailbox;
+};
+
+class BlockSession final : public BlockServerStream::Handler,
+                           public BlockReplySink,
+                           public std::enable_shared_from_this<BlockSession> {
+ public:
+  BlockSession(std::shared_ptr<BlockServerStream> stream, StreamId id,
+               std::shared_ptr<const BlockSessionContext> context)
+      : stream_(std::move(stream)), id_(id), context_(std::move(context)) {}
+
+  // On gRPC's threads, one at a time.
+  void OnMessage(v1::BlockRequestBatch&& batch) override;
+  void OnClosed() override;
+
+  // On the loop's thread.
+  void SayHello(const std::string& part_hash, const BlockLoadReport& load) override;
+  void Add(const BlockItemReply& reply, absl::Span<const float> rows) override;
+  void Flush(const BlockLoadReport& load) override;
+  void End(const absl::Status& status) override;
+
+ private:
+  bool CheckHello(const v1::BlockRequestBatch& batch);
+  void End(absl::StatusCode code, const std::string& message);
+  void SendBatch();
+
+  const std::shared_ptr<BlockServerStream> stream_;
+  const StreamId id_;
+  const std::shared_ptr<const BlockSessionContext> context_;
+
+  // gRPC's side.
+  bool greeted_ = false;
+  bool ended_ = false;
+  uint64_t incarnation_ = 0;
+
+  // The loop's side.
+  v1::BlockReplyBatch batch_;
+
+  std::atomic<int64_t> outstanding_{0};  // items without their last reply
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_BLOCK_SERVICE_BLOCK_SESSION_H_

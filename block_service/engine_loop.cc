@@ -1,0 +1,209 @@
+#include "block_service/engine_loop.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+
+namespace blockserve {
+namespace {
+
+constexpr absl::Duration kBusyWindow = absl::Seconds(5);
+// Longer waits are cut: an endless one overflows in some clocks.
+constexpr absl::Duration kLongestWait = absl::Hours(1);
+
+BlockSchedulerOptions WithCopies(BlockSchedulerOptions options, BlockEngine& engine) {
+  options.copy_page = [&engine](int32_t from, int32_t to, int32_t blocks) {
+    engine.CopyPage(from, to, blocks);
+  };
+  return options;
+}
+
+}  // namespace
+
+bool BlockMailbox::Post(BlockEvent event) {
+  MutexLock lock(&mutex_);
+  if (closed_) return false;
+  events_.push_back(std::move(event));
+  arrived_.Signal();
+  return true;
+}
+
+bool BlockMailbox::Take(std::vector<BlockEvent>& events, absl::Duration timeout) {
+  MutexLock lock(&mutex_);
+  while (events_.empty() && !closed_ && timeout > absl::ZeroDuration()) {
+    if (arrived_.WaitWithTimeout(&mutex_, std::min(timeout, kLongestWait))) break;
+  }
+  events.swap(events_);
+  return !closed_;
+}
+
+void BlockMailbox::Close() {
+  MutexLock lock(&mutex_);
+  closed_ = true;
+  arrived_.SignalAll();
+}
+
+EngineLoop::EngineLoop(BlockEngine& engine, BlockSchedulerOptions options, const Clock& clock)
+    : engine_(engine),
+      clock_(clock),
+      width_(static_cast<size_t>(options.context_width)),
+      scheduler_(WithCopies(std::move(options), engine)),
+      busy_(clock.Now(), kBusyWindow) {
+  Publish();
+}
+
+EngineLoop::~EngineLoop() { Stop(); }
+
+void EngineLoop::Start() {
+  thread_ = std::thread([this] { Run(); });
+}
+
+void EngineLoop::Stop() {
+  mailbox_->Close();
+  if (thread_.joinable()) thread_.join();
+}
+
+bool EngineLoop::WaitUntilEmpty(absl::Duration timeout) {
+  const absl::Time end = clock_.Now() + timeout;
+  MutexLock lock(&mutex_);
+  while (published_.load.pages.sequences > 0) {
+    const absl::Duration left = end - clock_.Now();
+    if (left <= absl::ZeroDuration()) return false;
+    changed_.WaitWithTimeout(&mutex_, left);
+  }
+  return true;
+}
+
+EngineLoopStats EngineLoop::stats() const {
+  MutexLock lock(&mutex_);
+  return published_;
+}
+
+void EngineLoop::Run() {
+  std::vector<BlockEvent> events;
+  bool worked = false;
+  while (true) {
+    // While there is work the mailbox is only looked into.
+    const absl::Duration wait =
+        worked ? absl::ZeroDuration() : scheduler_.NextWakeUp() - clock_.Now();
+    if (!mailbox_->Take(events, wait)) break;
+    for (BlockEvent& event : events) Handle(std::move(event));
+    events.clear();
+    worked = RunStep();
+    Deliver();
+    Publish();
+  }
+  for (const auto& [stream, sink] : sinks_) {
+    sink->End(absl::UnavailableError("this block service leaves"));
+  }
+  sinks_.clear();
+  for (BlockEvent& event : events) {
+    if (auto* opened = std::get_if<StreamOpened>(&event)) {
+      opened->sink->End(absl::UnavailableError("this block service leaves"));
+    }
+  }
+}
+
+void EngineLoop::Handle(BlockEvent event) {
+  if (auto* opened = std::get_if<StreamOpened>(&event)) {
+    scheduler_.OpenStream(opened->stream, opened->incarnation);
+    if (hello_known_) opened->sink->SayHello(part_hash_, Load());
+    sinks_[opened->stream] = std::move(opened->sink);
+  } else if (auto* closed = std::get_if<StreamClosed>(&event)) {
+    scheduler_.CloseStream(closed->stream, clock_.Now());
+    sinks_.erase(closed->stream);
+  } else if (auto* items = std::get_if<StreamItems>(&event)) {
+    if (hello_known_) {
+      HandleItems(std::move(*items));
+    } else {
+      held_.push_back(std::move(*items));
+    }
+  } else if (auto* known = std::get_if<PartHashKnown>(&event)) {
+    part_hash_ = std::move(known->hash);
+    hello_known_ = true;
+    const BlockLoadReport load = Load();
+    for (const auto& [stream, sink] : sinks_) sink->SayHello(part_hash_, load);
+    for (StreamItems& held : held_) HandleItems(std::move(held));
+    held_.clear();
+  } else {
+    draining_ = true;
+    scheduler_.StartDraining();
+    const BlockLoadReport load = Load();
+    if (hello_known_) {
+      for (const auto& [stream, sink] : sinks_) sink->Flush(load);
+    }
+  }
+}
+
+void EngineLoop::HandleItems(StreamItems items) {
+  const auto sink = sinks_.find(items.stream);
+  if (sink == sinks_.end()) return;  // closed while the items were held
+  const absl::Time now = clock_.Now();
+  for (BlockWorkItem& item : items.items) scheduler_.Submit(std::move(item), now);
+  for (const uint64_t id : items.refused) {
+    BlockItemReply reply;
+    reply.stream = items.stream;
+    reply.id = id;
+    reply.status = absl::ResourceExhaustedError("too many items of this stream wait already");
+    scheduler_.outbox().items.push_back(std::move(reply));
+  }
+}
+
+bool EngineLoop::RunStep() {
+  const BlockStep& step = scheduler_.PlanStep(clock_.Now());
+  if (step.chunks.empty()) return false;
+  counters_.decode_blocks += static_cast<uint64_t>(step.decode_blocks);
+  counters_.prefill_blocks += static_cast<uint64_t>(step.prefill_blocks);
+  const size_t values = static_cast<size_t>(step.context_rows) * width_;
+  if (contexts_.size() < values) contexts_.resize(values);
+  const absl::Span<float> contexts = absl::MakeSpan(contexts_).subspan(0, values);
+  const absl::Time begin = clock_.Now();
+  const absl::Status status = engine_.Step(step.chunks, contexts);
+  if (!status.ok()) LogError(absl::StrCat("step failed: ", status.ToString()));
+  scheduler_.FinishStep(status, contexts);
+  busy_.Add(begin, clock_.Now());
+  ++counters_.load.steps;
+  return true;
+}
+
+void EngineLoop::Deliver() {
+  BlockOutbox& outbox = scheduler_.outbox();
+  if (outbox.items.empty()) return;
+  absl::Span<const float> contexts = outbox.contexts;
+  for (const BlockItemReply& reply : outbox.items) {
+    const absl::Span<const float> rows =
+        contexts.subspan(0, static_cast<size_t>(reply.rows) * width_);
+    contexts.remove_prefix(rows.size());
+    counters_.cached_blocks += reply.last ? reply.cached_blocks : 0;
+    const auto sink = sinks_.find(reply.stream);
+    if (sink == sinks_.end()) continue;
+    sink->second->Add(reply, rows);
+    if (std::find(touched_.begin(), touched_.end(), reply.stream) == touched_.end()) {
+      touched_.push_back(reply.stream);
+    }
+  }
+  outbox.Clear();
+  const BlockLoadReport load = Load();
+  for (const StreamId stream : touched_) sinks_.find(stream)->second->Flush(load);
+  touched_.clear();
+}
+
+BlockLoadReport EngineLoop::Load() {
+  BlockLoadReport load;
+  load.steps = counters_.load.steps;
+  load.pages = scheduler_.load();
+  load.busy_share = busy_.Share(clock_.Now());
+  load.draining = draining_;
+  return load;
+}
+
+void EngineLoop::Publish() {
+  counters_.load = Load();
+  MutexLock lock(&mutex_);
+  published_ = counters_;
+  changed_.SignalAll();
+}
+
+}  // namespace blockserve

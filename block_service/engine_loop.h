@@ -1,0 +1,149 @@
+// The thread that owns a block engine and its scheduler, and the mailbox through which streams
+// reach it. Knows neither gRPC nor protobuf: a stream is a BlockReplySink.
+#ifndef BLOCKSERVE_BLOCK_SERVICE_ENGINE_LOOP_H_
+#define BLOCKSERVE_BLOCK_SERVICE_ENGINE_LOOP_H_
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+#include <thread>
+#include <variant>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "block_service/block_item.h"
+#include "block_service/busy_share.h"
+#include "block_service/scheduler.h"
+#include "common/clock.h"
+#include "common/mutex.h"
+#include "model/engine.h"
+
+namespace blockserve {
+
+// What every reply tells of the replica.
+struct BlockLoadReport {
+  uint64_t steps = 0;
+  BlockSchedulerLoad pages;
+  double busy_share = 0;
+  bool draining = false;
+};
+
+// One stream's way back. Called on the loop's thread alone, and never after End.
+class BlockReplySink {
+ public:
+  virtual ~BlockReplySink() = default;
+  // First of all calls but End.
+  virtual void SayHello(const std::string& part_hash, const BlockLoadReport& load) = 0;
+  virtual void Add(const BlockItemReply& reply, absl::Span<const float> rows) = 0;
+  // Sends what was added.
+  virtual void Flush(const BlockLoadReport& load) = 0;
+  // The replica leaves.
+  virtual void End(const absl::Status& status) = 0;
+};
+
+struct StreamOpened {
+  StreamId stream;
+  uint64_t incarnation;
+  std::shared_ptr<BlockReplySink> sink;
+};
+struct StreamClosed {
+  StreamId stream;
+};
+struct StreamItems {
+  StreamId stream;
+  std::vector<BlockWorkItem> items;
+  std::vector<uint64_t>
+      refused;  // ids answered RESOURCE_EXHAUSTED: the stream has too many already
+};
+struct PartHashKnown {
+  std::string hash;
+};
+struct DrainWanted {};
+using BlockEvent =
+    std::variant<StreamOpened, StreamClosed, StreamItems, PartHashKnown, DrainWanted>;
+
+// Thread-safe. Bounded by its writers: a stream posts at most as many items as it may have waiting.
+class BlockMailbox {
+ public:
+  // False: the loop is over, and nobody will look.
+  bool Post(BlockEvent event);
+  // Moves all events into `events` (empty before). Where there are none, waits for one until
+  // `timeout` is over. False when closed.
+  bool Take(std::vector<BlockEvent>& events, absl::Duration timeout);
+  void Close();
+
+ private:
+  Mutex mutex_;
+  CondVar arrived_;
+  std::vector<BlockEvent> events_ ABSL_GUARDED_BY(mutex_);
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+struct EngineLoopStats {
+  BlockLoadReport load;
+  uint64_t decode_blocks = 0;
+  uint64_t prefill_blocks = 0;
+  int64_t cached_blocks = 0;  // that prefix hits made unnecessary
+};
+
+class EngineLoop {
+ public:
+  // `engine` (its KV allocated with the pages of `options`) and `clock` must outlive the loop;
+  // options.copy_page is set here.
+  EngineLoop(BlockEngine& engine, BlockSchedulerOptions options, const Clock& clock);
+  // As Stop.
+  ~EngineLoop();
+  EngineLoop(const EngineLoop&) = delete;
+  EngineLoop& operator=(const EngineLoop&) = delete;
+
+  // For streams, which may outlive the loop.
+  const std::shared_ptr<BlockMailbox>& mailbox() const { return mailbox_; }
+
+  void Start();
+  // Ends the step under way, then every stream with UNAVAILABLE, then the thread. Idempotent.
+  void Stop();
+
+  // True when no sequence is open any more, false after `timeout`.
+  bool WaitUntilEmpty(absl::Duration timeout);
+  EngineLoopStats stats() const;
+
+ private:
+  void Run();
+  void Handle(BlockEvent event);
+  void HandleItems(StreamItems items);
+  bool RunStep();
+  void Deliver();
+  void Publish();
+  BlockLoadReport Load();
+
+  BlockEngine& engine_;
+  const Clock& clock_;
+  const size_t width_;  // D
+  const std::shared_ptr<BlockMailbox> mailbox_ = std::make_shared<BlockMailbox>();
+  std::thread thread_;
+
+  // The loop's thread alone.
+  BlockScheduler scheduler_;
+  BusyShare busy_;
+  absl::flat_hash_map<StreamId, std::shared_ptr<BlockReplySink>> sinks_;
+  std::vector<StreamId> touched_;  // sinks with replies that were not flushed
+  std::deque<StreamItems> held_;   // until the part hash is known
+  std::string part_hash_;
+  bool hello_known_ = false;
+  bool draining_ = false;
+  std::vector<float> contexts_;  // [rows of the step, D]
+  EngineLoopStats counters_;
+
+  mutable Mutex mutex_;
+  CondVar changed_;
+  EngineLoopStats published_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_BLOCK_SERVICE_ENGINE_LOOP_H_
