@@ -12,11 +12,9 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "rpc/tier_protocol.h"
 
 namespace blockserve {
-
-// Versions N and N - 1 of the tier protocols work together.
-inline constexpr uint32_t kTierProtocolVersion = 1;
 
 // What a worker's hello says of it.
 struct TierIdentity {
@@ -67,8 +65,8 @@ class TierPresence {
 
   int workers(const TierGroup& group) const;
   int workers() const { return total_; }
-  // The time at which the last worker went; InfiniteFuture while there is one. A group never seen has
-  // been away as long as the tier, or since the start.
+  // The time at which the last worker went; InfiniteFuture while there is one. A group never seen
+  // has been away as long as the tier, or since the start.
   absl::Time AwaySince(const TierGroup& group) const;
   absl::Time AwaySince() const { return total_ > 0 ? absl::InfiniteFuture() : away_since_; }
   // The group with the most workers; of equals, the first by name.

@@ -1,0 +1,84 @@
+// The token tier's service: TokenDecoder of token_decoder.proto on a TokenEngine.
+#ifndef BLOCKSERVE_TOKEN_SERVICE_TOKEN_SERVICE_H_
+#define BLOCKSERVE_TOKEN_SERVICE_TOKEN_SERVICE_H_
+
+#include <grpcpp/impl/codegen/service_type.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/thread_pool.h"
+#include "model/checkpoint.h"
+#include "model/engine.h"
+
+namespace blockserve {
+
+struct TokenServiceConfig {
+  std::string name;                 // for people: who answers; empty is allowed
+  std::string arithmetic = "auto";  // or a name of model/arithmetic.h
+  int32_t max_rows = 64;            // rows of a batch, beyond which nothing is gained
+  int32_t max_queued_rows = 1024;   // rows that wait; more are answered RESOURCE_EXHAUSTED
+
+  // INVALID_ARGUMENT naming the flag.
+  absl::Status Validate() const;
+};
+
+// What the hello says beside the configuration.
+struct TokenServiceIdentity {
+  std::string config_hash;
+  std::string tokenizer_hash;
+  std::string numeric_id;
+  // Computed beside serving: streams are accepted at once, and hear the hello when it is known.
+  std::function<std::string()> part_hash;
+};
+
+// Thread-safe. The order of an end: StartDraining, WaitUntilDrained, Stop, then the server's
+// Shutdown, then the destructor.
+class TokenService {
+ public:
+  // Loads the engine and probes it. `checkpoint` and `pool` must outlive the service. Errors: those
+  // of Validate and of loading.
+  static absl::StatusOr<std::unique_ptr<TokenService>> Create(const TokenServiceConfig& config,
+                                                              const Checkpoint& checkpoint,
+                                                              ThreadPool* pool);
+  // The same on an engine that is there: also for tests.
+  static absl::StatusOr<std::unique_ptr<TokenService>> CreateOnEngine(
+      const TokenServiceConfig& config, std::unique_ptr<TokenEngine> engine,
+      TokenServiceIdentity identity);
+  ~TokenService();
+  TokenService(const TokenService&) = delete;
+  TokenService& operator=(const TokenService&) = delete;
+
+  // To be registered with one server, which must have ended before this is destroyed.
+  grpc::Service* service();
+
+  // Tells every gateway, and refuses new rows (UNAVAILABLE); rows in hand are finished.
+  void StartDraining();
+  // True as soon as no row is in hand, false when `timeout` was over before.
+  bool WaitUntilDrained(absl::Duration timeout);
+  // Finishes the step that runs, answers what waits UNAVAILABLE, and ends every stream. Idempotent.
+  void Stop();
+
+  const std::string& numeric_id() const;
+  struct Stats {
+    uint64_t steps = 0;
+    int32_t waiting = 0;
+    int32_t running = 0;
+    int32_t streams = 0;
+  };
+  Stats stats() const;
+
+ private:
+  class Impl;
+  explicit TokenService(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_TOKEN_SERVICE_TOKEN_SERVICE_H_

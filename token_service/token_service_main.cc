@@ -1,0 +1,129 @@
+// blockserve-token: a token worker.
+#include <unistd.h>
+
+#include <string>
+#include <thread>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/logging.h"
+#include "common/program.h"
+#include "common/thread_pool.h"
+#include "model/checkpoint.h"
+#include "rpc/server.h"
+#include "rpc/signals.h"
+#include "token_service/token_service.h"
+
+ABSL_FLAG(std::string, model, "", "folder of the model: config.json, model.safetensors");
+ABSL_FLAG(std::string, listen, "127.0.0.1:7072", "host:port to serve gateways on; port 0: any");
+ABSL_FLAG(std::string, health_listen, "", "host:port that serves grpc.health alone; empty: none");
+ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32 or bf16");
+ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
+ABSL_FLAG(int, max_rows, 64, "rows of a batch, beyond which nothing is gained");
+ABSL_FLAG(int, max_queued_rows, 1024, "rows that wait; more are refused");
+ABSL_FLAG(std::string, name, "", "what people call this worker; empty: host name and port");
+ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
+
+namespace blockserve {
+namespace {
+
+constexpr absl::string_view kProgram = "blockserve-token";
+// A block takes milliseconds; a full queue, seconds.
+constexpr absl::Duration kDrainTimeout = absl::Seconds(30);
+constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
+
+struct TokenProgramConfig {
+  std::string model;
+  int threads = 0;
+  std::string log_level;
+  ServerOptions server;
+  TokenServiceConfig service;
+
+  absl::Status Validate() const {
+    if (model.empty()) return absl::InvalidArgumentError("--model is needed");
+    if (server.listen_address.empty()) return absl::InvalidArgumentError("--listen is empty");
+    if (threads < 0 || threads > 1024) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--threads is ", threads, "; it must be 0 to 1024"));
+    }
+    return service.Validate();
+  }
+};
+
+std::string HostName() {
+  char name[256] = {};
+  return gethostname(name, sizeof(name) - 1) == 0 ? name : "unknown";
+}
+
+TokenProgramConfig ConfigFromFlags() {
+  TokenProgramConfig config;
+  config.model = absl::GetFlag(FLAGS_model);
+  config.threads = absl::GetFlag(FLAGS_threads);
+  config.log_level = absl::GetFlag(FLAGS_log_level);
+  config.server.listen_address = absl::GetFlag(FLAGS_listen);
+  config.server.health_listen = absl::GetFlag(FLAGS_health_listen);
+  config.service.arithmetic = absl::GetFlag(FLAGS_arithmetic);
+  config.service.max_rows = absl::GetFlag(FLAGS_max_rows);
+  config.service.max_queued_rows = absl::GetFlag(FLAGS_max_queued_rows);
+  config.service.name = absl::GetFlag(FLAGS_name);
+  if (config.service.name.empty()) {
+    const std::string& listen = config.server.listen_address;
+    const size_t colon = listen.rfind(':');
+    config.service.name =
+        absl::StrCat(HostName(), colon == std::string::npos ? "" : listen.substr(colon));
+  }
+  return config;
+}
+
+absl::Status Serve(const TokenProgramConfig& config, TerminationWaiter& termination) {
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model);
+  if (!checkpoint.ok()) return checkpoint.status();
+  const int cores = static_cast<int>(std::thread::hardware_concurrency());
+  ThreadPool pool(config.threads > 0 ? config.threads : std::max(1, cores));
+  absl::StatusOr<std::unique_ptr<TokenService>> service =
+      TokenService::Create(config.service, **checkpoint, &pool);
+  if (!service.ok()) return service.status();
+  absl::StatusOr<std::unique_ptr<RpcServer>> server =
+      RpcServer::Start(config.server, {(*service)->service()});
+  if (!server.ok()) return server.status();
+  (*server)->SetServing(true);
+  LogInfo(absl::StrCat("serving ", config.model, " on ", (*server)->address(), ", numeric id ",
+                       (*service)->numeric_id(), ", ", pool.num_threads(), " threads"));
+
+  termination.Wait();
+  (*server)->SetServing(false);
+  (*service)->StartDraining();
+  if (!(*service)->WaitUntilDrained(kDrainTimeout)) LogWarning("rows were still in hand");
+  (*service)->Stop();
+  (*server)->Shutdown(kShutdownGrace);
+  LogInfo("stopped");
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  const ProgramUsage usage = {
+      .text =
+          "blockserve-token --model DIR [flags]\n"
+          "A token worker: decodes blocks from context embeddings for any gateway that asks.",
+      .flags = {"model", "listen", "health_listen", "arithmetic", "threads", "max_rows",
+                "max_queued_rows", "name", "log_level"}};
+  const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
+  if (!rest.empty()) {
+    return ReportUsageError(
+        kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
+  }
+  const TokenProgramConfig config = ConfigFromFlags();
+  absl::Status status = config.Validate();
+  if (status.ok()) {
+    status = ConfigureLogging({.program = std::string(kProgram), .level = config.log_level});
+  }
+  if (!status.ok()) return ReportUsageError(kProgram, status);
+  TerminationWaiter termination;  // before any thread
+  return ReportFailure(kProgram, Serve(config, termination));
+}
+
+}  // namespace
+}  // namespace blockserve
+
+int main(int argc, char** argv) { return blockserve::Main(argc, argv); }

@@ -1,0 +1,85 @@
+// The thread that decodes: takes batches from the queue, runs the engine, hands the answers out.
+#ifndef BLOCKSERVE_TOKEN_SERVICE_TOKEN_WORKER_H_
+#define BLOCKSERVE_TOKEN_SERVICE_TOKEN_WORKER_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "common/mutex.h"
+#include "model/engine.h"
+#include "token_service/busy_meter.h"
+#include "token_service/row_queue.h"
+
+namespace blockserve {
+
+struct RowAnswer {
+  StreamId stream = 0;
+  uint64_t id = 0;
+  absl::Status status;             // OK: `result` is the block
+  std::unique_ptr<DecodeRow> row;  // as asked; may be null unless OK
+  TokenRowResult result;
+};
+
+struct WorkerLoad {
+  uint64_t steps = 0;  // since the start
+  int32_t waiting = 0;
+  int32_t running = 0;
+  float busy_share = 0;
+  bool draining = false;
+};
+
+// Thread-safe.
+class TokenWorker {
+ public:
+  // Called without a lock, from the worker's thread (and from Stop), in the order of decoding.
+  using Deliver = std::function<void(std::vector<RowAnswer> answers)>;
+
+  // Starts the thread. `engine` is used by it alone until Stop; it and `clock` must outlive this.
+  TokenWorker(const RowQueueOptions& options, TokenEngine& engine, const Clock& clock,
+              Deliver deliver);
+  ~TokenWorker();
+
+  // Rows that are refused come back as answers; the others are delivered later.
+  std::vector<RowAnswer> Submit(std::vector<QueuedRow> rows);
+  // Those that were waiting come back as answers (CANCELLED).
+  std::vector<RowAnswer> Cancel(StreamId stream, absl::Span<const uint64_t> ids);
+  // Nothing is delivered for its waiting rows.
+  void CloseStream(StreamId stream);
+
+  // New rows are refused; those in hand are finished.
+  void StartDraining();
+  // True as soon as no row is in hand and every answer was delivered; false when that took longer.
+  bool WaitUntilIdle(absl::Duration timeout);
+
+  // Finishes the step that runs, answers what waits UNAVAILABLE, ends the thread. Idempotent.
+  void Stop();
+
+  WorkerLoad load() const;
+
+ private:
+  void Run();
+  void Decode(std::vector<QueuedRow> batch, std::vector<RowAnswer>& answers);
+
+  TokenEngine& engine_;
+  const Clock& clock_;
+  const Deliver deliver_;
+  mutable Mutex mutex_;
+  CondVar work_;  // a row waits, or stop_
+  CondVar idle_;
+  RowQueue queue_ ABSL_GUARDED_BY(mutex_);
+  BusyMeter busy_ ABSL_GUARDED_BY(mutex_);
+  uint64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool delivering_ ABSL_GUARDED_BY(mutex_) = false;  // answers are on their way
+  bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  std::thread thread_;  // last: it uses all the others
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_TOKEN_SERVICE_TOKEN_WORKER_H_

@@ -1,0 +1,193 @@
+#include "token_service/token_worker.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <map>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "token_service/fake_token_engine.h"
+
+namespace blockserve {
+namespace {
+
+// Collects answers.
+class Collector {
+ public:
+  void Take(std::vector<RowAnswer> answers) {
+    MutexLock lock(&mutex_);
+    for (RowAnswer& answer : answers) answers_.push_back(std::move(answer));
+    changed_.SignalAll();
+  }
+  TokenWorker::Deliver deliver() {
+    return [this](std::vector<RowAnswer> answers) { Take(std::move(answers)); };
+  }
+  // Waits for so many in all.
+  bool WaitFor(size_t count) {
+    const absl::Time deadline = absl::Now() + absl::Minutes(1);
+    MutexLock lock(&mutex_);
+    while (answers_.size() < count && absl::Now() < deadline) {
+      changed_.WaitWithTimeout(&mutex_, deadline - absl::Now());
+    }
+    return answers_.size() == count;
+  }
+  std::map<uint64_t, RowAnswer> ById() {
+    MutexLock lock(&mutex_);
+    std::map<uint64_t, RowAnswer> result;
+    for (RowAnswer& answer : answers_) {
+      EXPECT_TRUE(result.emplace(answer.id, std::move(answer)).second) << "answered twice";
+    }
+    answers_.clear();
+    return result;
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  std::vector<RowAnswer> answers_ ABSL_GUARDED_BY(mutex_);
+};
+
+QueuedRow Row(StreamId stream, uint64_t id) {
+  QueuedRow row;
+  row.stream = stream;
+  row.id = id;
+  row.row = std::make_unique<DecodeRow>();
+  row.row->context = {static_cast<float>(id), 0};
+  row.row->limit = 4;
+  return row;
+}
+
+std::vector<QueuedRow> Rows(StreamId stream, uint64_t first, int count) {
+  std::vector<QueuedRow> rows;
+  for (int i = 0; i < count; ++i) rows.push_back(Row(stream, first + i));
+  return rows;
+}
+
+class TokenWorkerTest : public testing::Test {
+ protected:
+  Gate gate_;
+  FakeTokenEngine engine_{&gate_};
+  const SteadyClock clock_;
+  Collector collector_;
+};
+
+TEST_F(TokenWorkerTest, DecodesWhatIsSubmitted) {
+  TokenWorker worker({.max_rows = 4}, engine_, clock_, collector_.deliver());
+  EXPECT_TRUE(worker.Submit(Rows(1, 0, 10)).empty());
+  ASSERT_TRUE(collector_.WaitFor(10));
+  for (const auto& [id, answer] : collector_.ById()) {
+    EXPECT_TRUE(answer.status.ok());
+    EXPECT_THAT(answer.result.tokens, testing::ElementsAre(id, id + 1, id + 2, id + 3));
+  }
+  EXPECT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
+  EXPECT_GE(worker.load().steps, 3u);
+}
+
+TEST_F(TokenWorkerTest, ARowThatFailsHarmsNoOther) {
+  TokenWorker worker({}, engine_, clock_, collector_.deliver());
+  std::vector<QueuedRow> rows = Rows(1, 0, 5);
+  rows[2].row->context[1] = 1;  // the fake's logits are not finite
+  worker.Submit(std::move(rows));
+  ASSERT_TRUE(collector_.WaitFor(5));
+  for (const auto& [id, answer] : collector_.ById()) {
+    EXPECT_EQ(answer.status.code(), id == 2 ? absl::StatusCode::kInternal : absl::StatusCode::kOk);
+  }
+}
+
+TEST_F(TokenWorkerTest, TellsItsLoad) {
+  gate_.Close();
+  TokenWorker worker({.max_rows = 2}, engine_, clock_, collector_.deliver());
+  worker.Submit(Rows(1, 0, 2));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  worker.Submit(Rows(1, 10, 3));
+  const WorkerLoad load = worker.load();
+  EXPECT_EQ(load.running, 2);
+  EXPECT_EQ(load.waiting, 3);
+  EXPECT_EQ(load.steps, 0u);
+  EXPECT_FALSE(load.draining);
+  gate_.Open();
+  ASSERT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
+  EXPECT_EQ(worker.load().waiting, 0);
+  EXPECT_EQ(worker.load().running, 0);
+  EXPECT_EQ(worker.load().steps, 3u);
+  EXPECT_GT(worker.load().busy_share, 0);
+}
+
+TEST_F(TokenWorkerTest, CancelsWhatWaitsAndFinishesWhatRuns) {
+  gate_.Close();
+  TokenWorker worker({.max_rows = 1}, engine_, clock_, collector_.deliver());
+  worker.Submit(Rows(1, 0, 1));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  worker.Submit(Rows(1, 1, 2));
+  const std::vector<uint64_t> ids = {0, 1, 99};
+  const std::vector<RowAnswer> cancelled = worker.Cancel(1, ids);
+  ASSERT_EQ(cancelled.size(), 1u);
+  EXPECT_EQ(cancelled[0].id, 1u);
+  EXPECT_EQ(cancelled[0].status.code(), absl::StatusCode::kCancelled);
+  gate_.Open();
+  ASSERT_TRUE(collector_.WaitFor(2));
+  EXPECT_THAT(collector_.ById(), testing::ElementsAre(testing::Key(0), testing::Key(2)));
+}
+
+TEST_F(TokenWorkerTest, DrainsByFinishingWhatIsInHand) {
+  gate_.Close();
+  TokenWorker worker({.max_rows = 2}, engine_, clock_, collector_.deliver());
+  worker.Submit(Rows(1, 0, 5));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  worker.StartDraining();
+  const std::vector<RowAnswer> refused = worker.Submit(Rows(1, 10, 1));
+  ASSERT_EQ(refused.size(), 1u);
+  EXPECT_EQ(refused[0].status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_FALSE(worker.WaitUntilIdle(absl::ZeroDuration()));
+  gate_.Open();
+  EXPECT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
+  EXPECT_TRUE(collector_.WaitFor(5));
+}
+
+TEST_F(TokenWorkerTest, StopsAfterTheStepAndAnswersTheRest) {
+  gate_.Close();
+  TokenWorker worker({.max_rows = 2}, engine_, clock_, collector_.deliver());
+  worker.Submit(Rows(1, 0, 5));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  std::thread stopper([&] { worker.Stop(); });
+  // Stop has begun once new rows are refused.
+  while (!worker.load().draining) std::this_thread::yield();
+  gate_.Open();
+  stopper.join();
+  const std::map<uint64_t, RowAnswer> answers = collector_.ById();
+  ASSERT_EQ(answers.size(), 5u);
+  for (const auto& [id, answer] : answers) {
+    EXPECT_EQ(answer.status.code(),
+              id < 2 ? absl::StatusCode::kOk : absl::StatusCode::kUnavailable);
+  }
+}
+
+TEST_F(TokenWorkerTest, AnswersEveryRowOnceUnderThreads) {
+  constexpr int kThreads = 4, kRounds = 50;
+  std::atomic<int> answered = 0;
+  {
+    TokenWorker worker({.max_rows = 4, .max_queued_rows = 30}, engine_, clock_,
+                       collector_.deliver());
+    std::vector<std::thread> threads;
+    for (int thread = 0; thread < kThreads; ++thread) {
+      threads.emplace_back([&, thread] {
+        std::mt19937 random(thread);
+        for (int round = 0; round < kRounds; ++round) {
+          const uint64_t first = (thread * kRounds + round) * 10;
+          answered += static_cast<int>(worker.Submit(Rows(thread, first, 10)).size());
+          const std::vector<uint64_t> ids = {first + random() % 10, first + random() % 10};
+          answered += static_cast<int>(worker.Cancel(thread, ids).size());
+          worker.load();
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+  }
+  answered += static_cast<int>(collector_.ById().size());
+  EXPECT_EQ(answered, kThreads * kRounds * 10);
+}
+
+}  // namespace
+}  // namespace blockserve
