@@ -1,4 +1,5 @@
-// One replica of the block tier: its connection, what it holds for us and what it last said of itself.
+// One replica of the block tier: its connection, what it holds for us and what it last said of
+// itself.
 #ifndef BLOCKSERVE_GATEWAY_BLOCK_REPLICA_H_
 #define BLOCKSERVE_GATEWAY_BLOCK_REPLICA_H_
 
@@ -18,9 +19,12 @@ namespace blockserve {
 
 // A call that was refused for a full queue is sent again after so long.
 inline constexpr absl::Duration kReplicaHold = absl::Milliseconds(20);
-// A replica that refused an open is asked again after so long, if no report says sooner that there is
-// room.
+// A replica that refused an open is asked again after so long, if no report says sooner that there
+// is room.
 inline constexpr absl::Duration kFullHold = absl::Milliseconds(250);
+
+// A replica that broke off may be back within this, with the sequences that it had.
+inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
 
 struct BlockItem {
   BlockCall call = BlockCall::kOpen;
@@ -36,9 +40,9 @@ struct BlockTier::Replica final : public BlockLink::Observer {
 
   static TierIdentity IdentityOf(const v1::BlockServiceHello& hello) {
     const v1::TierHello& tier = hello.tier();
-    return {tier.protocol_version(), tier.incarnation(),   tier.config_hash(),
-            tier.tokenizer_hash(),   tier.part_hash(),     tier.numeric_id(),
-            tier.name(),             hello.block_length(), hello.context_width(),
+    return {tier.protocol_version(), tier.incarnation(), tier.config_hash(), tier.tokenizer_hash(),
+            tier.part_hash(),        tier.numeric_id(),  tier.name(),        hello.block_length(),
+            hello.context_width(),
             /*vocab_size=*/0};
   }
 
@@ -97,13 +101,14 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   bool seen = false;     // has said hello before: its incarnation is known
   bool suspect = false;  // silent for too long; until it is heard of again
   absl::Time last_heard = absl::InfinitePast();
+  absl::Time lost_at = absl::InfinitePast();
 
-  std::unordered_set<uint64_t> sequences;          // handles of those that it holds or opens
-  std::vector<uint64_t> orphans;                   // wire ids to be closed when it is there again
-  std::unordered_map<uint64_t, BlockItem> items;   // calls under way, by id
-  v1::BlockRequestBatch outgoing;                  // of this turn
-  int64_t promised_pages = 0;                      // to opens under way
-  int opens = 0;                                   // under way
+  std::unordered_set<uint64_t> sequences;         // handles of those that it holds or opens
+  std::vector<uint64_t> orphans;                  // wire ids to be closed when it is there again
+  std::unordered_map<uint64_t, BlockItem> items;  // calls under way, by id
+  v1::BlockRequestBatch outgoing;                 // of this turn
+  int64_t promised_pages = 0;                     // to opens under way
+  int opens = 0;                                  // under way
 
   v1::ContextType context_type = v1::CONTEXT_TYPE_FLOAT32;
   size_t row_bytes = 0;
@@ -116,7 +121,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   int64_t full_pages = 0;
   absl::Time full_until;
 
-  PrefixMemory prefixes{1024};  // prompts that it has lately opened
+  PrefixMemory prefixes{1024};      // prompts that it has lately opened
   std::unique_ptr<BlockLink> link;  // last: its end must not meet a half-destroyed replica
 };
 

@@ -20,6 +20,8 @@ BlockTier::BlockTier(Loop& loop, TierOptions options, ExpectedModel expected, Li
 
 BlockTier::~BlockTier() { *alive_ = false; }
 
+void BlockTier::Disconnect() { replicas_.clear(); }
+
 int64_t BlockTier::BlocksOf(const Sequence& sequence) const {
   return static_cast<int64_t>(sequence.spec.prompt->size() + sequence.spec.more.size()) /
          block_length_;
@@ -95,8 +97,7 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
     std::vector<uint64_t> stranded;
     for (const auto& [handle, sequence] : sequences_) {
       if (sequence->wants_row && sequence->replica != nullptr &&
-          !sequence->replica->member.connected &&
-          sequence->spec.group == replica.member.group) {
+          !sequence->replica->member.connected && sequence->spec.group == replica.member.group) {
         stranded.push_back(handle);
       }
     }
@@ -113,6 +114,7 @@ void BlockTier::OnLost(Replica& replica, absl::Status status) {
   const bool was_usable = replica.member.usable();
   membership_.Lost(replica.member, status, loop_.Now());
   replica.Disconnected();
+  replica.lost_at = loop_.Now();
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
   for (const uint64_t handle : held) {
     Sequence& sequence = *sequences_.at(handle);
@@ -197,8 +199,8 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
   const auto row_at = [&](int64_t index) {
     auto row = std::make_shared<ContextRow>();
     row->type = replica.context_type;
-    row->bytes = std::string(rows.substr(static_cast<size_t>(index) * replica.row_bytes,
-                                         replica.row_bytes));
+    row->bytes =
+        std::string(rows.substr(static_cast<size_t>(index) * replica.row_bytes, replica.row_bytes));
     return row;
   };
   if (rows.size() != static_cast<size_t>(reply.rows()) * replica.row_bytes) {
@@ -218,7 +220,8 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
       if (block != scored.next_score_block) continue;  // told before its replica was lost
       ++scored.next_score_block;
       scored.history.Progress();
-      scored.spec.on_context(block, row_at(i));
+      const auto on_context = scored.spec.on_context;
+      on_context(block, row_at(i));
     }
     const auto still = sequences_.find(handle);
     if (still == sequences_.end() || !reply.last()) return;
@@ -242,7 +245,8 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
     replica.prefixes.Remember(
         PrefixMemory::Key(*sequence.spec.prompt, replica.page_tokens(block_length_)));
   }
-  sequence.spec.on_context(last_block, row_at(reply.rows() - 1));
+  const auto on_context = sequence.spec.on_context;  // which may close the sequence
+  on_context(last_block, row_at(reply.rows() - 1));
 }
 
 void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
@@ -267,8 +271,8 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
       sequence.again_at = loop_.Now() + kReplicaHold;
       return;
     case BlockAction::kFail:
-      Fail(handle, ClientStatus(status, absl::StrCat("block service '",
-                                                     replica.member.identity.name, "'")));
+      Fail(handle, ClientStatus(
+                       status, absl::StrCat("block service '", replica.member.identity.name, "'")));
       return;
   }
 }
@@ -279,7 +283,8 @@ void BlockTier::Contradicted(uint64_t handle, Sequence& sequence, absl::string_v
                           "; its sequence is opened again"));
   sequence.history.Contradicted();
   if (sequence.history.given_up()) {
-    Fail(handle, absl::InternalError(absl::StrCat("block services contradict the gateway: ", what)));
+    Fail(handle,
+         absl::InternalError(absl::StrCat("block services contradict the gateway: ", what)));
   } else {
     Reopen(handle, sequence, /*close_copy=*/true);
   }
@@ -484,9 +489,9 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
     view.pages = replica->pages;
     view.idle = replica->opens == 0;
     view.has_prefix = replica->prefixes.Knows(key);
-    most_needed = std::max(most_needed, EstimatePages(BlocksOf(sequence),
-                                                      sequence.spec.reserve_blocks, block_length_,
-                                                      replica->page_blocks));
+    most_needed =
+        std::max(most_needed, EstimatePages(BlocksOf(sequence), sequence.spec.reserve_blocks,
+                                            block_length_, replica->page_blocks));
   }
   const int chosen = PickReplica(views, most_needed);
   return chosen < 0 ? nullptr : replicas_[static_cast<size_t>(chosen)].get();
@@ -534,16 +539,15 @@ void BlockTier::SendOpen(uint64_t handle, Sequence& sequence) {
   open.set_reserve_blocks(std::max<int64_t>(0, spec.reserve_blocks - more_blocks));
   open.set_first_context(spec.scoring ? sequence.next_score_block : -1);
   open.set_close_after(spec.scoring);
-  sequence.promised_pages = EstimatePages(BlocksOf(sequence), open.reserve_blocks(), block_length_,
-                                          replica.page_blocks);
+  sequence.promised_pages =
+      EstimatePages(BlocksOf(sequence), open.reserve_blocks(), block_length_, replica.page_blocks);
   replica.promised_pages += sequence.promised_pages;
   ++replica.opens;
 }
 
 void BlockTier::SendFork(uint64_t handle, Sequence& sequence) {
   sequence.phase = Phase::kForking;
-  v1::ForkSequence& fork =
-      *AddItem(*sequence.replica, BlockCall::kFork, handle).mutable_fork();
+  v1::ForkSequence& fork = *AddItem(*sequence.replica, BlockCall::kFork, handle).mutable_fork();
   fork.set_parent(sequence.parent_wire_id);
   fork.set_blocks(static_cast<int64_t>(sequence.spec.prompt->size()) / block_length_);
   fork.set_reserve_blocks(sequence.spec.reserve_blocks);
@@ -584,12 +588,17 @@ void BlockTier::Tick() {
     }
   }
   std::vector<uint64_t> gone;
+  std::vector<uint64_t> stranded;
   std::vector<uint64_t> stalled;
   for (const auto& [handle, sequence] : sequences_) {
     Replica* const replica = sequence->replica;
     if (sequence->wants_row && (replica == nullptr || !replica->member.connected)) {
       const TierPresence& presence = membership_.presence();
-      if (presence.workers(sequence->spec.group) > 0) continue;
+      if (presence.workers(sequence->spec.group) > 0) {
+        // The others were suspect when its replica was lost; it does not wait for them for ever.
+        if (replica != nullptr && now - replica->lost_at >= kReturnWait) stranded.push_back(handle);
+        continue;
+      }
       if (now >= GiveUpTime(presence.AwaySince(sequence->spec.group), options_.tier_wait,
                             sequence->spec.deadline)) {
         gone.push_back(handle);
@@ -609,6 +618,9 @@ void BlockTier::Tick() {
   }
   for (const uint64_t handle : gone) {
     Fail(handle, absl::UnavailableError("every block service is gone"));
+  }
+  for (const uint64_t handle : stranded) {
+    Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
   }
   for (const uint64_t handle : stalled) {
     Sequence& sequence = *sequences_.at(handle);

@@ -1,9 +1,10 @@
 // The block tier as the gateway's core sees it: sequences that are opened, extended block by block
-// and closed, and answer each block with its context row, whichever replica holds them at the moment.
+// and closed, and answer each block with its context row, whichever replica holds them at the
+// moment.
 //
-// A sequence keeps its tokens here; the replica's KV is only a copy of them in another form. When the
-// replica is lost, has forgotten the sequence, suspends it or drains, the sequence is opened again from
-// its tokens, and whoever waits for a row notices nothing but the time.
+// A sequence keeps its tokens here; the replica's KV is only a copy of them in another form. When
+// the replica is lost, has forgotten the sequence, suspends it or drains, the sequence is opened
+// again from its tokens, and whoever waits for a row notices nothing but the time.
 #ifndef BLOCKSERVE_GATEWAY_BLOCK_TIER_H_
 #define BLOCKSERVE_GATEWAY_BLOCK_TIER_H_
 
@@ -35,9 +36,10 @@ namespace blockserve {
 using BlockLink = TierLink<v1::BlockRequestBatch, v1::BlockReplyBatch>;
 
 struct SequenceSpec {
-  TierGroup group;  // whose replicas may hold it
+  TierGroup group;                                     // whose replicas may hold it
   std::shared_ptr<const std::vector<int32_t>> prompt;  // [blocks, L], pads included
-  std::vector<int32_t> more;  // complete blocks after the prompt's, [blocks, L]; Extend adds to them
+  std::vector<int32_t>
+      more;  // complete blocks after the prompt's, [blocks, L]; Extend adds to them
   int64_t reserve_blocks = 0;  // of output to come at most
   // Scoring: the rows of the prompt's blocks from `first_context` on are wanted, not the last one's
   // alone, and nothing after them.
@@ -63,8 +65,8 @@ class BlockTier {
   ~BlockTier();
 
   void AddReplica(const std::string& address);
-  // Its sequences move, when another replica is there, with their next block; then its connection is
-  // closed.
+  // Its sequences move, when another replica is there, with their next block; then its connection
+  // is closed.
   void RemoveReplica(const std::string& address);
 
   // Opens a sequence, at once or when there is room. RESOURCE_EXHAUSTED: too many wait already.
@@ -83,6 +85,9 @@ class BlockTier {
 
   void Tick();
 
+  // Closes every connection. Nothing may be under way.
+  void Disconnect();
+
   const TierMembership& membership() const { return membership_; }
   int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
   int64_t waiting() const { return static_cast<int64_t>(queue_.waiting().size()); }
@@ -92,29 +97,29 @@ class BlockTier {
  private:
   struct Replica;
   enum class Phase {
-    kWaiting,    // to be opened
-    kOpening,    // its call is with the replica
+    kWaiting,  // to be opened
+    kOpening,  // its call is with the replica
     kForking,
     kAppending,
-    kIdle,       // the replica holds all its blocks
-    kDetached,   // no replica holds it, and no row is wanted
-    kFailed,     // its owner is about to be told
+    kIdle,      // the replica holds all its blocks
+    kDetached,  // no replica holds it, and no row is wanted
+    kFailed,    // its owner is about to be told
   };
   struct Sequence {
     SequenceSpec spec;
     Phase phase = Phase::kDetached;
     bool wants_row = false;
     Replica* replica = nullptr;  // opening, forking, appending, idle
-    uint64_t wire_id = 0;        // new with every open: an old copy can never be taken for a new one
-    uint64_t item = 0;           // of the call under way; 0 while its replica is away
+    uint64_t wire_id = 0;  // new with every open: an old copy can never be taken for a new one
+    uint64_t item = 0;     // of the call under way; 0 while its replica is away
     uint64_t parent_wire_id = 0;
     int64_t promised_pages = 0;  // to the open under way
     absl::Time sent;
     absl::Time again_at = absl::InfiniteFuture();  // of an append that found the queue full
     SequenceHistory history;
     WaitQueue::Place place;
-    bool placed = false;      // has stood in the queue; a first open keeps its place
-    bool begun = false;       // has been open before
+    bool placed = false;  // has stood in the queue; a first open keeps its place
+    bool begun = false;   // has been open before
     int64_t cached_blocks = 0;
     int64_t next_score_block = 0;
   };

@@ -58,8 +58,8 @@ std::vector<int32_t> ChoiceState::OwnBlocks() const {
 }
 
 absl::Status ChoiceState::Refuse(absl::string_view move) const {
-  return absl::FailedPreconditionError(absl::StrCat("choice ", spec_.choice, " is ",
-                                                    ChoicePhaseName(phase_), ": it cannot ", move));
+  return absl::FailedPreconditionError(
+      absl::StrCat("choice ", spec_.choice, " is ", ChoicePhaseName(phase_), ": it cannot ", move));
 }
 
 absl::Status ChoiceState::Open() {
@@ -73,8 +73,8 @@ absl::Status ChoiceState::TakeContext(int64_t block, bool may_run) {
     return Refuse("take a context row");
   }
   if (block != blocks() - 1) {
-    return Refuse(absl::StrCat("take the context row of block ", block, ", having ", blocks(),
-                               " blocks"));
+    return Refuse(
+        absl::StrCat("take the context row of block ", block, ", having ", blocks(), " blocks"));
   }
   phase_ = may_run ? ChoicePhase::kWaitingForBlock : ChoicePhase::kPaused;
   return absl::OkStatus();
@@ -135,8 +135,8 @@ absl::StatusOr<BlockVerdict> ChoiceState::Judge(absl::Span<const int32_t> tokens
 absl::StatusOr<std::vector<int32_t>> ChoiceState::AcceptBlock(absl::Span<const int32_t> tokens) {
   if (phase_ != ChoicePhase::kWaitingForBlock) return Refuse("take a block");
   if (forced_.size() + tokens.size() != static_cast<size_t>(spec_.block_length)) {
-    return Refuse(absl::StrCat("go on after a block of ", forced_.size() + tokens.size(),
-                               " tokens"));
+    return Refuse(
+        absl::StrCat("go on after a block of ", forced_.size() + tokens.size(), " tokens"));
   }
   output_.insert(output_.end(), tokens.begin(), tokens.end());
   std::vector<int32_t> block = std::move(forced_);

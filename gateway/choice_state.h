@@ -1,7 +1,7 @@
 // One choice of a generation: what it has, what it waits for, and the next row to be decoded.
 //
-// This is the part of a request that cannot be computed again, so it is a state machine that refuses
-// what does not fit: a late or doubled answer can never write tokens twice.
+// This is the part of a request that cannot be computed again, so it is a state machine that
+// refuses what does not fit: a late or doubled answer can never write tokens twice.
 #ifndef BLOCKSERVE_GATEWAY_CHOICE_STATE_H_
 #define BLOCKSERVE_GATEWAY_CHOICE_STATE_H_
 
@@ -53,8 +53,8 @@ struct ChoiceSpec {
 struct RowPlan {
   std::vector<int32_t> forced;
   int32_t forced_in_prompt = 0;
-  int32_t limit = 0;           // tokens in the block when it is done, forced ones included; <= L
-  int64_t position = 0;        // text position of the token after the forced ones
+  int32_t limit = 0;     // tokens in the block when it is done, forced ones included; <= L
+  int64_t position = 0;  // text position of the token after the forced ones
   int64_t min_tokens_position = 0;
   uint64_t seed = 0;
   uint32_t choice = 0;
@@ -74,25 +74,27 @@ class ChoiceState {
   const std::vector<int32_t>& output() const { return output_; }
   // Text position of the next token.
   int64_t position() const;
-  // Complete blocks so far, the prompt's included: the index that the next complete block will have.
+  // Complete blocks so far, the prompt's included: the index that the next complete block will
+  // have.
   int64_t blocks() const { return spec_.prompt_blocks + own_blocks_; }
   // Complete blocks beside the prompt's that `already` filled: to be opened with the prompt.
   // [own blocks * L]
   std::vector<int32_t> OwnBlocks() const;
 
-  // Moves; FAILED_PRECONDITION naming both states where the move does not exist, and nothing changes.
-  absl::Status Open();                               // queued -> opening
+  // Moves; FAILED_PRECONDITION naming both states where the move does not exist, and nothing
+  // changes.
+  absl::Status Open();  // queued -> opening
   // opening or waiting for context -> waiting for block, or paused unless `may_run`. `block` is the
   // index of the block that the context row belongs to: it must be the last complete one.
   absl::Status TakeContext(int64_t block, bool may_run);
-  absl::Status Unpause();                            // paused -> waiting for block
-  absl::Status Fail();                               // anything but finished or failed -> failed
+  absl::Status Unpause();  // paused -> waiting for block
+  absl::Status Fail();     // anything but finished or failed -> failed
 
   // The row to be decoded; only while waiting for a block.
   absl::StatusOr<RowPlan> PlanRow() const;
 
-  // What `tokens`, the answer to PlanRow's row, mean; INTERNAL when they do not answer it (more than
-  // asked for, fewer without a stop).
+  // What `tokens`, the answer to PlanRow's row, mean; INTERNAL when they do not answer it (more
+  // than asked for, fewer without a stop).
   absl::StatusOr<BlockVerdict> Judge(absl::Span<const int32_t> tokens, bool stopped) const;
   // The block is complete and the choice goes on: waiting for block -> waiting for context. Returns
   // the block's L tokens, to be appended as block blocks() - 1.

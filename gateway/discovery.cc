@@ -57,8 +57,8 @@ absl::StatusOr<std::vector<DiscoveryTarget>> ParseTargets(absl::string_view list
 }
 
 struct Discovery::State : std::enable_shared_from_this<Discovery::State> {
-  State(Loop& loop, std::string what, std::vector<DiscoveryTarget> targets,
-        absl::Duration interval, Resolver resolver, Listener listener)
+  State(Loop& loop, std::string what, std::vector<DiscoveryTarget> targets, absl::Duration interval,
+        Resolver resolver, Listener listener)
       : loop(loop),
         what(std::move(what)),
         targets(std::move(targets)),

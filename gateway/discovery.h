@@ -1,5 +1,5 @@
-// The addresses of a tier's workers, from a fixed list or from DNS names that are resolved again and
-// again (a Kubernetes headless service names every pod).
+// The addresses of a tier's workers, from a fixed list or from DNS names that are resolved again
+// and again (a Kubernetes headless service names every pod).
 #ifndef BLOCKSERVE_GATEWAY_DISCOVERY_H_
 #define BLOCKSERVE_GATEWAY_DISCOVERY_H_
 
@@ -29,11 +29,10 @@ absl::StatusOr<std::vector<DiscoveryTarget>> ParseTargets(absl::string_view list
 
 class Discovery {
  public:
-  // Looks a host up; `done` is called on the loop, at any time, with its addresses (without port, IPv6
-  // in brackets).
-  using Resolver =
-      std::function<void(const std::string& host,
-                         std::function<void(absl::StatusOr<std::vector<std::string>>)> done)>;
+  // Looks a host up; `done` is called on the loop, at any time, with its addresses (without port,
+  // IPv6 in brackets).
+  using Resolver = std::function<void(
+      const std::string& host, std::function<void(absl::StatusOr<std::vector<std::string>>)> done)>;
   struct Listener {
     std::function<void(const std::string& address)> on_added;
     std::function<void(const std::string& address)> on_removed;
@@ -44,8 +43,8 @@ class Discovery {
             absl::Duration interval, Resolver resolver, Listener listener);
   ~Discovery();
 
-  // Begins, on the loop. A name that cannot be resolved keeps the addresses it had: connections tell
-  // better than a name server who is alive.
+  // Begins, on the loop. A name that cannot be resolved keeps the addresses it had: connections
+  // tell better than a name server who is alive.
   void Start();
 
  private:

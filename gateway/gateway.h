@@ -1,4 +1,5 @@
-// The gateway: owns every request from its first token to its last, and drives the two compute tiers.
+// The gateway: owns every request from its first token to its last, and drives the two compute
+// tiers.
 //
 // One loop thread runs all of its policy; gRPC's threads only hand messages over. Embeds in any
 // program: `service()` is registered with a server of the caller's.
@@ -25,8 +26,8 @@ struct GatewayConfig {
   std::string model_directory;
   // What GetModel and the `model` field of requests call it; empty: the folder's name.
   std::string model_name;
-  // Comma lists of host:port and DNS names with a port; every address of a name is a worker. Entries
-  // "inproc:NAME" are given to the channel factory as they are.
+  // Comma lists of host:port and DNS names with a port; every address of a name is a worker.
+  // Entries "inproc:NAME" are given to the channel factory as they are.
   std::string block_services;
   std::string token_services;
   // Makes the channel to an address; empty: plaintext channels with keepalive.
@@ -51,7 +52,7 @@ class Gateway {
   // Reads configuration and tokenizer, starts the loop thread and begins to connect; does not wait
   // for workers. Errors: those of the folder's files and of Validate.
   static absl::StatusOr<std::unique_ptr<Gateway>> Create(const GatewayConfig& config);
-  // Stops.
+  // Stops, and joins the loop thread. The server that has `service()` must be gone.
   ~Gateway();
   Gateway(const Gateway&) = delete;
   Gateway& operator=(const Gateway&) = delete;
@@ -62,7 +63,8 @@ class Gateway {
 
   // New requests are refused with UNAVAILABLE; those that run go on.
   void StartDraining();
-  // Ends what still runs with UNAVAILABLE, closes the streams and joins the loop thread. Idempotent.
+  // Ends what still runs with UNAVAILABLE and closes the streams; requests that come later are told
+  // the same. Idempotent.
   void Stop();
 
   // Requests not yet over.

@@ -4,14 +4,15 @@
 #define BLOCKSERVE_GATEWAY_LOOP_H_
 
 #include <functional>
+#include <memory>
 
 #include "absl/time/time.h"
 
 namespace blockserve {
 
-// Tasks run one at a time, on the loop's thread, in the order of posting. What is posted while a task
-// runs, runs after everything that was posted before: that is what makes one message of the items of
-// one turn.
+// Tasks run one at a time, on the loop's thread, in the order of posting. What is posted while a
+// task runs, runs after everything that was posted before: that is what makes one message of the
+// items of one turn.
 class Loop {
  public:
   virtual ~Loop() = default;
@@ -20,6 +21,9 @@ class Loop {
   // Both may be called from any thread.
   virtual void Post(std::function<void()> task) = 0;
   virtual void PostAfter(absl::Duration delay, std::function<void()> task) = 0;
+  // The loop does not end while what this returns is alive: for work that ends on another thread
+  // and posts when it has.
+  virtual std::shared_ptr<void> Hold() { return nullptr; }
 };
 
 }  // namespace blockserve

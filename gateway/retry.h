@@ -14,10 +14,10 @@ namespace blockserve {
 // ---- token tier
 
 enum class RowAction {
-  kDone,       // the row is answered
-  kElsewhere,  // run it again, on another worker where there is one
-  kWorkerFull, // the same, and leave this worker alone for a moment
-  kFail,       // the request ends with the status
+  kDone,        // the row is answered
+  kElsewhere,   // run it again, on another worker where there is one
+  kWorkerFull,  // the same, and leave this worker alone for a moment
+  kFail,        // the request ends with the status
 };
 RowAction JudgeRowReply(const absl::Status& status);
 
@@ -36,7 +36,9 @@ class RowHistory {
   bool given_up() const { return deaths_alone_ >= 2; }
   // How long the next attempt may take: doubled with each stall, so that a busy tier is not given
   // the same work again and again.
-  absl::Duration Patience(absl::Duration bound) const { return bound * (1 << (stalls_ < 6 ? stalls_ : 6)); }
+  absl::Duration Patience(absl::Duration bound) const {
+    return bound * (1 << (stalls_ < 6 ? stalls_ : 6));
+  }
 
  private:
   bool must_run_alone_ = false;
@@ -66,7 +68,9 @@ class SequenceHistory {
   void Stalled() { ++stalls_; }
   void Progress() { *this = SequenceHistory(); }
   bool given_up() const { return deaths_ >= kMost || contradictions_ >= kMost; }
-  absl::Duration Patience(absl::Duration bound) const { return bound * (1 << (stalls_ < 6 ? stalls_ : 6)); }
+  absl::Duration Patience(absl::Duration bound) const {
+    return bound * (1 << (stalls_ < 6 ? stalls_ : 6));
+  }
 
  private:
   static constexpr int kMost = 4;
@@ -77,8 +81,8 @@ class SequenceHistory {
 
 // ---- tiers that are gone
 
-// The moment at which work that waits for a tier without workers is given up: when the tier has been
-// away for `tier_wait`, and 200 ms before the deadline, so that the client still hears why.
+// The moment at which work that waits for a tier without workers is given up: when the tier has
+// been away for `tier_wait`, and 200 ms before the deadline, so that the client still hears why.
 absl::Time GiveUpTime(absl::Time away_since, absl::Duration tier_wait, absl::Time deadline);
 
 // What a client is told when a tier's answer ends its request: codes that say something about the

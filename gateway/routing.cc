@@ -33,7 +33,8 @@ int PickReplica(absl::Span<const BlockReplicaView> replicas, int64_t needed_page
     return static_cast<double>(replica.available_pages) /
            static_cast<double>(std::max<int64_t>(1, replica.pages));
   };
-  // Better: not suspect, enough pages, more of them (a tenth of the pool does not count), the prefix.
+  // Better: not suspect, enough pages, more of them (a tenth of the pool does not count), the
+  // prefix.
   const auto better = [&](const BlockReplicaView& a, const BlockReplicaView& b) {
     if (a.suspect != b.suspect) return b.suspect;
     const bool a_fits = a.available_pages >= needed_pages;

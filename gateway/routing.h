@@ -15,9 +15,9 @@ namespace blockserve {
 // ---- token tier
 
 struct TokenWorkerView {
-  bool usable = true;      // connected, of the row's group, not draining
-  bool suspect = false;    // did not answer in time: only where nobody else is there
-  int32_t in_flight = 0;   // rows of this gateway that it has not answered
+  bool usable = true;            // connected, of the row's group, not draining
+  bool suspect = false;          // did not answer in time: only where nobody else is there
+  int32_t in_flight = 0;         // rows of this gateway that it has not answered
   int32_t reported_waiting = 0;  // rows of everybody, by its last report
   int32_t most_in_flight = 0;
 };
@@ -35,18 +35,18 @@ class TokenRouter {
 // ---- block tier
 
 struct BlockReplicaView {
-  bool usable = true;          // connected, of the sequence's group, not draining, not full
+  bool usable = true;  // connected, of the sequence's group, not draining, not full
   bool suspect = false;
   int64_t available_pages = 0;  // free and cached, less what has been promised since its report
   int64_t pages = 1;            // of its pool
-  bool idle = false;           // no open is under way there
-  bool has_prefix = false;     // has lately opened a prompt that begins alike
+  bool idle = false;            // no open is under way there
+  bool has_prefix = false;      // has lately opened a prompt that begins alike
 };
 
-// The replica that opens a sequence of `needed_pages`; -1 when none can now. Free pages first: replicas
-// within a tenth of their pool of the freest count as equal, and among them one that knows the prefix
-// wins. A replica whose report says that the pages do not suffice is still tried, one open at a time:
-// shared prefixes need fewer pages than the sum says.
+// The replica that opens a sequence of `needed_pages`; -1 when none can now. Free pages first:
+// replicas within a tenth of their pool of the freest count as equal, and among them one that knows
+// the prefix wins. A replica whose report says that the pages do not suffice is still tried, one
+// open at a time: shared prefixes need fewer pages than the sum says.
 int PickReplica(absl::Span<const BlockReplicaView> replicas, int64_t needed_pages);
 
 // Pages that admission will want: the prompt's blocks and at most 256 tokens of output ahead.

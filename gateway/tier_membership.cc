@@ -28,8 +28,8 @@ bool TierMembership::Connected(TierMember& member, TierIdentity identity, absl::
 
 void TierMembership::Lost(TierMember& member, const absl::Status& status, absl::Time now) {
   if (member.connected && member.fits) {
-    LogWarning(absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address, " lost: ",
-                            status.ok() ? "it ended the stream" : status.ToString()));
+    LogWarning(absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address,
+                            " lost: ", status.ok() ? "it ended the stream" : status.ToString()));
   }
   // The service is the one that found that the two do not fit.
   if (status.code() == absl::StatusCode::kFailedPrecondition) {
@@ -58,8 +58,8 @@ absl::Status TierMembership::Verdict(absl::Duration tier_wait, absl::Time now) c
   if (presence_.workers() > 0) return absl::OkStatus();
   if (!refusals_.empty()) return absl::FailedPreconditionError(refusals_.begin()->second);
   if (now - presence_.AwaySince() < tier_wait) return absl::OkStatus();
-  return absl::UnavailableError(absl::StrCat("no ", tier_, " has been there for ",
-                                             absl::FormatDuration(tier_wait)));
+  return absl::UnavailableError(
+      absl::StrCat("no ", tier_, " has been there for ", absl::FormatDuration(tier_wait)));
 }
 
 }  // namespace blockserve

@@ -47,8 +47,8 @@ class TierMembership {
 
   const std::string& tier() const { return tier_; }
   const TierPresence& presence() const { return presence_; }
-  // While no worker is there: FAILED_PRECONDITION where one is that does not fit; UNAVAILABLE when the
-  // tier has been away for `tier_wait`; else OK, it is worth waiting.
+  // While no worker is there: FAILED_PRECONDITION where one is that does not fit; UNAVAILABLE when
+  // the tier has been away for `tier_wait`; else OK, it is worth waiting.
   absl::Status Verdict(absl::Duration tier_wait, absl::Time now) const;
 
  private:

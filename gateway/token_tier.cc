@@ -20,10 +20,9 @@ constexpr size_t kMaxAttempts = 4;
 
 TierIdentity IdentityOf(const v1::TokenServiceHello& hello) {
   const v1::TierHello& tier = hello.tier();
-  return {tier.protocol_version(), tier.incarnation(),  tier.config_hash(),
-          tier.tokenizer_hash(),   tier.part_hash(),    tier.numeric_id(),
-          tier.name(),             hello.block_length(), hello.context_width(),
-          hello.vocab_size()};
+  return {tier.protocol_version(), tier.incarnation(), tier.config_hash(), tier.tokenizer_hash(),
+          tier.part_hash(),        tier.numeric_id(),  tier.name(),        hello.block_length(),
+          hello.context_width(),   hello.vocab_size()};
 }
 
 absl::Status StatusOf(const v1::ItemStatus& status) {
@@ -72,6 +71,8 @@ TokenTier::TokenTier(Loop& loop, TierOptions options, ExpectedModel expected, Li
 
 TokenTier::~TokenTier() { *alive_ = false; }
 
+void TokenTier::Disconnect() { workers_.clear(); }
+
 void TokenTier::AddWorker(const std::string& address) {
   for (const std::unique_ptr<Worker>& worker : workers_) {
     if (worker->member.address != address) continue;
@@ -109,9 +110,8 @@ void TokenTier::RetireIfEmpty(Worker& worker) {
     if (gone.member.connected && !gone.attempts.empty()) return;
     if (gone.member.connected) OnLost(gone, absl::OkStatus());
     membership_.Forget(gone.member);
-    workers_.erase(std::find_if(workers_.begin(), workers_.end(), [&](const auto& candidate) {
-      return candidate.get() == &gone;
-    }));
+    workers_.erase(std::find_if(workers_.begin(), workers_.end(),
+                                [&](const auto& candidate) { return candidate.get() == &gone; }));
     if (on_change_) on_change_();
   });
 }
@@ -207,8 +207,8 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
       Finish(handle, RowAnswer{std::move(reply), worker.member.identity.name});
       return;
     case RowAction::kFail:
-      Finish(handle, ClientStatus(status, absl::StrCat("token worker '",
-                                                       worker.member.identity.name, "'")));
+      Finish(handle, ClientStatus(
+                         status, absl::StrCat("token worker '", worker.member.identity.name, "'")));
       return;
     case RowAction::kElsewhere:
     case RowAction::kWorkerFull:
@@ -290,8 +290,8 @@ void TokenTier::Pump() {
   }
 }
 
-// Rows under suspicion go one at a time to a worker that has no other row of ours. One worker of each
-// group is kept for them while there are any; with a single worker, the other rows wait.
+// Rows under suspicion go one at a time to a worker that has no other row of ours. One worker of
+// each group is kept for them while there are any; with a single worker, the other rows wait.
 void TokenTier::PumpAlone() {
   std::set<TierGroup> busy;
   for (auto next = waiting_alone_.waiting().begin(); next != waiting_alone_.waiting().end();) {

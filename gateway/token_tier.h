@@ -62,6 +62,9 @@ class TokenTier {
   // Bounds of time: rows without answer, rows that wait for a tier that is gone.
   void Tick();
 
+  // Closes every connection. Nothing may be under way.
+  void Disconnect();
+
   const TierMembership& membership() const { return membership_; }
   int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
   // Called whenever a worker comes or goes.

@@ -1,0 +1,52 @@
+#include "gateway/asio_loop.h"
+
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+#include <set>
+#include <utility>
+
+#include "absl/time/clock.h"
+
+namespace blockserve {
+
+AsioLoop::AsioLoop()
+    : work_(boost::asio::make_work_guard(context_)),
+      start_(absl::Now()),
+      steady_start_(std::chrono::steady_clock::now()),
+      thread_([this] { context_.run(); }) {}
+
+AsioLoop::~AsioLoop() { Join(); }
+
+absl::Time AsioLoop::Now() const {
+  // The wall clock may be set; bounds of time must not see it.
+  return start_ + absl::FromChrono(std::chrono::steady_clock::now() - steady_start_);
+}
+
+void AsioLoop::Post(std::function<void()> task) { boost::asio::post(context_, std::move(task)); }
+
+void AsioLoop::PostAfter(absl::Duration delay, std::function<void()> task) {
+  boost::asio::post(context_, [this, delay, task = std::move(task)]() mutable {
+    if (stopping_) return;
+    auto timer =
+        std::make_shared<boost::asio::steady_timer>(context_, absl::ToChronoNanoseconds(delay));
+    timer->async_wait([this, timer, task = std::move(task)](boost::system::error_code error) {
+      if (!error && !stopping_) task();
+    });
+  });
+}
+
+std::shared_ptr<void> AsioLoop::Hold() {
+  return std::make_shared<boost::asio::executor_work_guard<boost::asio::io_context::executor_type>>(
+      boost::asio::make_work_guard(context_));
+}
+
+void AsioLoop::Join() {
+  if (!thread_.joinable()) return;
+  Post([this] {
+    stopping_ = true;
+    work_.reset();
+  });
+  thread_.join();
+}
+
+}  // namespace blockserve

@@ -1,0 +1,45 @@
+// The gateway's event loop: a boost::asio::io_context with one thread.
+#ifndef BLOCKSERVE_GATEWAY_ASIO_LOOP_H_
+#define BLOCKSERVE_GATEWAY_ASIO_LOOP_H_
+
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <thread>
+
+#include "absl/time/time.h"
+#include "gateway/loop.h"
+
+namespace blockserve {
+
+class AsioLoop final : public Loop {
+ public:
+  AsioLoop();
+  // Joins.
+  ~AsioLoop() override;
+
+  absl::Time Now() const override;
+  void Post(std::function<void()> task) override;
+  void PostAfter(absl::Duration delay, std::function<void()> task) override;
+  std::shared_ptr<void> Hold() override;
+
+  boost::asio::io_context& context() { return context_; }
+
+  // Ends when everything posted has run and every hold is released; timers are dropped from now on.
+  // Returns then. Not from the loop's thread.
+  void Join();
+
+ private:
+  boost::asio::io_context context_{1};
+  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
+  const absl::Time start_;
+  const std::chrono::steady_clock::time_point steady_start_;
+  bool stopping_ = false;  // the loop's thread alone
+  std::thread thread_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_ASIO_LOOP_H_

@@ -1,0 +1,220 @@
+#include "gateway/core.h"
+
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gateway/generation_run.h"
+#include "gateway/scoring_run.h"
+#include "model/fingerprint.h"
+
+namespace blockserve {
+namespace {
+
+constexpr absl::Duration kTick = absl::Milliseconds(20);
+
+}  // namespace
+
+Core::Core(Loop& loop, const ModelConfig& config, const Tokenizer* tokenizer,
+           ExpectedModel expected, const CoreOptions& options,
+           BlockTier::LinkFactory make_block_link, TokenTier::LinkFactory make_token_link)
+    : loop_(loop),
+      expected_(expected),
+      options_(options),
+      block_tier_(loop, options.tier, expected, std::move(make_block_link)),
+      token_tier_(loop, options.tier, expected, std::move(make_token_link)) {
+  environment_.config = &config;
+  environment_.tokenizer = tokenizer;
+  if (tokenizer != nullptr && tokenizer->vocab_size() < config.vocab_size) {
+    environment_.vocab_limit = tokenizer->vocab_size();
+  }
+  environment_.block_tier = &block_tier_;
+  environment_.token_tier = &token_tier_;
+  const auto on_change = [this] {
+    Publish();
+    BindWaiting();
+  };
+  block_tier_.set_on_change(on_change);
+  token_tier_.set_on_change(on_change);
+  ScheduleTick();
+}
+
+Core::~Core() {
+  *alive_ = false;
+  EndAll(absl::UnavailableError("the gateway has stopped"));
+}
+
+GenerationId Core::Accept(std::function<std::unique_ptr<Run>(std::function<void()> on_over)> make) {
+  const GenerationId id = next_id_.fetch_add(1);
+  live_requests_.fetch_add(1);
+  const auto on_over = [this, id] {
+    // Not at once: the run is still on the stack.
+    loop_.Post([this, alive = alive_, id] {
+      if (!*alive) return;
+      const auto found = runs_.find(id);
+      if (found == runs_.end()) return;
+      const std::unique_ptr<Run> run = std::move(found->second);
+      runs_.erase(found);
+      deadlines_.erase({run->deadline(), id});
+      unbound_.erase({run->priority(), id});
+      live_choices_ -= run->choices();
+      live_requests_.fetch_sub(1);
+    });
+  };
+  loop_.Post([this, alive = alive_, id, make = std::move(make), on_over] {
+    if (*alive) Begin(id, make(on_over));
+  });
+  return id;
+}
+
+GenerationId Core::Generate(GenerationRequest request, std::shared_ptr<GenerationSink> sink) {
+  auto shared = std::make_shared<GenerationRequest>(std::move(request));
+  return Accept([this, shared, sink = std::move(sink)](std::function<void()> on_over) {
+    return std::make_unique<GenerationRun>(environment_, std::move(*shared), sink,
+                                           std::move(on_over));
+  });
+}
+
+GenerationId Core::Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) {
+  auto shared = std::make_shared<ScoringRequest>(std::move(request));
+  return Accept([this, shared, sink = std::move(sink)](std::function<void()> on_over) {
+    return std::make_unique<ScoringRun>(environment_, std::move(*shared), sink, std::move(on_over));
+  });
+}
+
+void Core::Begin(GenerationId id, std::unique_ptr<Run> owned) {
+  Run& run = *owned;
+  runs_[id] = std::move(owned);
+  deadlines_.insert({run.deadline(), id});
+  live_choices_ += run.choices();
+  if (!closed_.ok()) return run.End(closed_);
+  if (draining_.load()) return run.End(absl::UnavailableError("the gateway is draining"));
+  if (run.deadline() <= loop_.Now()) {
+    return run.End(absl::DeadlineExceededError("the deadline passed before the request began"));
+  }
+  if (live_choices_ > options_.max_live_choices) {
+    return run.End(absl::ResourceExhaustedError(
+        absl::StrCat(live_choices_ - run.choices(), " choices are being generated already")));
+  }
+  if (TryBind(run)) return;
+  if (static_cast<int64_t>(unbound_.size()) >= options_.tier.max_queued) {
+    return run.End(absl::ResourceExhaustedError(
+        absl::StrCat(unbound_.size(), " requests wait for a tier already; try again later")));
+  }
+  unbound_.insert({run.priority(), id});
+}
+
+bool Core::TryBind(Run& run) {
+  const std::optional<TierGroup> block = block_tier_.membership().presence().Largest();
+  const std::optional<TierGroup> token = token_tier_.membership().presence().Largest();
+  if (block.has_value() && token.has_value()) {
+    run.Start({*block, *token,
+               ModelId(expected_.config_hash, expected_.tokenizer_hash, block->part_hash,
+                       token->part_hash)});
+    return true;
+  }
+  const absl::Time now = loop_.Now();
+  for (const TierMembership* tier : {&block_tier_.membership(), &token_tier_.membership()}) {
+    if (tier->presence().workers() > 0) continue;
+    absl::Status verdict = tier->Verdict(options_.tier.tier_wait, now);
+    if (verdict.ok() &&
+        now >= GiveUpTime(tier->presence().AwaySince(), options_.tier.tier_wait, run.deadline())) {
+      verdict = absl::UnavailableError(absl::StrCat("no ", tier->tier(), " is there"));
+    }
+    if (!verdict.ok()) {
+      run.End(verdict);
+      return true;
+    }
+  }
+  return false;
+}
+
+void Core::BindWaiting() {
+  for (auto next = unbound_.begin(); next != unbound_.end();) {
+    const auto found = runs_.find(next->second);
+    if (found == runs_.end() || found->second->over() || TryBind(*found->second)) {
+      next = unbound_.erase(next);
+    } else {
+      ++next;
+    }
+  }
+}
+
+void Core::Cancel(GenerationId id) {
+  loop_.Post([this, alive = alive_, id] {
+    if (!*alive) return;
+    const auto found = runs_.find(id);
+    if (found != runs_.end()) found->second->Cancel();
+  });
+}
+
+void Core::Resume(GenerationId id) {
+  loop_.Post([this, alive = alive_, id] {
+    if (!*alive) return;
+    const auto found = runs_.find(id);
+    if (found != runs_.end() && !found->second->over()) found->second->Resume();
+  });
+}
+
+void Core::FillModelStatus(v1::GetModelResponse& response) const {
+  MutexLock lock(&mutex_);
+  response.set_model_id(status_.model_id);
+  response.set_block_numeric_id(status_.block_numeric_id);
+  response.set_token_numeric_id(status_.token_numeric_id);
+  response.set_block_services(status_.block_services);
+  response.set_token_workers(status_.token_workers);
+}
+
+void Core::Publish() {
+  const TierPresence& blocks = block_tier_.membership().presence();
+  const TierPresence& tokens = token_tier_.membership().presence();
+  const std::optional<TierGroup> block = blocks.Largest();
+  const std::optional<TierGroup> token = tokens.Largest();
+  Status status;
+  status.block_services = blocks.workers();
+  status.token_workers = tokens.workers();
+  if (block.has_value()) status.block_numeric_id = block->numeric_id;
+  if (token.has_value()) status.token_numeric_id = token->numeric_id;
+  if (block.has_value() && token.has_value()) {
+    status.model_id = ModelId(expected_.config_hash, expected_.tokenizer_hash, block->part_hash,
+                              token->part_hash);
+  }
+  MutexLock lock(&mutex_);
+  // A model's name does not vanish with its workers.
+  if (status.model_id.empty()) status.model_id = status_.model_id;
+  status_ = std::move(status);
+}
+
+void Core::StartDraining() { draining_.store(true); }
+
+void Core::EndAll(const absl::Status& status) {
+  closed_ = status;
+  for (const auto& [id, run] : runs_) run->End(status);
+  block_tier_.Disconnect();
+  token_tier_.Disconnect();
+}
+
+void Core::ScheduleTick() {
+  loop_.PostAfter(kTick, [this, alive = alive_] {
+    if (!*alive) return;
+    Tick();
+    ScheduleTick();
+  });
+}
+
+void Core::Tick() {
+  const absl::Time now = loop_.Now();
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const GenerationId id = deadlines_.begin()->second;
+    deadlines_.erase(deadlines_.begin());
+    const auto found = runs_.find(id);
+    if (found != runs_.end()) {
+      found->second->End(absl::DeadlineExceededError("the request's deadline has passed"));
+    }
+  }
+  BindWaiting();
+  block_tier_.Tick();
+  token_tier_.Tick();
+}
+
+}  // namespace blockserve

@@ -1,0 +1,182 @@
+#include "gateway/gateway.h"
+
+#include <filesystem>
+#include <future>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "gateway/asio_loop.h"
+#include "gateway/core.h"
+#include "gateway/discovery.h"
+#include "gateway/dns_resolver.h"
+#include "gateway/generation_service.h"
+#include "gateway/tier_client.h"
+#include "gateway/validate.h"
+#include "model/fingerprint.h"
+
+namespace blockserve {
+namespace {
+
+uint64_t DrawIncarnation() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32) | device();
+}
+
+// Runs `task` on the loop and returns when it is done. Not from the loop's thread.
+void RunOnLoop(Loop& loop, const std::function<void()>& task) {
+  std::promise<void> done;
+  loop.Post([&] {
+    task();
+    done.set_value();
+  });
+  done.get_future().wait();
+}
+
+}  // namespace
+
+absl::Status GatewayConfig::Validate() const {
+  if (model_directory.empty()) return absl::InvalidArgumentError("--model is missing");
+  const auto positive = [](absl::Duration duration, absl::string_view flag) {
+    if (duration > absl::ZeroDuration()) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(flag, " must be above zero"));
+  };
+  if (auto status = positive(resolve_interval, "--resolve-interval"); !status.ok()) return status;
+  if (auto status = positive(progress_bound, "--progress-bound"); !status.ok()) return status;
+  if (tier_wait < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--tier-wait must not be negative");
+  }
+  if (max_queued_requests < 0) {
+    return absl::InvalidArgumentError("--max-queued-requests must not be negative");
+  }
+  if (max_live_choices < 1) {
+    return absl::InvalidArgumentError("--max-live-choices must be at least 1");
+  }
+  if (auto targets = ParseTargets(block_services, "--block-services"); !targets.ok()) {
+    return targets.status();
+  }
+  return ParseTargets(token_services, "--token-services").status();
+}
+
+struct Gateway::Impl {
+  ~Impl() {
+    Stop();
+    // What lives on the loop ends on the loop.
+    RunOnLoop(loop, [this] { core.reset(); });
+    loop.Join();
+  }
+
+  void Stop() {
+    RunOnLoop(loop, [this] {
+      block_discovery.reset();
+      token_discovery.reset();
+      if (core != nullptr) core->EndAll(absl::UnavailableError("the gateway is stopping"));
+    });
+  }
+
+  ModelConfig model;
+  std::unique_ptr<Tokenizer> tokenizer;
+  std::unique_ptr<RequestValidator> validator;
+  std::unique_ptr<GenerationService> service;
+  AsioLoop loop;
+  std::unique_ptr<Core> core;
+  std::unique_ptr<Discovery> block_discovery;
+  std::unique_ptr<Discovery> token_discovery;
+};
+
+Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Gateway::~Gateway() = default;
+
+absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& config) {
+  if (absl::Status status = config.Validate(); !status.ok()) return status;
+  absl::StatusOr<ModelConfig> model = LoadModelConfig(config.model_directory);
+  if (!model.ok()) return model.status();
+  absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadTokenizer(config.model_directory);
+  if (!tokenizer.ok() && !absl::IsNotFound(tokenizer.status())) return tokenizer.status();
+  absl::StatusOr<std::string> tokenizer_hash = TokenizerHash(config.model_directory);
+  if (!tokenizer_hash.ok()) return tokenizer_hash.status();
+  const std::vector<DiscoveryTarget> block_targets =
+      *ParseTargets(config.block_services, "--block-services");
+  const std::vector<DiscoveryTarget> token_targets =
+      *ParseTargets(config.token_services, "--token-services");
+
+  auto impl = std::make_unique<Impl>();
+  impl->model = *model;
+  if (tokenizer.ok()) impl->tokenizer = *std::move(tokenizer);
+  ValidatorOptions validator_options;
+  validator_options.model_name = config.model_name;
+  if (validator_options.model_name.empty()) {
+    std::filesystem::path folder = std::filesystem::path(config.model_directory).lexically_normal();
+    if (!folder.has_filename()) folder = folder.parent_path();
+    validator_options.model_name = folder.filename().string();
+  }
+  validator_options.allow_beyond_positions = config.allow_beyond_positions;
+  impl->validator =
+      std::make_unique<RequestValidator>(impl->model, impl->tokenizer.get(), validator_options);
+
+  ExpectedModel expected;
+  expected.config_hash = ConfigHash(impl->model);
+  expected.tokenizer_hash = *tokenizer_hash;
+  expected.block_length = impl->model.block_length;
+  expected.context_width = impl->model.block.hidden_size;
+  expected.vocab_size = impl->model.vocab_size;
+  CoreOptions core_options;
+  core_options.tier.tier_wait = config.tier_wait;
+  core_options.tier.progress_bound = config.progress_bound;
+  core_options.tier.max_queued = config.max_queued_requests;
+  core_options.max_live_choices = config.max_live_choices;
+
+  TierClientOptions client;
+  client.hello.set_protocol_version(kTierProtocolVersion);
+  client.hello.set_gateway_incarnation(DrawIncarnation());
+  client.hello.set_config_hash(expected.config_hash);
+  client.hello.set_tokenizer_hash(expected.tokenizer_hash);
+  client.channel_factory = config.channel_factory;
+  if (!client.channel_factory) {
+    client.channel_factory = [](const std::string& address) { return MakeTierChannel(address); };
+  }
+  // Each connection has a jitter of its own.
+  const auto seeded = [client](const std::string& address) {
+    TierClientOptions options = client;
+    options.seed = client.hello.gateway_incarnation() ^ std::hash<std::string>()(address);
+    return options;
+  };
+
+  Impl& made = *impl;
+  RunOnLoop(made.loop, [&] {
+    AsioLoop& loop = made.loop;
+    made.core = std::make_unique<Core>(
+        loop, made.model, made.tokenizer.get(), expected, core_options,
+        [&loop, seeded](const std::string& address) {
+          return std::make_unique<TierClient<BlockProtocol>>(loop, address, seeded(address));
+        },
+        [&loop, seeded](const std::string& address) {
+          return std::make_unique<TierClient<TokenProtocol>>(loop, address, seeded(address));
+        });
+    BlockTier& blocks = made.core->block_tier();
+    TokenTier& tokens = made.core->token_tier();
+    made.block_discovery = std::make_unique<Discovery>(
+        loop, "--block-services", block_targets, config.resolve_interval, MakeDnsResolver(loop),
+        Discovery::Listener{[&blocks](const std::string& address) { blocks.AddReplica(address); },
+                            [&blocks](const std::string& a) { blocks.RemoveReplica(a); }});
+    made.token_discovery = std::make_unique<Discovery>(
+        loop, "--token-services", token_targets, config.resolve_interval, MakeDnsResolver(loop),
+        Discovery::Listener{[&tokens](const std::string& address) { tokens.AddWorker(address); },
+                            [&tokens](const std::string& a) { tokens.RemoveWorker(a); }});
+    made.block_discovery->Start();
+    made.token_discovery->Start();
+  });
+  impl->service = std::make_unique<GenerationService>(impl->core.get(), impl->validator.get());
+  return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));
+}
+
+grpc::Service* Gateway::service() { return impl_->service.get(); }
+GenerationCore& Gateway::core() { return *impl_->core; }
+void Gateway::StartDraining() { impl_->core->StartDraining(); }
+void Gateway::Stop() { impl_->Stop(); }
+int64_t Gateway::live_requests() const { return impl_->core->live_requests(); }
+
+}  // namespace blockserve

@@ -1,0 +1,66 @@
+// A Generate request on its way: context row, block of tokens, context row, for each of its
+// choices.
+#ifndef BLOCKSERVE_GATEWAY_GENERATION_RUN_H_
+#define BLOCKSERVE_GATEWAY_GENERATION_RUN_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "gateway/choice_state.h"
+#include "gateway/generation.h"
+#include "gateway/run.h"
+#include "gateway/text_output.h"
+
+namespace blockserve {
+
+class GenerationRun final : public Run {
+ public:
+  GenerationRun(const RunEnvironment& environment, GenerationRequest request,
+                std::shared_ptr<GenerationSink> sink, std::function<void()> on_over);
+
+  absl::Time deadline() const override { return request_.deadline; }
+  uint32_t priority() const override { return request_.priority; }
+  int32_t choices() const override { return request_.n; }
+  void Start(const Binding& binding) override;
+  void Resume() override;
+
+ private:
+  struct Choice {
+    Choice(ChoiceSpec spec, TextOutput text) : state(std::move(spec)), text(std::move(text)) {}
+    ChoiceState state;
+    TextOutput text;
+    uint64_t sequence = 0;  // handle; 0: none
+    uint64_t row = 0;       // handle; 0: none
+    ContextRowPtr context;  // of the block before the next one
+  };
+
+  void Release() override;
+  void Tell(const absl::Status& status) override;
+
+  SequenceSpec SpecOf(size_t index);
+  // The prompt's last context row: every choice begins from it.
+  void Begin(ContextRowPtr row);
+  void OnContext(size_t index, int64_t block, ContextRowPtr row);
+  void SubmitRow(size_t index);
+  void OnAnswer(size_t index, absl::StatusOr<RowAnswer> answer);
+  void OnBlock(size_t index, const RowAnswer& answer);
+  void Emit(size_t index, const RowAnswer& answer, int64_t position, size_t kept, std::string text);
+  void FinishChoice(size_t index, v1::Finished finished);
+
+  const RunEnvironment& environment_;
+  const GenerationRequest request_;
+  const std::shared_ptr<GenerationSink> sink_;
+  Binding binding_;
+  std::shared_ptr<const std::vector<int32_t>> blocks_;  // the prompt's complete ones, pads included
+  int64_t reserve_blocks_ = 0;
+  std::vector<Choice> choices_;
+  int32_t running_ = 0;  // choices not over
+  v1::Usage usage_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_GENERATION_RUN_H_

@@ -1,0 +1,134 @@
+#include "gateway/routing.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "gateway/wait_queue.h"
+
+namespace blockserve {
+namespace {
+
+std::vector<TokenWorkerView> Workers(std::vector<int32_t> in_flight) {
+  std::vector<TokenWorkerView> workers;
+  for (const int32_t rows : in_flight) {
+    workers.push_back({.in_flight = rows, .reported_waiting = 0, .most_in_flight = 100});
+  }
+  return workers;
+}
+
+TEST(TokenRouter, SpreadsABatchEvenly) {
+  TokenRouter router;
+  std::vector<TokenWorkerView> workers = Workers({0, 0, 0});
+  for (int i = 0; i < 30; ++i) ++workers[static_cast<size_t>(router.Pick(workers))].in_flight;
+  for (const TokenWorkerView& worker : workers) EXPECT_EQ(worker.in_flight, 10);
+}
+
+TEST(TokenRouter, LightLoadTakesTurns) {
+  TokenRouter router;
+  const std::vector<TokenWorkerView> workers = Workers({0, 0, 0});
+  std::vector<int> picks;
+  for (int i = 0; i < 6; ++i) picks.push_back(router.Pick(workers));
+  EXPECT_EQ(picks, (std::vector<int>{0, 1, 2, 0, 1, 2}));
+}
+
+TEST(TokenRouter, CountsWhatOthersMakeAWorkerDo) {
+  TokenRouter router;
+  std::vector<TokenWorkerView> workers = Workers({2, 0});
+  workers[1].reported_waiting = 5;
+  EXPECT_EQ(router.Pick(workers), 0);
+}
+
+TEST(TokenRouter, LeavesOutFullAndUnusableWorkersAndSuspectsLast) {
+  TokenRouter router;
+  std::vector<TokenWorkerView> workers = Workers({100, 0, 50});
+  workers[1].usable = false;
+  workers[2].suspect = true;
+  EXPECT_EQ(router.Pick(workers), 2);
+  workers[1].usable = true;
+  EXPECT_EQ(router.Pick(workers), 1);
+  EXPECT_EQ(router.Pick(Workers({100, 100})), -1);
+  EXPECT_EQ(router.Pick({}), -1);
+}
+
+TEST(PickReplica, FreePagesBeforeAffinity) {
+  std::vector<BlockReplicaView> replicas(2);
+  replicas[0] = {.available_pages = 20, .pages = 100, .has_prefix = true};
+  replicas[1] = {.available_pages = 80, .pages = 100};
+  EXPECT_EQ(PickReplica(replicas, 4), 1);
+}
+
+TEST(PickReplica, AffinityAmongReplicasAboutEquallyFree) {
+  std::vector<BlockReplicaView> replicas(2);
+  replicas[0] = {.available_pages = 80, .pages = 100};
+  replicas[1] = {.available_pages = 75, .pages = 100, .has_prefix = true};
+  EXPECT_EQ(PickReplica(replicas, 4), 1);
+}
+
+TEST(PickReplica, TriesAReplicaThatSeemsFullOneOpenAtATime) {
+  std::vector<BlockReplicaView> replicas(1);
+  replicas[0] = {.available_pages = 3, .pages = 100, .idle = true};
+  EXPECT_EQ(PickReplica(replicas, 4), 0);
+  replicas[0].idle = false;
+  EXPECT_EQ(PickReplica(replicas, 4), -1);
+  EXPECT_EQ(PickReplica(replicas, 3), 0);
+}
+
+TEST(PickReplica, ASuspectOnlyWhereNobodyElseIsThere) {
+  std::vector<BlockReplicaView> replicas(2);
+  replicas[0] = {.suspect = true, .available_pages = 90, .pages = 100};
+  replicas[1] = {.available_pages = 10, .pages = 100};
+  EXPECT_EQ(PickReplica(replicas, 4), 1);
+  replicas[1].usable = false;
+  EXPECT_EQ(PickReplica(replicas, 4), 0);
+}
+
+TEST(EstimatePages, CountsAtMost256TokensAhead) {
+  EXPECT_EQ(EstimatePages(/*prompt_blocks=*/10, /*reserve_blocks=*/2, /*block_length=*/4, 4), 3);
+  EXPECT_EQ(EstimatePages(10, 1'000'000, 4, 4), (10 + 64 + 3) / 4);
+}
+
+TEST(PrefixMemory, KnowsPromptsThatBeginAlikeAndForgetsTheOldest) {
+  PrefixMemory memory(2);
+  const std::vector<int32_t> a = {1, 2, 3, 4, 5};
+  const std::vector<int32_t> b = {1, 2, 3, 4, 6};
+  const std::vector<int32_t> c = {9, 2, 3, 4, 6};
+  memory.Remember(PrefixMemory::Key(a, 4));
+  EXPECT_TRUE(memory.Knows(PrefixMemory::Key(b, 4)));
+  EXPECT_FALSE(memory.Knows(PrefixMemory::Key(c, 4)));
+  memory.Remember(PrefixMemory::Key(c, 4));
+  memory.Remember(PrefixMemory::Key(c, 4));
+  EXPECT_FALSE(memory.Knows(PrefixMemory::Key(a, 4)));
+  EXPECT_TRUE(memory.Knows(PrefixMemory::Key(c, 4)));
+}
+
+TEST(WaitQueue, InterruptedWorkThenPriorityThenAge) {
+  WaitQueue queue;
+  const auto add = [&](bool is_new, uint32_t priority, uint64_t item) {
+    const WaitQueue::Place place = queue.NextPlace(is_new, priority);
+    queue.Insert(place, item);
+    return place;
+  };
+  add(true, 3, 1);
+  add(true, 2, 2);
+  const WaitQueue::Place third = add(true, 2, 3);
+  add(false, 3, 4);
+  add(true, 1, 5);
+  const auto order = [&] {
+    std::vector<uint64_t> items;
+    for (const auto& [place, item] : queue.waiting()) items.push_back(item);
+    return items;
+  };
+  EXPECT_EQ(order(), (std::vector<uint64_t>{4, 5, 2, 3, 1}));
+  EXPECT_EQ(queue.new_items(), 4);
+  queue.Erase(third);
+  EXPECT_EQ(queue.new_items(), 3);
+  // Refused everywhere, it comes back to where it stood.
+  add(true, 2, 6);
+  queue.Insert(third, 3);
+  EXPECT_EQ(order(), (std::vector<uint64_t>{4, 5, 2, 3, 6, 1}));
+}
+
+}  // namespace
+}  // namespace blockserve

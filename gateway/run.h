@@ -1,0 +1,82 @@
+// One request on its way through the tiers, and what it works with. The core keeps runs, binds them
+// to workers and ends them in time; each kind of request is a run of its own.
+#ifndef BLOCKSERVE_GATEWAY_RUN_H_
+#define BLOCKSERVE_GATEWAY_RUN_H_
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "gateway/block_tier.h"
+#include "gateway/token_tier.h"
+#include "model/config.h"
+#include "model/tokenizer.h"
+
+namespace blockserve {
+
+// The model and the arithmetic that a request is served with, from its first block to its last.
+struct Binding {
+  TierGroup block;
+  TierGroup token;
+  std::string model_id;
+};
+
+// Outlives every run.
+struct RunEnvironment {
+  const ModelConfig* config = nullptr;
+  const Tokenizer* tokenizer = nullptr;  // may be null
+  int32_t vocab_limit = 0;               // ids from here on cannot be drawn; 0: none
+  BlockTier* block_tier = nullptr;
+  TokenTier* token_tier = nullptr;
+};
+
+// Lives on the loop. Ends exactly once: by itself, by End or by Cancel.
+class Run {
+ public:
+  // `on_over` is called when it ends; the run itself must then live until the call has returned.
+  explicit Run(std::function<void()> on_over) : on_over_(std::move(on_over)) {}
+  virtual ~Run() = default;
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
+  virtual absl::Time deadline() const = 0;
+  virtual uint32_t priority() const = 0;
+  virtual int32_t choices() const = 0;
+
+  // Both tiers are there. Once.
+  virtual void Start(const Binding& binding) = 0;
+  virtual void Resume() {}
+
+  bool over() const { return over_; }
+  // Ends it with an error, which its client is told.
+  void End(const absl::Status& status) {
+    if (over_) return;
+    Close();
+    Tell(status);
+  }
+  // Its client has gone.
+  void Cancel() {
+    if (!over_) Close();
+  }
+
+ protected:
+  // Cancels its rows and closes its sequences.
+  virtual void Release() = 0;
+  virtual void Tell(const absl::Status& status) = 0;
+  // Everything is given back; what is left is to tell the client.
+  void Close() {
+    over_ = true;
+    Release();
+    on_over_();
+  }
+
+ private:
+  const std::function<void()> on_over_;
+  bool over_ = false;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_RUN_H_

@@ -1,0 +1,181 @@
+#include "gateway/simulated_tiers.h"
+
+#include <algorithm>
+
+namespace blockserve {
+namespace {
+
+void SetStatus(v1::ItemStatus& status, absl::StatusCode code, const std::string& message) {
+  status.set_code(static_cast<int>(code));
+  status.set_message(message);
+}
+
+}  // namespace
+
+v1::TokenReplyBatch SimulatedTokenWorker::Hello() {
+  v1::TokenReplyBatch batch;
+  v1::TokenServiceHello& hello = *batch.mutable_hello();
+  FillTier(*hello.mutable_tier());
+  hello.set_block_length(kSimulatedLength);
+  hello.set_context_width(kSimulatedWidth);
+  hello.set_vocab_size(kSimulatedVocab);
+  hello.set_max_rows(max_rows);
+  hello.set_max_queued_rows(max_queued_rows);
+  return batch;
+}
+
+v1::TokenReplyBatch SimulatedTokenWorker::Answer(const v1::TokenRequestBatch& request) {
+  v1::TokenReplyBatch batch;
+  batch.mutable_load()->set_steps(1);
+  largest_batch = std::max(largest_batch, request.rows_size());
+  for (int i = 0; i < request.rows_size(); ++i) {
+    const v1::TokenRowRequest& row = request.rows(i);
+    if (deadly && deadly(row)) {
+      Kill();
+      return batch;
+    }
+    ++rows;
+    v1::TokenRowReply& reply = *batch.add_rows();
+    reply.set_id(row.id());
+    const absl::Status status = verdict ? verdict(row) : absl::OkStatus();
+    if (!status.ok()) {
+      SetStatus(*reply.mutable_status(), status.code(), std::string(status.message()));
+      continue;
+    }
+    uint64_t context = 0;
+    std::memcpy(&context, request.contexts().data() + static_cast<size_t>(i) * sizeof(context),
+                sizeof(context));
+    std::vector<int32_t> block;
+    for (int j = 0; j < row.forced_size(); ++j) {
+      if (row.score_forced()) reply.add_logprobs(SimulatedLogprob(context, block, row.forced(j)));
+      block.push_back(row.forced(j));
+    }
+    while (static_cast<int32_t>(block.size()) < row.limit() && !reply.stopped()) {
+      const int64_t position = row.position() + reply.tokens_size();
+      uint64_t hash = SimulatedNext(context, block, row.seed(), row.choice(), position);
+      const auto stops = [&](int32_t token) {
+        return std::find(row.stop_ids().begin(), row.stop_ids().end(), token) !=
+               row.stop_ids().end();
+      };
+      while (position < row.min_tokens_position() &&
+             stops(static_cast<int32_t>(hash % kSimulatedVocab))) {
+        ++hash;
+      }
+      const int32_t token = static_cast<int32_t>(hash % kSimulatedVocab);
+      if (row.logprobs()) reply.add_logprobs(SimulatedLogprob(context, block, token));
+      block.push_back(token);
+      reply.add_tokens(token);
+      reply.set_stopped(stops(token));
+    }
+  }
+  return batch;
+}
+
+v1::BlockReplyBatch SimulatedBlockReplica::Hello() {
+  v1::BlockReplyBatch batch;
+  v1::BlockServiceHello& hello = *batch.mutable_hello();
+  FillTier(*hello.mutable_tier());
+  hello.set_block_length(kSimulatedLength);
+  hello.set_context_width(kSimulatedWidth);
+  hello.set_context_type(v1::CONTEXT_TYPE_FLOAT32);
+  hello.set_page_blocks(kPageBlocks);
+  hello.set_pages(pages);
+  batch.mutable_load()->set_free_pages(pages - UsedPages());
+  return batch;
+}
+
+int64_t SimulatedBlockReplica::UsedPages() const {
+  int64_t used = 0;
+  for (const auto& [id, tokens] : sequences) {
+    const int64_t blocks = static_cast<int64_t>(tokens.size()) / kSimulatedLength;
+    used += (blocks + kPageBlocks - 1) / kPageBlocks;
+  }
+  return used;
+}
+
+v1::BlockReplyBatch SimulatedBlockReplica::Answer(const v1::BlockRequestBatch& request) {
+  v1::BlockReplyBatch batch;
+  for (const v1::BlockRequest& item : request.items()) {
+    if (item.has_cancel()) continue;
+    v1::BlockReply& reply = *batch.add_items();
+    reply.set_id(item.id());
+    reply.set_last(true);
+    const std::vector<uint64_t> rows = Work(item, reply);
+    reply.set_rows(static_cast<int>(rows.size()));
+    for (const uint64_t row : rows) {
+      batch.mutable_contexts()->append(reinterpret_cast<const char*>(&row), sizeof(row));
+    }
+  }
+  batch.mutable_load()->set_free_pages(pages - UsedPages());
+  return batch;
+}
+
+std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& request,
+                                                  v1::BlockReply& reply) {
+  const auto refuse = [&](absl::StatusCode code, const std::string& message) {
+    SetStatus(*reply.mutable_status(), code, message);
+    return std::vector<uint64_t>();
+  };
+  const auto found = sequences.find(request.sequence());
+  if (request.has_close()) {
+    if (found != sequences.end()) sequences.erase(found);
+    return {};
+  }
+  if (request.has_open()) {
+    ++opens;
+    const v1::OpenSequence& open = request.open();
+    const std::vector<int32_t> tokens(open.tokens().begin(), open.tokens().end());
+    if (tokens.empty() || tokens.size() % kSimulatedLength != 0) {
+      return refuse(absl::StatusCode::kInvalidArgument, "tokens are not whole blocks");
+    }
+    if (draining) return refuse(absl::StatusCode::kUnavailable, "draining");
+    if (found != sequences.end() && found->second != tokens) {
+      return refuse(absl::StatusCode::kAborted, "open with other tokens");
+    }
+    const int64_t blocks = static_cast<int64_t>(tokens.size()) / kSimulatedLength;
+    if (UsedPages() + (blocks + kPageBlocks - 1) / kPageBlocks > pages) {
+      return refuse(absl::StatusCode::kResourceExhausted, "no pages");
+    }
+    const int64_t first = open.first_context() < 0 ? blocks - 1 : open.first_context();
+    if (!open.close_after()) sequences[request.sequence()] = tokens;
+    reply.set_first_block(first);
+    std::vector<uint64_t> rows;
+    for (int64_t block = first; block < blocks; ++block) {
+      rows.push_back(SimulatedContext(
+          absl::MakeSpan(tokens).subspan(0, static_cast<size_t>((block + 1) * kSimulatedLength))));
+    }
+    return rows;
+  }
+  if (request.has_fork()) {
+    ++forks;
+    const auto parent = sequences.find(request.fork().parent());
+    if (parent == sequences.end()) return refuse(absl::StatusCode::kNotFound, "no such parent");
+    std::vector<int32_t> tokens = parent->second;
+    tokens.resize(static_cast<size_t>(request.fork().blocks()) * kSimulatedLength);
+    sequences[request.sequence()] = std::move(tokens);
+    return {};
+  }
+  ++appends;
+  if (found == sequences.end()) return refuse(absl::StatusCode::kNotFound, "no such sequence");
+  std::vector<int32_t>& tokens = found->second;
+  const v1::AppendBlock& append = request.append();
+  const std::vector<int32_t> block(append.tokens().begin(), append.tokens().end());
+  const int64_t length = static_cast<int64_t>(tokens.size()) / kSimulatedLength;
+  if (append.block_index() == length) {
+    if (suspend > 0) {
+      --suspend;
+      sequences.erase(found);
+      reply.set_suspended(true);
+      return refuse(absl::StatusCode::kUnavailable, "suspended");
+    }
+    tokens.insert(tokens.end(), block.begin(), block.end());
+  } else if (append.block_index() != length - 1) {
+    return refuse(absl::StatusCode::kInvalidArgument, "block_index");
+  } else if (!std::equal(block.begin(), block.end(), tokens.end() - kSimulatedLength)) {
+    return refuse(absl::StatusCode::kAborted, "other tokens");
+  }
+  reply.set_first_block(append.block_index());
+  return {SimulatedContext(tokens)};
+}
+
+}  // namespace blockserve

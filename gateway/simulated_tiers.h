@@ -1,0 +1,241 @@
+// Tests: workers of both tiers that compute by hashing instead of by a model, and can be made to
+// fail in every way that we know of. What they compute depends on every token before it, so that a
+// lost, doubled or misplaced token shows in all that follows.
+#ifndef BLOCKSERVE_GATEWAY_SIMULATED_TIERS_H_
+#define BLOCKSERVE_GATEWAY_SIMULATED_TIERS_H_
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "gateway/block_tier.h"
+#include "gateway/manual_loop.h"
+#include "gateway/token_tier.h"
+
+namespace blockserve {
+
+inline uint64_t SimulatedHash(uint64_t hash, uint64_t value) {
+  hash ^= value + 0x9e3779b97f4a7c15u + (hash << 6) + (hash >> 2);
+  hash *= 0xff51afd7ed558ccdu;
+  return hash ^ (hash >> 33);
+}
+// The context row of a text of whole blocks.
+inline uint64_t SimulatedContext(absl::Span<const int32_t> tokens) {
+  uint64_t hash = 1;
+  for (const int32_t token : tokens) hash = SimulatedHash(hash, static_cast<uint64_t>(token));
+  return hash;
+}
+// The next token of a block that begins with `block`, and its log-probability.
+inline uint64_t SimulatedNext(uint64_t context, absl::Span<const int32_t> block, uint64_t seed,
+                              uint32_t choice, int64_t position) {
+  uint64_t hash = SimulatedHash(context, seed);
+  hash = SimulatedHash(hash, choice);
+  hash = SimulatedHash(hash, static_cast<uint64_t>(position));
+  for (const int32_t token : block) hash = SimulatedHash(hash, static_cast<uint64_t>(token));
+  return hash;
+}
+inline float SimulatedLogprob(uint64_t context, absl::Span<const int32_t> block, int32_t token) {
+  return -static_cast<float>(SimulatedNext(context, block, static_cast<uint64_t>(token), 0, 0) %
+                             1000) /
+         100.0f;
+}
+
+inline constexpr int32_t kSimulatedVocab = 997;
+inline constexpr int32_t kSimulatedLength = 4;
+inline constexpr int32_t kSimulatedWidth = 2;  // a hash is two float32 wide
+
+// What both kinds of worker have in common: a connection that can be cut, an answer that takes
+// time.
+template <class Request, class Reply>
+class SimulatedWorker {
+ public:
+  using Link = TierLink<Request, Reply>;
+
+  SimulatedWorker(ManualLoop& loop, std::string name) : loop(loop), name(std::move(name)) {}
+  virtual ~SimulatedWorker() { *alive_ = false; }
+
+  std::unique_ptr<Link> MakeLink() { return std::make_unique<Connection>(*this); }
+
+  // The process is gone; what it was doing is lost.
+  void Kill() {
+    if (!up) return;
+    up = false;
+    frozen = false;
+    Forget();
+    Cut(absl::UnavailableError("connection reset"));
+  }
+  void Restart() {
+    if (up) return;
+    up = true;
+    draining = false;
+    ++incarnation;
+    Connect();
+  }
+  // The connection alone breaks; Mend makes it again.
+  void Break() { Cut(absl::UnavailableError("broken pipe")); }
+  void Mend() { Connect(); }
+  // Takes messages, does nothing; Thaw does all of it.
+  void Freeze() { frozen = true; }
+  void Thaw() {
+    frozen = false;
+    for (Request& request : std::exchange(held_, {})) Receive(std::move(request));
+  }
+  void Drain() {
+    draining = true;
+    Reply reply;
+    reply.set_draining(true);
+    Deliver(std::move(reply));
+  }
+
+  ManualLoop& loop;
+  const std::string name;
+  std::string config_hash = "config";
+  std::string numeric_id = "sim-1";
+  uint64_t incarnation = 1;
+  bool up = true;
+  bool frozen = false;
+  bool draining = false;
+  absl::Duration service_time = absl::Milliseconds(1);
+  int messages = 0;
+
+ protected:
+  virtual Reply Hello() = 0;
+  virtual Reply Answer(const Request& request) = 0;
+  virtual void Forget() {}
+
+  void FillTier(v1::TierHello& tier) const {
+    tier.set_protocol_version(1);
+    tier.set_incarnation(incarnation);
+    tier.set_config_hash(config_hash);
+    tier.set_tokenizer_hash("tokenizer");
+    tier.set_part_hash("part");
+    tier.set_numeric_id(numeric_id);
+    tier.set_name(name);
+  }
+
+ private:
+  class Connection final : public Link {
+   public:
+    explicit Connection(SimulatedWorker& worker) : worker_(worker), alive_(worker.alive_) {}
+    ~Connection() override {
+      if (*alive_ && worker_.connection_ == this) worker_.connection_ = nullptr;
+    }
+    void Start(typename Link::Observer* observer) override {
+      this->observer = observer;
+      worker_.connection_ = this;
+      if (worker_.up) worker_.Connect();
+    }
+    void Send(Request request) override {
+      if (!connected) return;
+      ++worker_.messages;
+      worker_.Receive(std::move(request));
+    }
+    typename Link::Observer* observer = nullptr;
+    bool connected = false;
+
+   private:
+    SimulatedWorker& worker_;
+    const std::shared_ptr<bool> alive_;
+  };
+
+  void Connect() {
+    if (connection_ == nullptr || connection_->connected || !up) return;
+    connection_->connected = true;
+    Post(absl::ZeroDuration(), [this] { connection_->observer->OnReady(Hello()); });
+  }
+  void Cut(absl::Status status) {
+    ++epoch_;
+    held_.clear();
+    if (connection_ == nullptr || !connection_->connected) return;
+    connection_->connected = false;
+    loop.Post([this, alive = alive_, to = connection_, status] {
+      if (*alive && connection_ == to) to->observer->OnLost(status);
+    });
+  }
+  void Deliver(Reply reply) {
+    auto message = std::make_shared<Reply>(std::move(reply));
+    Post(service_time, [this, message] { connection_->observer->OnMessage(std::move(*message)); });
+  }
+  void Receive(Request request) {
+    if (frozen) {
+      held_.push_back(std::move(request));
+      return;
+    }
+    auto taken = std::make_shared<Request>(std::move(request));
+    Post(service_time, [this, taken] {
+      if (frozen) {
+        held_.push_back(std::move(*taken));
+        return;
+      }
+      const uint64_t before = epoch_;
+      Reply reply = Answer(*taken);
+      if (epoch_ == before) connection_->observer->OnMessage(std::move(reply));
+    });
+  }
+  // Unless the connection is cut meanwhile.
+  void Post(absl::Duration delay, std::function<void()> task) {
+    loop.PostAfter(delay, [this, alive = alive_, epoch = epoch_, task = std::move(task)] {
+      if (*alive && epoch == epoch_ && connection_ != nullptr && connection_->connected) task();
+    });
+  }
+
+  Connection* connection_ = nullptr;
+  uint64_t epoch_ = 0;
+  std::vector<Request> held_;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+};
+
+class SimulatedTokenWorker final
+    : public SimulatedWorker<v1::TokenRequestBatch, v1::TokenReplyBatch> {
+ public:
+  using SimulatedWorker::SimulatedWorker;
+
+  // Decides the fate of a row before it is decoded: a status instead of tokens.
+  std::function<absl::Status(const v1::TokenRowRequest& row)> verdict;
+  // A row that kills the process.
+  std::function<bool(const v1::TokenRowRequest& row)> deadly;
+  int rows = 0;
+  int largest_batch = 0;
+  int32_t max_rows = 256;
+  int32_t max_queued_rows = 512;
+
+ protected:
+  v1::TokenReplyBatch Hello() override;
+  v1::TokenReplyBatch Answer(const v1::TokenRequestBatch& request) override;
+};
+
+class SimulatedBlockReplica final
+    : public SimulatedWorker<v1::BlockRequestBatch, v1::BlockReplyBatch> {
+ public:
+  using SimulatedWorker::SimulatedWorker;
+
+  static constexpr int32_t kPageBlocks = 4;
+  int64_t pages = 1000;
+  // Sequences lose their pages with their next append, one after another.
+  int suspend = 0;
+  std::map<uint64_t, std::vector<int32_t>> sequences;  // by wire id: [blocks, L]
+  int opens = 0;
+  int appends = 0;
+  int forks = 0;
+  void ForgetSequences() { sequences.clear(); }
+
+ protected:
+  v1::BlockReplyBatch Hello() override;
+  v1::BlockReplyBatch Answer(const v1::BlockRequestBatch& request) override;
+  void Forget() override { sequences.clear(); }
+
+ private:
+  int64_t UsedPages() const;
+  // Fills the reply's status and returns the rows wanted.
+  std::vector<uint64_t> Work(const v1::BlockRequest& request, v1::BlockReply& reply);
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_SIMULATED_TIERS_H_

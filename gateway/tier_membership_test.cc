@@ -1,0 +1,128 @@
+#include "gateway/tier_membership.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+namespace blockserve {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr absl::Duration kWait = absl::Seconds(10);
+
+ExpectedModel Expected() { return {"config", "tokenizer", 4, 64, 512}; }
+
+TierIdentity Fitting() {
+  TierIdentity identity;
+  identity.protocol_version = kTierProtocolVersion;
+  identity.config_hash = "config";
+  identity.tokenizer_hash = "tokenizer";
+  identity.part_hash = "part";
+  identity.numeric_id = "f32-1";
+  identity.name = "worker";
+  identity.block_length = 4;
+  identity.context_width = 64;
+  identity.vocab_size = 512;
+  return identity;
+}
+
+TEST(CheckIdentity, NamesWhatDiffers) {
+  EXPECT_TRUE(CheckIdentity(Expected(), Fitting(), "token worker", "host:1").ok());
+  const auto refused = [](auto change) {
+    TierIdentity identity = Fitting();
+    change(identity);
+    const absl::Status status = CheckIdentity(Expected(), identity, "token worker", "host:1");
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    EXPECT_THAT(status.message(), HasSubstr("token worker 'worker' at host:1"));
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refused([](TierIdentity& i) { i.config_hash = "x"; }), HasSubstr("config hash"));
+  EXPECT_THAT(refused([](TierIdentity& i) { i.tokenizer_hash = "x"; }),
+              HasSubstr("tokenizer hash"));
+  EXPECT_THAT(refused([](TierIdentity& i) { i.block_length = 8; }), HasSubstr("block length"));
+  EXPECT_THAT(refused([](TierIdentity& i) { i.context_width = 8; }), HasSubstr("context width"));
+  EXPECT_THAT(refused([](TierIdentity& i) { i.vocab_size = 8; }), HasSubstr("vocabulary size"));
+  EXPECT_THAT(refused([](TierIdentity& i) { i.protocol_version = kTierProtocolVersion + 2; }),
+              HasSubstr("protocol version"));
+}
+
+TEST(CheckIdentity, NeighbouringProtocolVersionsWorkTogether) {
+  TierIdentity identity = Fitting();
+  identity.protocol_version = kTierProtocolVersion + 1;
+  EXPECT_TRUE(CheckIdentity(Expected(), identity, "t", "a").ok());
+  identity.protocol_version = kTierProtocolVersion - 1;
+  EXPECT_TRUE(CheckIdentity(Expected(), identity, "t", "a").ok());
+}
+
+TEST(TierPresence, TellsTheLargestGroupAndSinceWhenTheOthersAreAway) {
+  const absl::Time start = absl::FromUnixSeconds(1000);
+  TierPresence presence(start);
+  const TierGroup a{"part", "f32-a"};
+  const TierGroup b{"part", "f32-b"};
+  EXPECT_FALSE(presence.Largest().has_value());
+  EXPECT_EQ(presence.AwaySince(), start);
+  presence.Add(a);
+  presence.Add(b);
+  presence.Add(b);
+  EXPECT_EQ(*presence.Largest(), b);
+  EXPECT_EQ(presence.AwaySince(), absl::InfiniteFuture());
+  const absl::Time later = start + absl::Seconds(5);
+  presence.Remove(b, later);
+  EXPECT_EQ(presence.AwaySince(b), absl::InfiniteFuture());
+  presence.Remove(b, later);
+  EXPECT_EQ(presence.AwaySince(b), later);
+  EXPECT_EQ(*presence.Largest(), a);
+  EXPECT_EQ(presence.workers(), 1);
+}
+
+TEST(TierMembership, VerdictWaitsThenRefuses) {
+  const absl::Time start = absl::FromUnixSeconds(1000);
+  TierMembership tier("token worker", Expected(), start);
+  EXPECT_TRUE(tier.Verdict(kWait, start + absl::Seconds(9)).ok());
+  EXPECT_EQ(tier.Verdict(kWait, start + absl::Seconds(10)).code(), absl::StatusCode::kUnavailable);
+  TierMember member;
+  member.address = "host:1";
+  EXPECT_TRUE(tier.Connected(member, Fitting(), start + absl::Seconds(20)));
+  EXPECT_TRUE(member.usable());
+  EXPECT_TRUE(tier.Verdict(kWait, start + absl::Hours(1)).ok());
+  tier.Lost(member, absl::UnavailableError("reset"), start + absl::Hours(1));
+  EXPECT_TRUE(tier.Verdict(kWait, start + absl::Hours(1) + absl::Seconds(9)).ok());
+  EXPECT_FALSE(tier.Verdict(kWait, start + absl::Hours(1) + absl::Seconds(10)).ok());
+}
+
+TEST(TierMembership, AWorkerOfAnotherModelIsNamedAtOnceUnlessAnotherIsThere) {
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  TierMembership tier("token worker", Expected(), now);
+  TierMember stranger;
+  stranger.address = "host:1";
+  TierIdentity other = Fitting();
+  other.config_hash = "other";
+  EXPECT_FALSE(tier.Connected(stranger, other, now));
+  EXPECT_FALSE(stranger.usable());
+  const absl::Status status = tier.Verdict(kWait, now);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.message(), HasSubstr("host:1"));
+  TierMember good;
+  good.address = "host:2";
+  EXPECT_TRUE(tier.Connected(good, Fitting(), now));
+  EXPECT_TRUE(tier.Verdict(kWait, now).ok());
+  tier.Lost(good, absl::UnavailableError("reset"), now);
+  tier.Forget(stranger);
+  EXPECT_TRUE(tier.Verdict(kWait, now).ok());
+}
+
+TEST(TierMembership, DrainingWorkersDoNotCount) {
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  TierMembership tier("token worker", Expected(), now);
+  TierMember member;
+  tier.Connected(member, Fitting(), now);
+  member.draining = true;
+  tier.Update(member, now);
+  EXPECT_EQ(tier.presence().workers(), 0);
+  tier.Lost(member, absl::OkStatus(), now);
+  EXPECT_TRUE(tier.Connected(member, Fitting(), now));  // another process at the same address
+  EXPECT_EQ(tier.presence().workers(), 1);
+}
+
+}  // namespace
+}  // namespace blockserve
