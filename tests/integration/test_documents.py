@@ -10,7 +10,7 @@ import pytest
 DOCUMENTS = ["README.md", "docs/architecture.md", "docs/development.md", "docs/sampling.md",
              "client/python/README.md"]
 FILE = re.compile(r"`([\w./-]+\.(?:cc|h|py|proto|md|cmake|json))`")
-LINK = re.compile(r"\]\((?!https?:)([^)#]+)\)")
+LINK = re.compile(r"\]\((?!https?:)([\w./-]+)\)")
 COMMAND = re.compile(r"build/bin/(blockserve(?:-\w+)?)((?: [^\n|]*?(?:\\\n[^\n|]*)*)?)$", re.MULTILINE)
 
 
