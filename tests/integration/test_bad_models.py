@@ -20,7 +20,7 @@ GATEWAY_READS = ("config", "heads", "block length", "summation", "cross", "proje
 
 def run(name, *arguments):
     return subprocess.run([harness.program(name), *arguments], cwd=harness.ROOT, text=True,
-                          stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+                          stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
 
 
 def assert_one_error(result, words):
@@ -47,6 +47,8 @@ def test_the_command_line_names_what_is_wrong(fault, tmp_path):
 def test_the_tiers_name_what_is_wrong(name, fault, tmp_path):
     if name == "blockserve-gateway" and not fault.startswith(GATEWAY_READS):
         pytest.skip("a gateway reads no weights")
+    if name != "blockserve-gateway" and fault.startswith("tokenizer"):
+        pytest.skip("a compute tier hashes the tokenizer and does not read it")
     if name == "blockserve-token" and "shape" in fault:
         pytest.skip("a token worker does not load the block decoder's tensors")
     folder = broken_models.make(fault, tmp_path)
