@@ -176,7 +176,9 @@ def main(argv=None):
     card = CARD.format(
         title="demo-" + run["kind"],
         what=what,
-        stage=f"**Early checkpoint: {done / goal:.0%} of its training.**" if done < goal else "",
+        stage=f"**Early checkpoint: {done / goal:.0%} of its training.**"
+        if not state.get("finished")
+        else "",
         parameters=sum(sizes.values()),
         body=sum(n for name, n in sizes.items() if not name.endswith(tables)),
         form=form,

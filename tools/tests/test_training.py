@@ -107,8 +107,16 @@ def test_orthogonalized_update_has_singular_values_about_one():
 
 
 def test_learning_rate_rises_stays_and_falls_to_zero():
-    scale = [train.learning_rate_scale(t, 1000, 100, 0.5) for t in (0, 49, 300, 499, 750, 1000)]
+    scale = [train.learning_rate_scale(t, 100, t / 1000, 0.5) for t in (0, 49, 300, 499, 750, 1000)]
     assert scale[1] == 0.5 and scale[2] == scale[3] == 1.0 and scale[4] == 0.5 and scale[5] == 0.0
+
+
+def test_a_run_can_finish_by_the_clock(corpus, tmp_path):
+    run = run_for(corpus, tmp_path, "block", "--finish-at", "12:00", "--decay-minutes", "30")
+    at = [run.progress(run.finish - 60 * minutes) for minutes in (90, 30, 15, 0)]
+    assert at == [0.0, 0.5, 0.75, 1.0]
+    run.done_tokens = 448
+    assert run.progress(run.finish - 5400) == 0.875
 
 
 def test_a_resumed_run_equals_an_unbroken_one(corpus, tmp_path):

@@ -2,7 +2,8 @@
 """Trains a Block Transformer or a vanilla GPT-NeoX of equal size on a text, on CPU or GPU.
 
 Both kinds see the same windows for one seed. A run can be stopped (SIGTERM writes a checkpoint) and
-resumed with --resume; --tokens may change then: a smaller number starts the decay sooner.
+resumed with --resume; --tokens may change then: a smaller number starts the decay sooner. Where the
+pace is uncertain, --finish-at ends a run by the clock.
 """
 
 import argparse
@@ -31,11 +32,19 @@ def model_config(args, vocab_size):
     return layout.block_config(stack, dict(stack), vocab_size)
 
 
-def learning_rate_scale(done, total, warmup, decay_share):
-    """Warm up, stay, then fall linearly to zero over the last `decay_share` of the tokens."""
+def learning_rate_scale(done, warmup, progress, decay_share):
+    """Warm up, stay, then fall linearly to zero over the last `decay_share` of the progress."""
     rise = min(1.0, (done + 1) / max(1, warmup))
-    fall = min(1.0, max(0.0, (total - done) / (total * decay_share)))
+    fall = min(1.0, max(0.0, (1 - progress) / decay_share))
     return min(rise, fall)
+
+
+def next_time(clock):
+    """Seconds of the next moment at which a clock shows HH:MM."""
+    now = time.localtime()
+    hours, minutes = (int(part) for part in clock.split(":"))
+    at = time.mktime(now[:3] + (hours, minutes, 0) + now[6:])
+    return at if at > time.time() else at + 86400
 
 
 def token_losses(model, tokens):
@@ -86,6 +95,8 @@ class Run:
         self.done_tokens, self.steps, self.history = 0, 0, []
         self.windows = {}
         self.stop = False
+        self.finished = False
+        self.finish = next_time(args.finish_at) if args.finish_at else None
 
     @property
     def checkpoint_file(self):
@@ -97,6 +108,7 @@ class Run:
             "optimizers": [o.state_dict() for o in self.optimizers],
             "done_tokens": self.done_tokens,
             "steps": self.steps,
+            "finished": self.finished,
             "history": self.history,
             "config": self.config,
             "args": vars(self.args),
@@ -113,8 +125,17 @@ class Run:
         self.done_tokens, self.steps = state["done_tokens"], state["steps"]
         self.history = state["history"]
 
+    def progress(self, now=None):
+        """Share of the training that is done, by tokens or, with --finish-at, by the clock."""
+        args = self.args
+        share = self.done_tokens / args.tokens
+        if args.finish_at:
+            left = (self.finish - (now or time.time())) / (60 * args.decay_minutes)
+            share = max(share, 1 - left * args.decay_share)
+        return share
+
     def context(self):
-        early = self.done_tokens < self.args.tokens * self.args.long_context_from
+        early = self.progress() < self.args.long_context_from
         return self.args.context if early else self.args.long_context
 
     def next_batch(self):
@@ -156,7 +177,7 @@ class Run:
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip).item()
         scale = learning_rate_scale(
-            self.done_tokens, self.args.tokens, self.args.warmup_tokens, self.args.decay_share
+            self.done_tokens, self.args.warmup_tokens, self.progress(), self.args.decay_share
         )
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -174,7 +195,7 @@ class Run:
         args = self.args
         began, saved, shown, seen = time.time(), time.time(), time.time(), self.done_tokens
         evaluated = self.done_tokens
-        while self.done_tokens < args.tokens and not self.stop:
+        while self.progress() < 1 and not self.stop:
             loss, norm, scale = self.step()
             now = time.time()
             if self.steps % args.log_steps == 0:
@@ -195,8 +216,9 @@ class Run:
             if now - saved >= args.save_seconds:
                 saved = now
                 self.save()
+        self.finished = self.progress() >= 1
         self.save()
-        if self.done_tokens >= args.tokens:
+        if self.finished:
             bits = self.evaluate()
             result = {
                 "kind": args.kind,
@@ -238,6 +260,8 @@ def parse(argv=None):
     p.add_argument(
         "--decay-share", type=float, default=0.5, help="share of the tokens in the decay"
     )
+    p.add_argument("--finish-at", help="HH:MM: end then, whatever --tokens, decaying before")
+    p.add_argument("--decay-minutes", type=float, default=60, help="of --finish-at")
     p.add_argument("--clip", type=float, default=1.0, help="largest norm of the gradient")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--threads", type=int, default=1)
