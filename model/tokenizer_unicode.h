@@ -40,7 +40,8 @@ void TakeCharacters(std::string& bytes, std::string& out);
 inline constexpr absl::string_view kReplacement = "\xEF\xBF\xBD";
 
 // Unicode normalization form C of well-formed `text`, in time n log n also for endless runs of
-// combining marks.
+// combining marks. With Unicode 15's tables; Hugging Face's are those of Unicode 9, so that marks
+// which are newer than that keep their place there and are put in canonical order here.
 std::string NormalizeNfc(absl::string_view text);
 
 // Property White_Space: \s of Hugging Face's regular expressions.
