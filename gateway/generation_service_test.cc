@@ -71,6 +71,11 @@ class GenerationServiceTest : public ::testing::Test {
     EXPECT_TRUE(config.ok()) << config.status();
     return *config;
   }
+  static v1::GenerateRequest OneToken() {
+    v1::GenerateRequest request;
+    request.mutable_tokens()->add_ids(1);
+    return request;
+  }
   static v1::Output Block(int64_t position) {
     v1::Output output;
     output.set_position(position);
@@ -101,7 +106,7 @@ TEST_F(GenerationServiceTest, StreamsTheEventsInOrderAndEndsWithUsage) {
     sink->OnDone(absl::OkStatus(), usage);
   };
   grpc::ClientContext context;
-  v1::GenerateRequest request;
+  v1::GenerateRequest request = OneToken();
   request.set_request_id("r1");
   auto reader = stub_->Generate(&context, request);
   std::vector<v1::GenerateResponse> events;
@@ -121,7 +126,7 @@ TEST_F(GenerationServiceTest, DeliversWhatCameBeforeAnError) {
     sink->OnDone(absl::InternalError("row has non-finite logits"), {});
   };
   grpc::ClientContext context;
-  auto reader = stub_->Generate(&context, {});
+  auto reader = stub_->Generate(&context, OneToken());
   v1::GenerateResponse event;
   EXPECT_TRUE(reader->Read(&event));
   EXPECT_EQ(event.output().tokens_size(), 4);
@@ -133,7 +138,7 @@ TEST_F(GenerationServiceTest, DeliversWhatCameBeforeAnError) {
 
 TEST_F(GenerationServiceTest, RefusesABadRequestWithoutTheCore) {
   grpc::ClientContext context;
-  v1::GenerateRequest request;
+  v1::GenerateRequest request = OneToken();
   request.set_n(65);
   auto reader = stub_->Generate(&context, request);
   v1::GenerateResponse event;
@@ -169,7 +174,7 @@ TEST_F(GenerationServiceTest, TellsTheCoreWhenTheClientLeaves) {
     sink->OnOutput(Block(1));
   };
   grpc::ClientContext context;
-  auto reader = stub_->Generate(&context, {});
+  auto reader = stub_->Generate(&context, OneToken());
   v1::GenerateResponse event;
   EXPECT_TRUE(reader->Read(&event));
   context.TryCancel();
@@ -189,7 +194,7 @@ TEST_F(GenerationServiceTest, AsksTheCoreToPauseForAClientThatDoesNotReadAndToGo
   };
   core_.on_resume = [&] { resumed.Notify(); };
   grpc::ClientContext context;
-  auto reader = stub_->Generate(&context, {});
+  auto reader = stub_->Generate(&context, OneToken());
   int received = 0;
   v1::GenerateResponse event;
   // The in-process transport holds messages back from a reader that does not read.
@@ -226,7 +231,7 @@ TEST_F(GenerationServiceTest, PassesTheCallsDeadlineOn) {
   for (const absl::Duration wait : {absl::ZeroDuration(), absl::Hours(2)}) {
     grpc::ClientContext context;
     if (wait != absl::ZeroDuration()) context.set_deadline(absl::ToChronoTime(before + wait));
-    auto reader = stub_->Generate(&context, {});
+    auto reader = stub_->Generate(&context, OneToken());
     for (v1::GenerateResponse event; reader->Read(&event);) {
     }
     EXPECT_TRUE(reader->Finish().ok());

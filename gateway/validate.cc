@@ -280,15 +280,21 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
     }
   }
 
-  absl::string_view field = "tokens";
-  if (request.has_text()) {
-    field = "text";
-    absl::StatusOr<std::vector<int32_t>> ids = Encode(field, request.text());
-    if (!ids.ok()) return ids.status();
-    out.prompt = *std::move(ids);
-  } else {
-    out.prompt = ToVector(request.tokens().ids());
-    if (absl::Status status = CheckIds(field, out.prompt); !status.ok()) return status;
+  absl::string_view field = "prompt.tokens";
+  switch (request.prompt_case()) {
+    case v1::GenerateRequest::kText: {
+      field = "prompt.text";
+      absl::StatusOr<std::vector<int32_t>> ids = Encode(field, request.text());
+      if (!ids.ok()) return ids.status();
+      out.prompt = *std::move(ids);
+      break;
+    }
+    case v1::GenerateRequest::kTokens:
+      out.prompt = ToVector(request.tokens().ids());
+      if (absl::Status status = CheckIds(field, out.prompt); !status.ok()) return status;
+      break;
+    case v1::GenerateRequest::PROMPT_NOT_SET:
+      return Invalid("prompt", "must be given, as text or as tokens");
   }
   if (out.prompt.empty()) out.prompt = {config_.bos_token_id};
   const int64_t prompt_tokens = static_cast<int64_t>(out.prompt.size());

@@ -142,9 +142,10 @@ TEST_F(ValidateTest, RefusesEveryBadValueNamingItsField) {
       {"n", [](auto& r) { r.set_n(65); }},
       {"logprobs", [](auto& r) { r.set_logprobs(-1); }},
       {"logprobs", [](auto& r) { r.set_logprobs(21); }},
-      {"tokens[1]", [](auto& r) { r.mutable_tokens()->add_ids(50304); }},
-      {"tokens[1]", [](auto& r) { r.mutable_tokens()->add_ids(-1); }},
-      {"text", [](auto& r) { r.set_text("\xFF"); }},
+      {"prompt.tokens[1]", [](auto& r) { r.mutable_tokens()->add_ids(50304); }},
+      {"prompt.tokens[1]", [](auto& r) { r.mutable_tokens()->add_ids(-1); }},
+      {"prompt.text", [](auto& r) { r.set_text("\xFF"); }},
+      {"prompt", [](auto& r) { r.clear_tokens(); }},
       {"stop.max_tokens", [](auto& r) { r.mutable_stop()->set_max_tokens(0); }},
       {"stop.max_tokens", [](auto& r) { r.mutable_stop()->set_max_tokens(-5); }},
       {"stop.min_tokens", [](auto& r) { r.mutable_stop()->set_min_tokens(-1); }},
@@ -207,7 +208,7 @@ TEST_F(ValidateTest, TakesAnEmptyPromptForTheBeginningOfText) {
   empty_text.set_text("");
   v1::GenerateRequest empty_tokens;
   empty_tokens.mutable_tokens();
-  for (const v1::GenerateRequest& request : {v1::GenerateRequest(), empty_text, empty_tokens}) {
+  for (const v1::GenerateRequest& request : {empty_text, empty_tokens}) {
     auto result = Generation(request);
     ASSERT_TRUE(result.ok()) << result.status();
     EXPECT_THAT(result->prompt, ElementsAre(0));
@@ -228,7 +229,7 @@ TEST_F(ValidateTest, NeedsATokenizerForText) {
   v1::GenerateRequest stop = Prompt({1});
   stop.mutable_stop()->add_strings("x");
   const RequestValidator validator = WithoutTokenizer();
-  ExpectInvalid(validator.Generation(text, kModelId, absl::InfiniteFuture()), "text");
+  ExpectInvalid(validator.Generation(text, kModelId, absl::InfiniteFuture()), "prompt.text");
   ExpectInvalid(validator.Generation(stop, kModelId, absl::InfiniteFuture()), "stop.strings[0]");
   v1::ScoreRequest score;
   score.set_continuation_text("Hello");
@@ -250,7 +251,7 @@ TEST_F(ValidateTest, RefusesTextsBeyondThePositionsWithTheNumbers) {
   EXPECT_THAT(std::string(Generation(request).status().message()),
               AllOf(HasSubstr("8184"), HasSubstr("13"), HasSubstr("2049"), HasSubstr("2048")));
   for (int i = 0; i < 16; ++i) request.mutable_tokens()->add_ids(1);
-  ExpectInvalid(Generation(request), "tokens");
+  ExpectInvalid(Generation(request), "prompt.tokens");
   const RequestValidator generous(Config(), tokenizer_, {"tiny", true});
   EXPECT_TRUE(generous.Generation(request, kModelId, absl::InfiniteFuture()).ok());
 }

@@ -99,7 +99,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   builder.SetMaxSendMessageSize(options.max_message_bytes);
   int port = 0;
   if (!options.listen_address.empty()) {
-    if (absl::Status status = CheckAddress("--listen", options.listen_address); !status.ok()) {
+    if (absl::Status status = CheckAddress(options.listen_flag, options.listen_address);
+        !status.ok()) {
       return status;
     }
     builder.AddListeningPort(options.listen_address, grpc::InsecureServerCredentials(), &port);
@@ -107,7 +108,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   for (grpc::Service* service : services) builder.RegisterService(service);
   result->server_ = builder.BuildAndStart();
   if (result->server_ == nullptr || (!options.listen_address.empty() && port == 0)) {
-    return CannotListen("--listen", options.listen_address);
+    return CannotListen(options.listen_flag, options.listen_address);
   }
   if (!options.listen_address.empty()) {
     result->address_ = BoundAddress(options.listen_address, port);

@@ -22,6 +22,7 @@ struct ServerOptions {
   // "host:port", "[v6]:port" or "unix:PATH"; port 0 lets the system choose. Empty: no socket at
   // all, reached by InProcessChannel alone.
   std::string listen_address;
+  std::string listen_flag = "--listen";  // what messages call it
   // A second, plaintext address that serves grpc.health alone. Empty: none.
   std::string health_listen;
   int max_message_bytes = kMaxTierMessageBytes;
@@ -31,8 +32,8 @@ struct ServerOptions {
 class RpcServer {
  public:
   // The services must outlive the server. The server starts serving, with health NOT_SERVING until
-  // SetServing(true). Errors: INVALID_ARGUMENT or FAILED_PRECONDITION naming the address (--listen or
-  // --health-listen) that cannot be listened on.
+  // SetServing(true). Errors: INVALID_ARGUMENT or FAILED_PRECONDITION naming the address
+  // (--listen or --health-listen) that cannot be listened on.
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
       const ServerOptions& options, const std::vector<grpc::Service*>& services);
   // As Shutdown with no grace.

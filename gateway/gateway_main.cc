@@ -1,0 +1,92 @@
+// blockserve-gateway: the tier that owns requests and drives the two others.
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
+#include "common/logging.h"
+#include "common/program.h"
+#include "gateway/gateway.h"
+#include "rpc/server.h"
+#include "rpc/signals.h"
+
+ABSL_FLAG(std::string, model, "", "folder of the model: config.json and tokenizer.json are read");
+ABSL_FLAG(std::string, block_services, "", "block replicas: host:port or DNS names, by commas");
+ABSL_FLAG(std::string, token_services, "", "token workers: host:port or DNS names, by commas");
+ABSL_FLAG(std::string, listen, "127.0.0.1:7070", "address to serve clients on; port 0: any");
+ABSL_FLAG(std::string, health_listen, "", "plaintext address that serves grpc.health alone");
+ABSL_FLAG(std::string, model_name, "", "what requests may call the model; default: the folder's");
+ABSL_FLAG(absl::Duration, tier_wait, absl::Seconds(10), "how long requests wait for a lost tier");
+ABSL_FLAG(absl::Duration, drain_time, absl::Seconds(30), "after SIGTERM, for requests that run");
+ABSL_FLAG(int32_t, max_queued_requests, 1024, "requests that wait for KV; more are refused");
+ABSL_FLAG(bool, allow_long_contexts, false, "more blocks than max_position_embeddings");
+ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
+
+namespace blockserve {
+namespace {
+
+constexpr absl::string_view kProgram = "blockserve-gateway";
+
+int Main(int argc, char** argv) {
+  const ProgramUsage usage = {
+      "blockserve-gateway --model DIR --block-services LIST --token-services LIST\n"
+      "Takes requests and drives the block and token tiers.",
+      {"model", "block_services", "token_services", "listen", "health_listen", "model_name",
+       "tier_wait", "drain_time", "max_queued_requests", "allow_long_contexts", "log_level"}};
+  const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
+  const auto bad_usage = [](const std::string& message) {
+    return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
+  };
+  if (!rest.empty()) return bad_usage(absl::StrCat("unexpected argument \"", rest[0], "\""));
+  GatewayConfig config;
+  config.model_directory = absl::GetFlag(FLAGS_model);
+  config.model_name = absl::GetFlag(FLAGS_model_name);
+  config.block_services = absl::GetFlag(FLAGS_block_services);
+  config.token_services = absl::GetFlag(FLAGS_token_services);
+  config.tier_wait = absl::GetFlag(FLAGS_tier_wait);
+  config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
+  config.allow_beyond_positions = absl::GetFlag(FLAGS_allow_long_contexts);
+  if (config.model_directory.empty()) return bad_usage("--model is missing");
+  if (config.block_services.empty()) return bad_usage("--block-services is missing");
+  if (config.token_services.empty()) return bad_usage("--token-services is missing");
+  if (absl::Status status = config.Validate(); !status.ok()) {
+    return ReportUsageError(kProgram, status);
+  }
+  LoggingOptions logging;
+  logging.program = std::string(kProgram);
+  logging.level = absl::GetFlag(FLAGS_log_level);
+  if (absl::Status status = ConfigureLogging(logging); !status.ok()) {
+    return ReportUsageError(kProgram, status);
+  }
+
+  // Before any thread is started.
+  TerminationWaiter termination;
+  absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Create(config);
+  if (!gateway.ok()) return ReportFailure(kProgram, gateway.status());
+  ServerOptions options;
+  options.listen_address = absl::GetFlag(FLAGS_listen);
+  options.health_listen = absl::GetFlag(FLAGS_health_listen);
+  absl::StatusOr<std::unique_ptr<RpcServer>> server =
+      RpcServer::Start(options, {(*gateway)->service()});
+  if (!server.ok()) return ReportFailure(kProgram, server.status());
+  // Ready is what can answer: without workers that is UNAVAILABLE after the tier wait.
+  (*server)->SetServing(true);
+  LogInfo(absl::StrCat("listening on ", (*server)->address()));
+
+  const int signal = termination.Wait();
+  LogInfo(absl::StrCat("signal ", signal, ": draining"));
+  (*server)->SetServing(false);
+  (*gateway)->StartDraining();
+  (*server)->Shutdown(absl::GetFlag(FLAGS_drain_time));
+  (*gateway)->Stop();
+  return kExitOk;
+}
+
+}  // namespace
+}  // namespace blockserve
+
+int main(int argc, char** argv) { return blockserve::Main(argc, argv); }
