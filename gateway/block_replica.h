@@ -29,6 +29,7 @@ inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
 struct BlockItem {
   BlockCall call = BlockCall::kOpen;
   uint64_t sequence = 0;  // handle; 0 for closes
+  uint64_t wire_id = 0;   // of closes
 };
 
 struct BlockTier::Replica final : public BlockLink::Observer {
@@ -62,6 +63,10 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   }
 
   void Disconnected() {
+    // Closes without an answer may not have arrived, and what they close would outlive us.
+    for (const auto& [id, item] : items) {
+      if (item.call == BlockCall::kClose) orphans.push_back(item.wire_id);
+    }
     items.clear();
     outgoing.Clear();
     promised_pages = 0;

@@ -262,7 +262,7 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
       return;
     case BlockAction::kReopen:
       if (reply.suspended() || status.code() == absl::StatusCode::kUnavailable) {
-        Reopen(handle, sequence, /*close_copy=*/false);
+        Reopen(handle, sequence, /*close_copy=*/!reply.suspended());
       } else {
         Contradicted(handle, sequence, status.ToString());
       }
@@ -509,7 +509,7 @@ bool BlockTier::CouldEverFit(const Sequence& sequence) const {
 
 v1::BlockRequest& BlockTier::AddItem(Replica& replica, BlockCall call, uint64_t handle) {
   const uint64_t id = next_item_++;
-  replica.items[id] = {call, handle};
+  replica.items[id] = {call, handle, /*wire_id=*/0};
   v1::BlockRequest& request = *replica.outgoing.add_items();
   request.set_id(id);
   if (handle != 0) {
@@ -566,6 +566,7 @@ void BlockTier::SendAppend(uint64_t handle, Sequence& sequence) {
 
 void BlockTier::SendClose(Replica& replica, uint64_t wire_id) {
   v1::BlockRequest& request = AddItem(replica, BlockCall::kClose, 0);
+  replica.items[request.id()].wire_id = wire_id;
   request.set_sequence(wire_id);
   request.mutable_close();
 }

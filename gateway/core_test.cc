@@ -58,7 +58,8 @@ TEST_F(CoreTest, ChoicesThatEndInTheirFirstBlockLeaveTheOthersAlone) {
   request.n = 3;
   const int32_t first = Expected(request, 0)[0];
   request.stop_ids = {first};
-  ASSERT_EQ(std::count(Expected(request, 1).begin(), Expected(request, 1).end(), first), 0);
+  const std::vector<int32_t> other = Expected(request, 1);
+  ASSERT_EQ(std::count(other.begin(), other.end(), first), 0);
   const Stream stream = Generate(request);
   ASSERT_TRUE(RunUntilDone({stream}));
   ExpectExact(stream);
@@ -172,7 +173,7 @@ TEST_F(CoreTest, DeadlineEndsARequestThatWaitsForRoom) {
   MakeCore(1, 1);
   blocks_[0]->pages = 2;
   Connect();
-  const Stream first = Generate(Request(20, 4000, 13));
+  const Stream first = Generate(Request(20, 400000, 13));
   loop_.Advance(absl::Seconds(1));
   GenerationRequest request = Request(20, 4, 14);
   request.deadline = loop_.Now() + absl::Seconds(2);
@@ -201,7 +202,7 @@ TEST_F(CoreTest, BeyondTheQueuesBoundRequestsAreRefusedAtOnce) {
   blocks_[0]->pages = 1;
   Connect();
   std::vector<Stream> streams;
-  streams.push_back(Generate(Request(8, 40, 0)));
+  streams.push_back(Generate(Request(8, 4000, 0)));
   loop_.Advance(absl::Milliseconds(50));
   for (uint64_t i = 1; i < 8; ++i) {
     streams.push_back(Generate(Request(8, 4, i)));

@@ -164,20 +164,20 @@ void GenerationRun::SubmitRow(size_t index) {
   row.set_logprobs(request_.logprobs.has_value());
   row.set_top_logprobs(request_.logprobs.value_or(0));
   row.mutable_counts()->Add(plan->counts.begin(), plan->counts.end());
-  job.done = [this, index](absl::StatusOr<RowAnswer> answer) {
+  job.done = [this, index](absl::StatusOr<TokenRowAnswer> answer) {
     OnAnswer(index, std::move(answer));
   };
   choice.row = environment_.token_tier->Submit(std::move(job));
 }
 
-void GenerationRun::OnAnswer(size_t index, absl::StatusOr<RowAnswer> answer) {
+void GenerationRun::OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer) {
   if (over()) return;
   choices_[index].row = 0;
   if (!answer.ok()) return End(answer.status());
   OnBlock(index, *answer);
 }
 
-void GenerationRun::OnBlock(size_t index, const RowAnswer& answer) {
+void GenerationRun::OnBlock(size_t index, const TokenRowAnswer& answer) {
   Choice& choice = choices_[index];
   const v1::TokenRowReply& reply = answer.reply;
   const std::vector<int32_t> tokens(reply.tokens().begin(), reply.tokens().end());
@@ -239,7 +239,7 @@ void GenerationRun::OnBlock(size_t index, const RowAnswer& answer) {
   if (!over()) FinishChoice(index, std::move(finished));
 }
 
-void GenerationRun::Emit(size_t index, const RowAnswer& answer, int64_t position, size_t kept,
+void GenerationRun::Emit(size_t index, const TokenRowAnswer& answer, int64_t position, size_t kept,
                          std::string text) {
   const v1::TokenRowReply& reply = answer.reply;
   usage_.set_completion_tokens(usage_.completion_tokens() + static_cast<int64_t>(kept));

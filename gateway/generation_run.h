@@ -45,9 +45,10 @@ class GenerationRun final : public Run {
   void Begin(ContextRowPtr row);
   void OnContext(size_t index, int64_t block, ContextRowPtr row);
   void SubmitRow(size_t index);
-  void OnAnswer(size_t index, absl::StatusOr<RowAnswer> answer);
-  void OnBlock(size_t index, const RowAnswer& answer);
-  void Emit(size_t index, const RowAnswer& answer, int64_t position, size_t kept, std::string text);
+  void OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer);
+  void OnBlock(size_t index, const TokenRowAnswer& answer);
+  void Emit(size_t index, const TokenRowAnswer& answer, int64_t position, size_t kept,
+            std::string text);
   void FinishChoice(size_t index, v1::Finished finished);
 
   const RunEnvironment& environment_;

@@ -95,13 +95,13 @@ void ScoringRun::SubmitRow(int64_t block, ContextRowPtr context) {
   row.set_logprobs(true);
   row.set_top_logprobs(request_.top_logprobs);
   row.set_score_forced(true);
-  job.done = [this, block](absl::StatusOr<RowAnswer> answer) {
+  job.done = [this, block](absl::StatusOr<TokenRowAnswer> answer) {
     OnAnswer(block, std::move(answer));
   };
   rows_[block] = environment_.token_tier->Submit(std::move(job));
 }
 
-void ScoringRun::OnAnswer(int64_t block, absl::StatusOr<RowAnswer> answer) {
+void ScoringRun::OnAnswer(int64_t block, absl::StatusOr<TokenRowAnswer> answer) {
   if (over()) return;
   rows_.erase(block);
   if (!answer.ok()) return End(answer.status());

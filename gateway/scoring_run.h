@@ -50,7 +50,7 @@ class ScoringRun final : public Run {
 
   void SubmitRows();
   void SubmitRow(int64_t block, ContextRowPtr context);
-  void OnAnswer(int64_t block, absl::StatusOr<RowAnswer> answer);
+  void OnAnswer(int64_t block, absl::StatusOr<TokenRowAnswer> answer);
   void Finish();
 
   const RunEnvironment& environment_;

@@ -11,9 +11,7 @@ absl::Status CheckIdentity(const ExpectedModel& expected, const TierIdentity& wo
     return absl::FailedPreconditionError(
         absl::StrCat(who, " has ", what, " ", theirs, ", this gateway has ", ours));
   };
-  // N - 1 and N + 1: the newer of the two sides knows how to talk to the older.
-  if (worker.protocol_version + 1 < kTierProtocolVersion ||
-      worker.protocol_version > kTierProtocolVersion + 1) {
+  if (!WorksWithTierProtocol(worker.protocol_version)) {
     return differs("protocol version", worker.protocol_version, kTierProtocolVersion);
   }
   if (worker.config_hash != expected.config_hash) {

@@ -13,6 +13,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "rpc/tier_protocol.h"
+#include "rpc/tier_protocol.h"
 
 namespace blockserve {
 

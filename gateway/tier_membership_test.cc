@@ -50,8 +50,8 @@ TEST(CheckIdentity, NeighbouringProtocolVersionsWorkTogether) {
   TierIdentity identity = Fitting();
   identity.protocol_version = kTierProtocolVersion + 1;
   EXPECT_TRUE(CheckIdentity(Expected(), identity, "t", "a").ok());
-  identity.protocol_version = kTierProtocolVersion - 1;
-  EXPECT_TRUE(CheckIdentity(Expected(), identity, "t", "a").ok());
+  identity.protocol_version = 0;  // a hello without one
+  EXPECT_FALSE(CheckIdentity(Expected(), identity, "t", "a").ok());
 }
 
 TEST(TierPresence, TellsTheLargestGroupAndSinceWhenTheOthersAreAway) {

@@ -144,7 +144,7 @@ std::unique_ptr<TokenTier::Row> TokenTier::Take(uint64_t handle) {
   return row;
 }
 
-void TokenTier::Finish(uint64_t handle, absl::StatusOr<RowAnswer> answer) {
+void TokenTier::Finish(uint64_t handle, absl::StatusOr<TokenRowAnswer> answer) {
   const std::unique_ptr<Row> row = Take(handle);
   if (row != nullptr) row->job.done(std::move(answer));
 }
@@ -204,7 +204,7 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
   const absl::Status status = StatusOf(reply.status());
   switch (JudgeRowReply(status)) {
     case RowAction::kDone:
-      Finish(handle, RowAnswer{std::move(reply), worker.member.identity.name});
+      Finish(handle, TokenRowAnswer{std::move(reply), worker.member.identity.name});
       return;
     case RowAction::kFail:
       Finish(handle, ClientStatus(

@@ -27,7 +27,7 @@ namespace blockserve {
 
 using TokenLink = TierLink<v1::TokenRequestBatch, v1::TokenReplyBatch>;
 
-struct RowAnswer {
+struct TokenRowAnswer {
   v1::TokenRowReply reply;
   std::string worker;  // its name
 };
@@ -38,7 +38,7 @@ struct RowJob {
   ContextRowPtr context;
   absl::Time deadline;
   // Called once, on the loop, unless the row is cancelled: the answer, or what ends the request.
-  std::function<void(absl::StatusOr<RowAnswer>)> done;
+  std::function<void(absl::StatusOr<TokenRowAnswer>)> done;
 };
 
 // Lives on the loop; not thread-safe.
@@ -92,7 +92,7 @@ class TokenTier {
   Worker* WorkerForAlone(const TierGroup& group);
   void SendRow(uint64_t handle, Row& row, Worker& worker, bool alone);
   // Removes the row, gives up what else was tried, and calls back.
-  void Finish(uint64_t handle, absl::StatusOr<RowAnswer> answer);
+  void Finish(uint64_t handle, absl::StatusOr<TokenRowAnswer> answer);
   std::unique_ptr<Row> Take(uint64_t handle);
   bool HasOther(const TierGroup& group, const Worker& worker) const;
   void RetireIfEmpty(Worker& worker);
