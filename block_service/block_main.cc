@@ -100,6 +100,9 @@ int Main(int argc, char** argv) {
   (*server)->SetServing(true);
   LogInfo(absl::StrCat("listening on ", (*server)->address(), ", ", pool.num_threads(),
                        " threads, arithmetic ", (*service)->numeric_id()));
+  if (!options.health_listen.empty()) {
+    LogInfo(absl::StrCat("health on ", (*server)->health_address()));
+  }
 
   const int signal = termination.Wait();
   LogInfo(absl::StrCat("signal ", signal, ": draining"));

@@ -1,0 +1,188 @@
+// The loop with several threads at its mailbox; run under the thread sanitizer too.
+#include "block_service/engine_loop.h"
+
+#include <map>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "block_service/busy_share.h"
+#include "block_service/test_engine.h"
+#include "common/mutex.h"
+#include "gtest/gtest.h"
+
+namespace blockserve {
+namespace {
+
+// What a stream has been told; its owner waits for answers.
+class RecordingSink final : public BlockReplySink {
+ public:
+  void SayHello(const std::string& part_hash, const BlockLoadReport& load) override {
+    MutexLock lock(&mutex_);
+    EXPECT_FALSE(greeted_) << "one hello";
+    greeted_ = true;
+    changed_.SignalAll();
+  }
+  void Add(const BlockItemReply& reply, absl::Span<const float> rows) override {
+    MutexLock lock(&mutex_);
+    EXPECT_TRUE(greeted_) << "the hello comes first";
+    EXPECT_TRUE(reply.last);
+    EXPECT_TRUE(
+        answers_.emplace(reply.id, Answer{reply.status, {rows.begin(), rows.end()}}).second);
+  }
+  void Flush(const BlockLoadReport& load) override {
+    MutexLock lock(&mutex_);
+    last_load_ = load;
+    changed_.SignalAll();
+  }
+  void End(const absl::Status& status) override {
+    MutexLock lock(&mutex_);
+    EXPECT_FALSE(ended_);
+    ended_ = true;
+    changed_.SignalAll();
+  }
+
+  struct Answer {
+    absl::Status status;
+    std::vector<float> row;
+  };
+  // Waits for the answer, or for the end (UNAVAILABLE).
+  Answer Wait(uint64_t id) {
+    MutexLock lock(&mutex_);
+    while (!answers_.count(id) && !ended_) changed_.Wait(&mutex_);
+    const auto found = answers_.find(id);
+    if (found == answers_.end()) return {absl::UnavailableError("ended"), {}};
+    return found->second;
+  }
+  BlockLoadReport WaitForDrain() {
+    MutexLock lock(&mutex_);
+    while (!last_load_.draining) changed_.Wait(&mutex_);
+    return last_load_;
+  }
+  void WaitForEnd() {
+    MutexLock lock(&mutex_);
+    while (!ended_) changed_.Wait(&mutex_);
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  std::map<uint64_t, Answer> answers_ ABSL_GUARDED_BY(mutex_);
+  BlockLoadReport last_load_ ABSL_GUARDED_BY(mutex_);
+  bool greeted_ ABSL_GUARDED_BY(mutex_) = false;
+  bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+struct Fixture {
+  Fixture() : engine(2, 100) {
+    BlockSchedulerOptions options;
+    options.block_length = 2;
+    options.vocab_size = 100;
+    options.context_width = TestBlockEngine::kWidth;
+    options.num_pages = 128;
+    options.page_blocks = 4;
+    options.max_sequences = 64;
+    options.reserve_tokens = 16;
+    EXPECT_TRUE(engine.AllocateKv(options.num_pages, options.page_blocks).ok());
+    loop = std::make_unique<EngineLoop>(engine, options, clock);
+    loop->Start();
+  }
+  void Greet() { loop->mailbox()->Post(PartHashKnown{"hash"}); }
+
+  SteadyClock clock;
+  TestBlockEngine engine;
+  std::unique_ptr<EngineLoop> loop;
+};
+
+// One gateway: opens, appends and closes sequences, and checks every row.
+void RunGateway(BlockMailbox& mailbox, StreamId stream, int sequences, int blocks) {
+  auto sink = std::make_shared<RecordingSink>();
+  mailbox.Post(StreamOpened{stream, stream * 100, sink});
+  uint64_t id = 0;
+  const auto call = [&](uint64_t sequence, auto what) {
+    BlockWorkItem item;
+    item.stream = stream;
+    item.id = ++id;
+    item.sequence = {stream * 100, sequence};
+    item.call = std::move(what);
+    StreamItems items;
+    items.stream = stream;
+    items.items.push_back(std::move(item));
+    mailbox.Post(std::move(items));
+    return id;
+  };
+  for (int s = 0; s < sequences; ++s) {
+    const uint64_t sequence = static_cast<uint64_t>(s);
+    std::vector<int32_t> tokens(10, static_cast<int32_t>(s % 3));
+    uint64_t last = call(sequence, OpenCall{tokens, blocks});
+    for (int b = 0; b < blocks; ++b) {
+      const RecordingSink::Answer answer = sink->Wait(last);
+      ASSERT_TRUE(answer.status.ok()) << answer.status;
+      ASSERT_EQ(answer.row, TestBlockEngine::Row(tokens, 2));
+      const int64_t index = static_cast<int64_t>(tokens.size()) / 2;
+      const std::vector<int32_t> block = {b % 100, s % 100};
+      tokens.insert(tokens.end(), block.begin(), block.end());
+      last = call(sequence, AppendCall{index, block});
+    }
+    sink->Wait(last);
+    sink->Wait(call(sequence, CloseCall{}));
+  }
+  mailbox.Post(StreamClosed{stream});
+}
+
+TEST(EngineLoop, SeveralGatewaysWorkAtATime) {
+  Fixture fixture;
+  std::vector<std::thread> gateways;
+  for (StreamId stream = 1; stream <= 4; ++stream) {
+    gateways.emplace_back([&, stream] { RunGateway(*fixture.loop->mailbox(), stream, 10, 8); });
+  }
+  fixture.Greet();
+  for (std::thread& gateway : gateways) gateway.join();
+  EXPECT_TRUE(fixture.loop->WaitUntilEmpty(absl::Seconds(60)));
+  fixture.loop->Stop();
+  const EngineLoopStats stats = fixture.loop->stats();
+  EXPECT_EQ(stats.decode_blocks, 4u * 10 * 8);
+  EXPECT_EQ(stats.load.pages.free_pages + stats.load.pages.cached_pages, 128);
+  EXPECT_GT(stats.cached_blocks, 0);
+}
+
+TEST(EngineLoop, StoppingEndsEveryStream) {
+  Fixture fixture;
+  fixture.Greet();
+  std::vector<std::shared_ptr<RecordingSink>> sinks;
+  for (StreamId stream = 1; stream <= 3; ++stream) {
+    sinks.push_back(std::make_shared<RecordingSink>());
+    fixture.loop->mailbox()->Post(StreamOpened{stream, stream, sinks.back()});
+  }
+  std::thread stopper([&] { fixture.loop->Stop(); });
+  for (const auto& sink : sinks) sink->WaitForEnd();
+  stopper.join();
+  EXPECT_FALSE(fixture.loop->mailbox()->Post(DrainWanted{}));
+}
+
+TEST(EngineLoop, DrainingIsTold) {
+  Fixture fixture;
+  fixture.Greet();
+  auto sink = std::make_shared<RecordingSink>();
+  fixture.loop->mailbox()->Post(StreamOpened{1, 1, sink});
+  fixture.loop->mailbox()->Post(DrainWanted{});
+  EXPECT_TRUE(sink->WaitForDrain().draining);
+}
+
+TEST(BusyShare, IsTheShareOfTheLastWindows) {
+  const absl::Time start = absl::UnixEpoch();
+  const auto at = [&](double seconds) { return start + absl::Seconds(seconds); };
+  BusyShare busy(start, absl::Seconds(5));
+  EXPECT_EQ(busy.Share(at(1)), 0);
+  busy.Add(at(0), at(5));
+  EXPECT_NEAR(busy.Share(at(5)), 1, 1e-9);
+  EXPECT_NEAR(busy.Share(at(7.5)), 0.5, 1e-9) << "idle since: it fades";
+  EXPECT_EQ(busy.Share(at(100)), 0);
+  for (int i = 0; i < 40; ++i) busy.Add(at(100 + i * 0.5), at(100 + i * 0.5 + 0.25));
+  EXPECT_NEAR(busy.Share(at(120)), 0.5, 0.01);
+  busy.Add(at(120), at(1000));
+  EXPECT_NEAR(busy.Share(at(1000)), 1, 1e-9);
+}
+
+}  // namespace
+}  // namespace blockserve
