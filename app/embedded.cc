@@ -1,0 +1,132 @@
+#include "app/embedded.h"
+
+#include <algorithm>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "model/arithmetic.h"
+
+namespace blockserve {
+namespace {
+
+constexpr char kTiersAddress[] = "inproc:tiers";
+constexpr int32_t kMaxThreads = 4096;
+// Both tiers are in this process: they are there in milliseconds, or something is broken.
+constexpr absl::Duration kTiersStart = absl::Seconds(60);
+
+}  // namespace
+
+absl::Status EmbeddedOptions::Validate() const {
+  if (model_directory.empty()) return absl::InvalidArgumentError("--model is missing");
+  if (threads < 0 || threads > kMaxThreads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--threads is ", threads, "; it must be 0 to ", kMaxThreads));
+  }
+  if (kv_memory_mib < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-memory-mib is ", kv_memory_mib, "; it must be 0 or more"));
+  }
+  if (arithmetic != "auto") {
+    if (auto parsed = ParseArithmetic(arithmetic); !parsed.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--arithmetic: ", parsed.status().message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions& options) {
+  if (absl::Status status = options.Validate(); !status.ok()) return status;
+  std::unique_ptr<Embedded> embedded(new Embedded);
+
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
+      Checkpoint::Open(options.model_directory);
+  if (!checkpoint.ok()) return checkpoint.status();
+  embedded->checkpoint_ = *std::move(checkpoint);
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  embedded->pool_ = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : cores);
+
+  BlockServiceConfig block_config;
+  block_config.arithmetic = options.arithmetic;
+  block_config.kv_memory_mib = options.kv_memory_mib;
+  block_config.allow_long_contexts = options.allow_long_contexts;
+  // The tiers take turns on one pool: two groups would only halve the batches.
+  block_config.groups = 1;
+  absl::StatusOr<std::unique_ptr<BlockService>> block =
+      BlockService::Create(block_config, *embedded->checkpoint_, embedded->pool_.get());
+  if (!block.ok()) return block.status();
+  embedded->block_ = *std::move(block);
+
+  TokenServiceConfig token_config;
+  token_config.name = "token";
+  token_config.arithmetic = options.arithmetic;
+  absl::StatusOr<std::unique_ptr<TokenService>> token =
+      TokenService::Create(token_config, *embedded->checkpoint_, embedded->pool_.get());
+  if (!token.ok()) return token.status();
+  embedded->token_ = *std::move(token);
+
+  absl::StatusOr<std::unique_ptr<RpcServer>> tiers =
+      RpcServer::Start({}, {embedded->block_->service(), embedded->token_->service()});
+  if (!tiers.ok()) return tiers.status();
+  embedded->tiers_ = *std::move(tiers);
+
+  GatewayConfig gateway_config;
+  gateway_config.model_directory = options.model_directory;
+  gateway_config.model_name = options.model_name;
+  gateway_config.block_services = kTiersAddress;
+  gateway_config.token_services = kTiersAddress;
+  gateway_config.allow_beyond_positions = options.allow_long_contexts;
+  gateway_config.channel_factory = [tiers = embedded->tiers_.get()](const std::string&) {
+    return tiers->InProcessChannel();
+  };
+  absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Create(gateway_config);
+  if (!gateway.ok()) return gateway.status();
+  embedded->gateway_ = *std::move(gateway);
+
+  ServerOptions server_options;
+  server_options.listen_address = options.grpc_address;
+  server_options.listen_flag = "--grpc-address";
+  server_options.health_listen = options.health_listen;
+  absl::StatusOr<std::unique_ptr<RpcServer>> front =
+      RpcServer::Start(server_options, {embedded->gateway_->service()});
+  if (!front.ok()) return front.status();
+  embedded->front_ = *std::move(front);
+
+  if (absl::Status status = embedded->WaitForTiers(); !status.ok()) return status;
+  embedded->front_->SetServing(true);
+  return embedded;
+}
+
+absl::Status Embedded::WaitForTiers() {
+  // The gateway connects by itself and tells nobody when; this is the one place that waits for it.
+  const absl::Time limit = absl::Now() + kTiersStart;
+  while (true) {
+    v1::GetModelResponse status;
+    gateway_->core().FillModelStatus(status);
+    if (status.block_services() > 0 && status.token_workers() > 0) return absl::OkStatus();
+    if (absl::Now() > limit) {
+      return absl::InternalError(
+          absl::StrCat("the tiers of this process did not come up: ", status.block_services(),
+                       " block services, ", status.token_workers(), " token workers"));
+    }
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+}
+
+void Embedded::Stop(absl::Duration grace) {
+  if (std::exchange(stopped_, true)) return;
+  if (front_ != nullptr) {
+    front_->SetServing(false);
+    if (grace > absl::ZeroDuration()) gateway_->StartDraining();
+    front_->Shutdown(grace);
+  }
+  if (gateway_ != nullptr) gateway_->Stop();
+  if (token_ != nullptr) token_->Stop();
+  if (block_ != nullptr) block_->Stop();
+  if (tiers_ != nullptr) tiers_->Shutdown(absl::ZeroDuration());
+}
+
+Embedded::~Embedded() { Stop(absl::ZeroDuration()); }
+
+}  // namespace blockserve

@@ -1,0 +1,73 @@
+// All three tiers in one process: the services that the programs of the tiers run, joined by
+// in-process channels.
+#ifndef BLOCKSERVE_APP_EMBEDDED_H_
+#define BLOCKSERVE_APP_EMBEDDED_H_
+
+#include <grpcpp/channel.h>
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "block_service/block_service.h"
+#include "common/thread_pool.h"
+#include "gateway/gateway.h"
+#include "model/checkpoint.h"
+#include "rpc/server.h"
+#include "token_service/token_service.h"
+
+namespace blockserve {
+
+struct EmbeddedOptions {
+  std::string model_directory;
+  std::string model_name;           // empty: the folder's name
+  std::string arithmetic = "auto";  // auto, f32 or bf16
+  int32_t threads = 0;              // shared by both tiers; 0: one per core
+  int32_t kv_memory_mib = 0;        // 0: the block service's default
+  bool allow_long_contexts = false;
+  // Where clients are served; empty: by channel() alone.
+  std::string grpc_address;
+  std::string health_listen;
+
+  // INVALID_ARGUMENT naming the flag.
+  absl::Status Validate() const;
+};
+
+class Embedded {
+ public:
+  // Loads the model and starts everything; returns when the gateway has both tiers, with health
+  // SERVING. Errors name the flag, file or tensor.
+  static absl::StatusOr<std::unique_ptr<Embedded>> Start(const EmbeddedOptions& options);
+  // As Stop(0).
+  ~Embedded();
+  Embedded(const Embedded&) = delete;
+  Embedded& operator=(const Embedded&) = delete;
+
+  // To the public service.
+  std::shared_ptr<grpc::Channel> channel() { return front_->InProcessChannel(); }
+  // Bound address; empty without grpc_address.
+  const std::string& address() const { return front_->address(); }
+
+  // Not ready; requests that run may take `grace` to end. Idempotent.
+  void Stop(absl::Duration grace);
+
+ private:
+  Embedded() = default;
+  absl::Status WaitForTiers();
+
+  // In the order in which they are started; destroyed the other way round.
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::unique_ptr<BlockService> block_;
+  std::unique_ptr<TokenService> token_;
+  std::unique_ptr<RpcServer> tiers_;  // both services, without a socket
+  std::unique_ptr<Gateway> gateway_;
+  std::unique_ptr<RpcServer> front_;
+  bool stopped_ = false;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_APP_EMBEDDED_H_

@@ -1,0 +1,143 @@
+// The embedded tiers against the golden numbers, through the client library: the way that
+// `blockserve generate --model` and `blockserve serve` take.
+#include "app/embedded.h"
+
+#include <fstream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "client/client.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace blockserve {
+namespace {
+
+using nlohmann::json;
+using ::testing::ElementsAreArray;
+using ::testing::HasSubstr;
+
+constexpr double kLogprobTolerance = 5e-5;  // tests/golden/README.md
+
+EmbeddedOptions Options(const std::string& folder) {
+  EmbeddedOptions options;
+  options.model_directory = "tests/golden/" + folder;
+  options.arithmetic = "f32";
+  options.threads = 2;
+  options.kv_memory_mib = 16;
+  return options;
+}
+
+class EmbeddedGoldenTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  void SetUp() override {
+    auto embedded = Embedded::Start(Options(GetParam()));
+    ASSERT_TRUE(embedded.ok()) << embedded.status();
+    embedded_ = *std::move(embedded);
+    client_ = std::make_unique<Client>(embedded_->channel());
+    cases_ = json::parse(std::ifstream("tests/golden/" + GetParam() + "/expected.json"))["cases"];
+  }
+  static void ExpectNear(const std::vector<double>& found, const std::vector<double>& expected) {
+    ASSERT_EQ(found.size(), expected.size());
+    for (size_t i = 0; i < found.size(); ++i) {
+      EXPECT_NEAR(found[i], expected[i], kLogprobTolerance) << "token " << i;
+    }
+  }
+
+  std::unique_ptr<Embedded> embedded_;
+  std::unique_ptr<Client> client_;
+  json cases_;
+};
+
+TEST_P(EmbeddedGoldenTest, GeneratesTheGoldenTokens) {
+  for (const json& golden : cases_) {
+    v1::GenerateRequest request;
+    for (const int32_t id : golden["prompt"]) request.mutable_tokens()->add_ids(id);
+    request.mutable_stop()->set_max_tokens(64);
+    request.mutable_stop()->set_ignore_eos(true);
+    request.mutable_sampling()->set_temperature(0);
+    request.set_logprobs(0);
+    request.set_alignment(v1::ALIGNMENT_END);
+    std::vector<int32_t> tokens;
+    std::vector<double> logprobs;
+    const absl::Status status = client_->Generate(request, [&](const auto& event) {
+      tokens.insert(tokens.end(), event.output().tokens().begin(), event.output().tokens().end());
+      for (const auto& entry : event.output().logprobs()) logprobs.push_back(entry.logprob());
+      return true;
+    });
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_THAT(tokens, ElementsAreArray(golden["greedy"].get<std::vector<int32_t>>()));
+    ExpectNear(logprobs, golden["greedy_logprobs"].get<std::vector<double>>());
+  }
+}
+
+TEST_P(EmbeddedGoldenTest, ScoresTheGoldenContinuation) {
+  const json& golden = cases_[3];
+  v1::ScoreRequest request;
+  for (const int32_t id : golden["prompt"]) request.mutable_context_tokens()->add_ids(id);
+  for (const int32_t id : golden["continuation"])
+    request.mutable_continuation_tokens()->add_ids(id);
+  request.set_alignment(v1::ALIGNMENT_END);
+  auto response = client_->Score(request);
+  ASSERT_TRUE(response.ok()) << response.status();
+  std::vector<double> logprobs;
+  for (const auto& entry : response->logprobs()) logprobs.push_back(entry.logprob());
+  ExpectNear(logprobs, golden["continuation_logprobs"].get<std::vector<double>>());
+}
+
+INSTANTIATE_TEST_SUITE_P(Folders, EmbeddedGoldenTest,
+                         ::testing::Values("concat_l4", "widths_differ_l8", "summation",
+                                           "vanilla"));
+
+TEST(Embedded, NamesWhatIsWrong) {
+  EmbeddedOptions options = Options("concat_l4");
+  options.arithmetic = "f8";
+  EXPECT_THAT(std::string(Embedded::Start(options).status().message()), HasSubstr("--arithmetic"));
+  options = Options("concat_l4");
+  options.threads = -1;
+  EXPECT_THAT(std::string(Embedded::Start(options).status().message()), HasSubstr("--threads"));
+  EXPECT_THAT(std::string(Embedded::Start(Options("nowhere")).status().message()),
+              HasSubstr("tests/golden/nowhere"));
+  options = Options("concat_l4");
+  options.grpc_address = "nonsense";
+  EXPECT_THAT(std::string(Embedded::Start(options).status().message()),
+              HasSubstr("--grpc-address"));
+}
+
+TEST(Embedded, NamesAnAddressThatIsTaken) {
+  EmbeddedOptions options = Options("concat_l4");
+  options.grpc_address = "127.0.0.1:0";
+  auto first = Embedded::Start(options);
+  ASSERT_TRUE(first.ok()) << first.status();
+  options.grpc_address = (*first)->address();
+  const absl::Status status = Embedded::Start(options).status();
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(std::string(status.message()), HasSubstr("--grpc-address " + options.grpc_address));
+}
+
+TEST(Embedded, FinishesRunningRequestsBeforeItStops) {
+  auto embedded = Embedded::Start(Options("concat_l4"));
+  ASSERT_TRUE(embedded.ok()) << embedded.status();
+  Client client((*embedded)->channel());
+  v1::GenerateRequest request;
+  request.mutable_tokens()->add_ids(1);
+  request.mutable_stop()->set_max_tokens(400);
+  request.mutable_stop()->set_ignore_eos(true);
+  auto stream = client.Generate(request);
+  v1::GenerateResponse event;
+  ASSERT_TRUE(stream->Next(&event));
+  EXPECT_TRUE(event.has_started());
+  int tokens = 0;
+  std::thread stopper([&] { (*embedded)->Stop(absl::Minutes(1)); });
+  while (stream->Next(&event)) tokens += event.output().tokens_size();
+  EXPECT_TRUE(stream->Finish().ok());
+  stopper.join();
+  EXPECT_EQ(tokens, 400);
+}
+
+}  // namespace
+}  // namespace blockserve

@@ -1,0 +1,168 @@
+#include "app/flag_table.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/time.h"
+
+namespace blockserve {
+namespace {
+
+bool ParseValue(const std::string& text, int32_t* value) { return absl::SimpleAtoi(text, value); }
+bool ParseValue(const std::string& text, uint64_t* value) { return absl::SimpleAtoi(text, value); }
+bool ParseValue(const std::string& text, float* value) { return absl::SimpleAtof(text, value); }
+
+absl::string_view Kind(const int32_t*) { return "it must be a whole number"; }
+absl::string_view Kind(const uint64_t*) { return "it must be a whole number from 0 on"; }
+absl::string_view Kind(const float*) { return "it must be a number"; }
+
+template <class T>
+std::function<bool(const std::string&, std::string*)> NumberSetter(T* target) {
+  return [target](const std::string& text, std::string* error) {
+    if (ParseValue(text, target)) return true;
+    *error = std::string(Kind(target));
+    return false;
+  };
+}
+
+template <class T>
+std::function<bool(const std::string&, std::string*)> NumberSetter(std::optional<T>* target) {
+  return [target](const std::string& text, std::string* error) {
+    T value = 0;
+    if (!NumberSetter(&value)(text, error)) return false;
+    *target = value;
+    return true;
+  };
+}
+
+}  // namespace
+
+void FlagTable::Bind(absl::string_view name, absl::string_view help, std::string default_value,
+                     std::function<bool(const std::string&, std::string*)> set,
+                     FlagBinding::Value value) {
+  flags_.push_back(
+      {std::string(name), std::string(help), std::move(default_value), value, std::move(set)});
+}
+
+void FlagTable::Add(absl::string_view name, absl::string_view help, std::string* target) {
+  Bind(name, help, *target, [target](const std::string& text, std::string*) {
+    *target = text;
+    return true;
+  });
+}
+
+void FlagTable::Add(absl::string_view name, absl::string_view help,
+                    std::optional<std::string>* target) {
+  Bind(name, help, "", [target](const std::string& text, std::string*) {
+    *target = text;
+    return true;
+  });
+}
+
+void FlagTable::Add(absl::string_view name, absl::string_view help, bool* target) {
+  const auto set = [target](const std::string& text, std::string* error) {
+    if (absl::SimpleAtob(text, target)) return true;
+    *error = "it must be true or false";
+    return false;
+  };
+  Bind(name, help, *target ? "true" : "", set, FlagBinding::Value::kBoolean);
+}
+
+void FlagTable::Add(absl::string_view name, absl::string_view help, int32_t* target) {
+  Bind(name, help, absl::StrCat(*target), NumberSetter(target));
+}
+void FlagTable::Add(absl::string_view name, absl::string_view help,
+                    std::optional<int32_t>* target) {
+  Bind(name, help, target->has_value() ? absl::StrCat(**target) : "", NumberSetter(target));
+}
+void FlagTable::Add(absl::string_view name, absl::string_view help,
+                    std::optional<uint64_t>* target) {
+  Bind(name, help, target->has_value() ? absl::StrCat(**target) : "", NumberSetter(target));
+}
+void FlagTable::Add(absl::string_view name, absl::string_view help, std::optional<float>* target) {
+  Bind(name, help, target->has_value() ? absl::StrCat(**target) : "", NumberSetter(target));
+}
+
+void FlagTable::Add(absl::string_view name, absl::string_view help, absl::Duration* target) {
+  const auto set = [target](const std::string& text, std::string* error) {
+    double seconds = 0;
+    if (absl::SimpleAtod(text, &seconds)) {
+      *target = absl::Seconds(seconds);
+    } else if (!absl::ParseDuration(text, target)) {
+      *error = "it must be a time as 10s or 500ms";
+      return false;
+    }
+    if (*target >= absl::ZeroDuration()) return true;
+    *error = "it must not be negative";
+    return false;
+  };
+  Bind(name, help, absl::FormatDuration(*target), set);
+}
+
+void FlagTable::AddRepeated(absl::string_view name, absl::string_view help,
+                            std::vector<std::string>* target) {
+  Bind(name, help, "", [target](const std::string& text, std::string*) {
+    target->push_back(text);
+    return true;
+  });
+}
+
+void FlagTable::AddTokens(absl::string_view name, absl::string_view help,
+                          std::optional<std::vector<int32_t>>* target) {
+  Bind(name, help, "", [target](const std::string& text, std::string* error) {
+    std::vector<int32_t> ids;
+    for (absl::string_view part : absl::StrSplit(text, ',', absl::SkipWhitespace())) {
+      int32_t id = 0;
+      if (!absl::SimpleAtoi(part, &id)) {
+        *error = absl::StrCat("'", part, "' is no token id");
+        return false;
+      }
+      ids.push_back(id);
+    }
+    *target = std::move(ids);
+    return true;
+  });
+}
+
+void FlagTable::AddChoice(absl::string_view name, absl::string_view help,
+                          const std::vector<std::string>& choices, std::string* target) {
+  Bind(name, help, *target, [target, choices](const std::string& text, std::string* error) {
+    if (std::find(choices.begin(), choices.end(), text) == choices.end()) {
+      *error = absl::StrCat("it must be ", absl::StrJoin(choices, " or "));
+      return false;
+    }
+    *target = text;
+    return true;
+  });
+}
+
+void FlagTable::AddOptionalNumber(absl::string_view name, absl::string_view help, int32_t bare,
+                                  std::optional<int32_t>* target) {
+  const auto set = [target, bare](const std::string& text, std::string* error) {
+    if (!text.empty()) return NumberSetter(target)(text, error);
+    *target = bare;
+    return true;
+  };
+  Bind(name, help, "", set, FlagBinding::Value::kOptionalNumber);
+}
+
+absl::Status FlagTable::Parse(const std::vector<std::string>& arguments) const {
+  const auto find = [&](absl::string_view name) -> std::optional<FlagBinding> {
+    for (const FlagBinding& flag : flags_) {
+      if (flag.name == name) return flag;
+    }
+    return std::nullopt;
+  };
+  absl::StatusOr<std::vector<std::string>> rest = ParseFlags(arguments, find);
+  if (!rest.ok()) return rest.status();
+  if (!rest->empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", rest->front(), "\" is no flag"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace blockserve

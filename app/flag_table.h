@@ -1,0 +1,62 @@
+// The flags of one subcommand, bound to the fields of its options.
+//
+// Abseil's flags are global to a program and hold one value each; the subcommands of `blockserve`
+// share names with other defaults and have flags that may be given several times. Parsing itself is
+// that of every program (common/program.h).
+#ifndef BLOCKSERVE_APP_FLAG_TABLE_H_
+#define BLOCKSERVE_APP_FLAG_TABLE_H_
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "common/program.h"
+
+namespace blockserve {
+
+// Targets must outlive the table; what they hold when a flag is added is its default.
+class FlagTable {
+ public:
+  void Add(absl::string_view name, absl::string_view help, std::string* target);
+  void Add(absl::string_view name, absl::string_view help, std::optional<std::string>* target);
+  void Add(absl::string_view name, absl::string_view help, bool* target);
+  void Add(absl::string_view name, absl::string_view help, int32_t* target);
+  void Add(absl::string_view name, absl::string_view help, std::optional<int32_t>* target);
+  void Add(absl::string_view name, absl::string_view help, std::optional<uint64_t>* target);
+  void Add(absl::string_view name, absl::string_view help, std::optional<float>* target);
+  // Seconds, or with a unit: "1500ms", "2m".
+  void Add(absl::string_view name, absl::string_view help, absl::Duration* target);
+  // May be given several times: each adds an element.
+  void AddRepeated(absl::string_view name, absl::string_view help,
+                   std::vector<std::string>* target);
+  // Token ids "1,2,3"; an empty list is a value too.
+  void AddTokens(absl::string_view name, absl::string_view help,
+                 std::optional<std::vector<int32_t>>* target);
+  // One of a few words.
+  void AddChoice(absl::string_view name, absl::string_view help,
+                 const std::vector<std::string>& choices, std::string* target);
+  // By itself it means `bare`; a number may follow.
+  void AddOptionalNumber(absl::string_view name, absl::string_view help, int32_t bare,
+                         std::optional<int32_t>* target);
+
+  const std::vector<FlagBinding>& flags() const { return flags_; }
+
+  // INVALID_ARGUMENT: one line naming the flag, or the argument that is no flag.
+  absl::Status Parse(const std::vector<std::string>& arguments) const;
+
+ private:
+  void Bind(absl::string_view name, absl::string_view help, std::string default_value,
+            std::function<bool(const std::string&, std::string*)> set,
+            FlagBinding::Value value = FlagBinding::Value::kNeeded);
+
+  std::vector<FlagBinding> flags_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_APP_FLAG_TABLE_H_

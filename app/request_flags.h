@@ -1,0 +1,62 @@
+// Flags that describe a request, and the message made of them. Ranges are the server's to check: it
+// says the same to every client.
+#ifndef BLOCKSERVE_APP_REQUEST_FLAGS_H_
+#define BLOCKSERVE_APP_REQUEST_FLAGS_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "app/flag_table.h"
+#include "blockserve/v1/generation.pb.h"
+
+namespace blockserve {
+
+struct GenerateFlags {
+  std::optional<std::string> prompt;
+  std::optional<std::vector<int32_t>> prompt_tokens;
+  int32_t max_tokens = 64;
+  int32_t min_tokens = 0;
+  std::optional<float> temperature = 0.0f;
+  std::optional<int32_t> top_k;
+  std::optional<float> top_p;
+  std::optional<float> min_p;
+  std::optional<float> repetition_penalty;
+  std::optional<float> presence_penalty;
+  std::optional<float> frequency_penalty;
+  std::vector<std::string> logit_bias;  // "ID:BIAS"
+  std::optional<uint64_t> seed;
+  int32_t n = 1;
+  std::vector<std::string> stop;
+  std::optional<std::vector<int32_t>> stop_tokens;
+  bool ignore_eos = false;
+  std::optional<int32_t> logprobs;
+  std::string alignment;
+
+  void AddFlags(FlagTable& flags);
+  // INVALID_ARGUMENT naming the flag.
+  absl::StatusOr<v1::GenerateRequest> Request() const;
+};
+
+struct ScoreFlags {
+  std::optional<std::string> prompt;
+  std::optional<std::vector<int32_t>> prompt_tokens;
+  std::optional<std::string> continuation;
+  std::optional<std::vector<int32_t>> continuation_tokens;
+  std::optional<int32_t> top_logprobs;
+  std::string alignment;
+
+  void AddFlags(FlagTable& flags);
+  // A prompt without continuation is a text that is scored by itself. INVALID_ARGUMENT naming the
+  // flag.
+  absl::StatusOr<v1::ScoreRequest> Request() const;
+};
+
+// "end", "start", "none"; unspecified for an empty name.
+v1::Alignment AlignmentValue(const std::string& name);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_APP_REQUEST_FLAGS_H_

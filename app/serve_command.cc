@@ -1,0 +1,66 @@
+// blockserve serve: all three tiers in one process.
+#include <cstdio>
+#include <optional>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "app/command.h"
+#include "app/embedded.h"
+#include "common/logging.h"
+#include "common/program.h"
+#include "rpc/signals.h"
+
+namespace blockserve {
+namespace {
+
+constexpr absl::string_view kProgram = "blockserve serve";
+constexpr absl::string_view kUsage =
+    "blockserve serve --model DIR [--grpc-address HOST:PORT]\n"
+    "Serves a model: gateway, block service and token service in one process.";
+
+}  // namespace
+
+int RunServe(const Arguments& arguments) {
+  EmbeddedOptions options;
+  options.grpc_address = "127.0.0.1:7070";
+  absl::Duration drain_time = absl::Seconds(30);
+  std::string log_level = "info";
+  FlagTable flags;
+  flags.Add("model", "folder of the model", &options.model_directory);
+  flags.Add("grpc_address", "address to serve clients on; port 0: any", &options.grpc_address);
+  flags.Add("health_listen", "plaintext address that serves grpc.health alone",
+            &options.health_listen);
+  flags.Add("model_name", "what requests may call the model; default: the folder's",
+            &options.model_name);
+  flags.Add("arithmetic", "auto, f32 or bf16", &options.arithmetic);
+  flags.Add("threads", "compute threads; 0: one per core", &options.threads);
+  flags.Add("kv_memory_mib", "memory for KV; 0: a quarter of the memory, at most 1 GiB",
+            &options.kv_memory_mib);
+  flags.Add("allow_long_contexts", "more blocks than max_position_embeddings",
+            &options.allow_long_contexts);
+  flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);
+  flags.Add("log_level", "debug, info, warning, error or off", &log_level);
+  if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
+  absl::Status status = options.Validate();
+  if (status.ok() && options.grpc_address.empty()) {
+    status = absl::InvalidArgumentError("--grpc-address is empty; it must be host:port");
+  }
+  if (status.ok()) status = ConfigureLogging({std::string(kProgram), log_level});
+  if (!status.ok()) return ReportUsageError(kProgram, status);
+
+  // Before any thread is started.
+  TerminationWaiter termination;
+  absl::StatusOr<std::unique_ptr<Embedded>> embedded = Embedded::Start(options);
+  if (!embedded.ok()) return ReportFailure(kProgram, embedded.status());
+  std::puts(
+      absl::StrCat("blockserve serves ", options.model_directory, " on ", (*embedded)->address())
+          .c_str());
+  std::fflush(stdout);
+
+  const int signal = termination.Wait();
+  LogInfo(absl::StrCat("signal ", signal, ": draining"));
+  (*embedded)->Stop(drain_time);
+  return kExitOk;
+}
+
+}  // namespace blockserve
