@@ -39,10 +39,8 @@ HWY_INLINE void Scores(const float* q, const KvLayout& layout, const uint8_t* ke
       const V16 odd_q = Set16(q[i + 1]);
       BLOCKSERVE_UNROLL
       for (int g = 0; g < kGroups; ++g) {
-        V16 even;
-        V16 odd;
-        LoadBf16Pairs(pairs + g * group_elements, even, odd);
-        sum[g] = Fma(odd_q, odd, Fma(even_q, even, sum[g]));
+        const uint32_t* pair = pairs + g * group_elements;
+        sum[g] = Fma(odd_q, LoadBf16High(pair), Fma(even_q, LoadBf16Low(pair), sum[g]));
       }
     }
   } else {

@@ -84,15 +84,23 @@ HWY_INLINE V16 LoadBf16(const uint16_t* p) {
   return r;
 }
 
-// Sixteen pairs of bf16: the low halves, and the high halves.
-HWY_INLINE void LoadBf16Pairs(const uint32_t* p, V16& low, V16& high) {
-  const VU mask = hn::Set(DU(), 0xffff0000u);
+// Sixteen pairs of bf16: the low halves, or the high halves.
+HWY_INLINE V16 LoadBf16Low(const uint32_t* p) {
+  V16 r;
   BLOCKSERVE_UNROLL
   for (int i = 0; i < kParts; ++i) {
-    const VU pair = hn::LoadU(DU(), p + i * kPartLanes);
-    low.part[i] = hn::BitCast(DF(), hn::ShiftLeft<16>(pair));
-    high.part[i] = hn::BitCast(DF(), hn::And(pair, mask));
+    r.part[i] = hn::BitCast(DF(), hn::ShiftLeft<16>(hn::LoadU(DU(), p + i * kPartLanes)));
   }
+  return r;
+}
+HWY_INLINE V16 LoadBf16High(const uint32_t* p) {
+  const VU mask = hn::Set(DU(), 0xffff0000u);
+  V16 r;
+  BLOCKSERVE_UNROLL
+  for (int i = 0; i < kParts; ++i) {
+    r.part[i] = hn::BitCast(DF(), hn::And(hn::LoadU(DU(), p + i * kPartLanes), mask));
+  }
+  return r;
 }
 
 #define BLOCKSERVE_BINARY(NAME, EXPRESSION)         \
