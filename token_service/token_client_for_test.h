@@ -58,7 +58,7 @@ class TokenClient {
   }
   ~TokenClient() {
     stream_->Close();
-    WaitForEnd();
+    WaitForEnd().IgnoreError();
   }
 
   // Says hello and waits for the service's.

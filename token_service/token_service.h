@@ -19,7 +19,7 @@
 namespace blockserve {
 
 struct TokenServiceConfig {
-  std::string name;                 // for people: who answers; empty is allowed
+  std::string name = "token";       // for people: who answers
   std::string arithmetic = "auto";  // or a name of model/arithmetic.h
   int32_t max_rows = 64;            // rows of a batch, beyond which nothing is gained
   int32_t max_queued_rows = 1024;   // rows that wait; more are answered RESOURCE_EXHAUSTED

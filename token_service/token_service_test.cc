@@ -40,7 +40,9 @@ class TokenServiceTest : public testing::Test {
     gate_.Open();
     if (service_ != nullptr) service_->Stop();
     if (server_ != nullptr) server_->Shutdown(absl::ZeroDuration());
-    if (service_ != nullptr) EXPECT_EQ(service_->stats().streams, 0);
+    if (service_ != nullptr) {
+      EXPECT_EQ(service_->stats().streams, 0);
+    }
     service_.reset();
     channel_.reset();
     server_.reset();
@@ -114,7 +116,7 @@ TEST_F(TokenServiceTest, RefusesAHelloThatDoesNotFit) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("tokenizer_hash"));
   status = refusal([](auto& message) { message.mutable_hello()->set_protocol_version(0); });
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("protocol_version 0"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("protocol_version is 0"));
   status = refusal([](auto& message) {
     message.mutable_hello()->set_protocol_version(kTierProtocolVersion + 2);
   });

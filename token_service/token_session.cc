@@ -5,21 +5,14 @@
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
 #include "rpc/status.h"
+#include "rpc/tier_hello.h"
 #include "rpc/tier_merge.h"
-#include "rpc/tier_protocol.h"
 #include "token_service/row_codec.h"
 
 namespace blockserve {
 namespace {
 
 constexpr OutgoingLimits kBeforeHello = {.max_queued_bytes = 1 << 20, .max_merged_bytes = 1 << 20};
-
-// "" is not checked.
-absl::Status CheckSame(absl::string_view what, absl::string_view theirs, absl::string_view ours) {
-  if (theirs.empty() || theirs == ours) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      absl::StrCat(what, " differs: the gateway's is ", theirs, ", this worker's ", ours));
-}
 
 void FillLoad(const WorkerLoad& load, v1::TokenReplyBatch& reply) {
   v1::TokenLoad& out = *reply.mutable_load();
@@ -44,15 +37,7 @@ absl::Status TokenSession::CheckHello(const v1::TokenRequestBatch& message) cons
   if (!message.has_hello()) {
     return absl::InvalidArgumentError("hello: missing in the stream's first message");
   }
-  const v1::GatewayHello& hello = message.hello();
-  if (!WorksWithTierProtocol(hello.protocol_version())) {
-    return absl::FailedPreconditionError(absl::StrCat("protocol_version ", hello.protocol_version(),
-                                                      " does not work with this worker's ",
-                                                      kTierProtocolVersion));
-  }
-  absl::Status status = CheckSame("config_hash", hello.config_hash(), context_.config_hash);
-  if (!status.ok()) return status;
-  return CheckSame("tokenizer_hash", hello.tokenizer_hash(), context_.tokenizer_hash);
+  return CheckGatewayHello(message.hello(), context_.config_hash, context_.tokenizer_hash);
 }
 
 void TokenSession::OnMessage(v1::TokenRequestBatch&& message) {
