@@ -30,8 +30,8 @@ v1::BlockRequestBatch HelloMessage(uint64_t incarnation) {
 }
 
 // Opens a sequence of three blocks, appends two, forks it after four, appends to the fork, closes
-// both. Items first_id, first_id + 1, …, seven in all.
-constexpr int kItems = 7;
+// both. Items first_id, first_id + 1, …, seven in all, of which the last two close.
+constexpr int kItems = 7, kCloses = 2;
 v1::BlockRequestBatch WellFormed(int32_t block_length, uint64_t first_id, uint64_t sequence) {
   v1::BlockRequestBatch batch;
   uint64_t id = first_id;
@@ -88,12 +88,25 @@ class Client {
 
   // The context rows of the well-formed items, by item; empty when one failed.
   std::map<uint64_t, std::string> Run() {
-    stream_->Write(WellFormed(block_length_, 1, 1));
+    v1::BlockRequestBatch work = WellFormed(block_length_, 1, 1), closes;
+    for (int i = 0; i < kCloses; ++i) *closes.add_items() = work.items(kItems - kCloses + i);
+    work.mutable_items()->DeleteSubrange(kItems - kCloses, kCloses);
     std::map<uint64_t, std::string> rows;
+    // A Close does not wait for what was asked before it.
+    stream_->Write(work);
+    if (!ReadAnswers(kItems - kCloses, rows)) return {};
+    stream_->Write(closes);
+    if (!ReadAnswers(kCloses, rows)) return {};
+    return rows;
+  }
+
+ private:
+  // Reads until so many items are done.
+  bool ReadAnswers(int items, std::map<uint64_t, std::string>& rows) {
     int done = 0;
     v1::BlockReplyBatch batch;
-    while (done < kItems) {
-      if (!stream_->Read(&batch)) return {};
+    while (done < items) {
+      if (!stream_->Read(&batch)) return false;
       int64_t all_rows = 0, row = 0;
       for (const v1::BlockReply& reply : batch.items()) all_rows += reply.rows();
       const size_t row_bytes = all_rows == 0 ? 0 : batch.contexts().size() / all_rows;
@@ -104,10 +117,9 @@ class Client {
         done += reply.last();
       }
     }
-    return rows;
+    return true;
   }
 
- private:
   std::unique_ptr<v1::BlockDecoder::Stub> stub_;
   grpc::ClientContext context_;
   std::unique_ptr<grpc::ClientReaderWriter<v1::BlockRequestBatch, v1::BlockReplyBatch>> stream_;
