@@ -1,5 +1,6 @@
 #include "model/weights.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 #include <utility>
@@ -10,6 +11,9 @@
 
 namespace blockserve {
 namespace {
+
+// Rows of a table that a thread copies at a time.
+constexpr int64_t kTableGrain = 256;
 
 struct Elements {
   ElementType type;
@@ -97,8 +101,17 @@ absl::StatusOr<EmbeddingTable> EmbeddingTable::Load(const LoadContext& context,
   const int64_t bytes = rows * width * (table.bf16_ ? 2 : 4);
   table.data_ = AlignedBuffer(bytes);
   if (table.data_.data() == nullptr) return NoMemory(name, bytes);
-  context.pool.ParallelFor(rows, [&](int64_t row, int) {
-    for (int64_t i = row * width; i < (row + 1) * width; ++i) {
+  const int64_t element_bytes = table.bf16_ ? 2 : 4;
+  const bool same_type = elements->type == (table.bf16_ ? ElementType::kBf16 : ElementType::kF32);
+  context.pool.ParallelFor((rows + kTableGrain - 1) / kTableGrain, [&](int64_t task, int) {
+    const int64_t begin = task * kTableGrain * width;
+    const int64_t end = std::min(rows, (task + 1) * kTableGrain) * width;
+    if (same_type) {
+      std::memcpy(table.data_.data() + begin * element_bytes,
+                  elements->data + begin * element_bytes, (end - begin) * element_bytes);
+      return;
+    }
+    for (int64_t i = begin; i < end; ++i) {
       const float value = LoadElement(elements->type, elements->data, i);
       if (table.bf16_) {
         table.data_.as<uint16_t>()[i] = Bf16FromFloat(value);
