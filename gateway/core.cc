@@ -28,6 +28,7 @@ Core::Core(Loop& loop, const ModelConfig& config, const Tokenizer* tokenizer,
   if (tokenizer != nullptr && tokenizer->vocab_size() < config.vocab_size) {
     environment_.vocab_limit = tokenizer->vocab_size();
   }
+  environment_.loop = &loop;
   environment_.block_tier = &block_tier_;
   environment_.token_tier = &token_tier_;
   const auto on_change = [this] {

@@ -125,6 +125,7 @@ void GenerateCall::Pump() {
     if (!waiting_.empty()) {
       writing_ = true;
       bool own_buffer = false;
+      writing_buffer_.Clear();  // of the write before: gRPC serializes into empty buffers only
       outcome = grpc::SerializationTraits<v1::GenerateResponse>::Serialize(
           waiting_.front(), &writing_buffer_, &own_buffer);
       waiting_.pop_front();

@@ -174,10 +174,10 @@ void GenerationRun::OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer
   if (over()) return;
   choices_[index].row = 0;
   if (!answer.ok()) return End(answer.status());
-  OnBlock(index, *answer);
+  OnBlock(index, *std::move(answer));
 }
 
-void GenerationRun::OnBlock(size_t index, const TokenRowAnswer& answer) {
+void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
   Choice& choice = choices_[index];
   const v1::TokenRowReply& reply = answer.reply;
   const std::vector<int32_t> tokens(reply.tokens().begin(), reply.tokens().end());
@@ -195,25 +195,31 @@ void GenerationRun::OnBlock(size_t index, const TokenRowAnswer& answer) {
   if (!verdict.ok()) return End(verdict.status());
   const int64_t position = choice.state.position();
 
-  // The block goes back to the block tier before anything else is done with it, unless a stop
-  // string may end the choice here.
   const auto go_on = [&]() -> absl::Status {
     absl::StatusOr<std::vector<int32_t>> block = choice.state.AcceptBlock(tokens);
     if (!block.ok()) return absl::InternalError(block.status().message());
     environment_.block_tier->Extend(choice.sequence, *block);
     return absl::OkStatus();
   };
-  const bool look_first = !request_.stop_strings.empty();
-  if (*verdict == BlockVerdict::kGoesOn && !look_first) {
+  // The block goes back to the block tier before anything else is done with it, unless a stop
+  // string may end the choice here. What is posted now runs after the message with the appends has
+  // left, and before anything that answers it.
+  if (*verdict == BlockVerdict::kGoesOn && request_.stop_strings.empty()) {
     if (absl::Status status = go_on(); !status.ok()) return End(status);
+    environment_.loop->Post([this, alive = alive_, index, position,
+                             kept = std::make_shared<const TokenRowAnswer>(std::move(answer)),
+                             tokens] {
+      if (!*alive || over()) return;
+      TextOutput::Result text = choices_[index].text.Append(tokens, false);
+      Emit(index, *kept, position, tokens.size(), std::move(text.text));
+    });
+    return;
   }
   TextOutput::Result text =
       choice.text.Append(tokens, /*ends_with_stop_token=*/*verdict == BlockVerdict::kStopToken);
   const size_t kept = static_cast<size_t>(text.tokens_kept);
   if (*verdict == BlockVerdict::kGoesOn && !text.stop_string.has_value()) {
-    if (look_first) {
-      if (absl::Status status = go_on(); !status.ok()) return End(status);
-    }
+    if (absl::Status status = go_on(); !status.ok()) return End(status);
     Emit(index, answer, position, kept, std::move(text.text));
     return;
   }

@@ -20,6 +20,7 @@ class GenerationRun final : public Run {
  public:
   GenerationRun(const RunEnvironment& environment, GenerationRequest request,
                 std::shared_ptr<GenerationSink> sink, std::function<void()> on_over);
+  ~GenerationRun() override { *alive_ = false; }
 
   absl::Time deadline() const override { return request_.deadline; }
   uint32_t priority() const override { return request_.priority; }
@@ -46,7 +47,7 @@ class GenerationRun final : public Run {
   void OnContext(size_t index, int64_t block, ContextRowPtr row);
   void SubmitRow(size_t index);
   void OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer);
-  void OnBlock(size_t index, const TokenRowAnswer& answer);
+  void OnBlock(size_t index, TokenRowAnswer answer);
   void Emit(size_t index, const TokenRowAnswer& answer, int64_t position, size_t kept,
             std::string text);
   void FinishChoice(size_t index, v1::Finished finished);
@@ -60,6 +61,7 @@ class GenerationRun final : public Run {
   std::vector<Choice> choices_;
   int32_t running_ = 0;  // choices not over
   v1::Usage usage_;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
 }  // namespace blockserve

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "gateway/block_tier.h"
+#include "gateway/loop.h"
 #include "gateway/token_tier.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
@@ -28,6 +29,7 @@ struct RunEnvironment {
   const ModelConfig* config = nullptr;
   const Tokenizer* tokenizer = nullptr;  // may be null
   int32_t vocab_limit = 0;               // ids from here on cannot be drawn; 0: none
+  Loop* loop = nullptr;
   BlockTier* block_tier = nullptr;
   TokenTier* token_tier = nullptr;
 };

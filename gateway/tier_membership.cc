@@ -38,6 +38,8 @@ void TierMembership::Lost(TierMember& member, const absl::Status& status, absl::
       known = reason;
       LogError(absl::StrCat("not used: ", known));
     }
+  } else {
+    refusals_.erase(member.address);  // whoever comes back may be another
   }
   member.connected = false;
   Update(member, now);
