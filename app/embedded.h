@@ -50,7 +50,8 @@ class Embedded {
   // Bound address; empty without grpc_address.
   const std::string& address() const { return front_->address(); }
 
-  // Not ready; requests that run may take `grace` to end. Idempotent.
+  // Not ready; requests that run may take `grace` to end, but for those over channel(): gRPC breaks
+  // in-process channels at once. Idempotent.
   void Stop(absl::Duration grace);
 
  private:

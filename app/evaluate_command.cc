@@ -128,7 +128,7 @@ int RunEvaluate(const Arguments& arguments) {
   absl::StatusOr<nlohmann::ordered_json> json = Evaluate(options);
   if (!json.ok()) return ReportFailure(kProgram, json.status());
   const std::string text =
-      options.format == "json" ? json->dump(1) + "\n" : Evaluation::Table(*json);
+      options.format == "json" ? json->dump() + "\n" : Evaluation::Table(*json);
   std::fputs(text.c_str(), stdout);
   return kExitOk;
 }

@@ -61,7 +61,7 @@ absl::Status Generate(const GenerateOptions& options, const v1::GenerateRequest&
   if (as_it_comes && output.completion_tokens() > 0) Write("\n");
   if (!status.ok()) return (*source)->Explain(status);
   if (as_json) {
-    Write(output.Json().dump(1) + "\n");
+    Write(output.Json().dump() + "\n");
     return status;
   }
   if (!as_it_comes) {

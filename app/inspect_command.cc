@@ -150,7 +150,7 @@ int RunInspect(const Arguments& arguments) {
   }
   absl::StatusOr<ordered_json> json = Inspect(model);
   if (!json.ok()) return ReportFailure(kProgram, json.status());
-  const std::string text = format == "json" ? json->dump(1) + "\n" : Table(*json);
+  const std::string text = format == "json" ? json->dump() + "\n" : Table(*json);
   std::fputs(text.c_str(), stdout);
   return kExitOk;
 }

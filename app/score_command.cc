@@ -32,7 +32,7 @@ absl::Status Score(const SourceOptions& options, const v1::ScoreRequest& request
   }
   json["usage"] = UsageJson(response->usage());
   json["model_id"] = response->model_id();
-  std::puts(json.dump(1).c_str());
+  std::puts(json.dump().c_str());
   return absl::OkStatus();
 }
 
