@@ -6,6 +6,12 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 #include <grpcpp/support/channel_arguments.h>
+#include <netdb.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
@@ -24,6 +30,43 @@ bool SplitPort(absl::string_view address, absl::string_view& host, int& port) {
   return absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 0 && port <= 65535;
 }
 
+absl::Status CannotListen(absl::string_view flag, absl::string_view address,
+                          absl::string_view why) {
+  return absl::FailedPreconditionError(
+      absl::StrCat(flag, " ", address, ": cannot listen there: ", why));
+}
+
+// Tries whether the address can be bound. gRPC does not say why it could not, but in its own log.
+absl::Status TryToBind(absl::string_view flag, absl::string_view address, absl::string_view host,
+                       int port) {
+  if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+  }
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  const int failed =
+      getaddrinfo(std::string(host).c_str(), absl::StrCat(port).c_str(), &hints, &found);
+  if (failed != 0) return CannotListen(flag, address, gai_strerror(failed));
+  int error = 0;
+  bool bound = false;
+  for (const addrinfo* one = found; one != nullptr && !bound; one = one->ai_next) {
+    const int fd = socket(one->ai_family, one->ai_socktype | SOCK_CLOEXEC, one->ai_protocol);
+    if (fd < 0) {
+      error = errno;
+      continue;
+    }
+    const int on = 1;
+    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    bound = bind(fd, one->ai_addr, one->ai_addrlen) == 0;
+    if (!bound) error = errno;
+    close(fd);
+  }
+  freeaddrinfo(found);
+  return bound ? absl::OkStatus() : CannotListen(flag, address, std::strerror(error));
+}
+
 absl::Status CheckAddress(absl::string_view flag, absl::string_view address) {
   if (absl::StartsWith(address, "unix:")) return absl::OkStatus();
   absl::string_view host;
@@ -32,7 +75,7 @@ absl::Status CheckAddress(absl::string_view flag, absl::string_view address) {
     return absl::InvalidArgumentError(
         absl::StrCat(flag, " is \"", address, "\"; it must be host:port"));
   }
-  return absl::OkStatus();
+  return TryToBind(flag, address, host, port);
 }
 
 std::string BoundAddress(const std::string& address, int bound_port) {
@@ -55,13 +98,6 @@ void SetCommonArguments(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
 }
 
-absl::Status CannotListen(absl::string_view flag, absl::string_view address) {
-  return absl::FailedPreconditionError(
-      absl::StrCat(flag, " ", address,
-                   ": cannot listen there (the port is in use, or the "
-                   "address is not this machine's)"));
-}
-
 absl::StatusOr<std::unique_ptr<grpc::Server>> StartHealthServer(const std::string& listen,
                                                                 std::string& bound) {
   if (absl::Status status = CheckAddress("--health-listen", listen); !status.ok()) return status;
@@ -70,7 +106,8 @@ absl::StatusOr<std::unique_ptr<grpc::Server>> StartHealthServer(const std::strin
   int port = 0;
   builder.AddListeningPort(listen, grpc::InsecureServerCredentials(), &port);
   std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr || port == 0) return CannotListen("--health-listen", listen);
+  if (server == nullptr || port == 0)
+    return CannotListen("--health-listen", listen, "gRPC refuses it");
   bound = BoundAddress(listen, port);
   return server;
 }
@@ -108,7 +145,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   for (grpc::Service* service : services) builder.RegisterService(service);
   result->server_ = builder.BuildAndStart();
   if (result->server_ == nullptr || (!options.listen_address.empty() && port == 0)) {
-    return CannotListen(options.listen_flag, options.listen_address);
+    return CannotListen(options.listen_flag, options.listen_address, "gRPC refuses it");
   }
   if (!options.listen_address.empty()) {
     result->address_ = BoundAddress(options.listen_address, port);

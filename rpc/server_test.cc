@@ -148,6 +148,7 @@ TEST(RpcServer, APortInUseIsAnErrorThatNamesIt) {
   ASSERT_FALSE(second.ok());
   EXPECT_THAT(std::string(second.status().message()),
               HasSubstr(absl::StrCat("--listen ", (*first)->address())));
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr("in use"));
   ServerOptions health;
   health.listen_address = "127.0.0.1:0";
   health.health_listen = (*first)->address();
