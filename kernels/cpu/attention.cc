@@ -19,10 +19,10 @@ namespace blockserve {
 namespace HWY_NAMESPACE {
 namespace {
 
-// Key groups whose scores are computed side by side: enough chains to keep the units busy.
-constexpr int kGroupsAtOnce = 4;
-// Groups of 16 dimensions of an output that are summed side by side.
-constexpr int kOutputsAtOnce = 4;
+// Key groups whose scores are computed side by side, and groups of 16 dimensions of an output that
+// are summed side by side: enough chains to keep the units busy.
+constexpr int kGroupsAtOnce = kParts > 2 ? 1 : 4;
+constexpr int kOutputsAtOnce = kGroupsAtOnce;
 
 // Scores of kGroups * 16 positions: one chain over the head's dimensions each.
 template <int kGroups, bool kBf16>

@@ -13,12 +13,15 @@
 
 #include "hwy/highway.h"
 
-#ifndef BLOCKSERVE_UNROLL
-#ifdef __clang__
+// Unrolls a loop over parts, rows or panels, so that all of it lives in registers. Not for scalars:
+// there it would only make the sanitizer builds slow to compile.
+#undef BLOCKSERVE_UNROLL
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+#define BLOCKSERVE_UNROLL
+#elif defined(__clang__)
 #define BLOCKSERVE_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define BLOCKSERVE_UNROLL _Pragma("GCC unroll 16")
-#endif
 #endif
 
 HWY_BEFORE_NAMESPACE();
