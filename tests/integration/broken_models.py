@@ -70,8 +70,8 @@ def replace(name: str, data: bytes) -> Callable[[pathlib.Path], None]:
 QKV = "block_decoder.gpt_neox.layers.0.attention.query_key_value.weight"
 
 
-def drop_tensor(header: dict) -> None:
-    del header[QKV]
+def rename_tensor(header: dict) -> None:
+    header["another.name"] = header.pop(QKV)
 
 
 def overlap(header: dict) -> None:
@@ -132,7 +132,7 @@ BROKEN = {
     "header that is no JSON": (
         "concat_l4", replace("model.safetensors", struct.pack("<Q", 16) + b"{" * 64),
         ["model.safetensors"]),
-    "tensor missing": ("concat_l4", edit_header(drop_tensor), [QKV]),
+    "tensor missing": ("concat_l4", edit_header(rename_tensor), [QKV]),
     "tensors that overlap": ("concat_l4", edit_header(overlap), ["model.safetensors", "overlap"]),
     "tensor of fewer bytes than its shape": ("concat_l4", edit_header(shift), [QKV]),
     "tensor of another shape": ("concat_l4", edit_header(transpose), [QKV, "192"]),

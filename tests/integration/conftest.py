@@ -18,7 +18,7 @@ GOLDEN_FOLDERS = (
     "vanilla",
 )
 
-_notes: list[str] = []
+_largest: dict[str, float] = {}
 
 
 def golden_folder(name: str) -> pathlib.Path:
@@ -55,12 +55,16 @@ def demo_model() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def note():
-    """note(line): measured figures, printed after the tests."""
-    return _notes.append
+    """note(what, value): the largest value of each `what` is printed after the tests."""
+
+    def keep(what: str, value: float) -> None:
+        _largest[what] = max(value, _largest.get(what, value))
+
+    return keep
 
 
 def pytest_terminal_summary(terminalreporter):
-    if _notes:
+    if _largest:
         terminalreporter.section("measured")
-        for line in _notes:
-            terminalreporter.write_line(line)
+        for what, value in sorted(_largest.items()):
+            terminalreporter.write_line(f"{what} {value:.1e}")
