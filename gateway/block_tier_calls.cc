@@ -1,0 +1,153 @@
+// BlockTier: which replica opens a sequence, and the calls that are made to it.
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "gateway/block_replica.h"
+#include "gateway/block_tier.h"
+#include "gateway/remaining.h"
+
+namespace blockserve {
+
+void BlockTier::SchedulePump() {
+  if (pump_posted_) return;
+  pump_posted_ = true;
+  loop_.Post([this, alive = alive_] {
+    if (!*alive) return;
+    pump_posted_ = false;
+    Pump();
+    Flush();
+  });
+}
+
+void BlockTier::Pump() {
+  std::set<TierGroup> blocked;  // nobody overtakes within a group
+  for (auto next = queue_.waiting().begin(); next != queue_.waiting().end();) {
+    const uint64_t handle = next->second;
+    ++next;  // what follows may take the sequence out of the queue
+    Sequence& sequence = *sequences_.at(handle);
+    if (blocked.contains(sequence.spec.group)) continue;
+    if (!CouldEverFit(sequence)) {
+      Fail(handle, absl::ResourceExhaustedError(absl::StrCat(
+                       "a text of ", BlocksOf(sequence), " blocks fits no block service's KV")));
+      continue;
+    }
+    Replica* const replica = Choose(sequence);
+    if (replica == nullptr) {
+      blocked.insert(sequence.spec.group);
+      continue;
+    }
+    queue_.Erase(sequence.place);
+    sequence.replica = replica;
+    sequence.wire_id = next_wire_id_++;
+    replica->sequences.insert(handle);
+    SendOpen(handle, sequence);
+  }
+}
+
+void BlockTier::Flush() {
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->outgoing.items_size() == 0) continue;
+    replica->link->Send(std::exchange(replica->outgoing, {}));
+  }
+}
+
+BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
+  std::vector<BlockReplicaView> views;
+  std::vector<int64_t> needed;
+  int64_t most_needed = 0;
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    const uint64_t key =
+        PrefixMemory::Key(*sequence.spec.prompt, replica->page_tokens(block_length_));
+    BlockReplicaView& view = views.emplace_back();
+    view.usable = replica->member.usable() && replica->member.group == sequence.spec.group &&
+                  !replica->full && replica->has_room_for_sequence();
+    view.suspect = replica->suspect;
+    view.available_pages = replica->available_pages();
+    view.pages = replica->pages;
+    view.idle = replica->opens == 0;
+    view.has_prefix = replica->prefixes.Knows(key);
+    most_needed =
+        std::max(most_needed, EstimatePages(BlocksOf(sequence), sequence.spec.reserve_blocks,
+                                            block_length_, replica->page_blocks));
+  }
+  const int chosen = PickReplica(views, most_needed);
+  return chosen < 0 ? nullptr : replicas_[static_cast<size_t>(chosen)].get();
+}
+
+bool BlockTier::CouldEverFit(const Sequence& sequence) const {
+  bool somebody = false;
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (!replica->member.usable() || !(replica->member.group == sequence.spec.group)) continue;
+    somebody = true;
+    if (replica->fits_blocks(BlocksOf(sequence))) return true;
+  }
+  return !somebody;
+}
+
+v1::BlockRequest& BlockTier::AddItem(Replica& replica, BlockCall call, uint64_t handle) {
+  const uint64_t id = next_item_++;
+  replica.items[id] = {call, handle, /*wire_id=*/0};
+  v1::BlockRequest& request = *replica.outgoing.add_items();
+  request.set_id(id);
+  if (handle != 0) {
+    Sequence& sequence = *sequences_.at(handle);
+    sequence.item = id;
+    sequence.sent = loop_.Now();
+    sequence.again_at = absl::InfiniteFuture();
+    request.set_sequence(sequence.wire_id);
+    v1::ItemHeader& header = *request.mutable_header();
+    header.set_remaining_ms(RemainingMs(sequence.spec.deadline, loop_.Now()));
+    header.set_priority(sequence.spec.priority);
+    header.set_request_key(sequence.spec.request_key);
+  }
+  SchedulePump();
+  return request;
+}
+
+void BlockTier::SendOpen(uint64_t handle, Sequence& sequence) {
+  sequence.phase = Phase::kOpening;
+  Replica& replica = *sequence.replica;
+  const SequenceSpec& spec = sequence.spec;
+  const int64_t more_blocks = static_cast<int64_t>(spec.more.size()) / block_length_;
+  v1::OpenSequence& open = *AddItem(replica, BlockCall::kOpen, handle).mutable_open();
+  open.mutable_tokens()->Reserve(static_cast<int>(spec.prompt->size() + spec.more.size()));
+  open.mutable_tokens()->Add(spec.prompt->begin(), spec.prompt->end());
+  open.mutable_tokens()->Add(spec.more.begin(), spec.more.end());
+  open.set_reserve_blocks(std::max<int64_t>(0, spec.reserve_blocks - more_blocks));
+  open.set_first_context(spec.scoring ? sequence.next_score_block : -1);
+  open.set_close_after(spec.scoring);
+  sequence.promised_pages =
+      EstimatePages(BlocksOf(sequence), open.reserve_blocks(), block_length_, replica.page_blocks);
+  replica.promised_pages += sequence.promised_pages;
+  ++replica.opens;
+}
+
+void BlockTier::SendFork(uint64_t handle, Sequence& sequence) {
+  sequence.phase = Phase::kForking;
+  v1::ForkSequence& fork = *AddItem(*sequence.replica, BlockCall::kFork, handle).mutable_fork();
+  fork.set_parent(sequence.parent_wire_id);
+  fork.set_blocks(static_cast<int64_t>(sequence.spec.prompt->size()) / block_length_);
+  fork.set_reserve_blocks(sequence.spec.reserve_blocks);
+}
+
+void BlockTier::SendAppend(uint64_t handle, Sequence& sequence) {
+  sequence.phase = Phase::kAppending;
+  // Its replica is away, and there is no other: sent when one of them is there.
+  if (!sequence.replica->member.connected) return;
+  v1::AppendBlock& append =
+      *AddItem(*sequence.replica, BlockCall::kAppend, handle).mutable_append();
+  append.set_block_index(BlocksOf(sequence) - 1);
+  const std::vector<int32_t>& more = sequence.spec.more;
+  append.mutable_tokens()->Add(more.end() - block_length_, more.end());
+}
+
+void BlockTier::SendClose(Replica& replica, uint64_t wire_id) {
+  v1::BlockRequest& request = AddItem(replica, BlockCall::kClose, 0);
+  replica.items[request.id()].wire_id = wire_id;
+  request.set_sequence(wire_id);
+  request.mutable_close();
+}
+
+}  // namespace blockserve

@@ -1,0 +1,147 @@
+// BlockTier: the life of a sequence, whichever replica holds it.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "gateway/block_replica.h"
+#include "gateway/block_tier.h"
+
+namespace blockserve {
+
+absl::StatusOr<uint64_t> BlockTier::Open(SequenceSpec spec) {
+  if (queue_.new_items() >= options_.max_queued) {
+    Pump();  // some of those that wait may have come in this very turn
+    if (queue_.new_items() >= options_.max_queued) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(queue_.new_items(), " requests wait for room already; try again later"));
+    }
+  }
+  const uint64_t handle = next_handle_++;
+  std::unique_ptr<Sequence>& sequence = sequences_[handle];
+  sequence = std::make_unique<Sequence>();
+  sequence->spec = std::move(spec);
+  sequence->wants_row = true;
+  sequence->next_score_block = sequence->spec.first_context;
+  Enqueue(handle, *sequence);
+  return handle;
+}
+
+uint64_t BlockTier::Fork(uint64_t parent, SequenceSpec spec) {
+  const uint64_t handle = next_handle_++;
+  std::unique_ptr<Sequence>& sequence = sequences_[handle];
+  sequence = std::make_unique<Sequence>();
+  sequence->spec = std::move(spec);
+  sequence->begun = true;  // its request has: it does not stand in line with new ones
+  const auto found = sequences_.find(parent);
+  if (found == sequences_.end()) return handle;
+  const Sequence& from = *found->second;
+  const bool there = from.phase == Phase::kIdle || from.phase == Phase::kAppending;
+  // Without a parent to copy, it is opened from its tokens when its first row is wanted.
+  if (!there || !from.replica->member.usable()) return handle;
+  sequence->replica = from.replica;
+  sequence->wire_id = next_wire_id_++;
+  sequence->parent_wire_id = from.wire_id;
+  from.replica->sequences.insert(handle);
+  SendFork(handle, *sequence);
+  return handle;
+}
+
+void BlockTier::Extend(uint64_t handle, absl::Span<const int32_t> block) {
+  const auto found = sequences_.find(handle);
+  if (found == sequences_.end()) return;
+  Sequence& sequence = *found->second;
+  sequence.spec.more.insert(sequence.spec.more.end(), block.begin(), block.end());
+  sequence.wants_row = true;
+  if (sequence.phase == Phase::kDetached) {
+    Enqueue(handle, sequence);
+  } else if (sequence.phase == Phase::kIdle) {
+    Replica& replica = *sequence.replica;
+    const bool stays = replica.member.usable() && !replica.suspect;
+    if (!stays && HasOther(sequence.spec.group, &replica)) {
+      Reopen(handle, sequence, /*close_copy=*/true);
+    } else {
+      SendAppend(handle, sequence);
+    }
+  }
+  // Forking: the append follows the fork's reply. Failed: the owner is about to hear.
+}
+
+void BlockTier::Close(uint64_t handle) {
+  const auto found = sequences_.find(handle);
+  if (found == sequences_.end()) return;
+  Sequence& sequence = *found->second;
+  if (sequence.phase == Phase::kWaiting) queue_.Erase(sequence.place);
+  Detach(handle, sequence, /*close_copy=*/true);
+  sequences_.erase(found);
+  SchedulePump();
+}
+
+int64_t BlockTier::cached_blocks(uint64_t handle) const {
+  const auto found = sequences_.find(handle);
+  return found == sequences_.end() ? 0 : found->second->cached_blocks;
+}
+
+void BlockTier::Enqueue(uint64_t handle, Sequence& sequence) {
+  if (sequence.phase == Phase::kWaiting) return;
+  if (!sequence.placed || (sequence.begun && sequence.place.is_new)) {
+    sequence.place = queue_.NextPlace(!sequence.begun, sequence.spec.priority);
+    sequence.placed = true;
+  }
+  queue_.Insert(sequence.place, handle);
+  sequence.phase = Phase::kWaiting;
+  SchedulePump();
+}
+
+void BlockTier::Detach(uint64_t handle, Sequence& sequence, bool close_copy) {
+  Replica* const replica = std::exchange(sequence.replica, nullptr);
+  if (replica != nullptr) {
+    replica->sequences.erase(handle);
+    if (sequence.item != 0) {
+      replica->items.erase(sequence.item);
+      replica->promised_pages -= sequence.promised_pages;
+      if (sequence.phase == Phase::kOpening) --replica->opens;
+      if (replica->member.connected) {
+        v1::BlockRequest& request = *replica->outgoing.add_items();
+        request.set_id(next_item_++);
+        request.set_sequence(sequence.wire_id);
+        request.mutable_cancel()->set_item(sequence.item);
+      }
+    }
+    if (close_copy) {
+      if (replica->member.connected) {
+        SendClose(*replica, sequence.wire_id);
+      } else {
+        replica->orphans.push_back(sequence.wire_id);
+      }
+    }
+    SchedulePump();
+    RetireIfEmpty(*replica);
+  }
+  sequence.item = 0;
+  sequence.promised_pages = 0;
+  sequence.again_at = absl::InfiniteFuture();
+  sequence.phase = Phase::kDetached;
+}
+
+void BlockTier::Reopen(uint64_t handle, Sequence& sequence, bool close_copy) {
+  Detach(handle, sequence, close_copy);
+  if (sequence.wants_row) Enqueue(handle, sequence);
+}
+
+void BlockTier::Fail(uint64_t handle, absl::Status status) {
+  Sequence& sequence = *sequences_.at(handle);
+  if (sequence.phase == Phase::kFailed) return;
+  if (sequence.phase == Phase::kWaiting) queue_.Erase(sequence.place);
+  Detach(handle, sequence, /*close_copy=*/true);
+  sequence.phase = Phase::kFailed;
+  sequence.wants_row = false;
+  loop_.Post([this, alive = alive_, handle, status = std::move(status)] {
+    if (!*alive) return;
+    const auto found = sequences_.find(handle);
+    if (found == sequences_.end()) return;  // closed meanwhile
+    const std::unique_ptr<Sequence> gone = std::move(found->second);
+    sequences_.erase(found);
+    gone->spec.on_failed(status);
+  });
+}
+
+}  // namespace blockserve
