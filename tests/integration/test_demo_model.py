@@ -1,7 +1,7 @@
 """The demo model served: text in, text out."""
 
 import blockserve
-import harness
+import make_random_model
 import pytest
 import tokenizers
 
@@ -47,17 +47,16 @@ def test_a_stop_token_ends_the_tokens_and_is_among_them(client):
     assert (choice.finish_reason, choice.stop_token) == ("stop", stop)
 
 
-def test_ids_beyond_the_tokenizer_are_never_drawn(client):
-    """However much they are wanted: padding of the tables has no text."""
-    model = client.model()
-    library = tokenizers.Tokenizer.from_file(str(harness.DEMO_MODEL / "tokenizer.json"))
-    size = library.get_vocab_size(with_added_tokens=True)
-    beyond = list(range(size, model.vocab_size))[:64]
-    if not beyond:
-        pytest.skip("the tables of this model have no padding")
+def test_ids_beyond_the_tokenizer_are_never_drawn(launcher, demo_model, tmp_path):
+    """However much they are wanted: the padding of a table has no text."""
+    model = tmp_path / "padded"
+    assert make_random_model.main([f"--out={model}", f"--tokenizer={demo_model}", "--vocab=2112"]) == 0
+    client = launcher.client(launcher.serve(model).wait_until_ready())
+    size = tokenizers.Tokenizer.from_file(str(demo_model / "tokenizer.json")).get_vocab_size()
+    assert (size, client.model().vocab_size) == (2048, 2112)
     choice = client.generate(PROMPT, max_tokens=40, seed=1, ignore_eos=True,
-                             logit_bias={token: 100.0 for token in beyond}).choices[0]
-    assert max(choice.tokens) < size
+                             logit_bias={token: 100.0 for token in range(size, 2112)}).choices[0]
+    assert len(choice.tokens) == 40 and max(choice.tokens) < size
 
 
 def test_logprobs_best_first_and_those_of_the_scored_text(client):
