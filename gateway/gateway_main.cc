@@ -22,6 +22,10 @@ ABSL_FLAG(std::string, health_listen, "", "plaintext address that serves grpc.he
 ABSL_FLAG(std::string, model_name, "", "what requests may call the model; default: the folder's");
 ABSL_FLAG(absl::Duration, tier_wait, absl::Seconds(10), "how long requests wait for a lost tier");
 ABSL_FLAG(absl::Duration, drain_time, absl::Seconds(30), "after SIGTERM, for requests that run");
+ABSL_FLAG(absl::Duration, resolve_interval, absl::Seconds(2), "between two look-ups of DNS names");
+ABSL_FLAG(absl::Duration, progress_bound, absl::Seconds(10),
+          "without an answer for so long, a row or block is sent elsewhere");
+ABSL_FLAG(int32_t, max_live_choices, 16384, "choices of all requests together; more are refused");
 ABSL_FLAG(int32_t, max_queued_requests, 1024, "requests that wait for KV; more are refused");
 ABSL_FLAG(bool, allow_long_contexts, false, "more blocks than max_position_embeddings");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
@@ -36,7 +40,8 @@ int Main(int argc, char** argv) {
       "blockserve-gateway --model DIR --block-services LIST --token-services LIST\n"
       "Takes requests and drives the block and token tiers.",
       {"model", "block_services", "token_services", "listen", "health_listen", "model_name",
-       "tier_wait", "drain_time", "max_queued_requests", "allow_long_contexts", "log_level"}};
+       "tier_wait", "resolve_interval", "progress_bound", "drain_time", "max_live_choices",
+       "max_queued_requests", "allow_long_contexts", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -48,6 +53,9 @@ int Main(int argc, char** argv) {
   config.block_services = absl::GetFlag(FLAGS_block_services);
   config.token_services = absl::GetFlag(FLAGS_token_services);
   config.tier_wait = absl::GetFlag(FLAGS_tier_wait);
+  config.resolve_interval = absl::GetFlag(FLAGS_resolve_interval);
+  config.progress_bound = absl::GetFlag(FLAGS_progress_bound);
+  config.max_live_choices = absl::GetFlag(FLAGS_max_live_choices);
   config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
   config.allow_beyond_positions = absl::GetFlag(FLAGS_allow_long_contexts);
   if (config.model_directory.empty()) return bad_usage("--model is missing");
