@@ -151,20 +151,22 @@ HWY_INLINE float ReduceMax(const V16& v) {
 }
 
 // exp(x) for x <= 88, within 1 ulp; 0 below -87.3 (where results would be subnormal).
-// x = n ln 2 + f with |f| <= ln(2) / 2; polynomial of degree 6 for exp(f).
+// x = n ln 2 + f with |f| <= ln(2) / 2; minimax polynomial for exp(f), fitted by
+// tools/fit_elementary.py.
 HWY_INLINE VF ExpPart(VF x) {
   const DF d;
   const DU du;
   const VF round = hn::Set(d, 12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
-  const VF shifted = Fma(x, hn::Set(d, 1.442695f), round);
+  const VF shifted = Fma(x, hn::Set(d, 0x1.715476p+0f), round);  // x / ln 2
   const VF n = hn::Sub(shifted, round);
-  VF f = Fma(n, hn::Set(d, -6.93145752e-1f), x);
-  f = Fma(n, hn::Set(d, -1.42860677e-6f), f);
-  VF r = hn::Set(d, 1.37805939e-3f);
-  r = Fma(r, f, hn::Set(d, 8.37312452e-3f));
-  r = Fma(r, f, hn::Set(d, 4.16695364e-2f));
-  r = Fma(r, f, hn::Set(d, 1.66664720e-1f));
-  r = Fma(r, f, hn::Set(d, 4.99999851e-1f));
+  // ln 2 in two parts, the first short enough that its product with n is exact.
+  VF f = Fma(n, hn::Set(d, -0x1.62e4p-1f), x);
+  f = Fma(n, hn::Set(d, -0x1.7f7d1cp-20f), f);
+  VF r = hn::Set(d, 0.00140350813f);
+  r = Fma(r, f, hn::Set(d, 0.00837228354f));
+  r = Fma(r, f, hn::Set(d, 0.041665554f));
+  r = Fma(r, f, hn::Set(d, 0.166664883f));
+  r = Fma(r, f, hn::Set(d, 0.5f));
   r = Fma(r, f, hn::Set(d, 1.0f));
   r = Fma(r, f, hn::Set(d, 1.0f));
   // The low bits of `shifted` hold n: to the exponent of 2^n.
@@ -174,31 +176,35 @@ HWY_INLINE VF ExpPart(VF x) {
   return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.3f)), hn::Zero(d), r);
 }
 
-// erf(x) within 1 ulp: an odd polynomial near 0, 1 - exp(polynomial) elsewhere.
+// erf(x) within 1 ulp: x + x p(x^2) below 1, 1 - exp(q(|x| - 1)) from there on; polynomials fitted by
+// tools/fit_elementary.py.
 HWY_INLINE VF ErfPart(VF x) {
   const DF d;
   const VF one = hn::Set(d, 1.0f);
-  const VF t = hn::Min(hn::Abs(x), hn::Set(d, 5.0f));  // erf(5) rounds to 1
+  const VF t = hn::Min(hn::Abs(x), hn::Set(d, 4.0f));  // erf(4) rounds to 1
   const VF s = hn::Mul(t, t);
+  const VF u = hn::Sub(t, one);
 
-  VF r = Fma(hn::Set(d, -1.72853470e-5f), t, hn::Set(d, 3.83197126e-4f));
-  const VF u = Fma(hn::Set(d, -3.88396438e-3f), t, hn::Set(d, 2.42546219e-2f));
-  r = Fma(r, s, u);
-  r = Fma(r, t, hn::Set(d, -1.06777877e-1f));
-  r = Fma(r, t, hn::Set(d, -6.34846687e-1f));
-  r = Fma(r, t, hn::Set(d, -1.28717512e-1f));
-  r = Fma(r, t, hn::Neg(t));
-  const VF far = hn::CopySign(hn::Sub(one, ExpPart(r)), x);
+  VF q = hn::Set(d, 9.96012204e-07f);
+  q = Fma(q, u, hn::Set(d, 0.00012946075f));
+  q = Fma(q, u, hn::Set(d, -0.00160155084f));
+  q = Fma(q, u, hn::Set(d, 0.00957207475f));
+  q = Fma(q, u, hn::Set(d, -0.0413090587f));
+  q = Fma(q, u, hn::Set(d, -0.843165636f));
+  q = Fma(q, u, hn::Set(d, -2.63896298f));
+  q = Fma(q, u, hn::Set(d, -1.84960556f));
+  const VF far = hn::CopySign(hn::Sub(one, ExpPart(q)), x);
 
-  VF q = hn::Set(d, -5.96761703e-4f);
-  q = Fma(q, s, hn::Set(d, 4.99119423e-3f));
-  q = Fma(q, s, hn::Set(d, -2.67681349e-2f));
-  q = Fma(q, s, hn::Set(d, 1.12819925e-1f));
-  q = Fma(q, s, hn::Set(d, -3.76125336e-1f));
-  q = Fma(q, s, hn::Set(d, 1.28379166e-1f));
-  const VF near = Fma(q, x, x);
+  VF p = hn::Set(d, 7.80690389e-05f);
+  p = Fma(p, s, hn::Set(d, -0.00079978531f));
+  p = Fma(p, s, hn::Set(d, 0.0051871622f));
+  p = Fma(p, s, hn::Set(d, -0.0268533472f));
+  p = Fma(p, s, hn::Set(d, 0.112835787f));
+  p = Fma(p, s, hn::Set(d, -0.37612626f));
+  p = Fma(p, s, hn::Set(d, 0.128379166f));
+  const VF near = Fma(p, x, x);
 
-  return hn::IfThenElse(hn::Gt(t, hn::Set(d, 0.927734375f)), far, near);
+  return hn::IfThenElse(hn::Lt(t, one), near, far);
 }
 
 HWY_INLINE V16 Exp(const V16& x) {
