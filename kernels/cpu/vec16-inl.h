@@ -176,8 +176,8 @@ HWY_INLINE VF ExpPart(VF x) {
   return hn::IfThenElse(hn::Lt(x, hn::Set(d, -87.3f)), hn::Zero(d), r);
 }
 
-// erf(x) within 1 ulp: x + x p(x^2) below 1, 1 - exp(q(|x| - 1)) from there on; polynomials fitted by
-// tools/fit_elementary.py.
+// erf(x) within 1 ulp: x + x p(x^2) below 1, 1 - exp(q(|x| - 1)) from there on; polynomials fitted
+// by tools/fit_elementary.py.
 HWY_INLINE VF ErfPart(VF x) {
   const DF d;
   const VF one = hn::Set(d, 1.0f);
