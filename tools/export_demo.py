@@ -49,9 +49,9 @@ and holds no thread.
 | form | {form} |
 | vocabulary | 2,048, byte-level BPE trained on the same text; `<|endoftext|>` is id 0 |
 | data | `fairy_tales.txt`: 21 books of tales in the public domain (Project Gutenberg), 8.9 MB; the last 3 % of each book held out |
-| trained on | {tokens:,} tokens ({epochs:.1f} passes over {text_tokens:,}) in windows of {context} and later {long_context} tokens{padding} |
-| optimizer | {optimizer}, batch {batch:,} tokens, constant rate, then linear decay over the last {decay:.0%} |
-| held out | **{bits:.3f} bits per byte** (bf16 weights, windows of 256 tokens, alignment `start`, {held_out:,} tokens) |
+| trained on | {tokens:,} tokens ({epochs:.1f} passes over {text_tokens:,}) in windows of {windows} tokens{padding} |
+| optimizer | {optimizer}, batch {batch:,} tokens, constant rate{decay} |
+| held out | **{bits:.3f} bits per byte** in windows of 256 tokens, {short_bits:.3f} in windows of 128 (bf16 weights, alignment `start`, {held_out:,} tokens) |
 | words in the corpus | {share:.1%} of {words:,} words in {samples} samples of 100 tokens at temperature 0.8 |
 
 ## How it was made
@@ -116,7 +116,7 @@ def describe(kind, config):
             "concat embedder of width 64, 2 prefix vectors, rotary share 0.25",
         )
     return (
-        "A vanilla GPT-NeoX of the size of demo-block, trained on the same tokens, for comparison.",
+        "A vanilla GPT-NeoX of the size of demo-block, trained on the same text in the same order.",
         f"{config['num_hidden_layers']} layers, width 256, 8 heads, rotary share 0.25",
     )
 
@@ -146,7 +146,7 @@ def main(argv=None):
     model = load_folder(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     train, held_out, lengths = load_tokens(args.corpus, folder / "tokenizer.json", args.cache)
-    bits = bits_per_byte(model, held_out, lengths, 256)
+    bits, short_bits = (bits_per_byte(model, held_out, lengths, n) for n in (256, 128))
     samples = make_samples(model, tokenizer, args.samples)
     corpus = pathlib.Path(args.corpus).read_text(encoding="utf-8")
     texts = [s["text"] for s in samples]
@@ -158,6 +158,9 @@ def main(argv=None):
     tables = ("embeddings.weight", "embed_in.weight", "embed_out.weight")
     sizes = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
     done, goal = state["done_tokens"], int(run["tokens"])
+    progress = 1 if state.get("finished") else done / goal
+    lengthened = progress >= run["long_context_from"]
+    decay = ", then linear decay to zero" if progress == 1 else " (stopped before its decay ended)"
     what, form = describe(run["kind"], config)
     flags = [
         f"--{name.replace('_', '-')} {run[name]:g}"
@@ -176,8 +179,8 @@ def main(argv=None):
     card = CARD.format(
         title="demo-" + run["kind"],
         what=what,
-        stage=f"**Early checkpoint: {done / goal:.0%} of its training.**"
-        if not state.get("finished")
+        stage=f"**An unfinished run: {done / goal:.0%} of the tokens planned.**"
+        if progress < 1
         else "",
         parameters=sum(sizes.values()),
         body=sum(n for name, n in sizes.items() if not name.endswith(tables)),
@@ -185,15 +188,17 @@ def main(argv=None):
         tokens=done,
         epochs=done / len(train),
         text_tokens=len(train),
-        context=run["context"],
-        long_context=run["long_context"],
+        windows=f"{run['context']} and later {run['long_context']}"
+        if lengthened
+        else run["context"],
         padding=", first block padded at random" if run["kind"] == "block" else "",
         optimizer="Muon for matrices, AdamW for the rest"
         if run["optimizer"] == "muon"
         else "AdamW",
         batch=run["batch_tokens"],
-        decay=run["decay_share"],
+        decay=decay,
         bits=bits,
+        short_bits=short_bits,
         held_out=len(held_out),
         share=1 - len(unknown) / counted,
         words=counted,
@@ -207,7 +212,7 @@ def main(argv=None):
             f"  --corpus fairy_tales.txt --out models/demo-{run['kind']}"
         ),
         note=args.note + "\n\n" if args.note else "",
-        trained_positions=run["long_context"],
+        trained_positions=run["long_context"] if lengthened else run["context"],
         sample_texts="\n".join(
             "\n".join("> " + line for line in (f"**{s['prompt']}**{s['text']}").split("\n")) + "\n"
             for s in samples[:3]
