@@ -1,8 +1,6 @@
 #include "gateway/asio_loop.h"
 
 #include <boost/asio/post.hpp>
-#include <boost/asio/steady_timer.hpp>
-#include <set>
 #include <utility>
 
 #include "absl/time/clock.h"
@@ -29,7 +27,9 @@ void AsioLoop::PostAfter(absl::Duration delay, std::function<void()> task) {
     if (stopping_) return;
     auto timer =
         std::make_shared<boost::asio::steady_timer>(context_, absl::ToChronoNanoseconds(delay));
+    timers_.insert(timer);
     timer->async_wait([this, timer, task = std::move(task)](boost::system::error_code error) {
+      timers_.erase(timer);
       if (!error && !stopping_) task();
     });
   });
@@ -45,6 +45,8 @@ void AsioLoop::Join() {
   Post([this] {
     stopping_ = true;
     work_.reset();
+    // They would keep the loop running until they expire.
+    for (const auto& timer : timers_) timer->cancel();
   });
   thread_.join();
 }

@@ -4,9 +4,11 @@
 
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
+#include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <set>
 #include <thread>
 
 #include "absl/time/time.h"
@@ -36,7 +38,10 @@ class AsioLoop final : public Loop {
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
   const absl::Time start_;
   const std::chrono::steady_clock::time_point steady_start_;
-  bool stopping_ = false;  // the loop's thread alone
+  // The loop's thread alone.
+  bool stopping_ = false;
+  std::set<std::shared_ptr<boost::asio::steady_timer>> timers_;
+
   std::thread thread_;
 };
 

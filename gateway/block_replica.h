@@ -26,6 +26,15 @@ inline constexpr absl::Duration kFullHold = absl::Milliseconds(250);
 // A replica that broke off may be back within this, with the sequences that it had.
 inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
 
+// A process that is away for so long has dropped our sequences, if it is there at all.
+inline constexpr absl::Duration kReplicaLease = absl::Seconds(10);
+
+// Bounds of a message's size. An item beyond goes into the next; ids take at most 5 bytes each, and
+// all else of an item (a request key has at most 128) fits kItemBytes.
+inline constexpr size_t kMaxBatchBytes = size_t{1} << 20;
+inline constexpr size_t kTokenBytes = 5;
+inline constexpr size_t kItemBytes = 256;
+
 struct BlockItem {
   BlockCall call = BlockCall::kOpen;
   uint64_t sequence = 0;  // handle; 0 for closes
@@ -41,10 +50,17 @@ struct BlockTier::Replica final : public BlockLink::Observer {
 
   static TierIdentity IdentityOf(const v1::BlockServiceHello& hello) {
     const v1::TierHello& tier = hello.tier();
-    return {tier.protocol_version(), tier.incarnation(), tier.config_hash(), tier.tokenizer_hash(),
-            tier.part_hash(),        tier.numeric_id(),  tier.name(),        hello.block_length(),
+    return {tier.protocol_version(),
+            tier.incarnation(),
+            tier.config_hash(),
+            tier.tokenizer_hash(),
+            tier.part_hash(),
+            tier.numeric_id(),
+            tier.name(),
+            hello.block_length(),
             hello.context_width(),
-            /*vocab_size=*/0};
+            /*vocab_size=*/0,
+            /*knows_context_type=*/ContextValueBytes(hello.context_type()) > 0};
   }
 
   void Reset(const v1::BlockServiceHello& hello, absl::Time now) {
@@ -68,9 +84,24 @@ struct BlockTier::Replica final : public BlockLink::Observer {
       if (item.call == BlockCall::kClose) orphans.push_back(item.wire_id);
     }
     items.clear();
-    outgoing.Clear();
+    TakeOutgoing();
     promised_pages = 0;
     opens = 0;
+  }
+
+  // The next item of this turn; `tokens`: that it will carry.
+  v1::BlockRequest& AddOutgoing(size_t tokens) {
+    const size_t bytes = kItemBytes + tokens * kTokenBytes;
+    if (outgoing.empty() || last_batch_bytes + bytes > kMaxBatchBytes) {
+      outgoing.emplace_back();
+      last_batch_bytes = 0;
+    }
+    last_batch_bytes += bytes;
+    return *outgoing.back().add_items();
+  }
+  std::vector<v1::BlockRequestBatch> TakeOutgoing() {
+    last_batch_bytes = 0;
+    return std::exchange(outgoing, {});
   }
 
   void Heard(const v1::BlockReplyBatch& batch, absl::Time now) {
@@ -97,6 +128,14 @@ struct BlockTier::Replica final : public BlockLink::Observer {
     if (max_blocks > 0 && blocks > max_blocks) return false;
     return pages <= 0 || blocks <= pages * page_blocks;
   }
+  // As its admission does: the reserve counts up to the model's positions, which are all that it
+  // can have meant where it takes fewer blocks than its pool has.
+  bool fits_reserve(int64_t blocks, int64_t reserve_blocks) const {
+    if (!fits_blocks(blocks)) return false;
+    const int64_t pool_blocks = pages * page_blocks;
+    return pages <= 0 || (max_blocks > 0 && max_blocks < pool_blocks) ||
+           blocks + reserve_blocks <= pool_blocks;
+  }
   size_t page_tokens(int32_t block_length) const {
     return static_cast<size_t>(page_blocks) * static_cast<size_t>(block_length);
   }
@@ -108,10 +147,12 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   absl::Time last_heard = absl::InfinitePast();
   absl::Time lost_at = absl::InfinitePast();
 
-  std::unordered_set<uint64_t> sequences;         // handles of those that it holds or opens
-  std::vector<uint64_t> orphans;                  // wire ids to be closed when it is there again
+  std::unordered_set<uint64_t> sequences;  // handles of those that it holds or opens
+  std::vector<uint64_t> orphans;           // wire ids to be closed when it is there again
+  std::vector<uint64_t> suspects;  // handles of calls that it may have died of; while it is away
   std::unordered_map<uint64_t, BlockItem> items;  // calls under way, by id
-  v1::BlockRequestBatch outgoing;                 // of this turn
+  std::vector<v1::BlockRequestBatch> outgoing;    // of this turn, in order
+  size_t last_batch_bytes = 0;                    // at most
   int64_t promised_pages = 0;                     // to opens under way
   int opens = 0;                                  // under way
 

@@ -27,6 +27,11 @@ int64_t BlockTier::BlocksOf(const Sequence& sequence) const {
          block_length_;
 }
 
+int64_t BlockTier::ReserveOf(const Sequence& sequence) const {
+  const int64_t more_blocks = static_cast<int64_t>(sequence.spec.more.size()) / block_length_;
+  return std::max<int64_t>(0, sequence.spec.reserve_blocks - more_blocks);
+}
+
 // ---- replicas come and go
 
 void BlockTier::AddReplica(const std::string& address) {
@@ -62,6 +67,7 @@ void BlockTier::RetireIfEmpty(Replica& replica) {
       return candidate->member.address == address;
     });
     if (found == replicas_.end() || !(*found)->member.removed || !(*found)->empty()) return;
+    CountDeath(**found);
     membership_.Forget((*found)->member);
     replicas_.erase(found);
     if (on_change_) on_change_();
@@ -72,6 +78,11 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
   const v1::BlockServiceHello& hello = first.hello();
   const bool same_process =
       replica.seen && replica.member.identity.incarnation == hello.tier().incarnation();
+  if (same_process) {
+    replica.suspects.clear();
+  } else {
+    CountDeath(replica);
+  }
   replica.Reset(hello, loop_.Now());
   const bool fits = membership_.Connected(replica.member, replica.IdentityOf(hello), loop_.Now());
 
@@ -110,21 +121,20 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
 }
 
 void BlockTier::OnLost(Replica& replica, absl::Status status) {
-  const bool died = replica.member.connected && !replica.member.draining && !status.ok();
+  // Told again of each attempt to connect that fails.
+  const bool was_connected = replica.member.connected;
+  const bool may_have_died = was_connected && !replica.member.draining && !status.ok();
   const bool was_usable = replica.member.usable();
   membership_.Lost(replica.member, status, loop_.Now());
   replica.Disconnected();
-  replica.lost_at = loop_.Now();
+  if (was_connected) replica.lost_at = loop_.Now();
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
   for (const uint64_t handle : held) {
     Sequence& sequence = *sequences_.at(handle);
-    const bool calling = sequence.item != 0;
+    if (may_have_died && sequence.item != 0) replica.suspects.push_back(handle);
     sequence.item = 0;
     sequence.promised_pages = 0;
-    if (died && calling) sequence.history.ReplicaDied();
-    if (sequence.history.given_up()) {
-      Fail(handle, absl::InternalError("block services died under this request again and again"));
-    } else if (HasOther(sequence.spec.group, &replica)) {
+    if (HasOther(sequence.spec.group, &replica)) {
       Reopen(handle, sequence, /*close_copy=*/true);
     }
     // Else it stays, in the hope that the replica comes back before another one is there.
@@ -132,6 +142,16 @@ void BlockTier::OnLost(Replica& replica, absl::Status status) {
   if (was_usable && on_change_) on_change_();
   RetireIfEmpty(replica);
   SchedulePump();
+}
+
+void BlockTier::CountDeath(Replica& replica) {
+  for (const uint64_t handle : std::exchange(replica.suspects, {})) {
+    const auto found = sequences_.find(handle);
+    if (found == sequences_.end()) continue;
+    found->second->history.ReplicaDied();
+    if (!found->second->history.given_up()) continue;
+    Fail(handle, absl::InternalError("block services died under this request again and again"));
+  }
 }
 
 // ---- what replicas say
@@ -305,6 +325,9 @@ void BlockTier::Tick() {
     if (replica->full && now >= replica->full_until) {
       replica->full = false;
       SchedulePump();
+    }
+    if (!replica->member.connected && now - replica->lost_at >= kReplicaLease) {
+      CountDeath(*replica);
     }
   }
   std::vector<uint64_t> gone;

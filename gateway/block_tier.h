@@ -124,6 +124,8 @@ class BlockTier {
     int64_t next_score_block = 0;
   };
   int64_t BlocksOf(const Sequence& sequence) const;
+  // Blocks of output that may still come.
+  int64_t ReserveOf(const Sequence& sequence) const;
   void OnReady(Replica& replica, v1::BlockReplyBatch first);
   void OnMessage(Replica& replica, v1::BlockReplyBatch batch);
   void OnReply(Replica& replica, const v1::BlockReply& reply, absl::string_view rows);
@@ -132,6 +134,8 @@ class BlockTier {
   void OnRefused(Replica& replica, BlockCall call, uint64_t handle, const v1::BlockReply& reply);
   void Contradicted(uint64_t handle, Sequence& sequence, absl::string_view what);
   void OnLost(Replica& replica, absl::Status status);
+  // The process that was lost is gone, not its stream alone: its suspects are told so.
+  void CountDeath(Replica& replica);
 
   void Enqueue(uint64_t handle, Sequence& sequence);
   // Takes the sequence off its replica, which closes its copy now or when it is there again.
@@ -149,7 +153,8 @@ class BlockTier {
   void SendFork(uint64_t handle, Sequence& sequence);
   void SendAppend(uint64_t handle, Sequence& sequence);
   void SendClose(Replica& replica, uint64_t wire_id);
-  v1::BlockRequest& AddItem(Replica& replica, BlockCall call, uint64_t handle);
+  // `handle`: 0 for closes. `tokens`: that the item will carry.
+  v1::BlockRequest& AddItem(Replica& replica, BlockCall call, uint64_t handle, size_t tokens);
   bool HasOther(const TierGroup& group, const Replica* replica) const;
   void RetireIfEmpty(Replica& replica);
 

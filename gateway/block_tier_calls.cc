@@ -48,12 +48,22 @@ void BlockTier::Pump() {
 
 void BlockTier::Flush() {
   for (const std::unique_ptr<Replica>& replica : replicas_) {
-    if (replica->outgoing.items_size() == 0) continue;
-    replica->link->Send(std::exchange(replica->outgoing, {}));
+    for (v1::BlockRequestBatch& batch : replica->TakeOutgoing()) {
+      replica->link->Send(std::move(batch));
+    }
   }
 }
 
 BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
+  const int64_t blocks = BlocksOf(sequence);
+  const int64_t reserve = ReserveOf(sequence);
+  // A replica whose KV is too small for what may come would refuse for good. Where all are, one of
+  // them is asked, so that the client hears its reason.
+  const bool somebody_fits =
+      std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& replica) {
+        return replica->member.usable() && replica->member.group == sequence.spec.group &&
+               replica->fits_reserve(blocks, reserve);
+      });
   std::vector<BlockReplicaView> views;
   std::vector<int64_t> needed;
   int64_t most_needed = 0;
@@ -62,15 +72,15 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
         PrefixMemory::Key(*sequence.spec.prompt, replica->page_tokens(block_length_));
     BlockReplicaView& view = views.emplace_back();
     view.usable = replica->member.usable() && replica->member.group == sequence.spec.group &&
-                  !replica->full && replica->has_room_for_sequence();
+                  !replica->full && replica->has_room_for_sequence() &&
+                  (!somebody_fits || replica->fits_reserve(blocks, reserve));
     view.suspect = replica->suspect;
     view.available_pages = replica->available_pages();
     view.pages = replica->pages;
     view.idle = replica->opens == 0;
     view.has_prefix = replica->prefixes.Knows(key);
-    most_needed =
-        std::max(most_needed, EstimatePages(BlocksOf(sequence), sequence.spec.reserve_blocks,
-                                            block_length_, replica->page_blocks));
+    most_needed = std::max(most_needed, EstimatePages(blocks, sequence.spec.reserve_blocks,
+                                                      block_length_, replica->page_blocks));
   }
   const int chosen = PickReplica(views, most_needed);
   return chosen < 0 ? nullptr : replicas_[static_cast<size_t>(chosen)].get();
@@ -86,10 +96,11 @@ bool BlockTier::CouldEverFit(const Sequence& sequence) const {
   return !somebody;
 }
 
-v1::BlockRequest& BlockTier::AddItem(Replica& replica, BlockCall call, uint64_t handle) {
+v1::BlockRequest& BlockTier::AddItem(Replica& replica, BlockCall call, uint64_t handle,
+                                     size_t tokens) {
   const uint64_t id = next_item_++;
   replica.items[id] = {call, handle, /*wire_id=*/0};
-  v1::BlockRequest& request = *replica.outgoing.add_items();
+  v1::BlockRequest& request = replica.AddOutgoing(tokens);
   request.set_id(id);
   if (handle != 0) {
     Sequence& sequence = *sequences_.at(handle);
@@ -110,12 +121,12 @@ void BlockTier::SendOpen(uint64_t handle, Sequence& sequence) {
   sequence.phase = Phase::kOpening;
   Replica& replica = *sequence.replica;
   const SequenceSpec& spec = sequence.spec;
-  const int64_t more_blocks = static_cast<int64_t>(spec.more.size()) / block_length_;
-  v1::OpenSequence& open = *AddItem(replica, BlockCall::kOpen, handle).mutable_open();
-  open.mutable_tokens()->Reserve(static_cast<int>(spec.prompt->size() + spec.more.size()));
+  const size_t tokens = spec.prompt->size() + spec.more.size();
+  v1::OpenSequence& open = *AddItem(replica, BlockCall::kOpen, handle, tokens).mutable_open();
+  open.mutable_tokens()->Reserve(static_cast<int>(tokens));
   open.mutable_tokens()->Add(spec.prompt->begin(), spec.prompt->end());
   open.mutable_tokens()->Add(spec.more.begin(), spec.more.end());
-  open.set_reserve_blocks(std::max<int64_t>(0, spec.reserve_blocks - more_blocks));
+  open.set_reserve_blocks(ReserveOf(sequence));
   open.set_first_context(spec.scoring ? sequence.next_score_block : -1);
   open.set_close_after(spec.scoring);
   sequence.promised_pages =
@@ -126,7 +137,8 @@ void BlockTier::SendOpen(uint64_t handle, Sequence& sequence) {
 
 void BlockTier::SendFork(uint64_t handle, Sequence& sequence) {
   sequence.phase = Phase::kForking;
-  v1::ForkSequence& fork = *AddItem(*sequence.replica, BlockCall::kFork, handle).mutable_fork();
+  v1::ForkSequence& fork =
+      *AddItem(*sequence.replica, BlockCall::kFork, handle, /*tokens=*/0).mutable_fork();
   fork.set_parent(sequence.parent_wire_id);
   fork.set_blocks(static_cast<int64_t>(sequence.spec.prompt->size()) / block_length_);
   fork.set_reserve_blocks(sequence.spec.reserve_blocks);
@@ -136,15 +148,16 @@ void BlockTier::SendAppend(uint64_t handle, Sequence& sequence) {
   sequence.phase = Phase::kAppending;
   // Its replica is away, and there is no other: sent when one of them is there.
   if (!sequence.replica->member.connected) return;
+  const size_t tokens = static_cast<size_t>(block_length_);
   v1::AppendBlock& append =
-      *AddItem(*sequence.replica, BlockCall::kAppend, handle).mutable_append();
+      *AddItem(*sequence.replica, BlockCall::kAppend, handle, tokens).mutable_append();
   append.set_block_index(BlocksOf(sequence) - 1);
   const std::vector<int32_t>& more = sequence.spec.more;
   append.mutable_tokens()->Add(more.end() - block_length_, more.end());
 }
 
 void BlockTier::SendClose(Replica& replica, uint64_t wire_id) {
-  v1::BlockRequest& request = AddItem(replica, BlockCall::kClose, 0);
+  v1::BlockRequest& request = AddItem(replica, BlockCall::kClose, /*handle=*/0, /*tokens=*/0);
   replica.items[request.id()].wire_id = wire_id;
   request.set_sequence(wire_id);
   request.mutable_close();

@@ -100,7 +100,7 @@ void BlockTier::Detach(uint64_t handle, Sequence& sequence, bool close_copy) {
       replica->promised_pages -= sequence.promised_pages;
       if (sequence.phase == Phase::kOpening) --replica->opens;
       if (replica->member.connected) {
-        v1::BlockRequest& request = *replica->outgoing.add_items();
+        v1::BlockRequest& request = replica->AddOutgoing(/*tokens=*/0);
         request.set_id(next_item_++);
         request.set_sequence(sequence.wire_id);
         request.mutable_cancel()->set_item(sequence.item);

@@ -116,12 +116,7 @@ bool Core::TryBind(Run& run) {
   }
   const absl::Time now = loop_.Now();
   for (const TierMembership* tier : {&block_tier_.membership(), &token_tier_.membership()}) {
-    if (tier->presence().workers() > 0) continue;
-    absl::Status verdict = tier->Verdict(options_.tier.tier_wait, now);
-    if (verdict.ok() &&
-        now >= GiveUpTime(tier->presence().AwaySince(), options_.tier.tier_wait, run.deadline())) {
-      verdict = absl::UnavailableError(absl::StrCat("no ", tier->tier(), " is there"));
-    }
+    const absl::Status verdict = tier->Verdict(options_.tier.tier_wait, run.deadline(), now);
     if (!verdict.ok()) {
       run.End(verdict);
       return true;

@@ -42,6 +42,7 @@ class Core final : public GenerationCore {
   void Cancel(GenerationId id) override;
   void Resume(GenerationId id) override;
   void FillModelStatus(v1::GetModelResponse& response) const override;
+  absl::Time Now() const override { return loop_.Now(); }
 
   // New requests are refused; those that are here go on.
   void StartDraining();

@@ -146,6 +146,78 @@ TEST_F(CoreTest, ItemsOfOneTurnAreOneMessage) {
   EXPECT_EQ(workers_[0]->messages, 1);
 }
 
+constexpr size_t kMaxMessageBytes = size_t{1} << 20;
+
+TEST_F(CoreTest, RowsWithMuchBesideTheirContextsAreSeveralMessages) {
+  MakeCore(1, 1);
+  Connect();
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 200; ++i) {
+    GenerationRequest request = Request(4, 4, i);
+    for (int32_t token = 0; token < 990; ++token) {
+      v1::LogitBias& bias = *request.sampling.add_logit_bias();
+      bias.set_token(token);
+      bias.set_bias(1.0f);
+    }
+    streams.push_back(Generate(std::move(request)));
+  }
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+  EXPECT_GT(workers_[0]->messages, 1);
+  EXPECT_LE(workers_[0]->messages, 4);
+  EXPECT_LE(workers_[0]->largest_message_bytes, kMaxMessageBytes);
+}
+
+TEST_F(CoreTest, OpensOfLongPromptsAreSeveralMessages) {
+  MakeCore(1, 1);
+  blocks_[0]->pages = 1'000'000;
+  Connect();
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 100; ++i) streams.push_back(Generate(Request(8000, 4, i)));
+  loop_.RunReady();
+  EXPECT_GT(blocks_[0]->messages, 1);
+  // They are sent again, as many, when the stream is back.
+  blocks_[0]->Break();
+  blocks_[0]->Mend();
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+  EXPECT_EQ(blocks_[0]->opens, 100);
+  EXPECT_LE(blocks_[0]->largest_message_bytes, kMaxMessageBytes);
+  ExpectNothingLeft();
+}
+
+TEST_F(CoreTest, ATextGoesToAReplicaThatCanHoldAllOfItsOutput) {
+  MakeCore(2, 1);
+  blocks_[0]->pages = 20;  // 320 tokens
+  blocks_[0]->checks_reserve = true;
+  Connect();
+  const Stream large = Generate(Request(8, 400, 1));
+  ASSERT_TRUE(RunUntilDone({large}));
+  ExpectExact(large);
+  EXPECT_EQ(blocks_[0]->opens, 0);
+  const Stream small = Generate(Request(8, 40, 2));
+  ASSERT_TRUE(RunUntilDone({small}));
+  ExpectExact(small);
+  EXPECT_EQ(blocks_[0]->opens, 1);
+  // Nobody else is there: the client hears the replica's reason.
+  blocks_[1]->Kill();
+  const Stream refused = Generate(Request(8, 400, 3));
+  ASSERT_TRUE(RunUntilDone({refused}, absl::Seconds(1)));
+  EXPECT_EQ(refused.sink->status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(refused.sink->status.message(), HasSubstr("reserve_blocks"));
+}
+
+TEST_F(CoreTest, AReplicaWhoseContextsAreOfAnUnknownTypeIsNotUsed) {
+  MakeCore(2, 1);
+  blocks_[0]->context_type = static_cast<v1::ContextType>(9);
+  Connect();
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 8; ++i) streams.push_back(Generate(Request(8, 20, i)));
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+  EXPECT_EQ(blocks_[0]->opens, 0);
+}
+
 TEST_F(CoreTest, RowsAreSpreadOverWorkers) {
   MakeCore(1, 4);
   Connect();

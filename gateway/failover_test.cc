@@ -174,6 +174,20 @@ TEST_F(FailoverTest, OnlyWorkersOfEqualNumericIdStandIn) {
   EXPECT_EQ(later.sink->first.token_numeric_id(), "sim-2");
 }
 
+TEST_F(FailoverTest, RowsAreNotToBlameForAStreamThatWasGivenTooMuch) {
+  MakeCore(1, 1);
+  Connect();
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 8; ++i) streams.push_back(Generate(Request(4, 4, i)));
+  ASSERT_TRUE(loop_.RunUntil([&] { return workers_[0]->messages == 1; }));
+  workers_[0]->Break(absl::ResourceExhaustedError("message larger than max"));
+  workers_[0]->Mend();
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(workers_[0]->largest_batch, 8);  // none is tried alone
+  EXPECT_EQ(workers_[0]->messages, 2);
+  ExpectAllExact(streams);
+}
+
 // ---- block replicas
 
 TEST_F(FailoverTest, ABlockReplicaKilled) {
@@ -211,6 +225,40 @@ TEST_F(FailoverTest, ABrokenStreamGoesOnWithTheSequencesThatItsReplicaKept) {
   ASSERT_TRUE(RunUntilDone(streams));
   EXPECT_EQ(blocks_[0]->opens, opens);
   ExpectAllExact(streams);
+}
+
+TEST_F(FailoverTest, AStreamThatBreaksAgainAndAgainIsNoDeathOfItsReplica) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(10, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[0]->Freeze();
+  for (int i = 0; i < 8; ++i) {
+    loop_.Advance(absl::Milliseconds(5));
+    blocks_[0]->Break();
+    blocks_[0]->Mend();
+  }
+  loop_.Advance(absl::Milliseconds(5));
+  blocks_[0]->Thaw();
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(FailoverTest, AReplicaThatDiesAgainAndAgainEndsTheRequest) {
+  MakeCore(1, 1);
+  Connect();
+  const Stream stream = Generate(Request(4, 40, 1));
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(stream.sink->done, 0);
+    blocks_[0]->Freeze();
+    loop_.Advance(absl::Milliseconds(5));
+    blocks_[0]->Kill();
+    loop_.Advance(absl::Milliseconds(5));
+    blocks_[0]->Restart();
+  }
+  ASSERT_TRUE(RunUntilDone({stream}, absl::Seconds(1)));
+  EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(stream.sink->status.message(), HasSubstr("again and again"));
+  ExpectNothingLeft();
 }
 
 TEST_F(FailoverTest, SequencesThatMovedAreClosedWhereTheyWere) {
@@ -281,10 +329,11 @@ TEST_F(FailoverTest, AFrozenReplicasSequencesMove) {
 
 TEST_F(FailoverTest, AnOpenThatOneReplicaRefusesTriesTheOther) {
   MakeCore(2, 1);
-  blocks_[0]->pages = 2;
+  blocks_[0]->refuse_opens = 2;
   Connect();
   const std::vector<Stream> streams = Load(10, 60);
   ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(blocks_[0]->refuse_opens, 0);
   ExpectAllExact(streams);
 }
 
@@ -393,9 +442,11 @@ TEST_F(FailoverTest, AWorkerOfAnotherModelIsNotUsedAndNamed) {
   for (const auto& worker : workers_) {
     worker->config_hash = "another";
   }
+  const absl::Time start = loop_.Now();
   Connect();
   const Stream stream = Generate(Request(4, 4, 1));
-  ASSERT_TRUE(RunUntilDone({stream}, absl::Seconds(1)));
+  ASSERT_TRUE(RunUntilDone({stream}));
+  EXPECT_GE(loop_.Now() - start, options_.tier.tier_wait);
   EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(stream.sink->status.message(), HasSubstr("config hash"));
   EXPECT_EQ(workers_[0]->rows, 0);

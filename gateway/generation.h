@@ -33,7 +33,7 @@ struct GenerationRequest {
   Alignment alignment = Alignment::kEnd;
   std::optional<int32_t> logprobs;  // best ids beside the token's own
   uint32_t priority = 2;
-  absl::Time deadline;
+  absl::Time deadline;  // by the core's clock
 };
 
 // Scores `tokens`; those before `first_scored` are context.
@@ -44,7 +44,7 @@ struct ScoringRequest {
   Alignment alignment = Alignment::kEnd;
   int32_t top_logprobs = 0;
   uint32_t priority = 2;
-  absl::Time deadline;
+  absl::Time deadline;  // by the core's clock
 };
 
 // Receives the events of one generation. Called on the loop thread. After OnDone nothing more
@@ -84,6 +84,8 @@ class GenerationCore {
   virtual void Resume(GenerationId id) = 0;
   // What GetModel tells of the workers in use: model id, numeric ids, how many are connected.
   virtual void FillModelStatus(v1::GetModelResponse& response) const = 0;
+  // The clock of requests' deadlines: not the wall clock, which may be set. Thread-safe.
+  virtual absl::Time Now() const = 0;
 };
 
 }  // namespace blockserve

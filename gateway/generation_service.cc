@@ -120,7 +120,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     absl::StatusOr<v1::GenerateRequest> parsed = Parse<v1::GenerateRequest>(*request);
     if (!parsed.ok()) return parsed.status();
     return validator_->Generation(*parsed, DescribeModel().model_id(),
-                                  RequestDeadline(context->deadline(), absl::Now()));
+                                  RequestDeadline(context->deadline(), absl::Now(), core_->Now()));
   };
   return GenerateCall::Start(core_, validated());
 }
@@ -132,7 +132,7 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
     absl::StatusOr<v1::ScoreRequest> parsed = Parse<v1::ScoreRequest>(*request);
     if (!parsed.ok()) return parsed.status();
     return validator_->Scoring(*parsed, DescribeModel().model_id(),
-                               RequestDeadline(context->deadline(), absl::Now()));
+                               RequestDeadline(context->deadline(), absl::Now(), core_->Now()));
   };
   return ScoreCall::Start(core_, response, validated());
 }

@@ -16,7 +16,7 @@ namespace blockserve {
 class Loop {
  public:
   virtual ~Loop() = default;
-  // Never goes backwards.
+  // Never goes backwards. May be called from any thread.
   virtual absl::Time Now() const = 0;
   // Both may be called from any thread.
   virtual void Post(std::function<void()> task) = 0;

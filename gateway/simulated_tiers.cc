@@ -77,7 +77,7 @@ v1::BlockReplyBatch SimulatedBlockReplica::Hello() {
   FillTier(*hello.mutable_tier());
   hello.set_block_length(kSimulatedLength);
   hello.set_context_width(kSimulatedWidth);
-  hello.set_context_type(v1::CONTEXT_TYPE_FLOAT32);
+  hello.set_context_type(context_type);
   hello.set_page_blocks(kPageBlocks);
   hello.set_pages(pages);
   batch.mutable_load()->set_free_pages(pages - UsedPages());
@@ -133,6 +133,13 @@ std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& reques
       return refuse(absl::StatusCode::kAborted, "open with other tokens");
     }
     const int64_t blocks = static_cast<int64_t>(tokens.size()) / kSimulatedLength;
+    if (checks_reserve && blocks + open.reserve_blocks() > pages * kPageBlocks) {
+      return refuse(absl::StatusCode::kInvalidArgument, "tokens and reserve_blocks");
+    }
+    if (refuse_opens > 0) {
+      --refuse_opens;
+      return refuse(absl::StatusCode::kResourceExhausted, "no pages");
+    }
     if (UsedPages() + (blocks + kPageBlocks - 1) / kPageBlocks > pages) {
       return refuse(absl::StatusCode::kResourceExhausted, "no pages");
     }

@@ -4,6 +4,7 @@
 #ifndef BLOCKSERVE_GATEWAY_SIMULATED_TIERS_H_
 #define BLOCKSERVE_GATEWAY_SIMULATED_TIERS_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -78,7 +79,9 @@ class SimulatedWorker {
     Connect();
   }
   // The connection alone breaks; Mend makes it again.
-  void Break() { Cut(absl::UnavailableError("broken pipe")); }
+  void Break(absl::Status status = absl::UnavailableError("broken pipe")) {
+    Cut(std::move(status));
+  }
   void Mend() { Connect(); }
   // Takes messages, does nothing; Thaw does all of it.
   void Freeze() { frozen = true; }
@@ -103,6 +106,7 @@ class SimulatedWorker {
   bool draining = false;
   absl::Duration service_time = absl::Milliseconds(1);
   int messages = 0;
+  size_t largest_message_bytes = 0;
 
  protected:
   virtual Reply Hello() = 0;
@@ -134,6 +138,8 @@ class SimulatedWorker {
     void Send(Request request) override {
       if (!connected) return;
       ++worker_.messages;
+      worker_.largest_message_bytes =
+          std::max(worker_.largest_message_bytes, request.ByteSizeLong());
       worker_.Receive(std::move(request));
     }
     typename Link::Observer* observer = nullptr;
@@ -217,6 +223,11 @@ class SimulatedBlockReplica final
 
   static constexpr int32_t kPageBlocks = 4;
   int64_t pages = 1000;
+  v1::ContextType context_type = v1::CONTEXT_TYPE_FLOAT32;
+  // Opens that are refused for want of room, whatever there is.
+  int refuse_opens = 0;
+  // Refuses what could not have its whole reserve, as the service does.
+  bool checks_reserve = false;
   // Sequences lose their pages with their next append, one after another.
   int suspend = 0;
   std::map<uint64_t, std::vector<int32_t>> sequences;  // by wire id: [blocks, L]

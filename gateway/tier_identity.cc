@@ -29,6 +29,10 @@ absl::Status CheckIdentity(const ExpectedModel& expected, const TierIdentity& wo
   if (worker.vocab_size != 0 && worker.vocab_size != expected.vocab_size) {
     return differs("vocabulary size", worker.vocab_size, expected.vocab_size);
   }
+  if (!worker.knows_context_type) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(who, " sends contexts of a type that this gateway does not know"));
+  }
   return absl::OkStatus();
 }
 

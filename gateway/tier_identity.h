@@ -13,7 +13,6 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "rpc/tier_protocol.h"
-#include "rpc/tier_protocol.h"
 
 namespace blockserve {
 
@@ -28,7 +27,8 @@ struct TierIdentity {
   std::string name;
   int32_t block_length = 0;
   int32_t context_width = 0;
-  int32_t vocab_size = 0;  // token tier only; 0: not told
+  int32_t vocab_size = 0;          // token tier only; 0: not told
+  bool knows_context_type = true;  // block tier only: its rows are of a type that we know
 };
 
 // This gateway's own view of the model.

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
+#include "gateway/retry.h"
 
 namespace blockserve {
 
@@ -15,6 +16,7 @@ bool TierMembership::Connected(TierMember& member, TierIdentity identity, absl::
   const absl::Status status = CheckIdentity(expected_, member.identity, tier_, member.address);
   member.fits = status.ok();
   if (member.fits) {
+    ever_fitted_ = true;
     refusals_.erase(member.address);
     LogInfo(absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address,
                          " connected, numeric id ", member.identity.numeric_id));
@@ -56,12 +58,15 @@ void TierMembership::Update(TierMember& member, absl::Time now) {
   }
 }
 
-absl::Status TierMembership::Verdict(absl::Duration tier_wait, absl::Time now) const {
+absl::Status TierMembership::Verdict(absl::Duration tier_wait, absl::Time deadline,
+                                     absl::Time now) const {
   if (presence_.workers() > 0) return absl::OkStatus();
-  if (!refusals_.empty()) return absl::FailedPreconditionError(refusals_.begin()->second);
-  if (now - presence_.AwaySince() < tier_wait) return absl::OkStatus();
+  if (now < GiveUpTime(presence_.AwaySince(), tier_wait, deadline)) return absl::OkStatus();
+  if (refusals_.empty()) return absl::UnavailableError(absl::StrCat("no ", tier_, " is there"));
+  const std::string& refusal = refusals_.begin()->second;
+  if (!ever_fitted_) return absl::FailedPreconditionError(refusal);
   return absl::UnavailableError(
-      absl::StrCat("no ", tier_, " has been there for ", absl::FormatDuration(tier_wait)));
+      absl::StrCat("no ", tier_, " is there that fits this gateway's model: ", refusal));
 }
 
 }  // namespace blockserve

@@ -47,14 +47,16 @@ class TierMembership {
 
   const std::string& tier() const { return tier_; }
   const TierPresence& presence() const { return presence_; }
-  // While no worker is there: FAILED_PRECONDITION where one is that does not fit; UNAVAILABLE when
-  // the tier has been away for `tier_wait`; else OK, it is worth waiting.
-  absl::Status Verdict(absl::Duration tier_wait, absl::Time now) const;
+  // For a request that waits until `deadline`. OK while a worker is there, or it is worth waiting
+  // for one (GiveUpTime). Afterwards UNAVAILABLE, naming a worker that is there but does not fit;
+  // FAILED_PRECONDITION where no other was ever there.
+  absl::Status Verdict(absl::Duration tier_wait, absl::Time deadline, absl::Time now) const;
 
  private:
   const std::string tier_;
   const ExpectedModel expected_;
   TierPresence presence_;
+  bool ever_fitted_ = false;                     // a worker that fits has been there
   std::map<std::string, std::string> refusals_;  // by address: why it is not used
 };
 

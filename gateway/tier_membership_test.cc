@@ -9,6 +9,7 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr absl::Duration kWait = absl::Seconds(10);
+constexpr absl::Time kNoDeadline = absl::InfiniteFuture();
 
 ExpectedModel Expected() { return {"config", "tokenizer", 4, 64, 512}; }
 
@@ -44,6 +45,8 @@ TEST(CheckIdentity, NamesWhatDiffers) {
   EXPECT_THAT(refused([](TierIdentity& i) { i.vocab_size = 8; }), HasSubstr("vocabulary size"));
   EXPECT_THAT(refused([](TierIdentity& i) { i.protocol_version = kTierProtocolVersion + 2; }),
               HasSubstr("protocol version"));
+  EXPECT_THAT(refused([](TierIdentity& i) { i.knows_context_type = false; }),
+              HasSubstr("contexts of a type"));
 }
 
 TEST(CheckIdentity, NeighbouringProtocolVersionsWorkTogether) {
@@ -78,37 +81,48 @@ TEST(TierPresence, TellsTheLargestGroupAndSinceWhenTheOthersAreAway) {
 TEST(TierMembership, VerdictWaitsThenRefuses) {
   const absl::Time start = absl::FromUnixSeconds(1000);
   TierMembership tier("token worker", Expected(), start);
-  EXPECT_TRUE(tier.Verdict(kWait, start + absl::Seconds(9)).ok());
-  EXPECT_EQ(tier.Verdict(kWait, start + absl::Seconds(10)).code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(tier.Verdict(kWait, kNoDeadline, start + absl::Seconds(9)).ok());
+  EXPECT_EQ(tier.Verdict(kWait, kNoDeadline, start + absl::Seconds(10)).code(),
+            absl::StatusCode::kUnavailable);
   TierMember member;
   member.address = "host:1";
   EXPECT_TRUE(tier.Connected(member, Fitting(), start + absl::Seconds(20)));
   EXPECT_TRUE(member.usable());
-  EXPECT_TRUE(tier.Verdict(kWait, start + absl::Hours(1)).ok());
+  EXPECT_TRUE(tier.Verdict(kWait, kNoDeadline, start + absl::Hours(1)).ok());
   tier.Lost(member, absl::UnavailableError("reset"), start + absl::Hours(1));
-  EXPECT_TRUE(tier.Verdict(kWait, start + absl::Hours(1) + absl::Seconds(9)).ok());
-  EXPECT_FALSE(tier.Verdict(kWait, start + absl::Hours(1) + absl::Seconds(10)).ok());
+  EXPECT_TRUE(tier.Verdict(kWait, kNoDeadline, start + absl::Hours(1) + absl::Seconds(9)).ok());
+  EXPECT_FALSE(tier.Verdict(kWait, kNoDeadline, start + absl::Hours(1) + absl::Seconds(10)).ok());
 }
 
-TEST(TierMembership, AWorkerOfAnotherModelIsNamedAtOnceUnlessAnotherIsThere) {
-  const absl::Time now = absl::FromUnixSeconds(1000);
-  TierMembership tier("token worker", Expected(), now);
+TEST(TierMembership, AWorkerOfAnotherModelIsWaitedOutAndThenNamed) {
+  const absl::Time start = absl::FromUnixSeconds(1000);
+  TierMembership tier("token worker", Expected(), start);
   TierMember stranger;
   stranger.address = "host:1";
   TierIdentity other = Fitting();
   other.config_hash = "other";
-  EXPECT_FALSE(tier.Connected(stranger, other, now));
+  EXPECT_FALSE(tier.Connected(stranger, other, start));
   EXPECT_FALSE(stranger.usable());
-  const absl::Status status = tier.Verdict(kWait, now);
-  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(status.message(), HasSubstr("host:1"));
+  EXPECT_TRUE(tier.Verdict(kWait, kNoDeadline, start + absl::Seconds(9)).ok());
+  const absl::Status never = tier.Verdict(kWait, kNoDeadline, start + kWait);
+  EXPECT_EQ(never.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(never.message(), HasSubstr("host:1"));
+  // Before a deadline the reason is told too.
+  EXPECT_EQ(tier.Verdict(kWait, start + absl::Seconds(1), start + absl::Seconds(1)).code(),
+            absl::StatusCode::kFailedPrecondition);
   TierMember good;
   good.address = "host:2";
-  EXPECT_TRUE(tier.Connected(good, Fitting(), now));
-  EXPECT_TRUE(tier.Verdict(kWait, now).ok());
-  tier.Lost(good, absl::UnavailableError("reset"), now);
+  EXPECT_TRUE(tier.Connected(good, Fitting(), start));
+  EXPECT_TRUE(tier.Verdict(kWait, kNoDeadline, start + absl::Hours(1)).ok());
+  // An outage of the good one is an outage, whoever else is there.
+  const absl::Time lost = start + absl::Hours(1);
+  tier.Lost(good, absl::UnavailableError("reset"), lost);
+  EXPECT_TRUE(tier.Verdict(kWait, kNoDeadline, lost + absl::Seconds(9)).ok());
+  const absl::Status gone = tier.Verdict(kWait, kNoDeadline, lost + kWait);
+  EXPECT_EQ(gone.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(gone.message(), HasSubstr("host:1"));
   tier.Forget(stranger);
-  EXPECT_TRUE(tier.Verdict(kWait, now).ok());
+  EXPECT_EQ(tier.Verdict(kWait, kNoDeadline, lost + kWait).message(), "no token worker is there");
 }
 
 TEST(TierMembership, DrainingWorkersDoNotCount) {

@@ -13,16 +13,19 @@ namespace {
 
 // A worker that has refused a row is left alone for so long.
 constexpr absl::Duration kHold = absl::Milliseconds(20);
-// Contexts of one message; more rows go into the next.
-constexpr size_t kMaxContextBytes = size_t{1} << 20;
+// Of one message; more rows go into the next. A row may carry counts and a bias of many tokens.
+constexpr size_t kMaxBatchBytes = size_t{1} << 20;
+// Of a row beside what its job says: its frame, id and remaining time.
+constexpr size_t kRowOverheadBytes = 32;
 // Late answers of stalled workers are still welcome, but a row is not sent everywhere.
 constexpr size_t kMaxAttempts = 4;
 
 TierIdentity IdentityOf(const v1::TokenServiceHello& hello) {
   const v1::TierHello& tier = hello.tier();
-  return {tier.protocol_version(), tier.incarnation(), tier.config_hash(), tier.tokenizer_hash(),
-          tier.part_hash(),        tier.numeric_id(),  tier.name(),        hello.block_length(),
-          hello.context_width(),   hello.vocab_size()};
+  return {tier.protocol_version(),    tier.incarnation(), tier.config_hash(), tier.tokenizer_hash(),
+          tier.part_hash(),           tier.numeric_id(),  tier.name(),        hello.block_length(),
+          hello.context_width(),      hello.vocab_size(),
+          /*knows_context_type=*/true};
 }
 
 absl::Status StatusOf(const v1::ItemStatus& status) {
@@ -42,6 +45,11 @@ struct TokenTier::Worker final : public TokenLink::Observer {
     return member.usable() && member.group == group && now >= hold_until;
   }
 
+  std::vector<v1::TokenRequestBatch> TakeOutgoing() {
+    last_batch_bytes = 0;
+    return std::exchange(outgoing, {});
+  }
+
   TokenTier& tier;
   TierMember member;
   std::unordered_map<uint64_t, Attempt> attempts;  // by the id on the wire
@@ -51,6 +59,7 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   bool reserved = false;  // kept free of other rows for one that must run alone
   absl::Time hold_until = absl::InfinitePast();
   std::vector<v1::TokenRequestBatch> outgoing;  // of this turn
+  size_t last_batch_bytes = 0;                  // of its rows and their contexts
   std::unique_ptr<TokenLink> link;  // last: its end must not meet a half-destroyed worker
 };
 
@@ -170,7 +179,7 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   worker.suspect = false;
   worker.reserved = false;
   worker.hold_until = absl::InfinitePast();
-  worker.outgoing.clear();
+  worker.TakeOutgoing();
   worker.load = first.load();
   // What it runs and what it lets wait; room is left for other gateways.
   worker.most_in_flight = std::max(1, hello.max_rows() + hello.max_queued_rows() / 2);
@@ -219,14 +228,16 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
 }
 
 void TokenTier::OnLost(Worker& worker, absl::Status status) {
-  // A worker that drains or ends its stream in order was not killed by a row.
+  // A worker that drains or ends its stream in order was not killed by a row, nor was one whose
+  // stream ended for a message or a queue that was too large.
   const bool died = worker.member.connected && !worker.member.draining && !status.ok() &&
-                    status.code() != absl::StatusCode::kFailedPrecondition;
+                    status.code() != absl::StatusCode::kFailedPrecondition &&
+                    status.code() != absl::StatusCode::kResourceExhausted;
   const bool was_usable = worker.member.usable();
   membership_.Lost(worker.member, status, loop_.Now());
   worker.reserved = false;
   worker.suspect = false;
-  worker.outgoing.clear();
+  worker.TakeOutgoing();
   const std::unordered_map<uint64_t, Attempt> lost = std::exchange(worker.attempts, {});
   std::vector<uint64_t> given_up;
   for (const auto& [attempt, what] : lost) {
@@ -284,7 +295,7 @@ void TokenTier::Pump() {
     }
   }
   for (const std::unique_ptr<Worker>& worker : workers_) {
-    for (v1::TokenRequestBatch& batch : std::exchange(worker->outgoing, {})) {
+    for (v1::TokenRequestBatch& batch : worker->TakeOutgoing()) {
       worker->link->Send(std::move(batch));
     }
   }
@@ -335,12 +346,14 @@ void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool alone) {
 
   std::vector<v1::TokenRequestBatch>& outgoing = worker.outgoing;
   const ContextRow& context = *row.job.context;
+  const size_t bytes = context.bytes.size() + row.job.row.ByteSizeLong() + kRowOverheadBytes;
   if (outgoing.empty() ||
-      (outgoing.back().rows_size() > 0 &&
-       (outgoing.back().context_type() != context.type ||
-        outgoing.back().contexts().size() + context.bytes.size() > kMaxContextBytes))) {
+      (outgoing.back().rows_size() > 0 && (outgoing.back().context_type() != context.type ||
+                                           worker.last_batch_bytes + bytes > kMaxBatchBytes))) {
     outgoing.emplace_back();
+    worker.last_batch_bytes = 0;
   }
+  worker.last_batch_bytes += bytes;
   v1::TokenRequestBatch& batch = outgoing.back();
   batch.set_context_type(context.type);
   batch.mutable_contexts()->append(context.bytes);

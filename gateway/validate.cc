@@ -78,9 +78,12 @@ v1::Alignment ToProto(Alignment alignment) {
   return v1::ALIGNMENT_UNSPECIFIED;
 }
 
-absl::Time RequestDeadline(std::chrono::system_clock::time_point call_deadline, absl::Time now) {
-  if (call_deadline == std::chrono::system_clock::time_point::max()) return now + kDefaultDeadline;
-  return absl::FromChrono(call_deadline);
+absl::Time RequestDeadline(std::chrono::system_clock::time_point call_deadline, absl::Time wall_now,
+                           absl::Time core_now) {
+  if (call_deadline == std::chrono::system_clock::time_point::max()) {
+    return core_now + kDefaultDeadline;
+  }
+  return core_now + (absl::FromChrono(call_deadline) - wall_now);
 }
 
 RequestValidator::RequestValidator(const ModelConfig& config, const Tokenizer* tokenizer,

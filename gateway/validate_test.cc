@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -364,12 +364,16 @@ TEST_F(ValidateTest, DescribesTheModel) {
   EXPECT_EQ(WithoutTokenizer().vocab_limit(), 50304);
 }
 
-TEST(RequestDeadline, IsTheCallsOrTenMinutes) {
-  const absl::Time now = absl::Now();
-  EXPECT_EQ(RequestDeadline(std::chrono::system_clock::time_point::max(), now),
-            now + absl::Minutes(10));
-  const auto call = absl::ToChronoTime(now + absl::Seconds(3));
-  EXPECT_EQ(RequestDeadline(call, now), absl::FromChrono(call));
+TEST(RequestDeadline, IsTheCallsOrTenMinutesByTheCoresClock) {
+  const absl::Time wall = absl::FromUnixSeconds(2'000'000'000);
+  // The wall clock has been set since the core's clock began.
+  for (const absl::Duration step : {absl::ZeroDuration(), absl::Hours(-5), absl::Hours(5)}) {
+    const absl::Time core = wall + step;
+    EXPECT_EQ(RequestDeadline(std::chrono::system_clock::time_point::max(), wall, core),
+              core + absl::Minutes(10));
+    const auto call = absl::ToChronoTime(wall + absl::Seconds(3));
+    EXPECT_EQ(RequestDeadline(call, wall, core), core + absl::Seconds(3));
+  }
 }
 
 }  // namespace
