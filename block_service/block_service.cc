@@ -37,7 +37,8 @@ int64_t DefaultKvBytes() {
 
 // How many pages the configuration asks for. Errors: INVALID_ARGUMENT naming the flag.
 absl::StatusOr<int64_t> CountPages(const BlockServiceConfig& config, const BlockEngine& engine) {
-  const int64_t page_bytes = std::max<int64_t>(engine.KvBytesPerBlock(), 1) * config.page_blocks;
+  const int64_t page_bytes = std::max<int64_t>(engine.KvBytesPerPage(config.page_blocks), 1);
+  const int64_t least = (kNumericProbeBlocks + config.page_blocks - 1) / config.page_blocks;
   int64_t pages = config.kv_pages;
   if (pages == 0 && config.kv_memory_mib > 0) {
     pages = (config.kv_memory_mib << 20) / page_bytes;
@@ -46,10 +47,9 @@ absl::StatusOr<int64_t> CountPages(const BlockServiceConfig& config, const Block
     const int64_t positions = engine.config().block.max_positions;
     if (positions > 0 && !config.allow_long_contexts) {
       const int64_t longest = (positions + config.page_blocks - 1) / config.page_blocks;
-      pages = std::min(pages, longest * config.max_sequences);
+      pages = std::min(pages, std::max(longest * config.max_sequences, least));
     }
   }
-  const int64_t least = (kNumericProbeBlocks + config.page_blocks - 1) / config.page_blocks;
   if (pages < least) {
     return absl::InvalidArgumentError(
         absl::StrCat(config.kv_pages > 0 ? "--kv-pages" : "--kv-memory-mib", " gives ", pages,
@@ -219,7 +219,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
 
   LogInfo(absl::StrCat("block part: ", parts.numeric_id, ", ", *pages, " KV pages of ",
                        config.page_blocks, " blocks (",
-                       (*pages * config.page_blocks * engine.KvBytesPerBlock()) >> 20, " MiB)"));
+                       (*pages * engine.KvBytesPerPage(config.page_blocks)) >> 20, " MiB)"));
   impl->loop->Start();
   impl->hasher = std::thread([mailbox = impl->loop->mailbox(), hash = std::move(parts.hash_part)] {
     mailbox->Post(PartHashKnown{hash()});

@@ -108,7 +108,7 @@ void EngineLoop::Run() {
 
 void EngineLoop::Handle(BlockEvent event) {
   if (auto* opened = std::get_if<StreamOpened>(&event)) {
-    scheduler_.OpenStream(opened->stream, opened->incarnation);
+    scheduler_.OpenStream(opened->stream, opened->incarnation, clock_.Now());
     if (hello_known_) opened->sink->SayHello(part_hash_, Load());
     sinks_[opened->stream] = std::move(opened->sink);
   } else if (auto* closed = std::get_if<StreamClosed>(&event)) {

@@ -4,6 +4,7 @@
 #include <limits>
 #include <utility>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 
 namespace blockserve {
@@ -43,12 +44,25 @@ BlockScheduler::BlockScheduler(BlockSchedulerOptions options)
 
 BlockScheduler::~BlockScheduler() = default;
 
-void BlockScheduler::OpenStream(StreamId stream, uint64_t incarnation) {
+void BlockScheduler::OpenStream(StreamId stream, uint64_t incarnation, absl::Time now) {
+  // A gateway has one stream: a new one means that the old one is dead, even where its end is heard
+  // of later. Until then what it asked for would stand before its repetition, and take that with
+  // it.
+  absl::flat_hash_set<StreamId> old;
+  table_.ForEach([&](const BlockSequence& sequence) {
+    if (sequence.key.incarnation != incarnation) return;
+    old.insert(sequence.stream);
+    for (const BlockWorkItem& item : sequence.queue) old.insert(item.stream);
+  });
+  for (const StreamId ended : old) {
+    if (ended != 0 && ended != stream) CloseStream(ended, now);
+  }
   table_.Attach(incarnation, stream);
 }
 
 void BlockScheduler::CloseStream(StreamId stream, absl::Time now) {
   table_.Detach(stream, now);
+  const size_t answered = outbox_.items.size();
   std::vector<SequenceKey> busy;
   table_.ForEach([&](const BlockSequence& sequence) {
     if (!sequence.queue.empty()) busy.push_back(sequence.key);
@@ -60,6 +74,12 @@ void BlockScheduler::CloseStream(StreamId stream, absl::Time now) {
           absl::OkStatus());
     }
   }
+  // A fork of this stream whose parent went before its own turn came was answered.
+  outbox_.items.erase(
+      std::remove_if(
+          outbox_.items.begin() + static_cast<std::ptrdiff_t>(answered), outbox_.items.end(),
+          [&](const BlockItemReply& reply) { return reply.stream == stream && reply.rows == 0; }),
+      outbox_.items.end());
 }
 
 void BlockScheduler::Submit(BlockWorkItem item, absl::Time now) {
@@ -87,6 +107,10 @@ absl::Status BlockScheduler::CheckTokens(absl::Span<const int32_t> tokens) const
 }
 
 absl::Status BlockScheduler::CheckFits(int64_t blocks, int64_t reserve_blocks) const {
+  if (blocks > kEndlessBlocks) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("blocks is ", blocks, "; it must be at most ", kEndlessBlocks));
+  }
   if (reserve_blocks < 0) {
     return absl::InvalidArgumentError(absl::StrCat("reserve_blocks is ", reserve_blocks));
   }
@@ -107,10 +131,13 @@ absl::Status BlockScheduler::CheckFits(int64_t blocks, int64_t reserve_blocks) c
   return absl::OkStatus();
 }
 
-int64_t BlockScheduler::ReserveAhead(int64_t reserve_blocks) const {
+int64_t BlockScheduler::ReserveAhead(int64_t blocks, int64_t reserve_blocks) const {
   const int64_t most =
       (options_.reserve_tokens + options_.block_length - 1) / options_.block_length;
-  return std::min(reserve_blocks, most);
+  // No sequence grows beyond its longest: a reservation counts the last block too, which is never
+  // embedded.
+  const int64_t room = max_blocks_per_sequence() - blocks;
+  return std::max<int64_t>(std::min({reserve_blocks, most, room}), 0);
 }
 
 void BlockScheduler::Open(BlockWorkItem item) {
@@ -155,7 +182,7 @@ void BlockScheduler::Open(BlockWorkItem item) {
   sequence.close_after = open.close_after;
   sequence.kv = pool_.NewSequence();
   sequence.cached_blocks = pool_.ShareCached(sequence.kv, sequence.tokens, sequence.first_context);
-  const int64_t ahead = ReserveAhead(open.reserve_blocks);
+  const int64_t ahead = ReserveAhead(blocks, open.reserve_blocks);
   sequence.queue.push_back(std::move(item));
   if (!pool_.Reserve(sequence.kv, blocks + ahead)) {
     return Erase(sequence,
@@ -225,7 +252,11 @@ void BlockScheduler::Fork(BlockWorkItem item) {
 }
 
 bool BlockScheduler::ResolveFork(BlockSequence& child, BlockSequence* parent) {
-  if (parent == nullptr || parent->state == State::kSuspended) {
+  if (parent != nullptr && parent->state == State::kSuspended) {
+    Erase(child, SuspendedError(), true);
+    return true;
+  }
+  if (parent == nullptr) {
     Erase(child, absl::NotFoundError(absl::StrCat("fork.parent: sequence ", child.fork_parent,
                                                   " is not open here")));
     return true;
@@ -237,7 +268,7 @@ bool BlockScheduler::ResolveFork(BlockSequence& child, BlockSequence* parent) {
                                                          "; the parent has ", BlocksOf(*parent))));
     return true;
   }
-  const int64_t ahead = ReserveAhead(child.fork_reserve);
+  const int64_t ahead = ReserveAhead(blocks, child.fork_reserve);
   if (!pool_.Fork(parent->kv, blocks, ahead, &child.kv)) {
     Erase(child, absl::ResourceExhaustedError(absl::StrCat(
                      "no KV pages for a fork at ", blocks, " blocks and ", ahead, " ahead; ",
@@ -418,7 +449,12 @@ void BlockScheduler::Erase(BlockSequence& sequence, const absl::Status& status, 
   for (const BlockWorkItem& item : queue) Reply(item, status, suspended);
   for (const SequenceKey& fork : forks) {
     BlockSequence* child = table_.Find(fork);
-    if (child != nullptr && child->state == State::kForking && child->fork_parent == key.sequence) {
+    if (child == nullptr || child->state != State::kForking || child->fork_parent != key.sequence) {
+      continue;
+    }
+    if (suspended) {
+      Erase(*child, status, true);
+    } else {
       ResolveFork(*child, nullptr);
     }
   }

@@ -73,8 +73,9 @@ class BlockScheduler {
   BlockScheduler(const BlockScheduler&) = delete;
   BlockScheduler& operator=(const BlockScheduler&) = delete;
 
-  // A stream of this gateway has come: sequences of the incarnation belong to it from now on.
-  void OpenStream(StreamId stream, uint64_t incarnation);
+  // A stream of this gateway has come: sequences of the incarnation belong to it from now on. An
+  // older stream of the incarnation ends first, as by CloseStream.
+  void OpenStream(StreamId stream, uint64_t incarnation, absl::Time now);
   // It is gone: its items are dropped without reply; Opens and Forks not yet done drop their
   // sequence, other sequences are kept for the lease.
   void CloseStream(StreamId stream, absl::Time now);
@@ -116,7 +117,8 @@ class BlockScheduler {
 
   absl::Status CheckTokens(absl::Span<const int32_t> tokens) const;
   absl::Status CheckFits(int64_t blocks, int64_t reserve_blocks) const;
-  int64_t ReserveAhead(int64_t reserve_blocks) const;
+  // Blocks to reserve beyond the `blocks` there are.
+  int64_t ReserveAhead(int64_t blocks, int64_t reserve_blocks) const;
 
   // Does what the sequence's first items ask for as far as no step is needed.
   void Advance(BlockSequence& sequence);

@@ -46,7 +46,7 @@ class SchedulerHarness {
   explicit SchedulerHarness(BlockSchedulerOptions options = DefaultOptions())
       : engine(options.block_length, options.vocab_size),
         scheduler(WithCopies(std::move(options), engine)) {
-    scheduler.OpenStream(1, kGateway);
+    scheduler.OpenStream(1, kGateway, now);
   }
 
   BlockWorkItem Item(uint64_t sequence) {

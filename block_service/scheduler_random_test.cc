@@ -178,7 +178,7 @@ TEST_P(SchedulerRandom, EveryRowIsTheRowOfItsTokens) {
             EXPECT_EQ(harness.load().sequences, 0);
           }
           harness.stream = ++last_stream;
-          harness.scheduler.OpenStream(harness.stream, Harness::kGateway);
+          harness.scheduler.OpenStream(harness.stream, Harness::kGateway, harness.now);
         }
         break;
       }

@@ -183,7 +183,7 @@ TEST(BlockScheduler, OpeningAgainReturnsTheLastRow) {
 
 TEST(BlockScheduler, SequencesOfDifferentGatewaysAreApart) {
   Harness harness;
-  harness.scheduler.OpenStream(2, 8);
+  harness.scheduler.OpenStream(2, 8, harness.now);
   harness.Open(1, Prompt(2, 1));
   BlockWorkItem other = harness.Item(1);
   other.stream = 2;
@@ -234,6 +234,35 @@ TEST(BlockScheduler, AnAppendBeyondTheModelsPositionsIsRefused) {
   harness.Append(1, 3, {1, 2});
   harness.RunUntilIdle();
   EXPECT_EQ(harness.code(harness.Append(1, 4, {1, 2})), StatusCode::kInvalidArgument);
+}
+
+TEST(BlockScheduler, AReservationEndsAtTheModelsPositions) {
+  BlockSchedulerOptions options = Options();
+  options.max_positions = 8;
+  options.num_pages = 2;
+  Harness harness(options);
+  // The last block of the output is reserved for, but never embedded.
+  const uint64_t open = harness.Open(1, Prompt(6, 1), 3);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(open), Harness::Expected(Prompt(6, 1)));
+  harness.Close(1);
+  harness.Open(1, Prompt(4, 1));
+  const uint64_t fork = harness.Fork(2, 1, 4, 5);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(fork), StatusCode::kOk);
+}
+
+TEST(BlockScheduler, AForkOfMoreBlocksThanCanBeCountedIsRefused) {
+  for (const int64_t max_positions : {0, 8}) {
+    BlockSchedulerOptions options = Options();
+    options.max_positions = max_positions;
+    Harness harness(options);
+    harness.Open(1, Prompt(4, 1));
+    const int64_t most = std::numeric_limits<int64_t>::max();
+    const uint64_t fork = harness.Fork(2, 1, most, most);
+    EXPECT_EQ(harness.code(fork), StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(harness.of(fork).status.message()), HasSubstr("fork.blocks"));
+  }
 }
 
 TEST(BlockScheduler, WhatCanNeverFitIsInvalidAndWhatDoesNotFitNowIsRefused) {
@@ -500,7 +529,7 @@ TEST(BlockScheduler, SequencesOutliveABrokenStreamByTheLease) {
   harness.now += absl::Milliseconds(9999);
   harness.Step();
   EXPECT_EQ(harness.load().sequences, 1);
-  harness.scheduler.OpenStream(2, Harness::kGateway);
+  harness.scheduler.OpenStream(2, Harness::kGateway, harness.now);
   harness.stream = 2;
   EXPECT_EQ(harness.scheduler.NextWakeUp(), absl::InfiniteFuture());
   harness.now += absl::Hours(1);
@@ -519,7 +548,7 @@ TEST(BlockScheduler, AnotherGatewayDoesNotInheritSequences) {
   harness.Open(1, Prompt(5, 1), 8);
   harness.RunUntilIdle();
   harness.scheduler.CloseStream(1, harness.now);
-  harness.scheduler.OpenStream(2, Harness::kGateway + 1);
+  harness.scheduler.OpenStream(2, Harness::kGateway + 1, harness.now);
   harness.now += absl::Seconds(10);
   harness.Step();
   EXPECT_EQ(harness.load().sequences, 0);
@@ -541,7 +570,7 @@ TEST(BlockScheduler, AStreamThatBreaksTakesItsWaitingItemsWithIt) {
   EXPECT_TRUE(harness.of(append).done) << "was in the step that ended before";
   EXPECT_FALSE(harness.of(second).done || harness.of(open).done || harness.of(fork).done);
   EXPECT_EQ(harness.load().sequences, 1) << "only what was open is kept";
-  harness.scheduler.OpenStream(2, Harness::kGateway);
+  harness.scheduler.OpenStream(2, Harness::kGateway, harness.now);
   harness.stream = 2;
   const uint64_t again = harness.Append(1, 4, {1, 1});
   harness.RunUntilIdle();
@@ -552,11 +581,33 @@ TEST(BlockScheduler, AnOldStreamsLateEndDoesNotTouchItsSuccessor) {
   Harness harness;
   harness.Open(1, Prompt(3, 1), 8);
   harness.RunUntilIdle();
-  harness.scheduler.OpenStream(2, Harness::kGateway);
+  harness.scheduler.OpenStream(2, Harness::kGateway, harness.now);
   harness.scheduler.CloseStream(1, harness.now);
   harness.now += absl::Minutes(1);
   harness.Step();
   EXPECT_EQ(harness.load().sequences, 1);
+}
+
+TEST(BlockScheduler, AStreamThatOvertakesTheEndOfTheOldOneKeepsItsItems) {
+  Harness harness;
+  harness.Open(2, Prompt(4, 2), 8);
+  harness.RunUntilIdle();
+  harness.Open(1, Prompt(3, 1), 8);
+  harness.Fork(3, 1, 3);
+  harness.scheduler.OpenStream(2, Harness::kGateway, harness.now);
+  harness.stream = 2;
+  const uint64_t open = harness.Open(1, Prompt(3, 1), 8);
+  const uint64_t fork = harness.Fork(3, 1, 3);
+  const uint64_t append = harness.Append(3, 3, {1, 1});
+  harness.scheduler.CloseStream(1, harness.now);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(open), Harness::Expected(Prompt(3, 1)));
+  EXPECT_EQ(harness.code(fork), StatusCode::kOk);
+  EXPECT_EQ(harness.row(append), Harness::Expected(Joined(Prompt(3, 1), {1, 1})));
+  // What was open stays so, and is not on a lease.
+  harness.now += absl::Minutes(1);
+  harness.Step();
+  EXPECT_EQ(harness.load().sequences, 3);
 }
 
 TEST(BlockScheduler, TheNewestGivesWayWhenPagesRunOut) {
@@ -605,10 +656,32 @@ TEST(BlockScheduler, ASuspendedSequenceThatWasIdleHearsOfItLater) {
   harness.RunUntilIdle();
   EXPECT_EQ(harness.code(grows), StatusCode::kOk);
   const uint64_t fork = harness.Fork(3, 2, 4);
-  EXPECT_EQ(harness.code(fork), StatusCode::kNotFound);
+  EXPECT_EQ(harness.code(fork), StatusCode::kUnavailable);
+  EXPECT_TRUE(harness.of(fork).suspended);
   const uint64_t told = harness.Append(2, 16, {1, 1});
   EXPECT_EQ(harness.code(told), StatusCode::kUnavailable);
   EXPECT_TRUE(harness.of(told).suspended);
+  EXPECT_EQ(harness.load().sequences, 1);
+}
+
+TEST(BlockScheduler, AForkThatWaitsForASequenceThatGivesWayIsSuspendedToo) {
+  BlockSchedulerOptions options = Options();
+  options.num_pages = 8;
+  options.reserve_tokens = 2;
+  Harness harness(options);
+  harness.Open(1, Prompt(15, 1), 9);
+  harness.Open(2, Prompt(15, 2), 9);
+  harness.RunUntilIdle();
+  harness.Append(1, 15, {1, 1});
+  harness.Append(2, 15, {1, 1});
+  harness.RunUntilIdle();
+  harness.Append(1, 16, {1, 1});
+  const uint64_t parent = harness.Append(2, 16, {1, 1});
+  const uint64_t fork = harness.Fork(3, 2, 17);
+  harness.RunUntilIdle();
+  EXPECT_TRUE(harness.of(parent).suspended);
+  EXPECT_EQ(harness.code(fork), StatusCode::kUnavailable);
+  EXPECT_TRUE(harness.of(fork).suspended);
   EXPECT_EQ(harness.load().sequences, 1);
 }
 

@@ -45,7 +45,9 @@ class TestBlockEngine final : public BlockEngine {
     kv_.assign(static_cast<size_t>(num_pages * page_blocks), kUnwritten);
     return absl::OkStatus();
   }
-  int64_t KvBytesPerBlock() const override { return sizeof(uint64_t); }
+  int64_t KvBytesPerPage(int32_t page_blocks) const override {
+    return page_blocks * static_cast<int64_t>(sizeof(uint64_t));
+  }
   void CopyPage(int32_t from, int32_t to, int32_t blocks) override {
     for (int32_t i = 0; i < blocks; ++i) Slot(to, i) = Slot(from, i);
     for (int32_t i = blocks; i < page_blocks_; ++i) Slot(to, i) = kUnwritten;

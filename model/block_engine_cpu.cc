@@ -47,7 +47,8 @@ absl::Status CpuBlockEngine::LoadWeights(const Checkpoint& checkpoint, int64_t m
   if (!stack.ok()) return stack.status();
   stack_ = *std::move(stack);
   x_ = AlignedBuffer(max_rows * stack_.stride() * sizeof(float));
-  if (x_.data() == nullptr) {
+  if (x_.data() == nullptr ||
+      (config_.projection == Projection::kProjectionLayer && gathered_.data() == nullptr)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no memory for activations of ", max_rows, " rows"));
   }
@@ -64,14 +65,13 @@ absl::Status CpuBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks) 
   return absl::OkStatus();
 }
 
-int64_t CpuBlockEngine::KvBytesPerBlock() const {
-  // Of a page whose length is a multiple of 16 blocks.
+int64_t CpuBlockEngine::KvBytesPerPage(int32_t page_blocks) const {
   KvLayout layout;
   layout.num_heads = config_.block.num_heads;
   layout.head_size = config_.block.head_size();
-  layout.page_blocks = kPanelWidth;
+  layout.page_blocks = page_blocks;
   layout.bf16 = arithmetic_ == Arithmetic::kBf16;
-  return config_.block.num_layers * layout.page_bytes() / kPanelWidth;
+  return config_.block.num_layers * layout.page_bytes();
 }
 
 void CpuBlockEngine::CopyPage(int32_t from, int32_t to, int32_t blocks) {

@@ -26,7 +26,7 @@ class CpuBlockEngine final : public BlockEngine {
   const ModelConfig& config() const override { return config_; }
   Arithmetic arithmetic() const override { return arithmetic_; }
   absl::Status AllocateKv(int64_t num_pages, int32_t page_blocks) override;
-  int64_t KvBytesPerBlock() const override;
+  int64_t KvBytesPerPage(int32_t page_blocks) const override;
   void CopyPage(int32_t from, int32_t to, int32_t blocks) override;
   // Errors: INVALID_ARGUMENT naming the chunk, before anything is computed.
   absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;

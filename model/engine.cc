@@ -33,6 +33,14 @@ absl::Status Invalid(absl::string_view field, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", what));
 }
 
+// Beyond any use, and far enough from overflow that no logit becomes NaN.
+constexpr float kMaxLogitChange = 1e6f;
+constexpr int32_t kMaxTokenCount = 1 << 30;
+
+bool IsLogitChange(float value) {
+  return std::isfinite(value) && std::abs(value) <= kMaxLogitChange;
+}
+
 absl::Status ValidateSampling(const SamplingParameters& sampling) {
   if (!std::isfinite(sampling.temperature) || sampling.temperature < 0) {
     return Invalid("temperature", absl::StrCat(sampling.temperature, " is not a number >= 0"));
@@ -48,11 +56,13 @@ absl::Status ValidateSampling(const SamplingParameters& sampling) {
     return Invalid("repetition_penalty",
                    absl::StrCat(sampling.repetition_penalty, " is not a number > 0"));
   }
-  if (!std::isfinite(sampling.presence_penalty)) {
-    return Invalid("presence_penalty", "is not finite");
+  if (!IsLogitChange(sampling.presence_penalty)) {
+    return Invalid("presence_penalty",
+                   absl::StrCat(sampling.presence_penalty, " is not in [-1e6, 1e6]"));
   }
-  if (!std::isfinite(sampling.frequency_penalty)) {
-    return Invalid("frequency_penalty", "is not finite");
+  if (!IsLogitChange(sampling.frequency_penalty)) {
+    return Invalid("frequency_penalty",
+                   absl::StrCat(sampling.frequency_penalty, " is not in [-1e6, 1e6]"));
   }
   return absl::OkStatus();
 }
@@ -94,15 +104,25 @@ absl::Status ValidateTokenRow(const ModelConfig& config, const TokenRow& row) {
   }
   for (const LogitBias& bias : row.logit_bias) {
     if (!in_vocabulary(bias.token)) return outside("logit_bias", bias.token);
-    if (!std::isfinite(bias.bias)) {
-      return Invalid("logit_bias", absl::StrCat("bias of id ", bias.token, " is not finite"));
+    if (!IsLogitChange(bias.bias)) {
+      return Invalid("logit_bias", absl::StrCat("bias of id ", bias.token, " is ", bias.bias,
+                                                ", not in [-1e6, 1e6]"));
     }
   }
   for (const TokenCount& count : row.counts) {
     if (!in_vocabulary(count.token)) return outside("counts", count.token);
-    if (count.in_prompt < 0 || count.in_output < 0) {
-      return Invalid("counts", absl::StrCat("count of id ", count.token, " is negative"));
+    if (count.in_prompt < 0 || count.in_output < 0 || count.in_prompt > kMaxTokenCount ||
+        count.in_output > kMaxTokenCount) {
+      return Invalid("counts", absl::StrCat("count of id ", count.token, " is not in [0, 2^30]"));
     }
+  }
+  std::vector<int32_t> counted;
+  counted.reserve(row.counts.size());
+  for (const TokenCount& count : row.counts) counted.push_back(count.token);
+  std::sort(counted.begin(), counted.end());
+  const auto repeated = std::adjacent_find(counted.begin(), counted.end());
+  if (repeated != counted.end()) {
+    return Invalid("counts", absl::StrCat("id ", *repeated, " is there twice"));
   }
   if (row.vocab_limit < 0 || row.vocab_limit > config.vocab_size) {
     return Invalid("vocab_limit",

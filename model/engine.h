@@ -49,7 +49,8 @@ class BlockEngine {
   // KV pages are allocated once: `num_pages` pages of `page_blocks` blocks each.
   // Errors: RESOURCE_EXHAUSTED naming the bytes needed.
   virtual absl::Status AllocateKv(int64_t num_pages, int32_t page_blocks) = 0;
-  virtual int64_t KvBytesPerBlock() const = 0;
+  // What AllocateKv takes for each page of so many blocks.
+  virtual int64_t KvBytesPerPage(int32_t page_blocks) const = 0;
   // Copies the first `blocks` blocks of page `from` to page `to`.
   virtual void CopyPage(int32_t from, int32_t to, int32_t blocks) = 0;
 
@@ -135,7 +136,7 @@ absl::StatusOr<std::unique_ptr<TokenEngine>> LoadTokenEngine(const Checkpoint& c
 // "f32-9a3c…". Equal ids compute equal bits.
 // The block engine's probe overwrites the first KV pages: it belongs between AllocateKv (of at
 // least kNumericProbeBlocks blocks, else an error) and the first sequence.
-inline constexpr int32_t kNumericProbeBlocks = 5;
+inline constexpr int32_t kNumericProbeBlocks = 41;
 absl::StatusOr<std::string> ProbeNumericId(BlockEngine& engine);
 std::string ProbeNumericId(TokenEngine& engine);
 

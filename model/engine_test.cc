@@ -304,7 +304,7 @@ TEST(BlockEngine, RefusesWhatDoesNotFit) {
             absl::StatusCode::kResourceExhausted);
 }
 
-TEST(BlockEngine, KvBytesPerBlockIsWhatPagesTake) {
+TEST(BlockEngine, KvBytesPerPageIsWhatPagesTake) {
   TestModelOptions options;
   const std::unique_ptr<TestModel> f32 = Load("concat_l4", options);
   options.arithmetic = Arithmetic::kBf16;
@@ -312,8 +312,11 @@ TEST(BlockEngine, KvBytesPerBlockIsWhatPagesTake) {
   ASSERT_NE(f32, nullptr);
   ASSERT_NE(bf16, nullptr);
   // 2 layers, keys and values, width 64.
-  EXPECT_EQ(f32->block().KvBytesPerBlock(), 2 * 2 * 64 * 4);
-  EXPECT_EQ(bf16->block().KvBytesPerBlock(), 2 * 2 * 64 * 2);
+  EXPECT_EQ(f32->block().KvBytesPerPage(16), 16 * 2 * 2 * 64 * 4);
+  EXPECT_EQ(bf16->block().KvBytesPerPage(16), 16 * 2 * 2 * 64 * 2);
+  // Keys lie in groups of 16 blocks, values do not.
+  EXPECT_EQ(f32->block().KvBytesPerPage(1), (16 + 1) * 2 * 64 * 4);
+  EXPECT_EQ(f32->block().KvBytesPerPage(17), (32 + 17) * 2 * 64 * 4);
 }
 
 TEST(BlockEngine, Bf16ContextsAreBf16Values) {
@@ -453,7 +456,11 @@ TEST(ValidateTokenRow, NamesTheField) {
   const std::vector<int32_t> negative = {-1};
   const std::vector<LogitBias> infinite = {{1, INFINITY}};
   const std::vector<LogitBias> far = {{100, 1}};
+  const std::vector<LogitBias> absurd = {{1, -2e6f}};
   const std::vector<TokenCount> counts = {{1, -1, 0}};
+  const std::vector<TokenCount> many_in_prompt = {{1, (1 << 30) + 1, 0}};
+  const std::vector<TokenCount> many_in_output = {{1, 0, std::numeric_limits<int32_t>::max()}};
+  const std::vector<TokenCount> twice = {{7, 1, 0}, {1, 1, 0}, {7, 0, 1}};
   using P = SamplingParameters;
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.context = r.context.first(7); }),
               HasSubstr("context"));
@@ -468,7 +475,11 @@ TEST(ValidateTokenRow, NamesTheField) {
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.stop_ids = negative; }), HasSubstr("stop_ids"));
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.logit_bias = infinite; }), HasSubstr("logit_bias"));
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.logit_bias = far; }), HasSubstr("logit_bias"));
+  EXPECT_THAT(message([&](TokenRow& r, P&) { r.logit_bias = absurd; }), HasSubstr("logit_bias"));
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.counts = counts; }), HasSubstr("counts"));
+  EXPECT_THAT(message([&](TokenRow& r, P&) { r.counts = many_in_prompt; }), HasSubstr("counts"));
+  EXPECT_THAT(message([&](TokenRow& r, P&) { r.counts = many_in_output; }), HasSubstr("counts"));
+  EXPECT_THAT(message([&](TokenRow& r, P&) { r.counts = twice; }), HasSubstr("counts: id 7"));
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.vocab_limit = 101; }), HasSubstr("vocab_limit"));
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.top_logprobs = 101; }), HasSubstr("top_logprobs"));
   EXPECT_THAT(message([&](TokenRow&, P& p) { p.temperature = -1; }), HasSubstr("temperature"));
@@ -480,6 +491,10 @@ TEST(ValidateTokenRow, NamesTheField) {
               HasSubstr("repetition_penalty"));
   EXPECT_THAT(message([&](TokenRow&, P& p) { p.presence_penalty = NAN; }),
               HasSubstr("presence_penalty"));
+  EXPECT_THAT(message([&](TokenRow&, P& p) { p.presence_penalty = 2e6f; }),
+              HasSubstr("presence_penalty"));
+  EXPECT_THAT(message([&](TokenRow&, P& p) { p.frequency_penalty = -2e6f; }),
+              HasSubstr("frequency_penalty"));
   EXPECT_THAT(message([&](TokenRow&, P& p) { p.frequency_penalty = INFINITY; }),
               HasSubstr("frequency_penalty"));
 }

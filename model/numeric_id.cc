@@ -35,15 +35,23 @@ absl::StatusOr<std::string> ProbeNumericId(BlockEngine& engine) {
   const ModelConfig& config = engine.config();
   std::vector<int32_t> tokens(int64_t{kNumericProbeBlocks} * config.block_length);
   for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = ProbeToken(config, i);
+  // All blocks but one in a step, longer than what kernels do at a time, then one as when decoding.
   // One page a block is enough whatever the page size.
   std::vector<int32_t> pages(kNumericProbeBlocks);
   for (int32_t i = 0; i < kNumericProbeBlocks; ++i) pages[i] = i;
   std::vector<float> contexts(int64_t{kNumericProbeBlocks} * config.block.hidden_size);
-  BlockChunk chunk;
-  chunk.tokens = tokens;
-  chunk.pages = pages;
-  absl::Status status = engine.Step({&chunk, 1}, absl::MakeSpan(contexts));
-  if (!status.ok()) return status;
+  const auto run = [&](int64_t first, int64_t count) {
+    BlockChunk chunk;
+    chunk.tokens = absl::MakeConstSpan(tokens).subspan(first * config.block_length,
+                                                       count * config.block_length);
+    chunk.first_block = first;
+    chunk.pages = pages;
+    return engine.Step({&chunk, 1},
+                       absl::MakeSpan(contexts).subspan(first * config.block.hidden_size,
+                                                        count * config.block.hidden_size));
+  };
+  if (absl::Status status = run(0, kNumericProbeBlocks - 1); !status.ok()) return status;
+  if (absl::Status status = run(kNumericProbeBlocks - 1, 1); !status.ok()) return status;
   return Id(engine.arithmetic(), contexts);
 }
 

@@ -45,7 +45,7 @@ Sampler::Sampler(const CpuKernels& kernels, int32_t vocab_size)
 
 void Sampler::Penalize(const SamplingParameters& sampling, const TokenCount& count) {
   float& logit = adjusted_.as<float>()[count.token];
-  if (count.in_prompt + count.in_output > 0 && sampling.repetition_penalty != 1.0f) {
+  if ((count.in_prompt > 0 || count.in_output > 0) && sampling.repetition_penalty != 1.0f) {
     logit = logit > 0 ? logit / sampling.repetition_penalty : logit * sampling.repetition_penalty;
   }
   if (count.in_output > 0) {

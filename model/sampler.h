@@ -20,6 +20,8 @@ float RawLogprob(const LogitStatistics& statistics, float logit);
 class Sampler {
  public:
   Sampler(const CpuKernels& kernels, int32_t vocab_size);
+  // False when there was no memory for the scratch: nothing may be drawn then.
+  bool has_memory() const { return adjusted_.data() != nullptr && weights_.data() != nullptr; }
 
   // Draws the token at `position` after `block_tokens` (forced ones included). `logits` [V padded
   // to 16], with finite statistics. Errors: INVALID_ARGUMENT when no id is left to draw.

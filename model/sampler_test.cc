@@ -234,6 +234,22 @@ TEST_F(SamplerTest, NothingLeftToDrawIsAnError) {
   EXPECT_TRUE(TryDraw(5).ok());
 }
 
+TEST_F(SamplerTest, TheLargestCountsAndPenaltiesThatAreTakenGiveADraw) {
+  sampling_.temperature = 0;
+  const int32_t best = Draw();
+  const std::vector<TokenCount> counts = {{best, 1 << 30, 1 << 30}};
+  row_.counts = counts;
+  sampling_.repetition_penalty = 2;
+  EXPECT_NE(Draw(), best) << "2^31 occurrences in all";
+  const std::vector<LogitBias> bias = {{best, 1e6f}};
+  row_.logit_bias = bias;
+  sampling_.presence_penalty = 1e6f;
+  sampling_.frequency_penalty = 1e6f;
+  const int32_t next = Draw();
+  EXPECT_NE(next, best);
+  EXPECT_EQ(next, Draw(3, std::vector<int32_t>{best, best}));
+}
+
 TEST_F(SamplerTest, TargetsDrawTheSame) {
   sampling_ = {0.9f, 0, 0.95f, 0.001f};
   for (const KernelTarget target : SupportedKernelTargets()) {

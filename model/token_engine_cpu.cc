@@ -77,6 +77,10 @@ absl::Status CpuTokenEngine::LoadWeights(const Checkpoint& checkpoint) {
   samplers_.reserve(pool_.num_threads());
   for (int i = 0; i < pool_.num_threads(); ++i) {
     samplers_.emplace_back(kernels_, config_.vocab_size);
+    if (!samplers_.back().has_memory()) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory to sample from ", config_.vocab_size, " logits"));
+    }
   }
   live_.resize(max_rows_);
   for (LiveRow& live : live_) live.tokens.reserve(config_.block_length);
