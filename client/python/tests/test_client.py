@@ -156,8 +156,9 @@ def test_the_deadline_of_the_call_wins_over_the_clients(served):
     scripted.events = [started()]
     client.generate([1])
     client.generate([1], timeout=5)
-    assert 5 < scripted.remaining_s[0] <= 30
-    assert scripted.remaining_s[1] <= 5
+    # gRPC rounds deadlines up.
+    assert 6 < scripted.remaining_s[0] < 31
+    assert scripted.remaining_s[1] < 6
 
 
 def test_scores_keep_tokens_without_a_score(served):
