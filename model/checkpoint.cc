@@ -149,6 +149,12 @@ std::vector<std::string> Checkpoint::PartTensors(Part part) const {
   return names;
 }
 
+namespace {
+
+constexpr size_t kHashedAtOnceBytes = size_t{16} << 20;
+
+}  // namespace
+
 std::string Checkpoint::HashTensors(Part part) const {
   Sha256 hash;
   for (const std::string& name : PartTensors(part)) {
@@ -156,7 +162,11 @@ std::string Checkpoint::HashTensors(Part part) const {
     // Lengths stand in front of what varies, so that no two lists give the same bytes.
     hash.Update(absl::StrCat(name, "\n", tensor.dtype_name, "\n", ShapeString(tensor.shape), "\n",
                              tensor.data.size(), "\n"));
-    hash.Update(tensor.data);
+    // Read pages count as this process's memory until they are let go.
+    for (size_t at = 0; at < tensor.data.size(); at += kHashedAtOnceBytes) {
+      hash.Update(tensor.data.subspan(at, kHashedAtOnceBytes));
+      tensors_.ReleasePages();
+    }
   }
   return hash.Hex();
 }
