@@ -7,6 +7,7 @@ pace is uncertain, --finish-at ends a run by the clock.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from data import Windows, load_tokens, pad_first_block
 from model import build, initialize, layout
@@ -77,6 +79,18 @@ def bits_per_byte(model, tokens, lengths, context, limit=None, device="cpu"):
         size += weights.sum().item()
     model.train()
     return nats / math.log(2) / size
+
+
+@contextlib.contextmanager
+def precision(name, device):
+    """bf16: matrix products in bfloat16, weights, norms and losses in float32 (torch's autocast)."""
+    with contextlib.ExitStack() as stack:
+        if name == "bf16":
+            stack.enter_context(torch.autocast(torch.device(device).type, dtype=torch.bfloat16))
+        if torch.device(device).type == "cpu":
+            # Windows are short and a token decoder's are tiny: plain products are faster.
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        yield
 
 
 class Run:
@@ -172,7 +186,8 @@ class Run:
         total = 0.0
         for at in range(0, len(batch), rows):
             tokens = torch.from_numpy(batch[at : at + rows]).to(self.args.device)
-            loss = token_losses(self.model, tokens).sum() / scored
+            with precision(self.args.precision, self.args.device):
+                loss = token_losses(self.model, tokens).sum() / scored
             loss.backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.clip).item()
@@ -252,6 +267,7 @@ def parse(argv=None):
     p.add_argument("--long-context", type=int, default=256, help="tokens of a window, later")
     p.add_argument("--long-context-from", type=float, default=0.6, help="share of the tokens")
     p.add_argument("--batch-tokens", type=int, default=8192)
+    p.add_argument("--precision", choices=("f32", "bf16"), default="f32")
     p.add_argument("--micro-tokens", type=int, default=1024, help="tokens of one forward pass")
     p.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     p.add_argument("--learning-rate", type=float, default=0.02, help="about 0.003 for adamw")
