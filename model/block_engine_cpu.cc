@@ -13,8 +13,7 @@ namespace blockserve {
 absl::StatusOr<std::unique_ptr<BlockEngine>> CpuBlockEngine::Load(const Checkpoint& checkpoint,
                                                                   const EngineOptions& options,
                                                                   const CpuKernels& kernels) {
-  std::unique_ptr<CpuBlockEngine> engine(
-      new CpuBlockEngine(checkpoint.config(), options.arithmetic, *options.pool, kernels));
+  std::unique_ptr<CpuBlockEngine> engine(new CpuBlockEngine(checkpoint.config(), options, kernels));
   absl::Status status = engine->LoadWeights(checkpoint, options.max_rows);
   if (!status.ok()) return status;
   return engine;
@@ -127,6 +126,7 @@ absl::Status CpuBlockEngine::Step(absl::Span<const BlockChunk> chunks, absl::Spa
   absl::Status status = Validate(chunks, contexts);
   if (!status.ok()) return status;
   ThreadPool::Turn turn(pool_);
+  if (timer_ != nullptr) timer_->Begin(StepTimer::kBlockStep);
   float* out = contexts.data();
   batch_.clear();
   rows_.clear();
@@ -165,6 +165,7 @@ void CpuBlockEngine::Embed() {
       for (int64_t j = 0; j < length; ++j) table_.CopyRow(tokens[j], row + j * width);
     }
   }
+  Lap(timer_, StepTimer::kRows);
   if (!projected) return;
   MatmulArgs args;
   args.x = rows;
@@ -174,6 +175,7 @@ void CpuBlockEngine::Embed() {
   args.y = x_.as<float>();
   args.y_stride = stack_.stride();
   RunMatmul(kernels_, pool_, args);
+  Lap(timer_, StepTimer::kMatmul);
 }
 
 int64_t CpuBlockEngine::RunBatch(float* contexts) {
@@ -181,7 +183,7 @@ int64_t CpuBlockEngine::RunBatch(float* contexts) {
   const int64_t stride = stack_.stride();
   const int64_t width = config_.block.hidden_size;
   float* x = x_.as<float>();
-  stack_.Run(pool_, rows_, kv_, x);
+  stack_.Run(pool_, rows_, kv_, x, timer_);
 
   // The wanted rows move to the front: the final norm runs over them alone.
   int64_t wanted = 0;
@@ -202,6 +204,7 @@ int64_t CpuBlockEngine::RunBatch(float* contexts) {
   }
   batch_.clear();
   rows_.clear();
+  Lap(timer_, StepTimer::kRows);
   return wanted;
 }
 

@@ -38,9 +38,12 @@ class CpuBlockEngine final : public BlockEngine {
     bool wants_context;
   };
 
-  CpuBlockEngine(const ModelConfig& config, Arithmetic arithmetic, ThreadPool& pool,
-                 const CpuKernels& kernels)
-      : config_(config), arithmetic_(arithmetic), pool_(pool), kernels_(kernels) {}
+  CpuBlockEngine(const ModelConfig& config, const EngineOptions& options, const CpuKernels& kernels)
+      : config_(config),
+        arithmetic_(options.arithmetic),
+        pool_(*options.pool),
+        kernels_(kernels),
+        timer_(options.timer) {}
 
   absl::Status LoadWeights(const Checkpoint& checkpoint, int64_t max_rows);
   absl::Status Validate(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) const;
@@ -54,6 +57,7 @@ class CpuBlockEngine final : public BlockEngine {
   Arithmetic arithmetic_;
   ThreadPool& pool_;
   const CpuKernels& kernels_;
+  StepTimer* timer_;  // may be null
 
   EmbeddingTable table_;
   PackedMatrix projection_;  // Projection::kProjectionLayer only

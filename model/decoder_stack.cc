@@ -120,7 +120,7 @@ void DecoderStack::ReserveScratch(ThreadPool& pool, absl::Span<const SequenceRow
 }
 
 void DecoderStack::RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> rows,
-                                const KvLayout& layout, uint8_t* kv) {
+                                const KvLayout& layout, uint8_t* kv, StepTimer* timer) {
   const int64_t count = static_cast<int64_t>(rows.size());
   SplitQkvArgs split;
   split.qkv = qkv_.as<float>();
@@ -135,6 +135,7 @@ void DecoderStack::RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> 
   split.q = q_.as<float>();
   ForRanges(pool, count, kRowGrain,
             [&](int64_t begin, int64_t end, int) { kernels_->split_qkv(split, begin, end); });
+  Lap(timer, StepTimer::kRows);
 
   AttentionArgs attention;
   attention.q = q_.as<float>();
@@ -150,10 +151,11 @@ void DecoderStack::RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> 
     kernels_->attention(attention, begin, std::min(count, begin + kAttentionGrain), head,
                         scores_[thread].data());
   });
+  Lap(timer, StepTimer::kAttention);
 }
 
 void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvStore& kv,
-                       float* x) {
+                       float* x, StepTimer* timer) {
   const int64_t count = static_cast<int64_t>(rows.size());
   ReserveScratch(pool, rows);
 
@@ -170,6 +172,7 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, con
     }
     ForRanges(pool, count, kRowGrain,
               [&](int64_t begin, int64_t end, int) { kernels_->layer_norm(args, begin, end); });
+    Lap(timer, StepTimer::kRows);
   };
   const auto matmul = [&](const PackedMatrix& weights, const AlignedBuffer& in, Epilogue epilogue,
                           float* y) {
@@ -183,6 +186,7 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, con
     args.y = y;
     args.y_stride = PadToPanel(weights.n());
     RunMatmul(*kernels_, pool, args);
+    Lap(timer, StepTimer::kMatmul);
   };
 
   const bool parallel = config_.parallel_residual;
@@ -191,7 +195,7 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, con
     norm(layer.attention_norm, normed_.as<float>(), parallel ? &layer.mlp_norm : nullptr,
          mlp_normed_.as<float>());
     matmul(layer.qkv, normed_, Epilogue::kNone, qkv_.as<float>());
-    RunAttention(pool, rows, kv.layout(), kv.layer(i));
+    RunAttention(pool, rows, kv.layout(), kv.layer(i), timer);
     matmul(layer.dense, attended_, Epilogue::kAddResidual, x);
     if (!parallel) norm(layer.mlp_norm, mlp_normed_.as<float>(), nullptr, nullptr);
     matmul(layer.up, mlp_normed_, Epilogue::kGelu, intermediate_.as<float>());

@@ -14,6 +14,7 @@
 #include "model/config.h"
 #include "model/kv_store.h"
 #include "model/rotary_table.h"
+#include "model/step_timer.h"
 #include "model/weights.h"
 
 namespace blockserve {
@@ -37,7 +38,8 @@ class DecoderStack {
   // Runs at most max_rows positions through all layers: x [rows, stride()], in place, becomes the
   // residual stream before the final norm. The rows of one sequence come in ascending order of
   // position, and all positions before them have been run: a row sees those of its own batch too.
-  void Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvStore& kv, float* x);
+  void Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvStore& kv, float* x,
+           StepTimer* timer = nullptr);
 
   // y = final layer norm of x; both [rows, stride()], may be the same.
   void FinalNorm(ThreadPool& pool, int64_t rows, const float* x, float* y) const;
@@ -54,7 +56,7 @@ class DecoderStack {
 
   absl::Status LoadLayer(const LoadContext& context, const std::string& at, Layer& layer) const;
   void RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvLayout& layout,
-                    uint8_t* kv);
+                    uint8_t* kv, StepTimer* timer);
   void ReserveScratch(ThreadPool& pool, absl::Span<const SequenceRow> rows);
 
   StackConfig config_;

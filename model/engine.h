@@ -22,6 +22,7 @@
 #include "model/checkpoint.h"
 #include "model/config.h"
 #include "model/sampling.h"
+#include "model/step_timer.h"
 
 namespace blockserve {
 
@@ -125,6 +126,7 @@ struct EngineOptions {
   int32_t max_rows = 256;      // largest batch that activations are allocated for
   // Instruction set of the kernels; the machine's best when absent. All give the same bits.
   std::optional<KernelTarget> kernel_target;
+  StepTimer* timer = nullptr;  // not owned; told where the time of each step went
 };
 
 absl::StatusOr<std::unique_ptr<BlockEngine>> LoadBlockEngine(const Checkpoint& checkpoint,

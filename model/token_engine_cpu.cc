@@ -22,6 +22,7 @@ CpuTokenEngine::CpuTokenEngine(const ModelConfig& config, const EngineOptions& o
       pool_(*options.pool),
       kernels_(kernels),
       max_rows_(options.max_rows),
+      timer_(options.timer),
       stride_(PadToPanel(config.token.hidden_size)) {}
 
 absl::StatusOr<std::unique_ptr<TokenEngine>> CpuTokenEngine::Load(const Checkpoint& checkpoint,
@@ -103,6 +104,7 @@ void CpuTokenEngine::Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRow
 
 void CpuTokenEngine::DecodeGroup(absl::Span<const TokenRow> rows,
                                  absl::Span<TokenRowResult> results) {
+  if (timer_ != nullptr) timer_->Begin(StepTimer::kExpansion);
   num_live_ = static_cast<int32_t>(rows.size());
   for (int32_t i = 0; i < num_live_; ++i) {
     LiveRow& live = live_[i];
@@ -116,8 +118,10 @@ void CpuTokenEngine::DecodeGroup(absl::Span<const TokenRow> rows,
   }
   if (!head_only()) Expand();
 
+  if (timer_ != nullptr) timer_->SetPart(StepTimer::kFirstStep);
   for (int32_t i = 0; i < num_live_; ++i) AddFirstInputs(i);
   RunInputs();
+  if (timer_ != nullptr) timer_->SetPart(StepTimer::kLaterSteps);
   // One position a step; rows that are done drop out.
   while (true) {
     for (int32_t i = 0; i < num_live_; ++i) {
@@ -146,6 +150,7 @@ void CpuTokenEngine::Expand() {
   args.y = expanded_.as<float>();
   args.y_stride = PadToPanel(expansion_.n());
   RunMatmul(kernels_, pool_, args);
+  Lap(timer_, StepTimer::kMatmul);
 }
 
 void CpuTokenEngine::AddFirstInputs(int32_t index) {
@@ -199,7 +204,8 @@ void CpuTokenEngine::RunSlice(absl::Span<const Input> inputs) {
     FillInput(inputs[i], x + i * stride_);
     sequence_rows_.push_back({&slot_pages_[inputs[i].live], inputs[i].index});
   }
-  if (!head_only()) stack_.Run(pool_, sequence_rows_, kv_, x);
+  Lap(timer_, StepTimer::kRows);
+  if (!head_only()) stack_.Run(pool_, sequence_rows_, kv_, x, timer_);
 
   // The inputs whose logits are wanted move to the front.
   wanted_.clear();
@@ -212,6 +218,7 @@ void CpuTokenEngine::RunSlice(absl::Span<const Input> inputs) {
   }
   const int64_t count = static_cast<int64_t>(wanted_.size());
   if (!head_only()) stack_.FinalNorm(pool_, count, x, x);
+  Lap(timer_, StepTimer::kRows);
   const int64_t at_once = std::min<int64_t>(kHeadRows, max_rows_);
   for (int64_t begin = 0; begin < count; begin += at_once) {
     RunHead(begin, std::min(count, begin + at_once));
@@ -227,6 +234,7 @@ void CpuTokenEngine::RunHead(int64_t begin, int64_t end) {
   args.y = logits_.as<float>();
   args.y_stride = PadToPanel(head_.n());
   RunMatmul(kernels_, pool_, args);
+  Lap(timer_, StepTimer::kHead);
 
   // One task a row of the group: its scored tokens are reported in order.
   runs_.clear();
@@ -241,6 +249,7 @@ void CpuTokenEngine::RunHead(int64_t begin, int64_t end) {
       TakeLogits(wanted_[i], logits_.as<float>() + (i - begin) * args.y_stride, samplers_[thread]);
     }
   });
+  Lap(timer_, StepTimer::kSampling);
 }
 
 void CpuTokenEngine::TakeLogits(const Input& input, const float* logits, Sampler& sampler) {

@@ -73,6 +73,7 @@ class CpuTokenEngine final : public TokenEngine {
   ThreadPool& pool_;
   const CpuKernels& kernels_;
   int32_t max_rows_;
+  StepTimer* timer_;  // may be null
 
   PackedMatrix expansion_;
   EmbeddingTable table_;
