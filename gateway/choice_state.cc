@@ -86,6 +86,12 @@ absl::Status ChoiceState::Unpause() {
   return absl::OkStatus();
 }
 
+absl::Status ChoiceState::Conclude() {
+  if (phase_ != ChoicePhase::kQueued) return Refuse("be over before its start");
+  phase_ = ChoicePhase::kFinished;
+  return absl::OkStatus();
+}
+
 absl::Status ChoiceState::Fail() {
   if (over()) return Refuse("fail");
   phase_ = ChoicePhase::kFailed;

@@ -77,6 +77,7 @@ class ChoiceState {
   // Complete blocks so far, the prompt's included: the index that the next complete block will
   // have.
   int64_t blocks() const { return spec_.prompt_blocks + own_blocks_; }
+  int64_t prompt_blocks() const { return spec_.prompt_blocks; }
   // Complete blocks beside the prompt's that `already` filled: to be opened with the prompt.
   // [own blocks * L]
   std::vector<int32_t> OwnBlocks() const;
@@ -88,6 +89,8 @@ class ChoiceState {
   // index of the block that the context row belongs to: it must be the last complete one.
   absl::Status TakeContext(int64_t block, bool may_run);
   absl::Status Unpause();  // paused -> waiting for block
+  // queued -> finished: `already` is all of its output.
+  absl::Status Conclude();
   absl::Status Fail();     // anything but finished or failed -> failed
 
   // The row to be decoded; only while waiting for a block.

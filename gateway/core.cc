@@ -1,10 +1,12 @@
 #include "gateway/core.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gateway/generation_run.h"
+#include "gateway/retry.h"
 #include "gateway/scoring_run.h"
 #include "model/fingerprint.h"
 
@@ -105,22 +107,55 @@ void Core::Begin(GenerationId id, std::unique_ptr<Run> owned) {
   unbound_.insert({run.priority(), id});
 }
 
+std::optional<Binding> Core::FindBinding(const Run& run) const {
+  const TierPresence& blocks = block_tier_.membership().presence();
+  const TierPresence& tokens = token_tier_.membership().presence();
+  const auto bind = [&](const TierGroup& block, const TierGroup& token) {
+    return Binding{
+        block, token,
+        ModelId(expected_.config_hash, expected_.tokenizer_hash, block.part_hash, token.part_hash)};
+  };
+  if (const ResumeState* resume = run.resume()) {
+    for (const TierGroup& block : blocks.WithNumericId(resume->block_numeric_id)) {
+      for (const TierGroup& token : tokens.WithNumericId(resume->token_numeric_id)) {
+        Binding binding = bind(block, token);
+        if (binding.model_id == resume->model_id) return binding;
+      }
+    }
+    return std::nullopt;
+  }
+  const std::optional<TierGroup> block = blocks.Largest();
+  const std::optional<TierGroup> token = tokens.Largest();
+  if (!block.has_value() || !token.has_value()) return std::nullopt;
+  return bind(*block, *token);
+}
+
 bool Core::TryBind(Run& run) {
-  const std::optional<TierGroup> block = block_tier_.membership().presence().Largest();
-  const std::optional<TierGroup> token = token_tier_.membership().presence().Largest();
-  if (block.has_value() && token.has_value()) {
-    run.Start({*block, *token,
-               ModelId(expected_.config_hash, expected_.tokenizer_hash, block->part_hash,
-                       token->part_hash)});
+  if (const std::optional<Binding> binding = FindBinding(run)) {
+    run.Start(*binding);
     return true;
   }
   const absl::Time now = loop_.Now();
+  const absl::Duration tier_wait = options_.tier.tier_wait;
+  bool both = true;
+  absl::Time last_loss = absl::InfinitePast();
   for (const TierMembership* tier : {&block_tier_.membership(), &token_tier_.membership()}) {
-    const absl::Status verdict = tier->Verdict(options_.tier.tier_wait, run.deadline(), now);
+    const absl::Status verdict = tier->Verdict(tier_wait, run.deadline(), now);
     if (!verdict.ok()) {
       run.End(verdict);
       return true;
     }
+    both = both && tier->presence().workers() > 0;
+    last_loss = std::max(last_loss, tier->presence().LastLoss());
+  }
+  // Both tiers are there, but not those that this stream needs: they may be the ones that went just
+  // now, or, just after the start, not have been found yet.
+  if (both && now >= GiveUpTime(last_loss, tier_wait, run.deadline())) {
+    const ResumeState& resume = *run.resume();
+    run.End(absl::FailedPreconditionError(absl::StrCat(
+        "resume: no workers of model ", resume.model_id, " with the numeric ids ",
+        resume.block_numeric_id, " (block) and ", resume.token_numeric_id, " (token) are here")));
+    return true;
   }
   return false;
 }

@@ -58,6 +58,7 @@ class Core final : public GenerationCore {
   void Begin(GenerationId id, std::unique_ptr<Run> run);
   // True: it is bound, or over. False: it waits for a tier.
   bool TryBind(Run& run);
+  std::optional<Binding> FindBinding(const Run& run) const;
   void BindWaiting();
   void Tick();
   void ScheduleTick();

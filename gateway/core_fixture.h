@@ -29,14 +29,18 @@ class RecordingSink final : public GenerationSink {
     EXPECT_FALSE(finished.contains(message.choice()));
     EXPECT_LE(message.tokens_size(), kSimulatedLength);
     std::vector<int32_t>& choice = tokens[message.choice()];
-    EXPECT_EQ(message.position(), first.prompt_tokens() + static_cast<int64_t>(choice.size()));
+    const auto had = received_before.find(message.choice());
+    EXPECT_EQ(message.position(), first.prompt_tokens() + static_cast<int64_t>(choice.size()) +
+                                      (had == received_before.end() ? 0 : had->second));
     choice.insert(choice.end(), message.tokens().begin(), message.tokens().end());
+    text[message.choice()] += message.text();
     for (const v1::TokenLogprobs& l : message.logprobs()) {
       logprobs[message.choice()].push_back(l.logprob());
     }
   }
   void OnFinished(v1::Finished message) override {
     EXPECT_FALSE(finished.contains(message.choice()));
+    text[message.choice()] += message.text();
     finished[message.choice()] = std::move(message);
   }
   void OnDone(absl::Status outcome, v1::Usage total) override {
@@ -50,11 +54,13 @@ class RecordingSink final : public GenerationSink {
   int done = 0;
   v1::Started first;
   std::map<uint32_t, std::vector<int32_t>> tokens;
+  std::map<uint32_t, std::string> text;
   std::map<uint32_t, std::vector<float>> logprobs;
   std::map<uint32_t, v1::Finished> finished;
   absl::Status status = absl::UnknownError("not over");
   v1::Usage usage;
   bool wants_more = true;
+  std::map<uint32_t, int64_t> received_before;  // tokens of each choice, by a stream that goes on
 };
 
 class RecordingScoreSink final : public ScoringSink {
@@ -86,7 +92,7 @@ class CoreFixture : public ::testing::Test {
           std::make_unique<SimulatedTokenWorker>(loop_, "token" + std::to_string(i)));
     }
     core_ = std::make_unique<Core>(
-        loop_, config_, nullptr,
+        loop_, config_, tokenizer_,
         ExpectedModel{"config", "tokenizer", kSimulatedLength, kSimulatedWidth, kSimulatedVocab},
         options_, [this](const std::string& address) { return Find(blocks_, address).MakeLink(); },
         [this](const std::string& address) { return Find(workers_, address).MakeLink(); });
@@ -185,6 +191,7 @@ class CoreFixture : public ::testing::Test {
 
   ManualLoop loop_;
   ModelConfig config_;
+  const Tokenizer* tokenizer_ = nullptr;
   CoreOptions options_;
   std::vector<std::unique_ptr<SimulatedBlockReplica>> blocks_;
   std::vector<std::unique_ptr<SimulatedTokenWorker>> workers_;

@@ -19,6 +19,19 @@
 
 namespace blockserve {
 
+// What a client that goes on with a broken stream has of it.
+struct ResumeState {
+  // The stream is exact on workers of these alone.
+  std::string model_id;
+  std::string block_numeric_id;
+  std::string token_numeric_id;
+  struct Choice {
+    std::vector<int32_t> tokens;
+    bool finished = false;  // its end was received
+  };
+  std::vector<Choice> choices;  // [n]
+};
+
 // A request that has been validated against the model: every field has its default filled in.
 struct GenerationRequest {
   std::string request_id;
@@ -34,6 +47,7 @@ struct GenerationRequest {
   std::optional<int32_t> logprobs;  // best ids beside the token's own
   uint32_t priority = 2;
   absl::Time deadline;  // by the core's clock
+  std::optional<ResumeState> resume;
 };
 
 // Scores `tokens`; those before `first_scored` are context.

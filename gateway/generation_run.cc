@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "gateway/output_end.h"
 #include "model/alignment.h"
 
 namespace blockserve {
@@ -65,23 +66,61 @@ void GenerationRun::Start(const Binding& binding) {
   choices_.reserve(static_cast<size_t>(request_.n));
   for (int32_t i = 0; i < request_.n; ++i) {
     spec.choice = static_cast<uint32_t>(i);
+    if (request_.resume.has_value()) {
+      spec.already = request_.resume->choices[static_cast<size_t>(i)].tokens;
+    }
     choices_.emplace_back(
         spec, TextOutput(environment_.tokenizer, request_.stop_strings, request_.min_tokens));
   }
   running_ = request_.n;
-
-  absl::StatusOr<uint64_t> sequence = environment_.block_tier->Open(SpecOf(0));
-  if (!sequence.ok()) return End(sequence.status());
-  choices_[0].sequence = *sequence;
-  for (Choice& choice : choices_) {
-    if (absl::Status status = choice.state.Open(); !status.ok()) return End(status);
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    if (request_.resume.has_value() && !TakeOver(i)) return;
+    if (choices_[i].state.over()) continue;
+    if (absl::Status status = choices_[i].state.Open(); !status.ok()) return End(status);
   }
+  OpenLeader();
+}
+
+bool GenerationRun::TakeOver(size_t index) {
+  Choice& choice = choices_[index];
+  const ResumeState::Choice& had = request_.resume->choices[index];
+  usage_.set_completion_tokens(usage_.completion_tokens() +
+                               static_cast<int64_t>(had.tokens.size()));
+  absl::StatusOr<std::optional<v1::Finished>> end = ReplayOutput(request_, had.tokens, choice.text);
+  absl::Status status = end.status();
+  if (status.ok() && end->has_value()) {
+    status = choice.state.Conclude();
+    if (had.finished) {
+      --running_;
+    } else {
+      (*end)->set_choice(static_cast<uint32_t>(index));
+      choice.end = *std::move(end);
+    }
+  }
+  if (!status.ok()) End(status);
+  return status.ok();
+}
+
+void GenerationRun::OpenLeader() {
+  // One whose row is that of the prompt, so that all like it can be forked from it.
+  size_t leader = choices_.size();
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    const ChoiceState& state = choices_[i].state;
+    if (state.over()) continue;
+    if (leader == choices_.size() || state.blocks() < choices_[leader].state.blocks()) leader = i;
+  }
+  if (leader == choices_.size()) return TellStart();  // nothing is left to be written
+  leader_ = leader;
+  absl::StatusOr<uint64_t> sequence = environment_.block_tier->Open(SpecOf(leader));
+  if (!sequence.ok()) return End(sequence.status());
+  choices_[leader].sequence = *sequence;
 }
 
 SequenceSpec GenerationRun::SpecOf(size_t index) {
   SequenceSpec spec;
   spec.group = binding_.block;
   spec.prompt = blocks_;
+  spec.more = choices_[index].state.OwnBlocks();
   spec.reserve_blocks = reserve_blocks_;
   spec.priority = request_.priority;
   spec.deadline = request_.deadline;
@@ -96,9 +135,7 @@ SequenceSpec GenerationRun::SpecOf(size_t index) {
   return spec;
 }
 
-void GenerationRun::Begin(ContextRowPtr row) {
-  const int64_t cached = environment_.block_tier->cached_blocks(choices_[0].sequence);
-  usage_.set_cached_prompt_tokens(cached * environment_.config->block_length);
+void GenerationRun::TellStart() {
   v1::Started started;
   started.set_request_id(request_.request_id);
   started.set_model_id(binding_.model_id);
@@ -108,20 +145,45 @@ void GenerationRun::Begin(ContextRowPtr row) {
   started.set_alignment(AlignmentToProto(request_.alignment));
   started.set_prompt_tokens(static_cast<int32_t>(request_.prompt.size()));
   sink_->OnStarted(std::move(started));
+  for (size_t i = 0; i < choices_.size() && !over(); ++i) {
+    std::optional<v1::Finished> end = std::exchange(choices_[i].end, std::nullopt);
+    if (end.has_value()) FinishChoice(i, *std::move(end));
+  }
+  if (!over() && running_ == 0) Complete();  // the client had every end
+}
+
+void GenerationRun::Begin(ContextRowPtr row) {
+  const Choice& leader = choices_[leader_];
+  const int64_t cached = environment_.block_tier->cached_blocks(leader.sequence);
+  usage_.set_cached_prompt_tokens(std::min(cached, leader.state.prompt_blocks()) *
+                                  environment_.config->block_length);
+  TellStart();
 
   // Forked now, while the parent is there for certain: the messages keep their order, so a parent
-  // that is over after one block closes after its children were made.
-  for (size_t i = 1; i < choices_.size(); ++i) {
-    choices_[i].sequence = environment_.block_tier->Fork(choices_[0].sequence, SpecOf(i));
+  // that is over after one block closes after its children were made. Those that have blocks of
+  // their own are opened now, when the prompt's KV is there to be shared.
+  const int64_t block = leader.state.blocks() - 1;
+  std::vector<size_t> forks;
+  for (size_t i = 0; i < choices_.size(); ++i) {
+    if (i == leader_ || choices_[i].state.over()) continue;
+    if (choices_[i].state.blocks() == choices_[i].state.prompt_blocks()) {
+      choices_[i].sequence = environment_.block_tier->Fork(leader.sequence, SpecOf(i));
+      forks.push_back(i);
+      continue;
+    }
+    absl::StatusOr<uint64_t> sequence = environment_.block_tier->Open(SpecOf(i));
+    if (!sequence.ok()) return End(sequence.status());
+    choices_[i].sequence = *sequence;
   }
-  const int64_t block = choices_[0].state.blocks() - 1;
-  for (size_t i = 1; i < choices_.size() && !over(); ++i) OnContext(i, block, row);
+  for (const size_t i : forks) {
+    if (!over()) OnContext(i, block, row);
+  }
 }
 
 void GenerationRun::OnContext(size_t index, int64_t block, ContextRowPtr row) {
   if (over()) return;
   Choice& choice = choices_[index];
-  const bool first = index == 0 && choice.state.phase() == ChoicePhase::kOpening;
+  const bool first = index == leader_ && choice.state.phase() == ChoicePhase::kOpening;
   choice.context = row;
   if (absl::Status status = choice.state.TakeContext(block, sink_->WantsMore()); !status.ok()) {
     return End(absl::InternalError(status.message()));
@@ -274,7 +336,10 @@ void GenerationRun::Emit(size_t index, const TokenRowAnswer& answer, int64_t pos
 void GenerationRun::FinishChoice(size_t index, v1::Finished finished) {
   choices_[index].context.reset();
   sink_->OnFinished(std::move(finished));
-  if (over() || --running_ > 0) return;
+  if (!over() && --running_ == 0) Complete();
+}
+
+void GenerationRun::Complete() {
   Close();
   sink_->OnDone(absl::OkStatus(), usage_);
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -25,6 +26,9 @@ class GenerationRun final : public Run {
   absl::Time deadline() const override { return request_.deadline; }
   uint32_t priority() const override { return request_.priority; }
   int32_t choices() const override { return request_.n; }
+  const ResumeState* resume() const override {
+    return request_.resume.has_value() ? &*request_.resume : nullptr;
+  }
   void Start(const Binding& binding) override;
   void Resume() override;
 
@@ -36,13 +40,21 @@ class GenerationRun final : public Run {
     uint64_t sequence = 0;  // handle; 0: none
     uint64_t row = 0;       // handle; 0: none
     ContextRowPtr context;  // of the block before the next one
+    // Of a stream that goes on: its output was complete already, and this is left to be told.
+    std::optional<v1::Finished> end;
   };
 
   void Release() override;
   void Tell(const absl::Status& status) override;
 
   SequenceSpec SpecOf(size_t index);
-  // The prompt's last context row: every choice begins from it.
+  // Of a stream that goes on: what each choice has. False: the run has ended.
+  bool TakeOver(size_t index);
+  // Opens the first sequence; the others follow it.
+  void OpenLeader();
+  // Tells that the stream has begun, and the ends that were known before.
+  void TellStart();
+  // The leader's first context row: the choices that have no block of their own begin from it.
   void Begin(ContextRowPtr row);
   void OnContext(size_t index, int64_t block, ContextRowPtr row);
   void SubmitRow(size_t index);
@@ -51,6 +63,8 @@ class GenerationRun final : public Run {
   void Emit(size_t index, const TokenRowAnswer& answer, int64_t position, size_t kept,
             std::string text);
   void FinishChoice(size_t index, v1::Finished finished);
+  // Every choice has finished.
+  void Complete();
 
   const RunEnvironment& environment_;
   const GenerationRequest request_;
@@ -59,6 +73,7 @@ class GenerationRun final : public Run {
   std::shared_ptr<const std::vector<int32_t>> blocks_;  // the prompt's complete ones, pads included
   int64_t reserve_blocks_ = 0;
   std::vector<Choice> choices_;
+  size_t leader_ = 0;    // the choice whose sequence is opened first
   int32_t running_ = 0;  // choices not over
   v1::Usage usage_;
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

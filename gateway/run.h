@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "gateway/block_tier.h"
+#include "gateway/generation.h"
 #include "gateway/loop.h"
 #include "gateway/token_tier.h"
 #include "model/config.h"
@@ -46,6 +47,8 @@ class Run {
   virtual absl::Time deadline() const = 0;
   virtual uint32_t priority() const = 0;
   virtual int32_t choices() const = 0;
+  // Set where it goes on with a stream, and so must be bound to the workers that began it.
+  virtual const ResumeState* resume() const { return nullptr; }
 
   // Both tiers are there. Once.
   virtual void Start(const Binding& binding) = 0;

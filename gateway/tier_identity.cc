@@ -44,6 +44,7 @@ void TierPresence::Add(const TierGroup& group) {
 void TierPresence::Remove(const TierGroup& group, absl::Time now) {
   const auto found = groups_.find(group);
   if (found == groups_.end() || found->second.workers == 0) return;
+  last_loss_ = now;
   if (--found->second.workers == 0) found->second.away_since = now;
   if (--total_ == 0) away_since_ = now;
 }
@@ -57,6 +58,14 @@ absl::Time TierPresence::AwaySince(const TierGroup& group) const {
   const auto found = groups_.find(group);
   if (found == groups_.end()) return away_since_;
   return found->second.workers > 0 ? absl::InfiniteFuture() : found->second.away_since;
+}
+
+std::vector<TierGroup> TierPresence::WithNumericId(absl::string_view numeric_id) const {
+  std::vector<TierGroup> found;
+  for (const auto& [group, entry] : groups_) {
+    if (entry.workers > 0 && group.numeric_id == numeric_id) found.push_back(group);
+  }
+  return found;
 }
 
 std::optional<TierGroup> TierPresence::Largest() const {

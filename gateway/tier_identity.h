@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -59,7 +60,7 @@ struct TierGroup {
 // Which groups of a tier have workers, and since when the others have none.
 class TierPresence {
  public:
-  explicit TierPresence(absl::Time start) : away_since_(start) {}
+  explicit TierPresence(absl::Time start) : away_since_(start), last_loss_(start) {}
 
   void Add(const TierGroup& group);
   void Remove(const TierGroup& group, absl::Time now);
@@ -70,6 +71,10 @@ class TierPresence {
   // has been away as long as the tier, or since the start.
   absl::Time AwaySince(const TierGroup& group) const;
   absl::Time AwaySince() const { return total_ > 0 ? absl::InfiniteFuture() : away_since_; }
+  // The last time at which a worker went; the start, if none has.
+  absl::Time LastLoss() const { return last_loss_; }
+  // Groups of this numeric id that have workers.
+  std::vector<TierGroup> WithNumericId(absl::string_view numeric_id) const;
   // The group with the most workers; of equals, the first by name.
   std::optional<TierGroup> Largest() const;
 
@@ -81,6 +86,7 @@ class TierPresence {
   std::map<TierGroup, Entry> groups_;
   int total_ = 0;
   absl::Time away_since_;
+  absl::Time last_loss_;
 };
 
 }  // namespace blockserve

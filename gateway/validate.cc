@@ -2,12 +2,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <random>
+#include <tuple>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "common/utf8.h"
+#include "gateway/output_end.h"
 #include "model/alignment.h"
 
 namespace blockserve {
@@ -224,6 +227,72 @@ absl::Status RequestValidator::Stop(const v1::StopConditions& given,
   return absl::OkStatus();
 }
 
+absl::Status RequestValidator::Resume(const v1::GenerateRequest& given,
+                                      GenerationRequest& request) const {
+  const v1::Started& started = given.resume().started();
+  const std::string field = "resume.started";
+  ResumeState state;
+  for (const auto& [name, from, to] :
+       {std::tuple("model_id", &started.model_id(), &state.model_id),
+        std::tuple("block_numeric_id", &started.block_numeric_id(), &state.block_numeric_id),
+        std::tuple("token_numeric_id", &started.token_numeric_id(), &state.token_numeric_id)}) {
+    if (from->empty()) return Invalid(absl::StrCat(field, ".", name), "is missing");
+    if (from->size() > kMaxIdentityBytes) {
+      return Invalid(absl::StrCat(field, ".", name), "may have ", kMaxIdentityBytes, " bytes, not ",
+                     from->size());
+    }
+    *to = *from;
+  }
+  if (given.has_seed() && given.seed() != started.seed()) {
+    return Invalid(absl::StrCat(field, ".seed"), "is ", started.seed(), ", and seed is ",
+                   given.seed());
+  }
+  request.seed = started.seed();
+  if (started.alignment() == v1::ALIGNMENT_UNSPECIFIED) {
+    return Invalid(absl::StrCat(field, ".alignment"), "is missing");
+  }
+  absl::StatusOr<Alignment> alignment = ResolveAlignment(started.alignment(), request.alignment);
+  if (!alignment.ok()) {
+    return Invalid(absl::StrCat(field, ".alignment"), "unknown value ", int{started.alignment()});
+  }
+  if (given.alignment() != v1::ALIGNMENT_UNSPECIFIED && *alignment != request.alignment) {
+    return Invalid(absl::StrCat(field, ".alignment"), "is ", std::string(AlignmentName(*alignment)),
+                   ", and alignment is ", std::string(AlignmentName(request.alignment)));
+  }
+  request.alignment = *alignment;
+  if (started.prompt_tokens() != static_cast<int64_t>(request.prompt.size())) {
+    return Invalid(absl::StrCat(field, ".prompt_tokens"), "is ", started.prompt_tokens(),
+                   ", and the prompt has ", request.prompt.size(), " tokens");
+  }
+  if (given.resume().choices_size() != request.n) {
+    return Invalid("resume.choices", "must be n, which is ", request.n, ", not ",
+                   given.resume().choices_size());
+  }
+  for (int i = 0; i < request.n; ++i) {
+    const v1::ResumedChoice& choice = given.resume().choices(i);
+    const std::string name = absl::StrCat("resume.choices[", i, "]");
+    const std::string tokens = absl::StrCat(name, ".tokens");
+    for (int j = 0; j < choice.tokens_size(); ++j) {
+      if (choice.tokens(j) < 0 || choice.tokens(j) >= vocab_limit()) {
+        return Invalid(absl::StrCat(tokens, "[", j, "]"), "token id ", choice.tokens(j),
+                       " cannot have been written: ids end at ", vocab_limit());
+      }
+    }
+    ResumeState::Choice& had = state.choices.emplace_back();
+    had.tokens = ToVector(choice.tokens());
+    had.finished = choice.finished();
+    TextOutput text(tokenizer_, request.stop_strings, request.min_tokens);
+    const absl::StatusOr<std::optional<v1::Finished>> end = ReplayOutput(request, had.tokens, text);
+    if (!end.ok()) return Invalid(tokens, end.status().message());
+    if (had.finished && !end->has_value()) {
+      return Invalid(absl::StrCat(name, ".finished"),
+                     "is set, but its tokens do not end the choice");
+    }
+  }
+  request.resume = std::move(state);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Alignment> RequestValidator::ResolveAlignment(v1::Alignment given,
                                                              Alignment otherwise) const {
   switch (given) {
@@ -258,7 +327,10 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
                                                                absl::string_view served_model_id,
                                                                absl::Time deadline) const {
   GenerationRequest out;
-  absl::StatusOr<std::string> request_id = RequestId(request.request_id());
+  // A stream that goes on is the same request.
+  const bool named = !request.request_id().empty() || !request.has_resume();
+  absl::StatusOr<std::string> request_id =
+      RequestId(named ? request.request_id() : request.resume().started().request_id());
   if (!request_id.ok()) return request_id.status();
   out.request_id = *std::move(request_id);
   if (absl::Status status = Model(request.model(), served_model_id); !status.ok()) return status;
@@ -283,6 +355,9 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
     }
   }
 
+  out.seed = request.has_seed() ? request.seed() : DrawBits();
+  out.deadline = deadline;
+
   absl::string_view field = "prompt.tokens";
   switch (request.prompt_case()) {
     case v1::GenerateRequest::kText: {
@@ -300,6 +375,9 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
       return Invalid("prompt", "must be given, as text or as tokens");
   }
   if (out.prompt.empty()) out.prompt = {config_.bos_token_id};
+  if (request.has_resume()) {
+    if (absl::Status status = Resume(request, out); !status.ok()) return status;
+  }
   const int64_t prompt_tokens = static_cast<int64_t>(out.prompt.size());
   // Names the prompt where it is too long by itself, and max_tokens where that makes it so.
   if (absl::Status status = CheckPositions(field, out.alignment, prompt_tokens, 1); !status.ok()) {
@@ -310,8 +388,6 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
       !status.ok()) {
     return status;
   }
-  out.seed = request.has_seed() ? request.seed() : DrawBits();
-  out.deadline = deadline;
   return out;
 }
 

@@ -31,6 +31,7 @@ inline constexpr int32_t kMaxStopStringBytes = 256;
 inline constexpr int32_t kMaxStopIds = 64;
 inline constexpr int32_t kMaxLogitBias = 1024;
 inline constexpr int32_t kMaxRequestIdBytes = 128;
+inline constexpr int32_t kMaxIdentityBytes = 256;  // of a model id or numeric id
 inline constexpr absl::Duration kDefaultDeadline = absl::Minutes(10);
 
 struct ValidatorOptions {
@@ -75,6 +76,8 @@ class RequestValidator {
                                               absl::string_view text) const;
   absl::StatusOr<v1::SamplingParameters> Sampling(const v1::SamplingParameters& given) const;
   absl::Status Stop(const v1::StopConditions& given, GenerationRequest& request) const;
+  // The rest of `request` has been filled in.
+  absl::Status Resume(const v1::GenerateRequest& given, GenerationRequest& request) const;
   absl::StatusOr<Alignment> ResolveAlignment(v1::Alignment given, Alignment otherwise) const;
   // `layout_tokens` of the text are laid out by `alignment` (the prompt), `more_tokens` follow
   // them.

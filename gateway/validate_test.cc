@@ -119,6 +119,101 @@ TEST_F(ValidateTest, KeepsWhatIsGiven) {
   EXPECT_EQ(result->sampling.logit_bias_size(), 1);
 }
 
+// A request that goes on with a stream of two choices.
+v1::GenerateRequest Resumed() {
+  v1::GenerateRequest request = Prompt({1, 2, 3});
+  request.set_n(2);
+  request.mutable_stop()->set_max_tokens(4);
+  request.mutable_stop()->add_token_ids(9);
+  v1::Started& started = *request.mutable_resume()->mutable_started();
+  started.set_request_id("the first");
+  started.set_model_id(kModelId);
+  started.set_block_numeric_id("f32-b");
+  started.set_token_numeric_id("f32-t");
+  started.set_seed(77);
+  started.set_alignment(v1::ALIGNMENT_START);
+  started.set_prompt_tokens(3);
+  request.mutable_resume()->add_choices()->add_tokens(5);
+  v1::ResumedChoice& over = *request.mutable_resume()->add_choices();
+  over.add_tokens(6);
+  over.add_tokens(9);
+  over.set_finished(true);
+  return request;
+}
+
+TEST_F(ValidateTest, GoesOnWithAStream) {
+  auto result = Generation(Resumed());
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->request_id, "the first");
+  EXPECT_EQ(result->seed, 77u);
+  EXPECT_EQ(result->alignment, Alignment::kStart);
+  EXPECT_EQ(result->resume->model_id, kModelId);
+  EXPECT_EQ(result->resume->block_numeric_id, "f32-b");
+  EXPECT_EQ(result->resume->token_numeric_id, "f32-t");
+  EXPECT_THAT(result->resume->choices[0].tokens, ElementsAre(5));
+  EXPECT_FALSE(result->resume->choices[0].finished);
+  EXPECT_THAT(result->resume->choices[1].tokens, ElementsAre(6, 9));
+  EXPECT_TRUE(result->resume->choices[1].finished);
+  v1::GenerateRequest same = Resumed();
+  same.set_seed(77);
+  same.set_alignment(v1::ALIGNMENT_START);
+  EXPECT_TRUE(Generation(same).ok());
+}
+
+TEST_F(ValidateTest, RefusesAResumeThatDoesNotBelongToTheRequest) {
+  struct Case {
+    const char* field;
+    void (*change)(v1::GenerateRequest& request);
+  };
+  const Case cases[] = {
+      {"seed", [](auto& r) { r.set_seed(78); }},
+      {"alignment", [](auto& r) { r.set_alignment(v1::ALIGNMENT_END); }},
+      {"alignment", [](auto& r) { r.mutable_resume()->mutable_started()->clear_alignment(); }},
+      {"alignment",
+       [](auto& r) {
+         r.mutable_resume()->mutable_started()->set_alignment(static_cast<v1::Alignment>(9));
+       }},
+      {"model_id", [](auto& r) { r.mutable_resume()->mutable_started()->clear_model_id(); }},
+      {"block_numeric_id",
+       [](auto& r) { r.mutable_resume()->mutable_started()->clear_block_numeric_id(); }},
+      {"token_numeric_id",
+       [](auto& r) {
+         r.mutable_resume()->mutable_started()->set_token_numeric_id(std::string(257, 'x'));
+       }},
+      {"prompt_tokens", [](auto& r) { r.mutable_tokens()->add_ids(4); }},
+  };
+  for (const Case& c : cases) {
+    v1::GenerateRequest request = Resumed();
+    c.change(request);
+    ExpectInvalid(Generation(request), std::string("resume.started.") + c.field);
+  }
+  const Case choices[] = {
+      {"", [](auto& r) { r.mutable_resume()->mutable_choices()->RemoveLast(); }},
+      {"", [](auto& r) { r.set_n(1); }},
+      {"[0].tokens[0]", [](auto& r) { r.mutable_resume()->mutable_choices(0)->set_tokens(0, -1); }},
+      // The table is padded: nobody can have written this id.
+      {"[0].tokens[0]",
+       [](auto& r) { r.mutable_resume()->mutable_choices(0)->set_tokens(0, 50300); }},
+      {"[0].tokens",
+       [](auto& r) {
+         for (int i = 0; i < 4; ++i) r.mutable_resume()->mutable_choices(0)->add_tokens(5);
+       }},
+      {"[0].finished", [](auto& r) { r.mutable_resume()->mutable_choices(0)->set_finished(true); }},
+      {"[1].tokens", [](auto& r) { r.mutable_resume()->mutable_choices(1)->add_tokens(5); }},
+      {"[1].tokens", [](auto& r) { r.mutable_stop()->set_min_tokens(2); }},
+      {"[1].tokens",
+       [](auto& r) {
+         // 6 is "%".
+         r.mutable_stop()->add_strings(*tokenizer_->Decode({6}, false));
+       }},
+  };
+  for (const Case& c : choices) {
+    v1::GenerateRequest request = Resumed();
+    c.change(request);
+    ExpectInvalid(Generation(request), std::string("resume.choices") + c.field);
+  }
+}
+
 TEST_F(ValidateTest, DrawsSeedsAndRequestIds) {
   auto first = Generation(Prompt({1}));
   auto second = Generation(Prompt({1}));
