@@ -87,7 +87,6 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   ServerOptions server_options;
   server_options.listen_address = options.grpc_address;
   server_options.listen_flag = "--grpc-address";
-  server_options.health_listen = options.health_listen;
   absl::StatusOr<std::unique_ptr<RpcServer>> front =
       RpcServer::Start(server_options, {embedded->gateway_->service()});
   if (!front.ok()) return front.status();

@@ -7,6 +7,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -29,7 +30,6 @@ struct EmbeddedOptions {
   bool allow_long_contexts = false;
   // Where clients are served; empty: by channel() alone.
   std::string grpc_address;
-  std::string health_listen;
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;
@@ -49,6 +49,10 @@ class Embedded {
   std::shared_ptr<grpc::Channel> channel() { return front_->InProcessChannel(); }
   // Bound address; empty without grpc_address.
   const std::string& address() const { return front_->address(); }
+  // Of the threads that do the work, for liveness.
+  std::vector<std::shared_ptr<const Progress>> progress() const {
+    return {gateway_->progress(), block_->progress(), token_->progress()};
+  }
 
   // Not ready; requests that run may take `grace` to end, but for those over channel(): gRPC breaks
   // in-process channels at once. Idempotent.

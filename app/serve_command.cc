@@ -8,6 +8,7 @@
 #include "app/embedded.h"
 #include "common/logging.h"
 #include "common/program.h"
+#include "rpc/health_server.h"
 #include "rpc/signals.h"
 
 namespace blockserve {
@@ -24,12 +25,15 @@ int RunServe(const Arguments& arguments) {
   EmbeddedOptions options;
   options.grpc_address = "127.0.0.1:7070";
   absl::Duration drain_time = absl::Seconds(30);
+  absl::Duration stall_bound = absl::Seconds(60);
+  std::string health_listen;
   std::string log_level = "info";
   FlagTable flags;
   flags.Add("model", "folder of the model", &options.model_directory);
   flags.Add("grpc_address", "address to serve clients on; port 0: any", &options.grpc_address);
-  flags.Add("health_listen", "plaintext address that serves grpc.health alone",
-            &options.health_listen);
+  flags.Add("health_listen", "plaintext address that serves grpc.health alone", &health_listen);
+  flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
+            &stall_bound);
   flags.Add("model_name", "what requests may call the model; default: the folder's",
             &options.model_name);
   flags.Add("arithmetic", "auto, f32 or bf16", &options.arithmetic);
@@ -45,13 +49,20 @@ int RunServe(const Arguments& arguments) {
   if (status.ok() && options.grpc_address.empty()) {
     status = absl::InvalidArgumentError("--grpc-address is empty; it must be host:port");
   }
+  if (status.ok() && stall_bound <= absl::ZeroDuration()) {
+    status = absl::InvalidArgumentError("--stall-bound must be above zero");
+  }
   if (status.ok()) status = ConfigureLogging({std::string(kProgram), log_level});
   if (!status.ok()) return ReportUsageError(kProgram, status);
 
   // Before any thread is started.
   TerminationWaiter termination;
+  absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start(health_listen);
+  if (!health.ok()) return ReportFailure(kProgram, health.status());
   absl::StatusOr<std::unique_ptr<Embedded>> embedded = Embedded::Start(options);
   if (!embedded.ok()) return ReportFailure(kProgram, embedded.status());
+  (*health)->WatchProgress((*embedded)->progress(), stall_bound);
+  (*health)->SetReady();
   std::puts(
       absl::StrCat("blockserve serves ", options.model_directory, " on ", (*embedded)->address())
           .c_str());
@@ -59,6 +70,7 @@ int RunServe(const Arguments& arguments) {
 
   const int signal = termination.Wait();
   LogInfo(absl::StrCat("signal ", signal, ": draining"));
+  (*health)->SetDraining();
   (*embedded)->Stop(drain_time);
   return kExitOk;
 }

@@ -15,12 +15,15 @@
 #include "common/program.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
+#include "rpc/health_server.h"
 #include "rpc/server.h"
 #include "rpc/signals.h"
 
 ABSL_FLAG(std::string, model, "", "folder of the model: config.json and safetensors");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7071", "address to serve gateways on; port 0: any");
 ABSL_FLAG(std::string, health_listen, "", "plaintext address that serves grpc.health alone");
+ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
+          "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, name, "", "name for people; default: the address listened on");
 ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32 or bf16");
 ABSL_FLAG(int32_t, threads, 0, "compute threads; 0: one per core");
@@ -45,9 +48,9 @@ int Main(int argc, char** argv) {
   const ProgramUsage usage = {
       "blockserve-block --model DIR [--listen HOST:PORT]\n"
       "Serves the block tier: embedder, block decoder and the KV of every sequence.",
-      {"model", "listen", "health_listen", "name", "arithmetic", "threads", "kv_memory_mib",
-       "kv_pages", "page_blocks", "max_sequences", "prefill_chunk", "groups", "allow_long_contexts",
-       "prefix_cache", "log_level"}};
+      {"model", "listen", "health_listen", "stall_bound", "name", "arithmetic", "threads",
+       "kv_memory_mib", "kv_pages", "page_blocks", "max_sequences", "prefill_chunk", "groups",
+       "allow_long_contexts", "prefix_cache", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -57,6 +60,9 @@ int Main(int argc, char** argv) {
   const int threads = absl::GetFlag(FLAGS_threads);
   if (threads < 0 || threads > 4096) {
     return bad_usage(absl::StrCat("--threads is ", threads, "; it must be 0 to 4096"));
+  }
+  if (absl::GetFlag(FLAGS_stall_bound) <= absl::ZeroDuration()) {
+    return bad_usage("--stall-bound must be above zero");
   }
   LoggingOptions logging;
   logging.program = std::string(kProgram);
@@ -82,6 +88,9 @@ int Main(int argc, char** argv) {
 
   // Before any thread is started.
   TerminationWaiter termination;
+  absl::StatusOr<std::unique_ptr<HealthServer>> health =
+      HealthServer::Start(absl::GetFlag(FLAGS_health_listen));
+  if (!health.ok()) return ReportFailure(kProgram, health.status());
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
       Checkpoint::Open(absl::GetFlag(FLAGS_model));
   if (!checkpoint.ok()) return ReportFailure(kProgram, checkpoint.status());
@@ -93,19 +102,18 @@ int Main(int argc, char** argv) {
 
   ServerOptions options;
   options.listen_address = absl::GetFlag(FLAGS_listen);
-  options.health_listen = absl::GetFlag(FLAGS_health_listen);
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options, {(*service)->service()});
   if (!server.ok()) return ReportFailure(kProgram, server.status());
   (*server)->SetServing(true);
+  (*health)->WatchProgress({(*service)->progress()}, absl::GetFlag(FLAGS_stall_bound));
+  (*health)->SetReady();
   LogInfo(absl::StrCat("listening on ", (*server)->address(), ", ", pool.num_threads(),
                        " threads, arithmetic ", (*service)->numeric_id()));
-  if (!options.health_listen.empty()) {
-    LogInfo(absl::StrCat("health on ", (*server)->health_address()));
-  }
 
   const int signal = termination.Wait();
   LogInfo(absl::StrCat("signal ", signal, ": draining"));
+  (*health)->SetDraining();
   (*server)->SetServing(false);
   (*service)->StartDraining();
   const bool empty = (*service)->WaitUntilEmpty(kDrainTime);

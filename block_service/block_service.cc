@@ -246,6 +246,8 @@ void BlockService::Stop() {
 
 EngineLoopStats BlockService::stats() const { return impl_->loop->stats(); }
 
+std::shared_ptr<const Progress> BlockService::progress() const { return impl_->loop->progress(); }
+
 const std::string& BlockService::numeric_id() const {
   return impl_->context->hello.tier().numeric_id();
 }

@@ -79,6 +79,8 @@ class BlockService {
   void Stop();
 
   EngineLoopStats stats() const;
+  // Of the engine's thread, for liveness.
+  std::shared_ptr<const Progress> progress() const;
   const std::string& numeric_id() const;
   int64_t kv_pages() const;
 

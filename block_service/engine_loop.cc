@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
+#include "common/thread_name.h"
 
 namespace blockserve {
 namespace {
@@ -25,6 +26,7 @@ BlockSchedulerOptions WithCopies(BlockSchedulerOptions options, BlockEngine& eng
 bool BlockMailbox::Post(BlockEvent event) {
   MutexLock lock(&mutex_);
   if (closed_) return false;
+  progress_.Add(1);
   events_.push_back(std::move(event));
   arrived_.Signal();
   return true;
@@ -82,6 +84,8 @@ EngineLoopStats EngineLoop::stats() const {
 }
 
 void EngineLoop::Run() {
+  SetThreadName("block-engine");
+  Progress& progress = mailbox_->progress();
   std::vector<BlockEvent> events;
   bool worked = false;
   while (true) {
@@ -89,11 +93,15 @@ void EngineLoop::Run() {
     const absl::Duration wait =
         worked ? absl::ZeroDuration() : scheduler_.NextWakeUp() - clock_.Now();
     if (!mailbox_->Take(events, wait)) break;
+    // The turn itself is work, also one that was begun without an event.
+    progress.Add(1);
+    const int64_t items = 1 + static_cast<int64_t>(events.size());
     for (BlockEvent& event : events) Handle(std::move(event));
     events.clear();
     worked = RunStep();
     Deliver();
     Publish();
+    progress.Done(items);
   }
   for (const auto& [stream, sink] : sinks_) {
     sink->End(absl::UnavailableError("this block service leaves"));

@@ -21,6 +21,7 @@
 #include "block_service/scheduler.h"
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/progress.h"
 #include "model/engine.h"
 
 namespace blockserve {
@@ -77,7 +78,11 @@ class BlockMailbox {
   bool Take(std::vector<BlockEvent>& events, absl::Duration timeout);
   void Close();
 
+  // Of the loop: what is posted, and each turn.
+  Progress& progress() { return progress_; }
+
  private:
+  Progress progress_;
   Mutex mutex_;
   CondVar arrived_;
   std::vector<BlockEvent> events_ ABSL_GUARDED_BY(mutex_);
@@ -111,6 +116,10 @@ class EngineLoop {
   // True when no sequence is open any more, false after `timeout`.
   bool WaitUntilEmpty(absl::Duration timeout);
   EngineLoopStats stats() const;
+  // Of the loop's thread; outlives the loop.
+  std::shared_ptr<const Progress> progress() const {
+    return std::shared_ptr<const Progress>(mailbox_, &mailbox_->progress());
+  }
 
  private:
   void Run();

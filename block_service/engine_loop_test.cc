@@ -146,6 +146,55 @@ TEST(EngineLoop, SeveralGatewaysWorkAtATime) {
   EXPECT_GT(stats.cached_blocks, 0);
 }
 
+TEST(EngineLoop, AnIdleLoopHasNoWorkAndOneThatHangsHas) {
+  Fixture fixture;
+  const std::shared_ptr<const Progress> progress = fixture.loop->progress();
+  fixture.Greet();
+  RunGateway(*fixture.loop->mailbox(), 1, 3, 4);
+  EXPECT_TRUE(fixture.loop->WaitUntilEmpty(absl::Seconds(60)));
+  while (progress->has_work()) std::this_thread::yield();  // its last turn ends
+  EXPECT_GT(progress->turns(), 0u);
+
+  // A sink that does not return stands for an engine that does not.
+  class HangingSink final : public BlockReplySink {
+   public:
+    void SayHello(const std::string&, const BlockLoadReport&) override {
+      MutexLock lock(&mutex_);
+      reached_ = true;
+      changed_.SignalAll();
+      while (!go_on_) changed_.Wait(&mutex_);
+    }
+    void Add(const BlockItemReply&, absl::Span<const float>) override {}
+    void Flush(const BlockLoadReport&) override {}
+    void End(const absl::Status&) override {}
+    void WaitUntilReached() {
+      MutexLock lock(&mutex_);
+      while (!reached_) changed_.Wait(&mutex_);
+    }
+    void GoOn() {
+      MutexLock lock(&mutex_);
+      go_on_ = true;
+      changed_.SignalAll();
+    }
+
+   private:
+    Mutex mutex_;
+    CondVar changed_;
+    bool reached_ ABSL_GUARDED_BY(mutex_) = false;
+    bool go_on_ ABSL_GUARDED_BY(mutex_) = false;
+  };
+  const auto sink = std::make_shared<HangingSink>();
+  fixture.loop->mailbox()->Post(StreamOpened{2, 2, sink});
+  sink->WaitUntilReached();
+  absl::Time now = absl::UnixEpoch();
+  ProgressWatch watch(*progress, absl::Seconds(60), now);
+  watch.IsStuck(now);
+  EXPECT_TRUE(watch.IsStuck(now += absl::Seconds(60)));
+  sink->GoOn();
+  while (progress->has_work()) std::this_thread::yield();
+  EXPECT_FALSE(watch.IsStuck(now));
+}
+
 TEST(EngineLoop, StoppingEndsEveryStream) {
   Fixture fixture;
   fixture.Greet();

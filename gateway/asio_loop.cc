@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/time/clock.h"
+#include "common/thread_name.h"
 
 namespace blockserve {
 
@@ -11,7 +12,10 @@ AsioLoop::AsioLoop()
     : work_(boost::asio::make_work_guard(context_)),
       start_(absl::Now()),
       steady_start_(std::chrono::steady_clock::now()),
-      thread_([this] { context_.run(); }) {}
+      thread_([this] {
+        SetThreadName("gateway-loop");
+        context_.run();
+      }) {}
 
 AsioLoop::~AsioLoop() { Join(); }
 
@@ -20,7 +24,13 @@ absl::Time AsioLoop::Now() const {
   return start_ + absl::FromChrono(std::chrono::steady_clock::now() - steady_start_);
 }
 
-void AsioLoop::Post(std::function<void()> task) { boost::asio::post(context_, std::move(task)); }
+void AsioLoop::Post(std::function<void()> task) {
+  progress_->Add(1);
+  boost::asio::post(context_, [this, task = std::move(task)] {
+    task();
+    progress_->Done(1);
+  });
+}
 
 void AsioLoop::PostAfter(absl::Duration delay, std::function<void()> task) {
   boost::asio::post(context_, [this, delay, task = std::move(task)]() mutable {

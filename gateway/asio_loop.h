@@ -12,6 +12,7 @@
 #include <thread>
 
 #include "absl/time/time.h"
+#include "common/progress.h"
 #include "gateway/loop.h"
 
 namespace blockserve {
@@ -28,12 +29,15 @@ class AsioLoop final : public Loop {
   std::shared_ptr<void> Hold() override;
 
   boost::asio::io_context& context() { return context_; }
+  // Of the loop's thread with what is posted; outlives the loop.
+  std::shared_ptr<const Progress> progress() const { return progress_; }
 
   // Ends when everything posted has run and every hold is released; timers are dropped from now on.
   // Returns then. Not from the loop's thread.
   void Join();
 
  private:
+  const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
   boost::asio::io_context context_{1};
   boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
   const absl::Time start_;

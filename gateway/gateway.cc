@@ -177,6 +177,7 @@ grpc::Service* Gateway::service() { return impl_->service.get(); }
 GenerationCore& Gateway::core() { return *impl_->core; }
 void Gateway::StartDraining() { impl_->core->StartDraining(); }
 void Gateway::Stop() { impl_->Stop(); }
+std::shared_ptr<const Progress> Gateway::progress() const { return impl_->loop.progress(); }
 int64_t Gateway::live_requests() const { return impl_->core->live_requests(); }
 
 }  // namespace blockserve

@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/progress.h"
 #include "gateway/generation.h"
 
 namespace blockserve {
@@ -69,6 +70,8 @@ class Gateway {
 
   // Requests not yet over.
   int64_t live_requests() const;
+  // Of the loop's thread, for liveness.
+  std::shared_ptr<const Progress> progress() const;
 
  private:
   struct Impl;

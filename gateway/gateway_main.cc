@@ -11,6 +11,7 @@
 #include "common/logging.h"
 #include "common/program.h"
 #include "gateway/gateway.h"
+#include "rpc/health_server.h"
 #include "rpc/server.h"
 #include "rpc/signals.h"
 
@@ -19,6 +20,8 @@ ABSL_FLAG(std::string, block_services, "", "block replicas: host:port or DNS nam
 ABSL_FLAG(std::string, token_services, "", "token workers: host:port or DNS names, by commas");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7070", "address to serve clients on; port 0: any");
 ABSL_FLAG(std::string, health_listen, "", "plaintext address that serves grpc.health alone");
+ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
+          "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, model_name, "", "what requests may call the model; default: the folder's");
 ABSL_FLAG(absl::Duration, tier_wait, absl::Seconds(10), "how long requests wait for a lost tier");
 ABSL_FLAG(absl::Duration, drain_time, absl::Seconds(30), "after SIGTERM, for requests that run");
@@ -39,9 +42,9 @@ int Main(int argc, char** argv) {
   const ProgramUsage usage = {
       "blockserve-gateway --model DIR --block-services LIST --token-services LIST\n"
       "Takes requests and drives the block and token tiers.",
-      {"model", "block_services", "token_services", "listen", "health_listen", "model_name",
-       "tier_wait", "resolve_interval", "progress_bound", "drain_time", "max_live_choices",
-       "max_queued_requests", "allow_long_contexts", "log_level"}};
+      {"model", "block_services", "token_services", "listen", "health_listen", "stall_bound",
+       "model_name", "tier_wait", "resolve_interval", "progress_bound", "drain_time",
+       "max_live_choices", "max_queued_requests", "allow_long_contexts", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -61,6 +64,9 @@ int Main(int argc, char** argv) {
   if (config.model_directory.empty()) return bad_usage("--model is missing");
   if (config.block_services.empty()) return bad_usage("--block-services is missing");
   if (config.token_services.empty()) return bad_usage("--token-services is missing");
+  if (absl::GetFlag(FLAGS_stall_bound) <= absl::ZeroDuration()) {
+    return bad_usage("--stall-bound must be above zero");
+  }
   if (absl::Status status = config.Validate(); !status.ok()) {
     return ReportUsageError(kProgram, status);
   }
@@ -73,20 +79,25 @@ int Main(int argc, char** argv) {
 
   // Before any thread is started.
   TerminationWaiter termination;
+  absl::StatusOr<std::unique_ptr<HealthServer>> health =
+      HealthServer::Start(absl::GetFlag(FLAGS_health_listen));
+  if (!health.ok()) return ReportFailure(kProgram, health.status());
   absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Create(config);
   if (!gateway.ok()) return ReportFailure(kProgram, gateway.status());
   ServerOptions options;
   options.listen_address = absl::GetFlag(FLAGS_listen);
-  options.health_listen = absl::GetFlag(FLAGS_health_listen);
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options, {(*gateway)->service()});
   if (!server.ok()) return ReportFailure(kProgram, server.status());
   // Ready is what can answer: without workers that is UNAVAILABLE after the tier wait.
   (*server)->SetServing(true);
+  (*health)->WatchProgress({(*gateway)->progress()}, absl::GetFlag(FLAGS_stall_bound));
+  (*health)->SetReady();
   LogInfo(absl::StrCat("listening on ", (*server)->address()));
 
   const int signal = termination.Wait();
   LogInfo(absl::StrCat("signal ", signal, ": draining"));
+  (*health)->SetDraining();
   (*server)->SetServing(false);
   (*gateway)->StartDraining();
   (*server)->Shutdown(absl::GetFlag(FLAGS_drain_time));

@@ -23,8 +23,6 @@ struct ServerOptions {
   // all, reached by InProcessChannel alone.
   std::string listen_address;
   std::string listen_flag = "--listen";  // what messages call it
-  // A second, plaintext address that serves grpc.health alone. Empty: none.
-  std::string health_listen;
   int max_message_bytes = kMaxTierMessageBytes;
 };
 
@@ -32,8 +30,8 @@ struct ServerOptions {
 class RpcServer {
  public:
   // The services must outlive the server. The server starts serving, with health NOT_SERVING until
-  // SetServing(true). Errors: INVALID_ARGUMENT or FAILED_PRECONDITION naming the address
-  // (--listen or --health-listen) that cannot be listened on.
+  // SetServing(true). Errors: INVALID_ARGUMENT or FAILED_PRECONDITION naming the flag
+  // and the address that cannot be listened on.
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
       const ServerOptions& options, const std::vector<grpc::Service*>& services);
   // As Shutdown with no grace.
@@ -43,7 +41,6 @@ class RpcServer {
 
   // host:port as bound, port 0 resolved; empty without a socket.
   const std::string& address() const { return address_; }
-  const std::string& health_address() const { return health_address_; }
 
   // What health says of the process (the empty service name).
   void SetServing(bool serving);
@@ -60,9 +57,7 @@ class RpcServer {
   RpcServer() = default;
 
   std::unique_ptr<grpc::Server> server_;
-  std::unique_ptr<grpc::Server> health_server_;  // null without --health-listen
   std::string address_;
-  std::string health_address_;
   int max_message_bytes_ = 0;
   bool shut_down_ = false;
 };

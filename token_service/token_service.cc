@@ -127,6 +127,7 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
   }
 
   const std::string& numeric_id() const { return numeric_id_; }
+  std::shared_ptr<const Progress> progress() const { return worker_.progress(); }
 
   Stats stats() const {
     const WorkerLoad load = worker_.load();
@@ -253,5 +254,6 @@ bool TokenService::WaitUntilDrained(absl::Duration timeout) {
 void TokenService::Stop() { impl_->Stop(); }
 const std::string& TokenService::numeric_id() const { return impl_->numeric_id(); }
 TokenService::Stats TokenService::stats() const { return impl_->stats(); }
+std::shared_ptr<const Progress> TokenService::progress() const { return impl_->progress(); }
 
 }  // namespace blockserve

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/progress.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "model/engine.h"
@@ -72,6 +73,8 @@ class TokenService {
     int32_t streams = 0;
   };
   Stats stats() const;
+  // Of the thread that decodes, for liveness.
+  std::shared_ptr<const Progress> progress() const;
 
  private:
   class Impl;

@@ -11,6 +11,7 @@
 #include "common/program.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
+#include "rpc/health_server.h"
 #include "rpc/server.h"
 #include "rpc/signals.h"
 #include "token_service/token_service.h"
@@ -18,6 +19,8 @@
 ABSL_FLAG(std::string, model, "", "folder of the model: config.json, model.safetensors");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7072", "host:port to serve gateways on; port 0: any");
 ABSL_FLAG(std::string, health_listen, "", "host:port that serves grpc.health alone; empty: none");
+ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
+          "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32 or bf16");
 ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
 ABSL_FLAG(int, max_rows, 64, "rows of a batch, beyond which nothing is gained");
@@ -37,6 +40,8 @@ struct TokenProgramConfig {
   std::string model;
   int threads = 0;
   std::string log_level;
+  std::string health_listen;
+  absl::Duration stall_bound;
   ServerOptions server;
   TokenServiceConfig service;
 
@@ -46,6 +51,9 @@ struct TokenProgramConfig {
     if (threads < 0 || threads > 1024) {
       return absl::InvalidArgumentError(
           absl::StrCat("--threads is ", threads, "; it must be 0 to 1024"));
+    }
+    if (stall_bound <= absl::ZeroDuration()) {
+      return absl::InvalidArgumentError("--stall-bound must be above zero");
     }
     return service.Validate();
   }
@@ -62,7 +70,8 @@ TokenProgramConfig ConfigFromFlags() {
   config.threads = absl::GetFlag(FLAGS_threads);
   config.log_level = absl::GetFlag(FLAGS_log_level);
   config.server.listen_address = absl::GetFlag(FLAGS_listen);
-  config.server.health_listen = absl::GetFlag(FLAGS_health_listen);
+  config.health_listen = absl::GetFlag(FLAGS_health_listen);
+  config.stall_bound = absl::GetFlag(FLAGS_stall_bound);
   config.service.arithmetic = absl::GetFlag(FLAGS_arithmetic);
   config.service.max_rows = absl::GetFlag(FLAGS_max_rows);
   config.service.max_queued_rows = absl::GetFlag(FLAGS_max_queued_rows);
@@ -77,6 +86,8 @@ TokenProgramConfig ConfigFromFlags() {
 }
 
 absl::Status Serve(const TokenProgramConfig& config, TerminationWaiter& termination) {
+  absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start(config.health_listen);
+  if (!health.ok()) return health.status();
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model);
   if (!checkpoint.ok()) return checkpoint.status();
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
@@ -88,10 +99,13 @@ absl::Status Serve(const TokenProgramConfig& config, TerminationWaiter& terminat
       RpcServer::Start(config.server, {(*service)->service()});
   if (!server.ok()) return server.status();
   (*server)->SetServing(true);
+  (*health)->WatchProgress({(*service)->progress()}, config.stall_bound);
+  (*health)->SetReady();
   LogInfo(absl::StrCat("serving ", config.model, " on ", (*server)->address(), ", numeric id ",
                        (*service)->numeric_id(), ", ", pool.num_threads(), " threads"));
 
   termination.Wait();
+  (*health)->SetDraining();
   (*server)->SetServing(false);
   (*service)->StartDraining();
   if (!(*service)->WaitUntilDrained(kDrainTimeout)) LogWarning("rows were still in hand");
@@ -106,8 +120,8 @@ int Main(int argc, char** argv) {
       .text =
           "blockserve-token --model DIR [flags]\n"
           "A token worker: decodes blocks from context embeddings for any gateway that asks.",
-      .flags = {"model", "listen", "health_listen", "arithmetic", "threads", "max_rows",
-                "max_queued_rows", "name", "log_level"}};
+      .flags = {"model", "listen", "health_listen", "stall_bound", "arithmetic", "threads",
+                "max_rows", "max_queued_rows", "name", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   if (!rest.empty()) {
     return ReportUsageError(

@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "common/thread_name.h"
+
 namespace blockserve {
 namespace {
 
@@ -43,6 +45,7 @@ std::vector<RowAnswer> TokenWorker::Submit(std::vector<QueuedRow> rows) {
       refused.push_back(std::move(answer));
     }
   }
+  CountRows(/*done=*/false);
   if (queue_.waiting() > 0) work_.Signal();
   return refused;
 }
@@ -58,6 +61,7 @@ std::vector<RowAnswer> TokenWorker::Cancel(StreamId stream, absl::Span<const uin
     answer.status = absl::CancelledError("the gateway gave the row up");
     cancelled.push_back(std::move(answer));
   }
+  CountRows(/*done=*/false);
   if (queue_.idle()) idle_.SignalAll();
   return cancelled;
 }
@@ -65,6 +69,7 @@ std::vector<RowAnswer> TokenWorker::Cancel(StreamId stream, absl::Span<const uin
 void TokenWorker::CloseStream(StreamId stream) {
   MutexLock lock(&mutex_);
   queue_.CloseStream(stream);
+  CountRows(/*done=*/false);
   if (queue_.idle()) idle_.SignalAll();
 }
 
@@ -106,7 +111,19 @@ WorkerLoad TokenWorker::load() const {
   return load;
 }
 
+void TokenWorker::CountRows(bool done) {
+  const int64_t rows = int64_t{queue_.waiting()} + queue_.running();
+  const int64_t more = rows - std::exchange(counted_rows_, rows);
+  if (more > 0) progress_->Add(more);
+  if (done) {
+    progress_->Done(more < 0 ? -more : 0);
+  } else if (more < 0) {
+    progress_->Withdraw(-more);
+  }
+}
+
 void TokenWorker::Run() {
+  SetThreadName("token-engine");
   while (true) {
     std::vector<QueuedRow> batch, dropped;
     absl::Status drop_status = absl::DeadlineExceededError("no time was left in the queue");
@@ -132,6 +149,7 @@ void TokenWorker::Run() {
     {
       MutexLock lock(&mutex_);
       delivering_ = false;
+      CountRows(/*done=*/true);
       if (queue_.idle()) idle_.SignalAll();
     }
     if (stop) return;

@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/progress.h"
 #include "model/engine.h"
 #include "token_service/busy_meter.h"
 #include "token_service/row_queue.h"
@@ -61,19 +62,26 @@ class TokenWorker {
   void Stop();
 
   WorkerLoad load() const;
+  // Of the worker's thread; outlives the worker.
+  std::shared_ptr<const Progress> progress() const { return progress_; }
 
  private:
   void Run();
   void Decode(std::vector<QueuedRow> batch, std::vector<RowAnswer>& answers);
 
+  // Tells `progress_` of the rows that are in hand now; `done`: the worker's thread has worked.
+  void CountRows(bool done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   TokenEngine& engine_;
   const Clock& clock_;
   const Deliver deliver_;
+  const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
   mutable Mutex mutex_;
   CondVar work_;  // a row waits, or stop_
   CondVar idle_;
   RowQueue queue_ ABSL_GUARDED_BY(mutex_);
   BusyMeter busy_ ABSL_GUARDED_BY(mutex_);
+  int64_t counted_rows_ ABSL_GUARDED_BY(mutex_) = 0;  // as `progress_` was told
   uint64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
   bool delivering_ ABSL_GUARDED_BY(mutex_) = false;  // answers are on their way
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;

@@ -96,6 +96,33 @@ TEST_F(TokenWorkerTest, ARowThatFailsHarmsNoOther) {
   }
 }
 
+TEST_F(TokenWorkerTest, ADecodeThatNeverEndsIsSeenAndCancelledRowsDoNotHideIt) {
+  TokenWorker worker({.max_rows = 2}, engine_, clock_, collector_.deliver());
+  worker.Submit(Rows(1, 0, 2));
+  ASSERT_TRUE(collector_.WaitFor(2));
+  ASSERT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
+  absl::Time now = absl::UnixEpoch();
+  ProgressWatch watch(*worker.progress(), absl::Seconds(60), now);
+  EXPECT_FALSE(watch.IsStuck(now += absl::Hours(1))) << "idle";
+
+  gate_.Close();
+  worker.Submit(Rows(1, 10, 2));
+  ASSERT_TRUE(gate_.WaitForArrivals(2));
+  for (uint64_t id = 20; id < 26; ++id) {
+    EXPECT_FALSE(watch.IsStuck(now += absl::Seconds(9)));
+    worker.Submit(Rows(1, id, 1));
+    EXPECT_EQ(worker.Cancel(1, {id}).size(), 1u);
+  }
+  EXPECT_TRUE(watch.IsStuck(now += absl::Seconds(9)));
+  worker.CloseStream(1);
+  EXPECT_TRUE(watch.IsStuck(now)) << "the rows that are decoded are still in hand";
+
+  gate_.Open();
+  ASSERT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
+  EXPECT_FALSE(watch.IsStuck(now));
+  EXPECT_FALSE(worker.progress()->has_work());
+}
+
 TEST_F(TokenWorkerTest, TellsItsLoad) {
   gate_.Close();
   TokenWorker worker({.max_rows = 2}, engine_, clock_, collector_.deliver());

@@ -1,0 +1,27 @@
+// Addresses that servers listen on: checked before gRPC sees them, so that errors say why.
+#ifndef BLOCKSERVE_RPC_LISTEN_ADDRESS_H_
+#define BLOCKSERVE_RPC_LISTEN_ADDRESS_H_
+
+#include <grpcpp/server_builder.h>
+
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
+namespace blockserve {
+
+// Whether "host:port" can be listened on now; "unix:PATH" is left to gRPC. INVALID_ARGUMENT (no
+// address) or FAILED_PRECONDITION (in use, not ours, …), naming `flag`.
+absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address);
+absl::Status CannotListen(absl::string_view flag, absl::string_view address, absl::string_view why);
+
+// `address` with the port that was bound in place of its own.
+std::string BoundAddress(const std::string& address, int bound_port);
+
+// Keepalive and the like: what all servers of our programs have in common.
+void SetServerArguments(grpc::ServerBuilder& builder);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_RPC_LISTEN_ADDRESS_H_
