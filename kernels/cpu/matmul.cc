@@ -17,10 +17,10 @@ namespace {
 
 // Rows of the largest register tile. f32: 6 rows of 16 outputs fill the 16 registers of AVX2 (12
 // sums, 2 weights, 1 input), 12 rows of 2 panels the 32 of AVX-512. bf16 needs registers for
-// widening: with 6 rows gcc 12 spills sums and reaches two thirds of the speed of 4.
+// widening: on AVX2 gcc 12 spills sums with 6 rows and reaches two thirds of the speed of 4.
 constexpr int MaxTileRows([[maybe_unused]] bool bf16) {
 #if HWY_TARGET == HWY_AVX3
-  return bf16 ? 10 : 12;
+  return 12;
 #elif HWY_TARGET == HWY_AVX2
   return bf16 ? 4 : 6;
 #else
@@ -32,7 +32,7 @@ constexpr int MaxTileRows([[maybe_unused]] bool bf16) {
 // chain and the units are busy only with eight or more chains in flight.
 constexpr int TilePanels([[maybe_unused]] int rows, [[maybe_unused]] bool bf16) {
 #if HWY_TARGET == HWY_AVX3
-  return rows == 1 ? 8 : rows == 2 ? 6 : rows <= 5 ? 4 : 2;
+  return rows == 1 ? 8 : rows <= 6 ? 4 : rows <= 8 ? 3 : 2;
 #elif HWY_TARGET == HWY_AVX2
   if (bf16) return rows == 1 ? 4 : rows == 2 ? 2 : 1;
   return rows == 1 ? 4 : rows == 2 ? 3 : rows == 3 ? 2 : 1;
@@ -41,20 +41,78 @@ constexpr int TilePanels([[maybe_unused]] int rows, [[maybe_unused]] bool bf16) 
 #endif
 }
 
-// Bytes of weights that one pass over the rows reads again and again: half a second-level cache.
+// Bytes of weights that one pass over the rows reads again and again: a part of a second-level
+// cache, which holds the next group and the inputs too.
 constexpr int64_t kGroupBytes = 192 * 1024;
+// Inner steps between two bursts of prefetches, and those written out one after the other; even.
+constexpr int64_t kChunk = 8;
+constexpr int kUnroll = 4;
+
+// Fewest rows for which weights are fetched ahead. Below, arithmetic never waits for anything but
+// memory, and the processor's own prefetcher does better.
+constexpr int64_t PrefetchFrom([[maybe_unused]] bool bf16) {
+#if HWY_TARGET == HWY_AVX3
+  return bf16 ? 2 : 5;
+#else
+  return bf16 ? 1 : 3;
+#endif
+}
+
+// Fetches the weights of the next group while this one is multiplied, evenly: memory and
+// arithmetic run side by side, where otherwise the first pass over each group would wait for memory
+// and the others leave it idle.
+struct Prefetcher {
+  const char* next = nullptr;
+  const char* end = nullptr;
+  int64_t lines_per_chunk = 0;
+
+  HWY_INLINE void Burst() {
+    for (int64_t i = 0; i < lines_per_chunk && next < end; ++i, next += 64) {
+      __builtin_prefetch(next, 0, 2);
+    }
+  }
+};
+
+// Tells the compiler nothing: it must keep a pointer in a register, and addresses relative to it,
+// rather than make one pointer for every row and spill them.
+template <typename T>
+HWY_INLINE void Opaque([[maybe_unused]] T& value) {
+#if HWY_ARCH_X86
+  asm("" : "+r"(value));
+#endif
+}
+
+// Pointers to every third row; those between are one and two strides further.
+template <int kRows>
+struct RowPointers {
+  static constexpr int kCount = (kRows + 2) / 3;
+  const char* row[kCount];
+  int64_t stride;  // bytes
+
+  HWY_INLINE float At(int r, int64_t i) const {
+    return *reinterpret_cast<const float*>(row[r / 3] + (r % 3) * stride +
+                                           i * static_cast<int64_t>(sizeof(float)));
+  }
+  HWY_INLINE void Advance(int64_t elements) {
+    BLOCKSERVE_UNROLL
+    for (int j = 0; j < kCount; ++j) {
+      row[j] += elements * static_cast<int64_t>(sizeof(float));
+      Opaque(row[j]);
+    }
+  }
+};
 
 template <int kRows, int kPanels>
-HWY_INLINE void Accumulate(const float* HWY_RESTRICT const (&x)[kRows], int64_t k,
-                           const V16 (&w)[kPanels], V16 (&sum)[kRows][kPanels]) {
+HWY_INLINE void Accumulate(const RowPointers<kRows>& x, int64_t i, const V16 (&w)[kPanels],
+                           V16 (&sum)[kRows][kPanels]) {
   BLOCKSERVE_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    const VF a = hn::Set(DF(), x[r][k]);
+    const VF a = hn::Set(DF(), x.At(r, i));
     BLOCKSERVE_UNROLL
     for (int p = 0; p < kPanels; ++p) {
       BLOCKSERVE_UNROLL
-      for (int i = 0; i < kParts; ++i) {
-        sum[r][p].part[i] = Fma(a, w[p].part[i], sum[r][p].part[i]);
+      for (int part = 0; part < kParts; ++part) {
+        sum[r][p].part[part] = Fma(a, w[p].part[part], sum[r][p].part[part]);
       }
     }
   }
@@ -76,14 +134,52 @@ HWY_NOINLINE void Finish(const MatmulArgs& args, int64_t row, int64_t rows, int6
   }
 }
 
+// kSteps inner steps; even for bf16.
+template <int kRows, int kPanels, bool kBf16, int kSteps>
+HWY_INLINE void Steps(RowPointers<kRows>& x, const char*& w, int64_t panel_bytes,
+                      V16 (&sum)[kRows][kPanels]) {
+  if constexpr (kBf16) {
+    BLOCKSERVE_UNROLL
+    for (int i = 0; i < kSteps; i += 2, w += kPanelWidth * 4) {
+      V16 step[kPanels];
+      BLOCKSERVE_UNROLL
+      for (int p = 0; p < kPanels; ++p) {
+        step[p] = LoadBf16Low(reinterpret_cast<const uint32_t*>(w + p * panel_bytes));
+      }
+      Accumulate<kRows, kPanels>(x, i, step, sum);
+      BLOCKSERVE_UNROLL
+      for (int p = 0; p < kPanels; ++p) {
+        step[p] = LoadBf16High(reinterpret_cast<const uint32_t*>(w + p * panel_bytes));
+      }
+      Accumulate<kRows, kPanels>(x, i + 1, step, sum);
+    }
+  } else {
+    BLOCKSERVE_UNROLL
+    for (int i = 0; i < kSteps; ++i, w += kPanelWidth * 4) {
+      V16 step[kPanels];
+      BLOCKSERVE_UNROLL
+      for (int p = 0; p < kPanels; ++p) {
+        step[p] = Load16(reinterpret_cast<const float*>(w + p * panel_bytes));
+      }
+      Accumulate<kRows, kPanels>(x, i, step, sum);
+    }
+  }
+  x.Advance(kSteps);
+}
+
 template <int kRows, int kPanels, bool kBf16>
-HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel) {
+HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel, Prefetcher& prefetcher) {
   const PackedMatrix& weights = *args.weights;
-  const int64_t k = weights.k();
-  const int64_t stride = weights.panel_stride();
-  const float* x[kRows];
+  int64_t panel_bytes = weights.panel_stride() * 4;
+  const char* w = weights.panel_data() + panel * panel_bytes;
+  RowPointers<kRows> x;
+  x.stride = args.x_stride * static_cast<int64_t>(sizeof(float));
   BLOCKSERVE_UNROLL
-  for (int r = 0; r < kRows; ++r) x[r] = args.x + (row + r) * args.x_stride;
+  for (int j = 0; j < x.kCount; ++j) {
+    x.row[j] = reinterpret_cast<const char*>(args.x + (row + 3 * j) * args.x_stride);
+  }
+  Opaque(x.stride);
+  Opaque(panel_bytes);
 
   V16 sum[kRows][kPanels];
   BLOCKSERVE_UNROLL
@@ -92,26 +188,17 @@ HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel) {
     for (int p = 0; p < kPanels; ++p) sum[r][p] = Set16(0.0f);
   }
 
-  if constexpr (kBf16) {
-    const uint32_t* pairs = weights.bf16_panels() + panel * stride;
-    // With an odd k the last odd step multiplies the zero padding of x with a zero weight.
-    for (int64_t i = 0; i < k; i += 2, pairs += kPanelWidth) {
-      V16 step[kPanels];
-      BLOCKSERVE_UNROLL
-      for (int p = 0; p < kPanels; ++p) step[p] = LoadBf16Low(pairs + p * stride);
-      Accumulate<kRows, kPanels>(x, i, step, sum);
-      BLOCKSERVE_UNROLL
-      for (int p = 0; p < kPanels; ++p) step[p] = LoadBf16High(pairs + p * stride);
-      Accumulate<kRows, kPanels>(x, i + 1, step, sum);
+  // With an odd k the last odd step of bf16 multiplies the zero padding of x with a zero weight.
+  int64_t steps = kBf16 ? (weights.k() + 1) / 2 * 2 : weights.k();
+  for (; steps >= kChunk; steps -= kChunk) {
+    prefetcher.Burst();
+#pragma GCC unroll 1
+    for (int64_t i = 0; i < kChunk; i += kUnroll) {
+      Steps<kRows, kPanels, kBf16, kUnroll>(x, w, panel_bytes, sum);
     }
-  } else {
-    const float* w = weights.f32_panels() + panel * stride;
-    for (int64_t i = 0; i < k; ++i, w += kPanelWidth) {
-      V16 step[kPanels];
-      BLOCKSERVE_UNROLL
-      for (int p = 0; p < kPanels; ++p) step[p] = Load16(w + p * stride);
-      Accumulate<kRows, kPanels>(x, i, step, sum);
-    }
+  }
+  for (; steps > 0; steps -= (kBf16 ? 2 : 1)) {
+    Steps<kRows, kPanels, kBf16, (kBf16 ? 2 : 1)>(x, w, panel_bytes, sum);
   }
 
   // Residuals are added here, since y may be the residual: bias first, then the residual.
@@ -132,36 +219,51 @@ HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel) {
 }
 
 template <int kRows, bool kBf16>
-HWY_NOINLINE void RowTile(const MatmulArgs& args, int64_t row, int64_t begin, int64_t end) {
+HWY_NOINLINE void RowTile(const MatmulArgs& args, int64_t row, int64_t begin, int64_t end,
+                          Prefetcher& prefetcher) {
   constexpr int kPanels = TilePanels(kRows, kBf16);
   int64_t panel = begin;
-  for (; panel + kPanels <= end; panel += kPanels) Tile<kRows, kPanels, kBf16>(args, row, panel);
+  for (; panel + kPanels <= end; panel += kPanels) {
+    Tile<kRows, kPanels, kBf16>(args, row, panel, prefetcher);
+  }
   if constexpr (kPanels > 1) {
-    for (; panel < end; ++panel) Tile<kRows, 1, kBf16>(args, row, panel);
+    for (; panel < end; ++panel) Tile<kRows, 1, kBf16>(args, row, panel, prefetcher);
   }
 }
 
 template <bool kBf16, int kRows = MaxTileRows(kBf16)>
 HWY_INLINE void RunTile(const MatmulArgs& args, int64_t rows, int64_t row, int64_t begin,
-                        int64_t end) {
-  if (rows == kRows) return RowTile<kRows, kBf16>(args, row, begin, end);
-  if constexpr (kRows > 1) RunTile<kBf16, kRows - 1>(args, rows, row, begin, end);
+                        int64_t end, Prefetcher& prefetcher) {
+  if (rows == kRows) return RowTile<kRows, kBf16>(args, row, begin, end, prefetcher);
+  if constexpr (kRows > 1) RunTile<kBf16, kRows - 1>(args, rows, row, begin, end, prefetcher);
 }
 
 template <bool kBf16>
 void RunPanels(const MatmulArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kMaxTileRows = MaxTileRows(kBf16);
-  const int64_t panel_bytes = args.weights->panel_stride() * 4;
-  const int64_t wanted = std::max<int64_t>(kGroupBytes / panel_bytes, 1);
-  const int64_t group = std::max<int64_t>(wanted, args.rows < kMaxTileRows ? 8 : 1);
+  const PackedMatrix& weights = *args.weights;
+  const int64_t panel_bytes = weights.panel_stride() * 4;
   // Tiles of nearly equal height: 8 rows are 4 + 4, for 6 + 2 would leave units idle.
   const int64_t tiles = (args.rows + kMaxTileRows - 1) / kMaxTileRows;
+  if (tiles == 0) return;
+  const int64_t side_by_side = TilePanels(static_cast<int>((args.rows + tiles - 1) / tiles), kBf16);
+  const int64_t wanted = std::max<int64_t>(kGroupBytes / panel_bytes, 1);
+  const int64_t group = (wanted + side_by_side - 1) / side_by_side * side_by_side;
   for (int64_t first = begin; first < end; first += group) {
     const int64_t last = std::min(end, first + group);
+    const int64_t next = std::min(end, last + group);
+    Prefetcher prefetcher;
+    prefetcher.next = weights.panel_data() + last * panel_bytes;
+    prefetcher.end = weights.panel_data() + next * panel_bytes;
+    const int64_t chunks =
+        tiles * ((last - first + side_by_side - 1) / side_by_side) * (weights.k() / kChunk);
+    if (args.rows >= PrefetchFrom(kBf16) && chunks > 0) {
+      prefetcher.lines_per_chunk = ((next - last) * panel_bytes / 64 + chunks - 1) / chunks;
+    }
     int64_t row = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t rows = (args.rows - row + tiles - tile - 1) / (tiles - tile);
-      RunTile<kBf16>(args, rows, row, first, last);
+      RunTile<kBf16>(args, rows, row, first, last, prefetcher);
       row += rows;
     }
   }

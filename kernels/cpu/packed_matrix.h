@@ -54,8 +54,8 @@ class PackedMatrix {
   int64_t num_panels() const { return (n_ + kPanelWidth - 1) / kPanelWidth; }
   // Elements (float or uint32) from one panel to the next.
   int64_t panel_stride() const { return (bf16_ ? (k_ + 1) / 2 : k_) * kPanelWidth; }
-  const float* f32_panels() const { return panels_.as<float>(); }
-  const uint32_t* bf16_panels() const { return panels_.as<uint32_t>(); }
+  // num_panels() panels of panel_stride() elements.
+  const char* panel_data() const { return panels_.as<char>(); }
   const float* bias() const { return bias_.as<float>(); }  // [n padded to 16], zero without bias
   int64_t size_bytes() const { return panels_.size_bytes() + bias_.size_bytes(); }
 
