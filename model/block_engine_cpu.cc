@@ -53,6 +53,7 @@ absl::Status CpuBlockEngine::LoadWeights(const Checkpoint& checkpoint, int64_t m
   }
   batch_.reserve(max_rows);
   rows_.reserve(max_rows);
+  wanted_.reserve(max_rows);
   return absl::OkStatus();
 }
 
@@ -183,17 +184,12 @@ int64_t CpuBlockEngine::RunBatch(float* contexts) {
   const int64_t stride = stack_.stride();
   const int64_t width = config_.block.hidden_size;
   float* x = x_.as<float>();
-  stack_.Run(pool_, rows_, kv_, x, timer_);
-
-  // The wanted rows move to the front: the final norm runs over them alone.
-  int64_t wanted = 0;
+  wanted_.clear();
   for (size_t r = 0; r < batch_.size(); ++r) {
-    if (!batch_[r].wants_context) continue;
-    if (static_cast<int64_t>(r) != wanted) {
-      std::memcpy(x + wanted * stride, x + r * stride, width * sizeof(float));
-    }
-    ++wanted;
+    if (batch_[r].wants_context) wanted_.push_back(static_cast<int32_t>(r));
   }
+  stack_.Run(pool_, rows_, wanted_, kv_, x, timer_);
+  const int64_t wanted = static_cast<int64_t>(wanted_.size());
   stack_.FinalNorm(pool_, wanted, x, x);
   for (int64_t r = 0; r < wanted; ++r) {
     float* out = contexts + r * width;

@@ -66,6 +66,7 @@ class CpuBlockEngine final : public BlockEngine {
 
   std::vector<Position> batch_;    // at most stack_.max_rows()
   std::vector<SequenceRow> rows_;  // of batch_
+  std::vector<int32_t> wanted_;    // indices into batch_ of those that want a context
   AlignedBuffer gathered_;         // [max_rows, L * embedding width padded], kProjectionLayer only
   AlignedBuffer x_;                // [max_rows, stack_.stride()]
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -13,7 +14,7 @@ namespace {
 // Rows that a thread takes at a time for norms and for splitting q, k and v.
 constexpr int64_t kRowGrain = 8;
 // Rows of one head that a thread takes at a time.
-constexpr int64_t kAttentionGrain = 8;
+constexpr int64_t kAttentionGrain = 2 * kAttentionQueries;
 // Panels of a task, at least, where there are few rows: kernels then run several side by side.
 constexpr int64_t kMinPanels = 8;
 
@@ -68,6 +69,7 @@ absl::StatusOr<DecoderStack> DecoderStack::Load(const LoadContext& context,
                stack.final_norm_);
   if (!status.ok()) return status;
 
+  stack.wanted_rows_.reserve(max_rows);
   const int64_t row_bytes = stack.stride() * sizeof(float);
   const int64_t q_bytes = config.num_heads * PadToPanel(config.head_size()) * sizeof(float);
   stack.normed_ = AlignedBuffer(max_rows * row_bytes);
@@ -119,9 +121,8 @@ void DecoderStack::ReserveScratch(ThreadPool& pool, absl::Span<const SequenceRow
   }
 }
 
-void DecoderStack::RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> rows,
-                                const KvLayout& layout, uint8_t* kv, StepTimer* timer) {
-  const int64_t count = static_cast<int64_t>(rows.size());
+void DecoderStack::SplitQkv(ThreadPool& pool, absl::Span<const SequenceRow> rows,
+                            const KvLayout& layout, uint8_t* kv) const {
   SplitQkvArgs split;
   split.qkv = qkv_.as<float>();
   split.qkv_stride = PadToPanel(3 * config_.hidden_size);
@@ -133,10 +134,13 @@ void DecoderStack::RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> 
   split.sin = rotary_.sin();
   split.q_scale = 1.0f / std::sqrt(static_cast<float>(config_.head_size()));
   split.q = q_.as<float>();
-  ForRanges(pool, count, kRowGrain,
+  ForRanges(pool, static_cast<int64_t>(rows.size()), kRowGrain,
             [&](int64_t begin, int64_t end, int) { kernels_->split_qkv(split, begin, end); });
-  Lap(timer, StepTimer::kRows);
+}
 
+void DecoderStack::RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> rows,
+                                const KvLayout& layout, const uint8_t* kv) {
+  const int64_t count = static_cast<int64_t>(rows.size());
   AttentionArgs attention;
   attention.q = q_.as<float>();
   attention.sequence_rows = rows.data();
@@ -151,12 +155,29 @@ void DecoderStack::RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> 
     kernels_->attention(attention, begin, std::min(count, begin + kAttentionGrain), head,
                         scores_[thread].data());
   });
-  Lap(timer, StepTimer::kAttention);
 }
 
-void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvStore& kv,
-                       float* x, StepTimer* timer) {
-  const int64_t count = static_cast<int64_t>(rows.size());
+void DecoderStack::Compact(absl::Span<const SequenceRow> rows, absl::Span<const int32_t> wanted,
+                           float* x) {
+  const int64_t q_stride = config_.num_heads * PadToPanel(config_.head_size());
+  const auto move = [](float* values, int64_t stride, int64_t to, int64_t from) {
+    if (to != from)
+      std::memcpy(values + to * stride, values + from * stride, stride * sizeof(float));
+  };
+  wanted_rows_.clear();
+  for (const int32_t row : wanted) {
+    const int64_t to = static_cast<int64_t>(wanted_rows_.size());
+    move(x, stride(), to, row);
+    move(q_.as<float>(), q_stride, to, row);
+    move(mlp_normed_.as<float>(), stride(), to, row);
+    wanted_rows_.push_back(rows[row]);
+  }
+}
+
+void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows,
+                       absl::Span<const int32_t> wanted, const KvStore& kv, float* x,
+                       StepTimer* timer) {
+  int64_t count = static_cast<int64_t>(rows.size());
   ReserveScratch(pool, rows);
 
   const auto norm = [&](const LayerNormWeights& first, float* first_y,
@@ -195,7 +216,16 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, con
     norm(layer.attention_norm, normed_.as<float>(), parallel ? &layer.mlp_norm : nullptr,
          mlp_normed_.as<float>());
     matmul(layer.qkv, normed_, Epilogue::kNone, qkv_.as<float>());
-    RunAttention(pool, rows, kv.layout(), kv.layer(i), timer);
+    SplitQkv(pool, rows, kv.layout(), kv.layer(i));
+    Lap(timer, StepTimer::kRows);
+    if (i + 1 == config_.num_layers && wanted.size() < rows.size()) {
+      Compact(rows, wanted, x);
+      rows = wanted_rows_;
+      count = static_cast<int64_t>(rows.size());
+      if (count == 0) return;
+    }
+    RunAttention(pool, rows, kv.layout(), kv.layer(i));
+    Lap(timer, StepTimer::kAttention);
     matmul(layer.dense, attended_, Epilogue::kAddResidual, x);
     if (!parallel) norm(layer.mlp_norm, mlp_normed_.as<float>(), nullptr, nullptr);
     matmul(layer.up, mlp_normed_, Epilogue::kGelu, intermediate_.as<float>());

@@ -35,11 +35,13 @@ class DecoderStack {
   // Elements of a row of activations: the width padded to 16.
   int64_t stride() const { return PadToPanel(config_.hidden_size); }
 
-  // Runs at most max_rows positions through all layers: x [rows, stride()], in place, becomes the
-  // residual stream before the final norm. The rows of one sequence come in ascending order of
-  // position, and all positions before them have been run: a row sees those of its own batch too.
-  void Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvStore& kv, float* x,
-           StepTimer* timer = nullptr);
+  // Runs at most max_rows positions through all layers: x [rows, stride()], in place. The rows of
+  // one sequence come in ascending order of position, and all positions before them have been run:
+  // a row sees those of its own batch too. `wanted`, ascending, names the rows whose results are
+  // used: their residual streams before the final norm end up in x [wanted, stride()]. The others
+  // only leave their keys and values, which spares them most of the last layer.
+  void Run(ThreadPool& pool, absl::Span<const SequenceRow> rows, absl::Span<const int32_t> wanted,
+           const KvStore& kv, float* x, StepTimer* timer = nullptr);
 
   // y = final layer norm of x; both [rows, stride()], may be the same.
   void FinalNorm(ThreadPool& pool, int64_t rows, const float* x, float* y) const;
@@ -55,8 +57,14 @@ class DecoderStack {
   };
 
   absl::Status LoadLayer(const LoadContext& context, const std::string& at, Layer& layer) const;
+  // Rotates what is in qkv_, stores keys and values, and leaves the queries in q_.
+  void SplitQkv(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvLayout& layout,
+                uint8_t* kv) const;
+  // attended_ = attention of the queries in q_.
   void RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvLayout& layout,
-                    uint8_t* kv, StepTimer* timer);
+                    const uint8_t* kv);
+  // Moves the wanted rows of x, q_ and mlp_normed_ to the front, and fills wanted_rows_.
+  void Compact(absl::Span<const SequenceRow> rows, absl::Span<const int32_t> wanted, float* x);
   void ReserveScratch(ThreadPool& pool, absl::Span<const SequenceRow> rows);
 
   StackConfig config_;
@@ -66,6 +74,7 @@ class DecoderStack {
   RotaryTable rotary_;
 
   int64_t max_rows_ = 0;
+  std::vector<SequenceRow> wanted_rows_;
   // Activations, rows padded to 16.
   AlignedBuffer normed_;        // [max_rows, width]: input of attention, or of the MLP
   AlignedBuffer mlp_normed_;    // [max_rows, width]: input of the MLP under a parallel residual

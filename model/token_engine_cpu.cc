@@ -89,6 +89,7 @@ absl::Status CpuTokenEngine::LoadWeights(const Checkpoint& checkpoint) {
   for (int32_t i = 0; i < max_rows_; ++i) slot_pages_[i] = i;
   inputs_.reserve(max_rows_ * (lead() + config_.block_length));
   wanted_.reserve(max_rows_);
+  wanted_indices_.reserve(max_rows_);
   sequence_rows_.reserve(max_rows_);
   runs_.reserve(max_rows_ + 1);
   return absl::OkStatus();
@@ -200,22 +201,19 @@ void CpuTokenEngine::RunInputs() {
 void CpuTokenEngine::RunSlice(absl::Span<const Input> inputs) {
   float* x = x_.as<float>();
   sequence_rows_.clear();
+  wanted_.clear();
+  wanted_indices_.clear();
   for (size_t i = 0; i < inputs.size(); ++i) {
     FillInput(inputs[i], x + i * stride_);
     sequence_rows_.push_back({&slot_pages_[inputs[i].live], inputs[i].index});
+    if (inputs[i].wants_logits) {
+      wanted_.push_back(inputs[i]);
+      wanted_indices_.push_back(static_cast<int32_t>(i));
+    }
   }
   Lap(timer_, StepTimer::kRows);
-  if (!head_only()) stack_.Run(pool_, sequence_rows_, kv_, x, timer_);
+  if (!head_only()) stack_.Run(pool_, sequence_rows_, wanted_indices_, kv_, x, timer_);
 
-  // The inputs whose logits are wanted move to the front.
-  wanted_.clear();
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    if (!inputs[i].wants_logits) continue;
-    if (i != wanted_.size()) {
-      std::memcpy(x + wanted_.size() * stride_, x + i * stride_, stride_ * sizeof(float));
-    }
-    wanted_.push_back(inputs[i]);
-  }
   const int64_t count = static_cast<int64_t>(wanted_.size());
   if (!head_only()) stack_.FinalNorm(pool_, count, x, x);
   Lap(timer_, StepTimer::kRows);

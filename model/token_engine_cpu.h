@@ -86,7 +86,8 @@ class CpuTokenEngine final : public TokenEngine {
   std::vector<LiveRow> live_;        // [rows of the group], reused
   int32_t num_live_ = 0;
   std::vector<Input> inputs_;
-  std::vector<Input> wanted_;  // of a slice, those that want logits; row i of hidden_
+  std::vector<Input> wanted_;            // of a slice, those that want logits; row i of x_
+  std::vector<int32_t> wanted_indices_;  // of wanted_, in the slice
   std::vector<SequenceRow> sequence_rows_;
   std::vector<int32_t> runs_;      // starts of the runs of wanted_ with equal live
   std::vector<Sampler> samplers_;  // of each thread

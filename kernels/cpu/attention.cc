@@ -19,66 +19,116 @@ namespace blockserve {
 namespace HWY_NAMESPACE {
 namespace {
 
-// Key groups whose scores are computed side by side, and groups of 16 dimensions of an output that
-// are summed side by side: enough chains to keep the units busy.
-constexpr int kGroupsAtOnce = kParts > 2 ? 1 : 4;
-constexpr int kOutputsAtOnce = kGroupsAtOnce;
+// Queries of one sequence that share the loads of keys and values.
+constexpr int kMaxQueries = kParts > 2 ? 1 : static_cast<int>(kAttentionQueries);
 
-// Scores of kGroups * 16 positions: one chain over the head's dimensions each.
-template <int kGroups, bool kBf16>
-HWY_INLINE void Scores(const float* q, const KvLayout& layout, const uint8_t* keys, float* scores) {
-  V16 sum[kGroups];
+// Groups of 16 keys, or of 16 dimensions of an output, that are computed side by side: enough
+// chains to keep the units busy, few enough to stay in registers.
+constexpr int GroupsAtOnce([[maybe_unused]] int queries) {
+#if HWY_TARGET == HWY_AVX3
+  return 4;
+#elif HWY_TARGET == HWY_AVX2
+  return queries == 1 ? 4 : queries <= 3 ? 2 : 1;
+#else
+  return 1;
+#endif
+}
+
+// Consecutive positions of one sequence and one head.
+struct QueryTile {
+  const float* q;        // [queries, q_stride]
+  int64_t q_stride;      // elements
+  const int32_t* pages;  // of the sequence
+  int64_t position;      // of the first query
+  int32_t head;
+  float* scores;          // [queries, scores_stride]
+  int64_t scores_stride;  // elements
+  float* out;             // [queries, out_stride], at the head's first dimension
+  int64_t out_stride;     // elements
+
+  const uint8_t* HeadOfPage(const AttentionArgs& args, int64_t page) const {
+    return args.kv + pages[page] * args.layout->page_bytes() + head * args.layout->head_bytes();
+  }
+};
+
+// Scores of kGroups * 16 positions from `at` on: one chain over the head's dimensions each.
+template <int kQueries, int kGroups, bool kBf16>
+HWY_INLINE void Scores(const QueryTile& tile, const KvLayout& layout, const uint8_t* keys,
+                       int64_t at) {
+  V16 sum[kQueries][kGroups];
   BLOCKSERVE_UNROLL
-  for (int g = 0; g < kGroups; ++g) sum[g] = Set16(0.0f);
+  for (int n = 0; n < kQueries; ++n) {
+    BLOCKSERVE_UNROLL
+    for (int g = 0; g < kGroups; ++g) sum[n][g] = Set16(0.0f);
+  }
+  const auto add = [&](int64_t dimension, const V16(&k)[kGroups]) HWY_ATTR {
+    BLOCKSERVE_UNROLL
+    for (int n = 0; n < kQueries; ++n) {
+      const V16 a = Set16(tile.q[n * tile.q_stride + dimension]);
+      BLOCKSERVE_UNROLL
+      for (int g = 0; g < kGroups; ++g) sum[n][g] = Fma(a, k[g], sum[n][g]);
+    }
+  };
   const int64_t group_elements = layout.key_group_bytes() / 4;
+  V16 k[kGroups];
   if constexpr (kBf16) {
     const uint32_t* pairs = reinterpret_cast<const uint32_t*>(keys);
     // With an odd head size the last odd step multiplies the zero padding of q.
     for (int32_t i = 0; i < layout.head_size; i += 2, pairs += kPanelWidth) {
-      const V16 even_q = Set16(q[i]);
-      const V16 odd_q = Set16(q[i + 1]);
       BLOCKSERVE_UNROLL
-      for (int g = 0; g < kGroups; ++g) {
-        const uint32_t* pair = pairs + g * group_elements;
-        sum[g] = Fma(odd_q, LoadBf16High(pair), Fma(even_q, LoadBf16Low(pair), sum[g]));
-      }
+      for (int g = 0; g < kGroups; ++g) k[g] = LoadBf16Low(pairs + g * group_elements);
+      add(i, k);
+      BLOCKSERVE_UNROLL
+      for (int g = 0; g < kGroups; ++g) k[g] = LoadBf16High(pairs + g * group_elements);
+      add(i + 1, k);
     }
   } else {
-    const float* k = reinterpret_cast<const float*>(keys);
-    for (int32_t i = 0; i < layout.head_size; ++i, k += kPanelWidth) {
-      const V16 a = Set16(q[i]);
+    const float* floats = reinterpret_cast<const float*>(keys);
+    for (int32_t i = 0; i < layout.head_size; ++i, floats += kPanelWidth) {
       BLOCKSERVE_UNROLL
-      for (int g = 0; g < kGroups; ++g) sum[g] = Fma(a, Load16(k + g * group_elements), sum[g]);
+      for (int g = 0; g < kGroups; ++g) k[g] = Load16(floats + g * group_elements);
+      add(i, k);
     }
   }
   BLOCKSERVE_UNROLL
-  for (int g = 0; g < kGroups; ++g) Store16(sum[g], scores + g * kPanelWidth);
+  for (int n = 0; n < kQueries; ++n) {
+    BLOCKSERVE_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+      Store16(sum[n][g], tile.scores + n * tile.scores_stride + at + g * kPanelWidth);
+    }
+  }
 }
 
-template <bool kBf16>
-void AllScores(const AttentionArgs& args, const SequenceRow& row, int32_t head, const float* q,
-               float* scores) {
+// Scores of all positions up to the last query's; each row's end in -infinity after its own.
+template <int kQueries, bool kBf16>
+HWY_INLINE void AllScores(const AttentionArgs& args, const QueryTile& tile) {
+  constexpr int kGroups = GroupsAtOnce(kQueries);
   const KvLayout& layout = *args.layout;
-  const int64_t length = row.position + 1;
+  const int64_t length = tile.position + kQueries;
   for (int64_t page = 0; page * layout.page_blocks < length; ++page) {
     const int64_t first = page * layout.page_blocks;
     const int64_t in_page = std::min<int64_t>(layout.page_blocks, length - first);
     const int64_t groups = (in_page + kPanelWidth - 1) / kPanelWidth;
-    const uint8_t* keys =
-        args.kv + row.pages[page] * layout.page_bytes() + head * layout.head_bytes();
+    const uint8_t* keys = tile.HeadOfPage(args, page);
     // Lanes past the end of the page are overwritten by the next page, or masked.
     int64_t g = 0;
-    for (; g + kGroupsAtOnce <= groups; g += kGroupsAtOnce) {
-      Scores<kGroupsAtOnce, kBf16>(q, layout, keys + g * layout.key_group_bytes(),
-                                   scores + first + g * kPanelWidth);
+    for (; g + kGroups <= groups; g += kGroups) {
+      Scores<kQueries, kGroups, kBf16>(tile, layout, keys + g * layout.key_group_bytes(),
+                                       first + g * kPanelWidth);
     }
-    for (; g < groups; ++g) {
-      Scores<1, kBf16>(q, layout, keys + g * layout.key_group_bytes(),
-                       scores + first + g * kPanelWidth);
+    if constexpr (kGroups > 1) {
+      for (; g < groups; ++g) {
+        Scores<kQueries, 1, kBf16>(tile, layout, keys + g * layout.key_group_bytes(),
+                                   first + g * kPanelWidth);
+      }
     }
   }
-  for (int64_t i = length; i < PadToPanel(length); ++i) {
-    scores[i] = -std::numeric_limits<float>::infinity();
+  for (int n = 0; n < kQueries; ++n) {
+    float* scores = tile.scores + n * tile.scores_stride;
+    const int64_t own = tile.position + n + 1;
+    for (int64_t i = own; i < PadToPanel(own); ++i) {
+      scores[i] = -std::numeric_limits<float>::infinity();
+    }
   }
 }
 
@@ -96,67 +146,128 @@ HWY_INLINE float Exponentials(float* scores, int64_t padded) {
   return ReduceSum(sum);
 }
 
+template <bool kBf16>
+HWY_INLINE V16 LoadValues(const uint8_t* value, int64_t dimension) {
+  return kBf16 ? LoadBf16(reinterpret_cast<const uint16_t*>(value) + dimension)
+               : Load16(reinterpret_cast<const float*>(value) + dimension);
+}
+
 // out = sum over positions of weight * value, for kGroups * 16 dimensions.
-template <int kGroups, bool kBf16>
-HWY_INLINE void WeightedValues(const AttentionArgs& args, const SequenceRow& row, int32_t head,
-                               int64_t dimension, const float* weights, float inverse_sum,
-                               float* out) {
+template <int kQueries, int kGroups, bool kBf16>
+HWY_INLINE void WeightedValues(const AttentionArgs& args, const QueryTile& tile, int64_t dimension,
+                               const float (&inverse_sums)[kQueries]) {
   const KvLayout& layout = *args.layout;
-  const int64_t length = row.position + 1;
-  V16 sum[kGroups];
+  V16 sum[kQueries][kGroups];
   BLOCKSERVE_UNROLL
-  for (int g = 0; g < kGroups; ++g) sum[g] = Set16(0.0f);
+  for (int n = 0; n < kQueries; ++n) {
+    BLOCKSERVE_UNROLL
+    for (int g = 0; g < kGroups; ++g) sum[n][g] = Set16(0.0f);
+  }
+  const int64_t row_bytes = layout.value_row_bytes();
+  // Positions that every query sees, then those that only the later ones see.
+  const int64_t common = tile.position + 1;
+  const int64_t length = tile.position + kQueries;
   for (int64_t page = 0; page * layout.page_blocks < length; ++page) {
     const int64_t first = page * layout.page_blocks;
-    const int64_t in_page = std::min<int64_t>(layout.page_blocks, length - first);
-    const uint8_t* values = args.kv + row.pages[page] * layout.page_bytes() +
-                            head * layout.head_bytes() + layout.keys_bytes();
-    for (int64_t i = 0; i < in_page; ++i) {
-      const V16 weight = Set16(weights[first + i]);
-      const uint8_t* value = values + i * layout.value_row_bytes();
+    const int64_t end = std::min<int64_t>(first + layout.page_blocks, length);
+    const uint8_t* value = tile.HeadOfPage(args, page) + layout.keys_bytes();
+    const float* weights = tile.scores + first;
+    int64_t i = first;
+    for (; i < std::min(end, common); ++i, value += row_bytes, ++weights) {
+      V16 v[kGroups];
       BLOCKSERVE_UNROLL
-      for (int g = 0; g < kGroups; ++g) {
-        const int64_t at = dimension + g * kPanelWidth;
-        const V16 v = kBf16 ? LoadBf16(reinterpret_cast<const uint16_t*>(value) + at)
-                            : Load16(reinterpret_cast<const float*>(value) + at);
-        sum[g] = Fma(weight, v, sum[g]);
+      for (int g = 0; g < kGroups; ++g)
+        v[g] = LoadValues<kBf16>(value, dimension + g * kPanelWidth);
+      BLOCKSERVE_UNROLL
+      for (int n = 0; n < kQueries; ++n) {
+        const V16 weight = Set16(weights[n * tile.scores_stride]);
+        BLOCKSERVE_UNROLL
+        for (int g = 0; g < kGroups; ++g) sum[n][g] = Fma(weight, v[g], sum[n][g]);
+      }
+    }
+    for (; i < end; ++i, value += row_bytes, ++weights) {
+      BLOCKSERVE_UNROLL
+      for (int n = 1; n < kQueries; ++n) {
+        if (tile.position + n < i) continue;
+        const V16 weight = Set16(weights[n * tile.scores_stride]);
+        BLOCKSERVE_UNROLL
+        for (int g = 0; g < kGroups; ++g) {
+          sum[n][g] = Fma(weight, LoadValues<kBf16>(value, dimension + g * kPanelWidth), sum[n][g]);
+        }
       }
     }
   }
   BLOCKSERVE_UNROLL
-  for (int g = 0; g < kGroups; ++g) {
-    const V16 result = Mul(sum[g], Set16(inverse_sum));
-    const int64_t at = dimension + g * kPanelWidth;
-    if (at + kPanelWidth <= layout.head_size) {
-      Store16(result, out + at);
-    } else {
-      // The head's last dimensions: what follows belongs to the next head.
-      alignas(64) float tail[kPanelWidth];
-      Store16(result, tail);
-      std::memcpy(out + at, tail, (layout.head_size - at) * sizeof(float));
+  for (int n = 0; n < kQueries; ++n) {
+    BLOCKSERVE_UNROLL
+    for (int g = 0; g < kGroups; ++g) {
+      const V16 result = Mul(sum[n][g], Set16(inverse_sums[n]));
+      const int64_t at = dimension + g * kPanelWidth;
+      float* out = tile.out + n * tile.out_stride + at;
+      if (at + kPanelWidth <= layout.head_size) {
+        Store16(result, out);
+      } else {
+        // The head's last dimensions: what follows belongs to the next head.
+        alignas(64) float tail[kPanelWidth];
+        Store16(result, tail);
+        std::memcpy(out, tail, (layout.head_size - at) * sizeof(float));
+      }
     }
   }
+}
+
+template <int kQueries, bool kBf16>
+HWY_NOINLINE void RunQueries(const AttentionArgs& args, const QueryTile& tile) {
+  constexpr int kGroups = GroupsAtOnce(kQueries);
+  AllScores<kQueries, kBf16>(args, tile);
+  float inverse_sums[kQueries];
+  for (int n = 0; n < kQueries; ++n) {
+    inverse_sums[n] = 1.0f / Exponentials(tile.scores + n * tile.scores_stride,
+                                          PadToPanel(tile.position + n + 1));
+  }
+  const int64_t dimensions = args.layout->head_stride();
+  int64_t dimension = 0;
+  for (; dimension + kGroups * kPanelWidth <= dimensions; dimension += kGroups * kPanelWidth) {
+    WeightedValues<kQueries, kGroups, kBf16>(args, tile, dimension, inverse_sums);
+  }
+  if constexpr (kGroups > 1) {
+    for (; dimension < dimensions; dimension += kPanelWidth) {
+      WeightedValues<kQueries, 1, kBf16>(args, tile, dimension, inverse_sums);
+    }
+  }
+}
+
+template <bool kBf16, int kQueries = kMaxQueries>
+HWY_INLINE void RunTile(const AttentionArgs& args, const QueryTile& tile, int64_t queries) {
+  if (queries == kQueries) return RunQueries<kQueries, kBf16>(args, tile);
+  if constexpr (kQueries > 1) RunTile<kBf16, kQueries - 1>(args, tile, queries);
 }
 
 template <bool kBf16>
 void AttentionRows(const AttentionArgs& args, int64_t row_begin, int64_t row_end, int32_t head,
                    float* scratch) {
   const KvLayout& layout = *args.layout;
-  const int64_t q_stride = layout.num_heads * layout.head_stride();
-  for (int64_t r = row_begin; r < row_end; ++r) {
+  const auto follows = [&](int64_t r) {
     const SequenceRow& row = args.sequence_rows[r];
-    const float* q = args.q + r * q_stride + head * layout.head_stride();
-    float* out = args.out + r * args.out_stride + static_cast<int64_t>(head) * layout.head_size;
-    AllScores<kBf16>(args, row, head, q, scratch);
-    const float inverse_sum = 1.0f / Exponentials(scratch, PadToPanel(row.position + 1));
-    int64_t dimension = 0;
-    for (; dimension + kOutputsAtOnce * kPanelWidth <= layout.head_stride();
-         dimension += kOutputsAtOnce * kPanelWidth) {
-      WeightedValues<kOutputsAtOnce, kBf16>(args, row, head, dimension, scratch, inverse_sum, out);
-    }
-    for (; dimension < layout.head_stride(); dimension += kPanelWidth) {
-      WeightedValues<1, kBf16>(args, row, head, dimension, scratch, inverse_sum, out);
-    }
+    const SequenceRow& before = args.sequence_rows[r - 1];
+    return row.pages == before.pages && row.position == before.position + 1;
+  };
+  QueryTile tile;
+  tile.q_stride = layout.num_heads * layout.head_stride();
+  tile.out_stride = args.out_stride;
+  tile.head = head;
+  tile.scores = scratch;
+  for (int64_t r = row_begin; r < row_end;) {
+    int64_t queries = 1;
+    while (queries < kMaxQueries && r + queries < row_end && follows(r + queries)) ++queries;
+    tile.q = args.q + r * tile.q_stride + head * layout.head_stride();
+    tile.pages = args.sequence_rows[r].pages;
+    tile.position = args.sequence_rows[r].position;
+    // Rows of scores an odd number of cache lines apart, so that they do not share sets.
+    tile.scores_stride = AttentionScratchStride(tile.position + queries - 1);
+    tile.out = args.out + r * args.out_stride + static_cast<int64_t>(head) * layout.head_size;
+    RunTile<kBf16>(args, tile, queries);
+    r += queries;
   }
 }
 

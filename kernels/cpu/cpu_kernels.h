@@ -83,9 +83,16 @@ struct AttentionArgs {
   float* out = nullptr;  // [rows, out_stride], head h at h * head_size
   int64_t out_stride = 0;
 };
-// Floats of scratch that attention over positions 0 .. position needs for one row.
+// Rows of one sequence at consecutive positions that share the loads of keys and values; calls with
+// a multiple of so many rows waste none.
+inline constexpr int64_t kAttentionQueries = 6;
+// Floats from one row of scores to the next: an odd number of cache lines.
+inline int64_t AttentionScratchStride(int64_t position) {
+  return ((position + 1 + kPanelWidth) / kPanelWidth | 1) * kPanelWidth + 2 * kPanelWidth;
+}
+// Floats of scratch that attention over positions 0 .. position needs.
 inline int64_t AttentionScratch(int64_t position) {
-  return PadToPanel(position + 1) + 2 * kPanelWidth;
+  return kAttentionQueries * AttentionScratchStride(position);
 }
 
 // Logits of one row are summed in segments of this many, lanes and tree within a segment in
