@@ -8,6 +8,7 @@ file(REMOVE_RECURSE ${WORK})
 run(${CMAKE_COMMAND} --install ${BUILD} --prefix ${WORK}/prefix)
 foreach(file IN ITEMS
     bin/blockserve bin/blockserve-gateway bin/blockserve-block bin/blockserve-token
+    bin/blockserve-bench
     share/blockserve/proto/blockserve/v1/generation.proto
     share/blockserve/proto/blockserve/v1/block_decoder.proto
     share/blockserve/proto/blockserve/v1/token_decoder.proto

@@ -14,7 +14,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-ALL_PROGRAMS = ["blockserve", "blockserve-gateway", "blockserve-block", "blockserve-token"]
+ALL_PROGRAMS = ["blockserve", "blockserve-gateway", "blockserve-block", "blockserve-token",
+                "blockserve-bench"]
 FOLDERS = ["concat_l4", "concat_l2_sharded", "projection_layer_f16", "vanilla"]
 
 
@@ -124,7 +125,7 @@ BAD_USAGE = [
     (name, [*arguments, *more], words)
     for name, arguments in (
         ("blockserve", ["serve"]), ("blockserve", ["generate"]), ("blockserve-gateway", []),
-        ("blockserve-block", []), ("blockserve-token", []))
+        ("blockserve-block", []), ("blockserve-token", []), ("blockserve-bench", []))
     for more, words in (
         (["--no-such-flag=1"], ["--no-such-flag"]),
         ([], ["--model"]),
@@ -148,6 +149,8 @@ BAD_USAGE = [
                     "--arithmetic=f8"], ["arithmetic", "f8"]),
     ("blockserve-block", ["--model=tests/golden/concat_l4", "--threads=-1"], ["threads"]),
     ("blockserve-token", ["--model=tests/golden/concat_l4", "--listen=nonsense"], ["listen"]),
+    ("blockserve-bench", ["--model=tests/golden/concat_l4", "--sequences=0"], ["--sequences"]),
+    ("blockserve-bench", ["--model=tests/golden/concat_l4", "--kernels=sse"], ["--kernels", "sse"]),
     ("blockserve-gateway", ["--model=tests/golden/concat_l4", "--listen=127.0.0.1:0"],
      ["--block-services"]),
 ]

@@ -1,0 +1,241 @@
+// blockserve-bench: how fast the engines are on this machine, and how near to what it can do.
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "bench/engine_run.h"
+#include "bench/machine.h"
+#include "bench/report.h"
+#include "common/program.h"
+#include "common/version.h"
+#include "model/checkpoint.h"
+
+ABSL_FLAG(std::string, model, "", "folder of the model, block or vanilla");
+ABSL_FLAG(int, prompt, 128, "tokens of each prompt");
+ABSL_FLAG(int, generate, 512, "tokens generated for each sequence");
+ABSL_FLAG(int, sequences, 64, "sequences at once");
+ABSL_FLAG(std::string, arithmetic, "auto", "auto, or one of those that --version names");
+ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
+ABSL_FLAG(std::string, kernels, "auto",
+          "instruction set: auto, or e.g. avx2 on a machine with more");
+ABSL_FLAG(int, repeat, 1, "runs; the middle one is told");
+ABSL_FLAG(int, warmup, 1, "runs of a small part of the work before");
+ABSL_FLAG(int, token_rows, 64, "rows that the token decoder decodes at once");
+ABSL_FLAG(int, prefill_chunk, 256, "prompt blocks of a step");
+ABSL_FLAG(double, temperature, 0, "0: greedy");
+ABSL_FLAG(uint64_t, seed, 1, "of prompts and sampling");
+ABSL_FLAG(bool, check, true, "first check that a batch gives the bits of each sequence alone");
+ABSL_FLAG(std::string, format, "table", "table or json");
+
+namespace blockserve {
+namespace {
+
+constexpr absl::string_view kProgram = "blockserve-bench";
+constexpr absl::string_view kUsage =
+    "blockserve-bench --model DIR [--prompt 128 --generate 512 --sequences 64]\n"
+    "The engines without RPC: tokens per second, share of what the machine can do, time by part.";
+
+struct BenchConfig {
+  std::string model;
+  std::string arithmetic;
+  std::string kernels;
+  std::string format;
+  int threads = 0;
+  int repeat = 1;
+  int warmup = 1;
+  bool check = true;
+  Workload workload;
+  EngineRunOptions run;
+
+  absl::Status Validate() const;
+};
+
+absl::Status OutOfRange(absl::string_view flag, int64_t value, int64_t least, int64_t most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", flag, " is ", value, "; it must be ", least, " to ", most));
+}
+
+absl::Status BenchConfig::Validate() const {
+  if (model.empty()) return absl::InvalidArgumentError("--model is missing");
+  if (format != "table" && format != "json") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--format is \"", format, "\"; it must be table or json"));
+  }
+  if (arithmetic != "auto") {
+    if (absl::Status status = ParseArithmetic(arithmetic).status(); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--arithmetic: ", status.message()));
+    }
+  }
+  for (const absl::Status& status :
+       {OutOfRange("prompt", workload.prompt_tokens, 1, 1 << 20),
+        OutOfRange("generate", workload.generate_tokens, 1, 1 << 20),
+        OutOfRange("sequences", workload.sequences, 1, 1 << 16),
+        OutOfRange("threads", threads, 0, 1024), OutOfRange("repeat", repeat, 1, 1000),
+        OutOfRange("warmup", warmup, 0, 1000),
+        OutOfRange("token-rows", run.batching.token_rows, 1, 4096),
+        OutOfRange("prefill-chunk", run.batching.prefill_blocks, 1, 65536)}) {
+    if (!status.ok()) return status;
+  }
+  if (!(run.temperature >= 0)) {
+    return absl::InvalidArgumentError("--temperature is negative; it must be 0 or more");
+  }
+  return absl::OkStatus();
+}
+
+// Errors: INVALID_ARGUMENT naming the flag.
+absl::StatusOr<KernelTarget> ChooseKernels(absl::string_view name) {
+  const std::vector<KernelTarget> targets = SupportedKernelTargets();
+  if (targets.empty()) {
+    return absl::FailedPreconditionError("this build has no kernels for this machine");
+  }
+  if (name == "auto") return targets.front();
+  std::vector<std::string> names;
+  for (const KernelTarget target : targets) {
+    names.emplace_back(KernelTargetName(target));
+    if (name == names.back()) return target;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("--kernels is \"", name.substr(0, 60),
+                                                 "\"; this machine has auto, ",
+                                                 absl::StrJoin(names, ", ")));
+}
+
+// Progress goes to a person's terminal alone.
+class ProgressLine {
+ public:
+  ProgressLine() : shown_(isatty(STDERR_FILENO) != 0) {}
+  ~ProgressLine() { Clear(); }
+  void Show(const std::string& text) {
+    if (!shown_ || text == last_) return;
+    std::fprintf(stderr, "\r\033[K%s", text.c_str());
+    last_ = text;
+  }
+  void Clear() {
+    if (!last_.empty()) std::fputs("\r\033[K", stderr);
+    last_.clear();
+  }
+
+ private:
+  const bool shown_;
+  std::string last_;
+};
+
+absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) {
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model);
+  if (!checkpoint.ok()) return checkpoint.status();
+  absl::StatusOr<Arithmetic> arithmetic = ResolveArithmetic(config.arithmetic, **checkpoint);
+  if (!arithmetic.ok()) return arithmetic.status();
+  absl::StatusOr<KernelTarget> kernels = ChooseKernels(config.kernels);
+  if (!kernels.ok()) return kernels.status();
+  config.run.arithmetic = *arithmetic;
+  config.run.kernels = *kernels;
+  config.run.batching.block_rows = std::max<int64_t>(256, config.workload.sequences);
+
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  ThreadPool pool(config.threads > 0 ? config.threads : cores);
+  ProgressLine progress;
+  EngineReport report;
+  report.command = std::move(command);
+  report.commit = std::string(Commit());
+  report.model = std::filesystem::weakly_canonical(config.model).filename().string();
+  report.config = (*checkpoint)->config();
+  report.arithmetic = *arithmetic;
+  report.kernels = KernelTargetName(*kernels);
+  report.workload = config.workload;
+  report.batching = config.run.batching;
+  progress.Show("measuring the machine");
+  report.machine = MeasureMachine(pool, *kernels == KernelTarget::kAvx512);
+
+  progress.Show("loading");
+  absl::StatusOr<std::unique_ptr<EngineRunner>> runner =
+      EngineRunner::Load(**checkpoint, config.run, pool, config.workload);
+  if (!runner.ok()) return runner.status();
+  report.kv_bytes = (*runner)->kv_bytes();
+  report.weight_bytes = static_cast<int64_t>(ModelBytes(report.config, *arithmetic));
+  if (config.check) {
+    progress.Show("checking");
+    absl::StatusOr<uint64_t> hash = (*runner)->CheckBatchInvariance();
+    if (!hash.ok()) return hash.status();
+    report.logits_hash = *hash;
+    report.checked = true;
+  }
+  // Caches, pages and clocks as they are in the middle of a run.
+  Workload small = config.workload;
+  small.generate_tokens = std::min<int64_t>(small.generate_tokens, 4 * report.config.block_length);
+  for (int i = 0; i < config.warmup; ++i) {
+    progress.Show("warming up");
+    if (absl::Status status = (*runner)->Run(small).status(); !status.ok()) return status;
+  }
+  for (int i = 0; i < config.repeat; ++i) {
+    absl::StatusOr<EngineRunResult> run = (*runner)->Run(config.workload, 0, [&](double share) {
+      progress.Show(absl::StrCat("run ", i + 1, " of ", config.repeat, ", ",
+                                 static_cast<int>(100 * share), " %"));
+    });
+    if (!run.ok()) return run.status();
+    if (i > 0 && run->output_hash != report.runs.front().output_hash) {
+      return absl::InternalError("two runs of the same work gave different outputs");
+    }
+    report.runs.push_back(*std::move(run));
+  }
+  report.peak_memory_bytes = PeakMemoryBytes();
+  return report;
+}
+
+int Main(int argc, char** argv) {
+  const std::vector<std::string> rest =
+      ParseProgramFlags(argc, argv,
+                        {.text = std::string(kUsage),
+                         .flags = {"model", "prompt", "generate", "sequences", "arithmetic",
+                                   "threads", "kernels", "repeat", "warmup", "token_rows",
+                                   "prefill_chunk", "temperature", "seed", "check", "format"}});
+  if (!rest.empty()) {
+    return ReportUsageError(
+        kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
+  }
+  BenchConfig config;
+  config.model = absl::GetFlag(FLAGS_model);
+  config.arithmetic = absl::GetFlag(FLAGS_arithmetic);
+  config.kernels = absl::GetFlag(FLAGS_kernels);
+  config.format = absl::GetFlag(FLAGS_format);
+  config.threads = absl::GetFlag(FLAGS_threads);
+  config.repeat = absl::GetFlag(FLAGS_repeat);
+  config.warmup = absl::GetFlag(FLAGS_warmup);
+  config.check = absl::GetFlag(FLAGS_check);
+  config.workload.prompt_tokens = absl::GetFlag(FLAGS_prompt);
+  config.workload.generate_tokens = absl::GetFlag(FLAGS_generate);
+  config.workload.sequences = absl::GetFlag(FLAGS_sequences);
+  config.run.batching.token_rows = absl::GetFlag(FLAGS_token_rows);
+  config.run.batching.prefill_blocks = absl::GetFlag(FLAGS_prefill_chunk);
+  config.run.temperature = static_cast<float>(absl::GetFlag(FLAGS_temperature));
+  config.run.seed = absl::GetFlag(FLAGS_seed);
+  if (absl::Status status = config.Validate(); !status.ok()) {
+    return ReportUsageError(kProgram, status);
+  }
+  // The program's own name, wherever it lies: results are compared between machines.
+  std::string command(kProgram);
+  for (int i = 1; i < argc; ++i) absl::StrAppend(&command, " ", argv[i]);
+
+  absl::StatusOr<EngineReport> report = RunBench(config, command);
+  if (!report.ok()) return ReportFailure(kProgram, report.status());
+  const nlohmann::ordered_json json = ReportJson(*report);
+  const std::string text = config.format == "json" ? json.dump(1) + "\n" : ReportTable(json);
+  std::fputs(text.c_str(), stdout);
+  return kExitOk;
+}
+
+}  // namespace
+}  // namespace blockserve
+
+int main(int argc, char** argv) { return blockserve::Main(argc, argv); }

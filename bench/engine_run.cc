@@ -1,0 +1,325 @@
+#include "bench/engine_run.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace blockserve {
+namespace {
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// SplitMix64: prompts must be the same everywhere, and look random.
+uint64_t Mix(uint64_t x) {
+  x += 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+}
+
+// Of all threads of this process, since they began.
+double WaitedForCoreSeconds() {
+  double nanoseconds = 0;
+  std::error_code error;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task", error)) {
+    std::ifstream file(task.path() / "schedstat");
+    double running = 0, waiting = 0;
+    if (file >> running >> waiting) nanoseconds += waiting;
+  }
+  return nanoseconds * 1e-9;
+}
+
+// The check's size: more rows than a register tile, several blocks, prompts that span pages.
+constexpr int64_t kCheckSequences = 9;
+constexpr int64_t kCheckPromptBlocks = 19;
+constexpr int64_t kCheckBlocks = 3;
+constexpr int64_t kOtherChunk = 5;
+
+}  // namespace
+
+uint64_t HashBytes(const void* data, size_t size, uint64_t hash) {
+  const auto* bytes = static_cast<const unsigned char*>(data);
+  for (size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * 1099511628211u;
+  return hash;
+}
+
+absl::StatusOr<std::unique_ptr<EngineRunner>> EngineRunner::Load(const Checkpoint& checkpoint,
+                                                                 const EngineRunOptions& options,
+                                                                 ThreadPool& pool,
+                                                                 const Workload& largest) {
+  std::unique_ptr<EngineRunner> runner(new EngineRunner);
+  runner->options_ = options;
+  runner->sampling_.temperature = options.temperature;
+  EngineOptions engine_options;
+  engine_options.arithmetic = options.arithmetic;
+  engine_options.pool = &pool;
+  engine_options.kernel_target = options.kernels;
+  engine_options.timer = &runner->timer_;
+  engine_options.max_rows =
+      static_cast<int32_t>(options.batching.prefill_blocks + options.batching.block_rows);
+  absl::StatusOr<std::unique_ptr<BlockEngine>> block = LoadBlockEngine(checkpoint, engine_options);
+  if (!block.ok()) return block.status();
+  runner->block_ = *std::move(block);
+  engine_options.max_rows = static_cast<int32_t>(options.batching.token_rows);
+  absl::StatusOr<std::unique_ptr<TokenEngine>> token = LoadTokenEngine(checkpoint, engine_options);
+  if (!token.ok()) return token.status();
+  runner->token_ = *std::move(token);
+
+  const auto pages = [&](int64_t blocks, int64_t sequences) {
+    return DivideUp(blocks, options.page_blocks) * sequences;
+  };
+  const ModelConfig& config = checkpoint.config();
+  runner->num_pages_ = std::max(
+      pages(PromptBlocks(config, largest) + GeneratedBlocks(config, largest), largest.sequences),
+      pages(kCheckPromptBlocks + kCheckBlocks, kCheckSequences));
+  absl::Status status = runner->block_->AllocateKv(runner->num_pages_, options.page_blocks);
+  if (!status.ok()) return status;
+  runner->kv_bytes_ = runner->num_pages_ * runner->block_->KvBytesPerPage(options.page_blocks);
+  return runner;
+}
+
+std::vector<EngineRunner::Sequence> EngineRunner::MakeSequences(const Workload& workload,
+                                                                int64_t first_sequence) const {
+  const ModelConfig& config = block_->config();
+  const int64_t prompt_blocks = PromptBlocks(config, workload);
+  const int64_t blocks = prompt_blocks + GeneratedBlocks(config, workload);
+  const int64_t pages = DivideUp(blocks, options_.page_blocks);
+  std::vector<Sequence> sequences(static_cast<size_t>(workload.sequences));
+  for (int64_t s = 0; s < workload.sequences; ++s) {
+    Sequence& sequence = sequences[static_cast<size_t>(s)];
+    sequence.tokens.reserve(static_cast<size_t>(blocks * config.block_length));
+    const int64_t pads = prompt_blocks * config.block_length - workload.prompt_tokens;
+    sequence.tokens.assign(static_cast<size_t>(pads), config.pad_token_id);
+    for (int64_t i = 0; i < workload.prompt_tokens; ++i) {
+      const uint64_t random =
+          Mix(Mix(options_.seed) ^ Mix(static_cast<uint64_t>((first_sequence + s) << 32 | i)));
+      sequence.tokens.push_back(
+          static_cast<int32_t>(random % static_cast<uint64_t>(config.vocab_size)));
+    }
+    // Pages of neighbouring sequences lie mixed, as they do in a pool that has been in use.
+    for (int64_t p = 0; p < pages; ++p) {
+      sequence.pages.push_back(static_cast<int32_t>(p * workload.sequences + s));
+    }
+    sequence.seed = options_.seed + static_cast<uint64_t>(first_sequence + s);
+    sequence.context.resize(static_cast<size_t>(config.block.hidden_size));
+    sequence.output.tokens.reserve(static_cast<size_t>(workload.generate_tokens));
+    sequence.output.logprobs.reserve(static_cast<size_t>(workload.generate_tokens));
+  }
+  return sequences;
+}
+
+absl::Status EngineRunner::Prefill(std::vector<Sequence>& sequences, int64_t chunk_blocks,
+                                   EngineRunResult& result,
+                                   const std::function<void(double)>& progress) {
+  const ModelConfig& config = block_->config();
+  const size_t length = static_cast<size_t>(config.block_length);
+  const size_t width = static_cast<size_t>(config.block.hidden_size);
+  const int64_t blocks = static_cast<int64_t>(sequences.front().tokens.size() / length);
+  size_t next = 0;
+  int64_t done = 0;  // blocks of sequences[next]
+  while (next < sequences.size()) {
+    chunks_.clear();
+    std::vector<size_t> finished;
+    for (int64_t budget = chunk_blocks; budget > 0 && next < sequences.size();) {
+      Sequence& sequence = sequences[next];
+      const int64_t count = std::min(blocks - done, budget);
+      BlockChunk& chunk = chunks_.emplace_back();
+      chunk.tokens =
+          absl::MakeConstSpan(sequence.tokens)
+              .subspan(static_cast<size_t>(done) * length, static_cast<size_t>(count) * length);
+      chunk.first_block = done;
+      chunk.pages = sequence.pages;
+      chunk.first_context = blocks - 1;
+      done += count;
+      budget -= count;
+      if (done == blocks) {
+        finished.push_back(next++);
+        done = 0;
+      }
+    }
+    contexts_.resize(finished.size() * width);
+    const double begin = Now();
+    absl::Status status = block_->Step(chunks_, absl::MakeSpan(contexts_));
+    result.prefill_step_seconds.push_back(Now() - begin);
+    if (!status.ok()) return status;
+    for (size_t i = 0; i < finished.size(); ++i) {
+      std::copy_n(contexts_.begin() + static_cast<std::ptrdiff_t>(i * width), width,
+                  sequences[finished[i]].context.begin());
+    }
+    if (progress) progress(static_cast<double>(next) / static_cast<double>(sequences.size()));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status EngineRunner::WriteBlocks(std::vector<Sequence>& sequences, int32_t limit,
+                                       absl::Span<float> logits) {
+  const ModelConfig& config = block_->config();
+  const size_t of_row = static_cast<size_t>(limit) * static_cast<size_t>(config.vocab_size);
+  const size_t at_once = static_cast<size_t>(options_.batching.token_rows);
+  for (size_t first = 0; first < sequences.size(); first += at_once) {
+    const size_t count = std::min(at_once, sequences.size() - first);
+    rows_.clear();
+    results_.resize(count);
+    for (size_t i = first; i < first + count; ++i) {
+      const Sequence& sequence = sequences[i];
+      TokenRow& row = rows_.emplace_back();
+      row.context = sequence.context;
+      row.limit = limit;
+      row.position = static_cast<int64_t>(sequence.tokens.size());
+      row.seed = sequence.seed;
+      row.sampling = &sampling_;
+      if (!logits.empty()) row.logits = logits.subspan(i * of_row, of_row);
+    }
+    token_->Decode(rows_, absl::MakeSpan(results_));
+    for (size_t i = 0; i < count; ++i) {
+      TokenRowResult& result = results_[i];
+      if (!result.status.ok()) return result.status;
+      Sequence& sequence = sequences[first + i];
+      sequence.tokens.insert(sequence.tokens.end(), result.tokens.begin(), result.tokens.end());
+      sequence.output.tokens.insert(sequence.output.tokens.end(), result.tokens.begin(),
+                                    result.tokens.end());
+      sequence.output.logprobs.insert(sequence.output.logprobs.end(), result.logprobs.begin(),
+                                      result.logprobs.end());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status EngineRunner::AppendBlocks(std::vector<Sequence>& sequences) {
+  const ModelConfig& config = block_->config();
+  const size_t length = static_cast<size_t>(config.block_length);
+  const size_t width = static_cast<size_t>(config.block.hidden_size);
+  chunks_.clear();
+  for (const Sequence& sequence : sequences) {
+    BlockChunk& chunk = chunks_.emplace_back();
+    chunk.tokens = absl::MakeConstSpan(sequence.tokens).last(length);
+    chunk.first_block = static_cast<int64_t>(sequence.tokens.size() / length) - 1;
+    chunk.pages = sequence.pages;
+    chunk.first_context = chunk.first_block;
+  }
+  contexts_.resize(sequences.size() * width);
+  absl::Status status = block_->Step(chunks_, absl::MakeSpan(contexts_));
+  if (!status.ok()) return status;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    std::copy_n(contexts_.begin() + static_cast<std::ptrdiff_t>(i * width), width,
+                sequences[i].context.begin());
+  }
+  return status;
+}
+
+absl::StatusOr<EngineRunResult> EngineRunner::Run(const Workload& workload, int64_t first_sequence,
+                                                  const std::function<void(double)>& progress) {
+  std::vector<Sequence> sequences = MakeSequences(workload, first_sequence);
+  EngineRunResult result;
+  const Work work = CountWork(config(), options_.arithmetic, workload, options_.batching);
+  const double prefill_share = work.prefill.flop() / work.all().flop();
+  timer_.Reset();
+  const double waited_before = WaitedForCoreSeconds();
+  const double begin = Now();
+  absl::Status status =
+      Prefill(sequences, options_.batching.prefill_blocks, result, [&](double share) {
+        if (progress) progress(share * prefill_share);
+      });
+  if (!status.ok()) return status;
+  const double prefilled = Now();
+  result.prefill_seconds = prefilled - begin;
+  result.prefill_times = timer_;
+  timer_.Reset();
+
+  const int64_t length = config().block_length;
+  const int64_t blocks = GeneratedBlocks(config(), workload);
+  result.round_seconds.reserve(static_cast<size_t>(blocks));
+  double last = prefilled;
+  for (int64_t i = 0; i < blocks; ++i) {
+    if (i > 0) {
+      status = AppendBlocks(sequences);
+      if (!status.ok()) return status;
+    }
+    const int64_t limit = std::min(length, workload.generate_tokens - i * length);
+    status = WriteBlocks(sequences, static_cast<int32_t>(limit), {});
+    if (!status.ok()) return status;
+    const double now = Now();
+    result.round_seconds.push_back(now - last);
+    last = now;
+    if (progress) {
+      progress(prefill_share +
+               (1 - prefill_share) * static_cast<double>(i + 1) / static_cast<double>(blocks));
+    }
+  }
+  result.decode_seconds = last - prefilled;
+  result.waited_for_core_seconds = WaitedForCoreSeconds() - waited_before;
+  result.decode_times = timer_;
+  result.output_hash = kHashStart;
+  for (Sequence& sequence : sequences) {
+    result.output_hash =
+        HashBytes(sequence.output.tokens.data(), sequence.output.tokens.size() * sizeof(int32_t),
+                  result.output_hash);
+    result.output_hash =
+        HashBytes(sequence.output.logprobs.data(), sequence.output.logprobs.size() * sizeof(float),
+                  result.output_hash);
+    result.outputs.push_back(std::move(sequence.output));
+  }
+  return result;
+}
+
+absl::StatusOr<uint64_t> EngineRunner::CheckBatchInvariance() {
+  const int64_t length = config().block_length;
+  Workload workload;
+  workload.prompt_tokens = kCheckPromptBlocks * length - length / 2;
+  workload.generate_tokens = kCheckBlocks * length;
+  workload.sequences = kCheckSequences;
+  const size_t of_row = static_cast<size_t>(length) * static_cast<size_t>(config().vocab_size);
+  // Runs the workload; `logits` becomes those of the first blocks.
+  const auto run = [&](std::vector<Sequence>& sequences, int64_t chunk,
+                       std::vector<float>& logits) -> absl::Status {
+    EngineRunResult ignored;
+    logits.assign(sequences.size() * of_row, 0.0f);
+    absl::Status status = Prefill(sequences, chunk, ignored, {});
+    for (int64_t i = 0; i < kCheckBlocks && status.ok(); ++i) {
+      if (i > 0) status = AppendBlocks(sequences);
+      if (!status.ok()) break;
+      status = WriteBlocks(sequences, static_cast<int32_t>(length),
+                           i == 0 ? absl::MakeSpan(logits) : absl::Span<float>());
+    }
+    return status;
+  };
+  std::vector<Sequence> batch = MakeSequences(workload, 0);
+  std::vector<float> batch_logits, logits;
+  if (absl::Status status = run(batch, options_.batching.prefill_blocks, batch_logits);
+      !status.ok()) {
+    return status;
+  }
+  workload.sequences = 1;
+  for (const int64_t s : {int64_t{0}, kCheckSequences / 2, kCheckSequences - 1}) {
+    std::vector<Sequence> alone = MakeSequences(workload, s);
+    if (absl::Status status = run(alone, kOtherChunk, logits); !status.ok()) return status;
+    const SequenceOutput& together = batch[static_cast<size_t>(s)].output;
+    const bool same_logits =
+        std::memcmp(logits.data(), batch_logits.data() + static_cast<size_t>(s) * of_row,
+                    of_row * sizeof(float)) == 0;
+    if (!same_logits || together.tokens != alone[0].output.tokens ||
+        !SameBits(together.logprobs, alone[0].output.logprobs)) {
+      return absl::InternalError(
+          absl::StrCat("sequence ", s, " of a batch of ", kCheckSequences, " differs from the same",
+                       " sequence alone: ", same_logits ? "tokens" : "logits"));
+    }
+  }
+  return HashBytes(batch_logits.data(), batch_logits.size() * sizeof(float));
+}
+
+}  // namespace blockserve

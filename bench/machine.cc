@@ -1,0 +1,142 @@
+#include "bench/machine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <fstream>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/string_view.h"
+#include "bench/peak_kernels.h"
+#include "kernels/aligned_buffer.h"
+
+namespace blockserve {
+namespace {
+
+constexpr int kTries = 7;
+constexpr double kTrySeconds = 0.012;
+constexpr int64_t kReadBytes = int64_t{256} << 20;
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+std::string CpuName() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (!absl::StartsWith(line, "model name")) continue;
+    const size_t colon = line.find(':');
+    if (colon != std::string::npos) {
+      return std::string(absl::StripAsciiWhitespace(absl::string_view(line).substr(colon + 1)));
+    }
+  }
+  return "unknown";
+}
+
+// Runs body(thread) on `threads` threads of the pool at once and returns the seconds from when all
+// of them are there until the last is done.
+template <typename Body>
+double TimeOnThreads(ThreadPool& pool, int threads, const Body& body) {
+  ThreadPool::Turn turn(pool);
+  std::atomic<int> there{0};
+  std::atomic<double> begin{0};
+  pool.ParallelFor(threads, [&](int64_t task, int) {
+    // A task waits for the others, so each runs on a thread of its own.
+    if (there.fetch_add(1) + 1 == threads) begin.store(Now());
+    while (begin.load() == 0) {
+    }
+    body(static_cast<int>(task));
+  });
+  return Now() - begin.load();
+}
+
+double BestRate(ThreadPool& pool, int threads, const PeakLoop& loop, int64_t rounds) {
+  double best = 0;
+  for (int i = 0; i < kTries; ++i) {
+    std::vector<double> operations(static_cast<size_t>(threads));
+    const double seconds = TimeOnThreads(pool, threads, [&](int thread) {
+      operations[static_cast<size_t>(thread)] = loop.run(rounds);
+    });
+    best = std::max(best, operations[0] * threads / seconds);
+  }
+  return best;
+}
+
+PeakRate MeasurePeak(ThreadPool& pool, const PeakLoop& loop) {
+  PeakRate rate;
+  if (loop.run == nullptr) return rate;
+  rate.instruction = loop.name;
+  // As many rounds as fill a try.
+  int64_t rounds = 64;
+  double seconds = 0;
+  while (true) {
+    const double begin = Now();
+    loop.run(rounds);
+    seconds = Now() - begin;
+    if (seconds > kTrySeconds / 4) break;
+    rounds *= 2;
+  }
+  rounds = std::max<int64_t>(1, static_cast<int64_t>(rounds * kTrySeconds / seconds));
+  rate.one_core = BestRate(pool, 1, loop, rounds);
+  rate.all_cores =
+      pool.num_threads() == 1 ? rate.one_core : BestRate(pool, pool.num_threads(), loop, rounds);
+  return rate;
+}
+
+double BestBandwidth(ThreadPool& pool, int threads, const AlignedBuffer& buffer) {
+  const int64_t each = kReadBytes / threads / 256 * 64;        // floats, a multiple of 64
+  std::vector<float> sums(static_cast<size_t>(threads) * 64);  // apart, and used
+  double best = 0;
+  for (int i = 0; i < kTries; ++i) {
+    const double seconds = TimeOnThreads(pool, threads, [&](int thread) {
+      sums[static_cast<size_t>(thread) * 64] += ReadAll(buffer.as<float>() + thread * each, each);
+    });
+    best = std::max(best, static_cast<double>(each) * 4 * threads / seconds);
+  }
+  return best;
+}
+
+nlohmann::ordered_json PeakJson(const PeakRate& rate) {
+  if (rate.instruction.empty()) return nullptr;
+  return {{"instruction", rate.instruction},
+          {"one_core_gops", rate.one_core / 1e9},
+          {"all_cores_gops", rate.all_cores / 1e9}};
+}
+
+}  // namespace
+
+Machine MeasureMachine(ThreadPool& pool, bool with_avx512) {
+  Machine machine;
+  machine.cpu = CpuName();
+  machine.cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  machine.threads = pool.num_threads();
+  const PeakLoops loops = FindPeakLoops(with_avx512);
+  machine.fma_f32 = MeasurePeak(pool, loops.fma_f32);
+  machine.bf16_dot = MeasurePeak(pool, loops.bf16_dot);
+  machine.int8_dot = MeasurePeak(pool, loops.int8_dot);
+
+  const AlignedBuffer buffer(kReadBytes);
+  if (buffer.data() != nullptr) {
+    // Pages that were never written are all one page of zeros.
+    std::fill(buffer.as<float>(), buffer.as<float>() + kReadBytes / 4, 1.0f);
+    machine.read_bytes_per_s_one_core = BestBandwidth(pool, 1, buffer);
+    machine.read_bytes_per_s = BestBandwidth(pool, pool.num_threads(), buffer);
+  }
+  return machine;
+}
+
+nlohmann::ordered_json Machine::Json() const {
+  return {{"cpu", cpu},
+          {"cores", cores},
+          {"threads", threads},
+          {"fma_f32", PeakJson(fma_f32)},
+          {"bf16_dot", PeakJson(bf16_dot)},
+          {"int8_dot", PeakJson(int8_dot)},
+          {"read_gb_per_s_one_core", read_bytes_per_s_one_core / 1e9},
+          {"read_gb_per_s", read_bytes_per_s / 1e9}};
+}
+
+}  // namespace blockserve

@@ -1,0 +1,39 @@
+// What the machine can do at most: measured, since names and data sheets say little of a shared or
+// virtual one.
+#ifndef BLOCKSERVE_BENCH_MACHINE_H_
+#define BLOCKSERVE_BENCH_MACHINE_H_
+
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "common/thread_pool.h"
+
+namespace blockserve {
+
+struct PeakRate {
+  std::string instruction;  // empty: the machine has none, the rates are 0
+  double one_core = 0;      // operations per second
+  double all_cores = 0;     // of all threads of the pool together
+};
+
+struct Machine {
+  std::string cpu;  // model name
+  int cores = 0;    // that this process may use
+  int threads = 0;  // of the pool
+  PeakRate fma_f32;
+  PeakRate bf16_dot;
+  PeakRate int8_dot;
+  double read_bytes_per_s_one_core = 0;  // from memory, far beyond the caches
+  double read_bytes_per_s = 0;           // all threads
+
+  nlohmann::ordered_json Json() const;
+};
+
+// Takes about half a second and 256 MiB for that time. The best of several tries: what hinders one
+// is not the machine.
+// `with_avx512`: false measures what a machine without AVX-512 could do.
+Machine MeasureMachine(ThreadPool& pool, bool with_avx512);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_BENCH_MACHINE_H_

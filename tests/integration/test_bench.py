@@ -1,0 +1,46 @@
+"""blockserve-bench on small models: what it tells, not how fast it is."""
+
+import json
+import subprocess
+
+import pytest
+
+from harness import ROOT, program
+
+
+def bench(*arguments):
+    return subprocess.run([program("blockserve-bench"), *arguments], cwd=ROOT, text=True,
+                          capture_output=True, timeout=120)
+
+
+@pytest.mark.parametrize("model", ["concat_l4", "vanilla"])
+def test_tells_rates_shares_parts_machine_commit_and_command(model):
+    flags = [f"--model=tests/golden/{model}", "--prompt=21", "--generate=9", "--sequences=3",
+             "--threads=2", "--repeat=3", "--format=json"]
+    result = bench(*flags)
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    for key in ("output_tokens_per_s", "prefill_tokens_per_s", "decode_tokens_per_s",
+                "share_of_peak", "share_of_bandwidth", "peak_memory_bytes"):
+        assert report[key] > 0, key
+    assert report["machine"]["fma_f32"]["all_cores_gops"] > 0
+    assert report["machine"]["read_gb_per_s"] > 0
+    assert report["commit"] and report["command"] == " ".join(["blockserve-bench", *flags])
+    assert report["check"]["batch_equals_alone"] is True
+    assert report["decode"]["tokens"] == 27 and report["prefill"]["tokens"] == 63
+    assert len(report["output_tokens_per_s_of_runs"]) == 3
+    parts = {part["part"] for part in report["decode"]["parts"]}
+    assert {"block step", "head", "sampling"} <= parts
+    assert ("later steps" in parts) == (model != "vanilla")
+    # Each run of the same work gives the same output, in any order of execution.
+    again = json.loads(bench(*flags, "--token-rows=2", "--prefill-chunk=5").stdout)
+    assert again["check"] == report["check"]
+
+
+def test_table_names_every_part():
+    result = bench("--model=tests/golden/concat_l4", "--generate=8", "--sequences=2",
+                   "--threads=1")
+    assert result.returncode == 0, result.stderr
+    for word in ("block step", "expansion", "first step", "later steps", "head", "sampling",
+                 "FLOP = ", "p99", "commit"):
+        assert word in result.stdout
