@@ -53,6 +53,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   block_config.allow_long_contexts = options.allow_long_contexts;
   // The tiers take turns on one pool: two groups would only halve the batches.
   block_config.groups = 1;
+  block_config.metrics = options.metrics;
   absl::StatusOr<std::unique_ptr<BlockService>> block =
       BlockService::Create(block_config, *embedded->checkpoint_, embedded->pool_.get());
   if (!block.ok()) return block.status();
@@ -60,6 +61,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
 
   TokenServiceConfig token_config;
   token_config.name = "token";
+  token_config.metrics = options.metrics;
   token_config.arithmetic = options.arithmetic;
   absl::StatusOr<std::unique_ptr<TokenService>> token =
       TokenService::Create(token_config, *embedded->checkpoint_, embedded->pool_.get());
@@ -74,6 +76,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   GatewayConfig gateway_config;
   gateway_config.model_directory = options.model_directory;
   gateway_config.model_name = options.model_name;
+  gateway_config.metrics = options.metrics;
   gateway_config.block_services = kTiersAddress;
   gateway_config.token_services = kTiersAddress;
   gateway_config.allow_beyond_positions = options.allow_long_contexts;

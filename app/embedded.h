@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "block_service/block_service.h"
+#include "common/metrics.h"
 #include "common/thread_pool.h"
 #include "gateway/gateway.h"
 #include "model/checkpoint.h"
@@ -30,6 +31,7 @@ struct EmbeddedOptions {
   bool allow_long_contexts = false;
   // Where clients are served; empty: by channel() alone.
   std::string grpc_address;
+  MetricRegistry* metrics = nullptr;  // of all three tiers; must outlive this; null: none
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;

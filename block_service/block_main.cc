@@ -12,7 +12,10 @@
 #include "absl/time/time.h"
 #include "block_service/block_service.h"
 #include "common/logging.h"
+#include "common/metrics_server.h"
+#include "common/process_metrics.h"
 #include "common/program.h"
+#include "common/status_catalogue.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "rpc/health_server.h"
@@ -24,6 +27,7 @@ ABSL_FLAG(std::string, listen, "127.0.0.1:7071", "address to serve gateways on; 
 ABSL_FLAG(std::string, health_listen, "", "plaintext address that serves grpc.health alone");
 ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
+ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP; empty: none");
 ABSL_FLAG(std::string, name, "", "name for people; default: the address listened on");
 ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32 or bf16");
 ABSL_FLAG(int32_t, threads, 0, "compute threads; 0: one per core");
@@ -48,9 +52,9 @@ int Main(int argc, char** argv) {
   const ProgramUsage usage = {
       "blockserve-block --model DIR [--listen HOST:PORT]\n"
       "Serves the block tier: embedder, block decoder and the KV of every sequence.",
-      {"model", "listen", "health_listen", "stall_bound", "name", "arithmetic", "threads",
-       "kv_memory_mib", "kv_pages", "page_blocks", "max_sequences", "prefill_chunk", "groups",
-       "allow_long_contexts", "prefix_cache", "log_level"}};
+      {"model", "listen", "health_listen", "stall_bound", "metrics_listen", "name", "arithmetic",
+       "threads", "kv_memory_mib", "kv_pages", "page_blocks", "max_sequences", "prefill_chunk",
+       "groups", "allow_long_contexts", "prefix_cache", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -91,6 +95,9 @@ int Main(int argc, char** argv) {
   absl::StatusOr<std::unique_ptr<HealthServer>> health =
       HealthServer::Start(absl::GetFlag(FLAGS_health_listen));
   if (!health.ok()) return ReportFailure(kProgram, health.status());
+  MetricRegistry metrics;
+  const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
+  config.metrics = &metrics;
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
       Checkpoint::Open(absl::GetFlag(FLAGS_model));
   if (!checkpoint.ok()) return ReportFailure(kProgram, checkpoint.status());
@@ -105,6 +112,15 @@ int Main(int argc, char** argv) {
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options, {(*service)->service()});
   if (!server.ok()) return ReportFailure(kProgram, server.status());
+  std::unique_ptr<MetricsServer> metrics_server;
+  if (const std::string address = absl::GetFlag(FLAGS_metrics_listen); !address.empty()) {
+    absl::StatusOr<std::unique_ptr<MetricsServer>> started = MetricsServer::Start(address, metrics);
+    if (!started.ok()) {
+      return ReportFailure(kProgram, Annotate(started.status(), "--metrics-listen"));
+    }
+    metrics_server = *std::move(started);
+    LogInfo(absl::StrCat("metrics on ", metrics_server->address()));
+  }
   (*server)->SetServing(true);
   (*health)->WatchProgress({(*service)->progress()}, absl::GetFlag(FLAGS_stall_bound));
   (*health)->SetReady();

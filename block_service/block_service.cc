@@ -64,6 +64,18 @@ uint64_t DrawIncarnation() {
   return (uint64_t{random()} << 32) | random();
 }
 
+void SetGauges(const BlockMetrics& metrics, const EngineLoop& loop, int64_t pages) {
+  const EngineLoopStats stats = loop.stats();
+  const BlockSchedulerLoad& load = stats.load.pages;
+  metrics.rows_waiting.Set(load.waiting);
+  metrics.sequences.Set(load.sequences);
+  metrics.pages_free.Set(static_cast<double>(load.free_pages));
+  metrics.pages_cached.Set(static_cast<double>(load.cached_pages));
+  metrics.pages_used.Set(static_cast<double>(pages - load.free_pages - load.cached_pages));
+  metrics.busy.Set(stats.load.busy_share);
+  metrics.streams.Set(stats.streams);
+}
+
 class BlockDecoderService final : public v1::BlockDecoder::CallbackService {
  public:
   explicit BlockDecoderService(std::shared_ptr<const BlockSessionContext> context)
@@ -126,6 +138,7 @@ struct BlockService::Impl {
   std::unique_ptr<EngineLoop> loop;
   std::unique_ptr<BlockDecoderService> service;
   std::thread hasher;
+  std::shared_ptr<void> collector;  // last: it reads all that stands above
 };
 
 absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockServiceConfig& config,
@@ -189,7 +202,17 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   options.max_rows_per_reply =
       static_cast<int32_t>(std::max<int64_t>(config.max_reply_bytes / row_bytes, 1));
   options.lease = config.lease;
-  impl->loop = std::make_unique<EngineLoop>(engine, options, clock);
+  BlockMetrics metrics;
+  if (config.metrics != nullptr) {
+    config.metrics->Declare(kBlockMetrics);
+    metrics = BlockMetrics(*config.metrics);
+    metrics.page_bytes.Set(static_cast<double>(engine.KvBytesPerPage(config.page_blocks)));
+  }
+  impl->loop = std::make_unique<EngineLoop>(engine, options, clock, metrics);
+  if (config.metrics != nullptr) {
+    impl->collector = config.metrics->OnCollect(
+        [metrics, loop = impl->loop.get(), pages = *pages] { SetGauges(metrics, *loop, pages); });
+  }
 
   impl->context = std::make_shared<BlockSessionContext>();
   v1::BlockServiceHello& hello = impl->context->hello;

@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "block_service/engine_loop.h"
 #include "common/clock.h"
+#include "common/metrics.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "model/engine.h"
@@ -39,6 +40,7 @@ struct BlockServiceConfig {
   absl::Duration lease = absl::Seconds(10);
   int32_t max_items_per_stream = 4096;  // beyond: RESOURCE_EXHAUSTED
   int32_t max_reply_bytes = 4 << 20;    // of context rows in one message
+  MetricRegistry* metrics = nullptr;    // must outlive the service; null: none are kept
   const Clock* clock = nullptr;         // must outlive the service; null: the steady clock
 
   // INVALID_ARGUMENT naming the flag.

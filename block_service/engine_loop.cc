@@ -10,7 +10,6 @@
 namespace blockserve {
 namespace {
 
-constexpr absl::Duration kBusyWindow = absl::Seconds(5);
 // Longer waits are cut: an endless one overflows in some clocks.
 constexpr absl::Duration kLongestWait = absl::Hours(1);
 
@@ -47,12 +46,15 @@ void BlockMailbox::Close() {
   arrived_.SignalAll();
 }
 
-EngineLoop::EngineLoop(BlockEngine& engine, BlockSchedulerOptions options, const Clock& clock)
+EngineLoop::EngineLoop(BlockEngine& engine, BlockSchedulerOptions options, const Clock& clock,
+                       const BlockMetrics& metrics)
     : engine_(engine),
       clock_(clock),
       width_(static_cast<size_t>(options.context_width)),
+      metrics_(metrics),
       scheduler_(WithCopies(std::move(options), engine)),
-      busy_(clock.Now(), kBusyWindow) {
+      busy_(clock.Now()),
+      published_busy_(busy_) {
   Publish();
 }
 
@@ -79,8 +81,12 @@ bool EngineLoop::WaitUntilEmpty(absl::Duration timeout) {
 }
 
 EngineLoopStats EngineLoop::stats() const {
+  const absl::Time now = clock_.Now();
   MutexLock lock(&mutex_);
-  return published_;
+  EngineLoopStats stats = published_;
+  // An idle loop publishes nothing, and is less and less busy.
+  stats.load.busy_share = published_busy_.Share(now);
+  return stats;
 }
 
 void EngineLoop::Run() {
@@ -171,8 +177,10 @@ bool EngineLoop::RunStep() {
   const absl::Status status = engine_.Step(step.chunks, contexts);
   if (!status.ok()) LogError(absl::StrCat("step failed: ", status.ToString()));
   scheduler_.FinishStep(status, contexts);
-  busy_.Add(begin, clock_.Now());
+  const absl::Time end = clock_.Now();
+  busy_.Add(begin, end);
   ++counters_.load.steps;
+  metrics_.Step(step.decode_blocks, step.prefill_blocks, end - begin);
   return true;
 }
 
@@ -184,7 +192,10 @@ void EngineLoop::Deliver() {
     const absl::Span<const float> rows =
         contexts.subspan(0, static_cast<size_t>(reply.rows) * width_);
     contexts.remove_prefix(rows.size());
-    counters_.cached_blocks += reply.last ? reply.cached_blocks : 0;
+    if (reply.last && reply.cached_blocks > 0) {
+      counters_.cached_blocks += reply.cached_blocks;
+      metrics_.cached_blocks.Add(static_cast<double>(reply.cached_blocks));
+    }
     const auto sink = sinks_.find(reply.stream);
     if (sink == sinks_.end()) continue;
     sink->second->Add(reply, rows);
@@ -209,8 +220,10 @@ BlockLoadReport EngineLoop::Load() {
 
 void EngineLoop::Publish() {
   counters_.load = Load();
+  counters_.streams = static_cast<int32_t>(sinks_.size());
   MutexLock lock(&mutex_);
   published_ = counters_;
+  published_busy_ = busy_;
   changed_.SignalAll();
 }
 

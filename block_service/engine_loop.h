@@ -17,8 +17,9 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "block_service/block_item.h"
-#include "block_service/busy_share.h"
+#include "block_service/block_metrics.h"
 #include "block_service/scheduler.h"
+#include "common/busy_meter.h"
 #include "common/clock.h"
 #include "common/mutex.h"
 #include "common/progress.h"
@@ -94,13 +95,15 @@ struct EngineLoopStats {
   uint64_t decode_blocks = 0;
   uint64_t prefill_blocks = 0;
   int64_t cached_blocks = 0;  // that prefix hits made unnecessary
+  int32_t streams = 0;
 };
 
 class EngineLoop {
  public:
   // `engine` (its KV allocated with the pages of `options`) and `clock` must outlive the loop;
   // options.copy_page is set here.
-  EngineLoop(BlockEngine& engine, BlockSchedulerOptions options, const Clock& clock);
+  EngineLoop(BlockEngine& engine, BlockSchedulerOptions options, const Clock& clock,
+             const BlockMetrics& metrics = {});
   // As Stop.
   ~EngineLoop();
   EngineLoop(const EngineLoop&) = delete;
@@ -115,6 +118,7 @@ class EngineLoop {
 
   // True when no sequence is open any more, false after `timeout`.
   bool WaitUntilEmpty(absl::Duration timeout);
+  // As of the last step, but for the busy share.
   EngineLoopStats stats() const;
   // Of the loop's thread; outlives the loop.
   std::shared_ptr<const Progress> progress() const {
@@ -133,12 +137,13 @@ class EngineLoop {
   BlockEngine& engine_;
   const Clock& clock_;
   const size_t width_;  // D
+  const BlockMetrics metrics_;
   const std::shared_ptr<BlockMailbox> mailbox_ = std::make_shared<BlockMailbox>();
   std::thread thread_;
 
   // The loop's thread alone.
   BlockScheduler scheduler_;
-  BusyShare busy_;
+  BusyMeter busy_;
   absl::flat_hash_map<StreamId, std::shared_ptr<BlockReplySink>> sinks_;
   std::vector<StreamId> touched_;  // sinks with replies that were not flushed
   std::deque<StreamItems> held_;   // until the part hash is known
@@ -151,6 +156,7 @@ class EngineLoop {
   mutable Mutex mutex_;
   CondVar changed_;
   EngineLoopStats published_ ABSL_GUARDED_BY(mutex_);
+  BusyMeter published_busy_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace blockserve

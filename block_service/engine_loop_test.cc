@@ -6,7 +6,6 @@
 #include <thread>
 #include <vector>
 
-#include "block_service/busy_share.h"
 #include "block_service/test_engine.h"
 #include "common/mutex.h"
 #include "gtest/gtest.h"
@@ -216,21 +215,6 @@ TEST(EngineLoop, DrainingIsTold) {
   fixture.loop->mailbox()->Post(StreamOpened{1, 1, sink});
   fixture.loop->mailbox()->Post(DrainWanted{});
   EXPECT_TRUE(sink->WaitForDrain().draining);
-}
-
-TEST(BusyShare, IsTheShareOfTheLastWindows) {
-  const absl::Time start = absl::UnixEpoch();
-  const auto at = [&](double seconds) { return start + absl::Seconds(seconds); };
-  BusyShare busy(start, absl::Seconds(5));
-  EXPECT_EQ(busy.Share(at(1)), 0);
-  busy.Add(at(0), at(5));
-  EXPECT_NEAR(busy.Share(at(5)), 1, 1e-9);
-  EXPECT_NEAR(busy.Share(at(7.5)), 0.5, 1e-9) << "idle since: it fades";
-  EXPECT_EQ(busy.Share(at(100)), 0);
-  for (int i = 0; i < 40; ++i) busy.Add(at(100 + i * 0.5), at(100 + i * 0.5 + 0.25));
-  EXPECT_NEAR(busy.Share(at(120)), 0.5, 0.01);
-  busy.Add(at(120), at(1000));
-  EXPECT_NEAR(busy.Share(at(1000)), 1, 1e-9);
 }
 
 }  // namespace

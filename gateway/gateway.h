@@ -17,6 +17,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/metrics.h"
 #include "common/progress.h"
 #include "gateway/generation.h"
 
@@ -43,6 +44,8 @@ struct GatewayConfig {
   absl::Duration progress_bound = absl::Seconds(10);
   int32_t max_queued_requests = 1024;  // waiting for KV; beyond: RESOURCE_EXHAUSTED
   int32_t max_live_choices = 16384;    // of all requests together; beyond: RESOURCE_EXHAUSTED
+
+  MetricRegistry* metrics = nullptr;  // must outlive the gateway; null: none are kept
 
   // INVALID_ARGUMENT naming the field.
   absl::Status Validate() const;

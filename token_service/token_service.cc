@@ -26,6 +26,12 @@ uint64_t DrawIncarnation() {
   return (uint64_t{device()} << 32) | device();
 }
 
+TokenMetrics MetricsOf(MetricRegistry* registry) {
+  if (registry == nullptr) return {};
+  registry->Declare(kTokenMetrics);
+  return TokenMetrics(*registry);
+}
+
 RowQueueOptions QueueOptions(const TokenServiceConfig& config) {
   RowQueueOptions options;
   options.max_rows = config.max_rows;
@@ -61,8 +67,10 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
        TokenServiceIdentity identity)
       : engine_(std::move(engine)),
         numeric_id_(identity.numeric_id),
-        worker_(QueueOptions(config), *engine_, clock_,
-                [this](std::vector<RowAnswer> answers) { Deliver(answers); }),
+        metrics_(MetricsOf(config.metrics)),
+        worker_(
+            QueueOptions(config), *engine_, clock_,
+            [this](std::vector<RowAnswer> answers) { Deliver(answers); }, metrics_),
         context_{engine_->config(), clock_, worker_, identity.config_hash,
                  identity.tokenizer_hash} {
     v1::TokenServiceHello& hello = hello_;
@@ -80,9 +88,19 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
     hello.set_max_queued_rows(config.max_queued_rows);
     hash_thread_ = std::thread(
         [this, part_hash = std::move(identity.part_hash)] { HelloIsKnown(part_hash()); });
+    if (config.metrics != nullptr) {
+      collector_ = config.metrics->OnCollect([this] {
+        const WorkerLoad load = worker_.load();
+        metrics_.rows_waiting.Set(load.waiting);
+        metrics_.rows_running.Set(load.running);
+        metrics_.busy.Set(load.busy_share);
+        metrics_.streams.Set(stats().streams);
+      });
+    }
   }
 
   ~Impl() override {
+    collector_.reset();
     Stop();
     hash_thread_.join();
   }
@@ -199,6 +217,7 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
   const SteadyClock clock_;
   const std::unique_ptr<TokenEngine> engine_;
   const std::string numeric_id_;
+  const TokenMetrics metrics_;
   mutable Mutex mutex_;
   v1::TokenServiceHello hello_;  // constant once hello_known_
   bool hello_known_ ABSL_GUARDED_BY(mutex_) = false;
@@ -208,6 +227,7 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
   TokenWorker worker_;
   const TokenSessionContext context_;
   std::thread hash_thread_;
+  std::shared_ptr<void> collector_;
 };
 
 absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenServiceConfig& config,

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "common/metrics.h"
 #include "common/progress.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
@@ -20,10 +21,11 @@
 namespace blockserve {
 
 struct TokenServiceConfig {
-  std::string name = "token";       // for people: who answers
-  std::string arithmetic = "auto";  // or a name of model/arithmetic.h
-  int32_t max_rows = 64;            // rows of a batch, beyond which nothing is gained
-  int32_t max_queued_rows = 1024;   // rows that wait; more are answered RESOURCE_EXHAUSTED
+  std::string name = "token";         // for people: who answers
+  std::string arithmetic = "auto";    // or a name of model/arithmetic.h
+  int32_t max_rows = 64;              // rows of a batch, beyond which nothing is gained
+  int32_t max_queued_rows = 1024;     // rows that wait; more are answered RESOURCE_EXHAUSTED
+  MetricRegistry* metrics = nullptr;  // must outlive the service; null: none are kept
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;

@@ -8,7 +8,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "common/logging.h"
+#include "common/metrics_server.h"
+#include "common/process_metrics.h"
 #include "common/program.h"
+#include "common/status_catalogue.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "rpc/health_server.h"
@@ -21,6 +24,7 @@ ABSL_FLAG(std::string, listen, "127.0.0.1:7072", "host:port to serve gateways on
 ABSL_FLAG(std::string, health_listen, "", "host:port that serves grpc.health alone; empty: none");
 ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
+ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP; empty: none");
 ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32 or bf16");
 ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
 ABSL_FLAG(int, max_rows, 64, "rows of a batch, beyond which nothing is gained");
@@ -42,6 +46,7 @@ struct TokenProgramConfig {
   std::string log_level;
   std::string health_listen;
   absl::Duration stall_bound;
+  std::string metrics_listen;
   ServerOptions server;
   TokenServiceConfig service;
 
@@ -69,6 +74,7 @@ TokenProgramConfig ConfigFromFlags() {
   config.model = absl::GetFlag(FLAGS_model);
   config.threads = absl::GetFlag(FLAGS_threads);
   config.log_level = absl::GetFlag(FLAGS_log_level);
+  config.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   config.server.listen_address = absl::GetFlag(FLAGS_listen);
   config.health_listen = absl::GetFlag(FLAGS_health_listen);
   config.stall_bound = absl::GetFlag(FLAGS_stall_bound);
@@ -85,9 +91,12 @@ TokenProgramConfig ConfigFromFlags() {
   return config;
 }
 
-absl::Status Serve(const TokenProgramConfig& config, TerminationWaiter& termination) {
+absl::Status Serve(TokenProgramConfig config, TerminationWaiter& termination) {
   absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start(config.health_listen);
   if (!health.ok()) return health.status();
+  MetricRegistry metrics;
+  const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
+  config.service.metrics = &metrics;
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model);
   if (!checkpoint.ok()) return checkpoint.status();
   const int cores = static_cast<int>(std::thread::hardware_concurrency());
@@ -98,6 +107,14 @@ absl::Status Serve(const TokenProgramConfig& config, TerminationWaiter& terminat
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(config.server, {(*service)->service()});
   if (!server.ok()) return server.status();
+  std::unique_ptr<MetricsServer> metrics_server;
+  if (!config.metrics_listen.empty()) {
+    absl::StatusOr<std::unique_ptr<MetricsServer>> started =
+        MetricsServer::Start(config.metrics_listen, metrics);
+    if (!started.ok()) return Annotate(started.status(), "--metrics-listen");
+    metrics_server = *std::move(started);
+    LogInfo(absl::StrCat("metrics on ", metrics_server->address()));
+  }
   (*server)->SetServing(true);
   (*health)->WatchProgress({(*service)->progress()}, config.stall_bound);
   (*health)->SetReady();
@@ -120,8 +137,8 @@ int Main(int argc, char** argv) {
       .text =
           "blockserve-token --model DIR [flags]\n"
           "A token worker: decodes blocks from context embeddings for any gateway that asks.",
-      .flags = {"model", "listen", "health_listen", "stall_bound", "arithmetic", "threads",
-                "max_rows", "max_queued_rows", "name", "log_level"}};
+      .flags = {"model", "listen", "health_listen", "stall_bound", "metrics_listen", "arithmetic",
+                "threads", "max_rows", "max_queued_rows", "name", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   if (!rest.empty()) {
     return ReportUsageError(

@@ -19,10 +19,11 @@ RowAnswer Answer(QueuedRow& row, absl::Status status) {
 }  // namespace
 
 TokenWorker::TokenWorker(const RowQueueOptions& options, TokenEngine& engine, const Clock& clock,
-                         Deliver deliver)
+                         Deliver deliver, const TokenMetrics& metrics)
     : engine_(engine),
       clock_(clock),
       deliver_(std::move(deliver)),
+      metrics_(metrics),
       queue_(options),
       busy_(clock.Now()),
       thread_([this] { Run(); }) {}
@@ -46,6 +47,7 @@ std::vector<RowAnswer> TokenWorker::Submit(std::vector<QueuedRow> rows) {
     }
   }
   CountRows(/*done=*/false);
+  metrics_.rows_refused.Add(static_cast<double>(refused.size()));
   if (queue_.waiting() > 0) work_.Signal();
   return refused;
 }
@@ -62,6 +64,7 @@ std::vector<RowAnswer> TokenWorker::Cancel(StreamId stream, absl::Span<const uin
     cancelled.push_back(std::move(answer));
   }
   CountRows(/*done=*/false);
+  metrics_.rows_cancelled.Add(static_cast<double>(cancelled.size()));
   if (queue_.idle()) idle_.SignalAll();
   return cancelled;
 }
@@ -141,6 +144,7 @@ void TokenWorker::Run() {
       delivering_ = true;
     }
     std::vector<RowAnswer> answers;
+    (stop ? metrics_.rows_refused : metrics_.rows_expired).Add(static_cast<double>(dropped.size()));
     for (QueuedRow& row : dropped) answers.push_back(Answer(row, drop_status));
     // What has run out of time is told before the others are worked on.
     if (!answers.empty() && !batch.empty()) deliver_(std::exchange(answers, {}));
@@ -164,11 +168,20 @@ void TokenWorker::Decode(std::vector<QueuedRow> batch, std::vector<RowAnswer>& a
   const absl::Time begin = clock_.Now();
   engine_.Decode(rows, absl::MakeSpan(results));
   const absl::Time end = clock_.Now();
+  size_t failed = 0, tokens = 0;
   for (size_t i = 0; i < batch.size(); ++i) {
     RowAnswer answer = Answer(batch[i], results[i].status);
+    failed += results[i].status.ok() ? 0 : 1;
+    tokens += results[i].tokens.size();
     answer.result = std::move(results[i]);
     answers.push_back(std::move(answer));
   }
+  metrics_.steps.Add();
+  metrics_.step_seconds.Observe(absl::ToDoubleSeconds(end - begin));
+  metrics_.step_rows.Observe(static_cast<double>(batch.size()));
+  metrics_.rows_ok.Add(static_cast<double>(batch.size() - failed));
+  metrics_.rows_failed.Add(static_cast<double>(failed));
+  metrics_.tokens.Add(static_cast<double>(tokens));
   MutexLock lock(&mutex_);
   queue_.FinishBatch();
   ++steps_;

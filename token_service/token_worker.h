@@ -10,12 +10,13 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/busy_meter.h"
 #include "common/clock.h"
 #include "common/mutex.h"
 #include "common/progress.h"
 #include "model/engine.h"
-#include "token_service/busy_meter.h"
 #include "token_service/row_queue.h"
+#include "token_service/token_metrics.h"
 
 namespace blockserve {
 
@@ -43,7 +44,7 @@ class TokenWorker {
 
   // Starts the thread. `engine` is used by it alone until Stop; it and `clock` must outlive this.
   TokenWorker(const RowQueueOptions& options, TokenEngine& engine, const Clock& clock,
-              Deliver deliver);
+              Deliver deliver, const TokenMetrics& metrics = {});
   ~TokenWorker();
 
   // Rows that are refused come back as answers; the others are delivered later.
@@ -76,6 +77,7 @@ class TokenWorker {
   const Clock& clock_;
   const Deliver deliver_;
   const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
+  const TokenMetrics metrics_;
   mutable Mutex mutex_;
   CondVar work_;  // a row waits, or stop_
   CondVar idle_;

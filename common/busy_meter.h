@@ -1,6 +1,6 @@
-// How busy a worker was over the last seconds.
-#ifndef BLOCKSERVE_TOKEN_SERVICE_BUSY_METER_H_
-#define BLOCKSERVE_TOKEN_SERVICE_BUSY_METER_H_
+// How busy a worker was over the last seconds: of either compute tier.
+#ifndef BLOCKSERVE_COMMON_BUSY_METER_H_
+#define BLOCKSERVE_COMMON_BUSY_METER_H_
 
 #include <array>
 #include <cstdint>
@@ -27,10 +27,10 @@ class BusyMeter {
     int64_t index = -1;  // which slice of the time since the start
     absl::Duration busy;
   };
-  const absl::Time start_;
+  absl::Time start_;
   std::array<Slice, kSlices + 1> slices_;
 };
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_TOKEN_SERVICE_BUSY_METER_H_
+#endif  // BLOCKSERVE_COMMON_BUSY_METER_H_

@@ -1,4 +1,4 @@
-#include "token_service/busy_meter.h"
+#include "common/busy_meter.h"
 
 #include <gtest/gtest.h>
 
