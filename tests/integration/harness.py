@@ -58,13 +58,15 @@ def program(name: str) -> str:
 class Server:
     """One running program. Its output goes to a file that `log` reads."""
 
-    def __init__(self, name: str, arguments: Sequence[str], address: str, folder: pathlib.Path):
+    def __init__(self, name: str, arguments: Sequence[str], address: str, folder: pathlib.Path,
+                 wrapper: Sequence[str] = ()):
+        """`wrapper`: a command that ends by becoming the one that follows it."""
         self.name = name
         self.address = address
         self.log_path = folder / f"{next(_names):03d}-{name}.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                [program(name), *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
+                [*wrapper, program(name), *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT)
         self._expect_exit_0 = True
 
@@ -125,6 +127,12 @@ class Launcher:
         head = [] if not first or first.startswith("-") else [first]
         tail = rest if head else [*arguments]
         server = Server(name, [*head, f"{address_flag}={address}", *tail], address, self._folder)
+        self._servers.append(server)
+        return server
+
+    def start_at(self, address: str, name: str, arguments: Sequence[str],
+                 wrapper: Sequence[str] = ()) -> Server:
+        server = Server(name, [f"--listen={address}", *arguments], address, self._folder, wrapper)
         self._servers.append(server)
         return server
 
