@@ -73,6 +73,148 @@ TEST_F(FailoverTest, AWorkerFrozenForGoodHoldsNobodyUp) {
   for (const Stream& stream : streams) ExpectExact(stream);
 }
 
+// By its own history and by its peers, not by the bound.
+TEST_F(FailoverTest, AFrozenTokenWorkerIsFoundWithinASecond) {
+  MakeCore(1, 3);
+  const std::vector<Stream> streams = Load(12, 2000);
+  loop_.Advance(absl::Milliseconds(200));
+  workers_[0]->Freeze();
+  loop_.Advance(absl::Milliseconds(700));
+  std::vector<size_t> before;
+  for (const Stream& stream : streams) before.push_back(stream.sink->tokens[0].size());
+  loop_.Advance(absl::Milliseconds(50));
+  for (size_t i = 0; i < streams.size(); ++i) {
+    EXPECT_TRUE(streams[i].sink->done > 0 || streams[i].sink->tokens[0].size() > before[i]);
+  }
+  EXPECT_EQ(core_->token_tier().stats().ejected, 1);
+  const TokenTierStats& stats = core_->token_tier().stats();
+  EXPECT_GT(stats.retried_silent + stats.hedges_won, 0);
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+}
+
+TEST_F(FailoverTest, WhereEveryWorkerIsSilentNoneIsToBlame) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 400);
+  loop_.Advance(absl::Milliseconds(100));
+  for (const auto& worker : workers_) worker->Freeze();
+  loop_.Advance(absl::Seconds(5));
+  for (const auto& worker : workers_) worker->Thaw();
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(core_->token_tier().stats().ejected, 0);
+  ExpectAllExact(streams);
+}
+
+TEST_F(FailoverTest, AWorkerThatAnswersProbesAgainGetsRowsAgainFewAtFirst) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 6000);
+  loop_.Advance(absl::Milliseconds(100));
+  workers_[0]->Freeze();
+  loop_.Advance(absl::Seconds(2));
+  EXPECT_EQ(core_->token_tier().stats().ejected, 1);
+  const int rows = workers_[0]->rows;
+  workers_[0]->largest_batch = 0;
+  workers_[0]->Thaw();
+  ASSERT_TRUE(
+      loop_.RunUntil([&] { return core_->token_tier().stats().returned == 1; }, absl::Seconds(3)));
+  loop_.Advance(absl::Milliseconds(300));
+  EXPECT_GT(workers_[0]->rows, rows + 100);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(FailoverTest, ASlowWorkersRowsAreHedgedAndTheFirstAnswerWins) {
+  MakeCore(1, 3);
+  std::vector<Stream> streams = Load(12, 800);
+  ASSERT_TRUE(RunUntilDone(streams));  // what is usual is known
+  workers_[0]->service_time = absl::Milliseconds(400);
+  const int64_t rows_before = core_->token_tier().stats().rows;
+  std::vector<Stream> more;
+  for (uint64_t i = 0; i < 6; ++i) more.push_back(Generate(Request(5, 400, 100 + i)));
+  ASSERT_TRUE(RunUntilDone(more));
+  const TokenTierStats& stats = core_->token_tier().stats();
+  EXPECT_GT(stats.hedges_won, 0);
+  EXPECT_LE(stats.hedged, 8 + (stats.rows - rows_before) / 20);
+  // Lost again and again, it is taken out of turn.
+  EXPECT_GE(stats.ejected, 1);
+  ExpectAllExact(more);
+}
+
+TEST_F(FailoverTest, ABusyTierIsNotGivenTheSameWorkTwice) {
+  MakeCore(1, 3);
+  for (const auto& worker : workers_) worker->busy_share = 0.9f;
+  std::vector<Stream> streams = Load(12, 800);
+  ASSERT_TRUE(RunUntilDone(streams));
+  workers_[0]->service_time = absl::Milliseconds(300);
+  const std::vector<Stream> more = Load(6, 200);
+  ASSERT_TRUE(RunUntilDone(more));
+  EXPECT_EQ(core_->token_tier().stats().hedged, 0);
+  ExpectAllExact(more);
+}
+
+// It is given to three workers, the third alone; the others keep theirs.
+TEST_F(FailoverTest, ARowThatHangsWorkersEndsItsRequestAlone) {
+  MakeCore(1, 6);
+  int hung = 0;
+  for (const auto& worker : workers_) {
+    worker->hanging = [&](const v1::TokenRowRequest& row) {
+      if (row.seed() != 4 || row.position() < 20) return false;
+      ++hung;
+      return true;
+    };
+  }
+  const std::vector<Stream> streams = Load(30, 120);
+  ASSERT_TRUE(RunUntilDone(streams, absl::Minutes(1)));
+  EXPECT_EQ(hung, 3);
+  for (const Stream& stream : streams) {
+    if (stream.request.seed == 4) {
+      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+      EXPECT_THAT(stream.sink->status.message(), HasSubstr("fell silent"));
+    } else {
+      ExpectExact(stream);
+    }
+  }
+}
+
+TEST_F(FailoverTest, ARowWhoseFirstWorkerIsFrozenAndWhoseSecondDiesIsTriedOnAThird) {
+  MakeCore(1, 3);
+  const std::vector<Stream> streams = Load(6, 400);
+  loop_.Advance(absl::Milliseconds(100));
+  workers_[0]->Freeze();
+  workers_[1]->Freeze();
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().retried_silent > 0; },
+                             absl::Seconds(5)));
+  loop_.Advance(absl::Milliseconds(5));
+  workers_[2]->Break();
+  workers_[2]->Mend();
+  workers_[1]->Kill();
+  ASSERT_TRUE(RunUntilDone(streams, absl::Seconds(30)));
+  for (const Stream& stream : streams) ExpectExact(stream);
+}
+
+TEST_F(FailoverTest, ACondemnedWorkerGetsNothingMoreUntilItIsAnotherProcess) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 400);
+  loop_.Advance(absl::Milliseconds(20));
+  workers_[1]->incarnation = 7;
+  workers_[1]->Break();
+  workers_[1]->Mend();
+  loop_.Advance(absl::Milliseconds(20));
+  core_->token_tier().Condemn(7, "answers wrong bits");
+  loop_.Advance(absl::Milliseconds(3));
+  const int rows = workers_[1]->rows;
+  workers_[1]->Break();
+  workers_[1]->Mend();
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(workers_[1]->rows, rows);
+  EXPECT_EQ(core_->token_tier().membership().presence().workers(), 1);
+  workers_[1]->Kill();
+  workers_[1]->Restart();
+  loop_.Advance(absl::Milliseconds(3));
+  EXPECT_EQ(core_->token_tier().membership().presence().workers(), 2);
+  ExpectAllExact(streams);
+}
+
 TEST_F(FailoverTest, AFullTokenWorkerIsLeftAloneForAMoment) {
   MakeCore(1, 2);
   int refusals = 20;

@@ -23,7 +23,8 @@ RowAction JudgeRowReply(const absl::Status& status);
 
 // What has befallen a row so far. A row whose worker died under it may have been what killed it: it
 // is tried again alone, so that no other row dies with it, and given up when two workers have died
-// with it alone.
+// with it alone. A row whose worker fell silent is tried on a second one at once, on a third one
+// alone, and never on a fourth.
 class RowHistory {
  public:
   // The worker's connection broke while it had the row; `alone`: with no other row of ours.
@@ -32,7 +33,8 @@ class RowHistory {
     if (alone) ++deaths_alone_;
   }
   void Stalled() { ++stalls_; }
-  bool must_run_alone() const { return must_run_alone_; }
+  bool must_run_alone() const { return must_run_alone_ || last_try(); }
+  bool last_try() const { return stalls_ >= 2; }
   bool given_up() const { return deaths_alone_ >= 2; }
   // How long the next attempt may take: doubled with each stall, so that a busy tier is not given
   // the same work again and again.

@@ -50,6 +50,16 @@ TEST(JudgeBlockReply, Table) {
             BlockAction::kReopen);
 }
 
+TEST(RowHistory, ARowThatHasSilencedTwoWorkersRunsAlone) {
+  RowHistory history;
+  history.Stalled();
+  EXPECT_FALSE(history.must_run_alone());
+  history.Stalled();
+  EXPECT_TRUE(history.must_run_alone());
+  EXPECT_TRUE(history.last_try());
+  EXPECT_FALSE(history.given_up());
+}
+
 TEST(RowHistory, AWorkersDeathMakesARowRunAloneAndTwoAloneEndIt) {
   RowHistory history;
   EXPECT_FALSE(history.must_run_alone());

@@ -27,11 +27,16 @@ v1::TokenReplyBatch SimulatedTokenWorker::Hello() {
 v1::TokenReplyBatch SimulatedTokenWorker::Answer(const v1::TokenRequestBatch& request) {
   v1::TokenReplyBatch batch;
   batch.mutable_load()->set_steps(1);
+  batch.mutable_load()->set_busy_share(busy_share);
   largest_batch = std::max(largest_batch, request.rows_size());
   for (int i = 0; i < request.rows_size(); ++i) {
     const v1::TokenRowRequest& row = request.rows(i);
     if (deadly && deadly(row)) {
       Kill();
+      return batch;
+    }
+    if (hanging && hanging(row)) {
+      Freeze();
       return batch;
     }
     ++rows;
@@ -62,7 +67,10 @@ v1::TokenReplyBatch SimulatedTokenWorker::Answer(const v1::TokenRequestBatch& re
         ++hash;
       }
       const int32_t token = static_cast<int32_t>(hash % kSimulatedVocab);
-      if (row.logprobs()) reply.add_logprobs(SimulatedLogprob(context, block, token));
+      if (row.logprobs()) {
+        const float off = wrong_bits && position % 3 == 0 ? 0.5f : 0.0f;
+        reply.add_logprobs(SimulatedLogprob(context, block, token) + off);
+      }
       block.push_back(token);
       reply.add_tokens(token);
       reply.set_stopped(stops(token));

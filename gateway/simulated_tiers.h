@@ -206,6 +206,11 @@ class SimulatedTokenWorker final
   std::function<absl::Status(const v1::TokenRowRequest& row)> verdict;
   // A row that kills the process.
   std::function<bool(const v1::TokenRowRequest& row)> deadly;
+  // A row that the process never comes back from.
+  std::function<bool(const v1::TokenRowRequest& row)> hanging;
+  // Answers another token now and then.
+  bool wrong_bits = false;
+  float busy_share = 0;
   int rows = 0;
   int largest_batch = 0;
   int32_t max_rows = 256;

@@ -11,6 +11,7 @@ namespace blockserve {
 bool TierMembership::Connected(TierMember& member, TierIdentity identity, absl::Time now) {
   member.connected = true;
   member.draining = false;
+  if (member.identity.incarnation != identity.incarnation) member.condemned = false;
   member.identity = std::move(identity);
   member.group = {member.identity.part_hash, member.identity.numeric_id};
   const absl::Status status = CheckIdentity(expected_, member.identity, tier_, member.address);

@@ -22,14 +22,15 @@ struct TierOptions {
 struct TierMember {
   std::string address;
   bool connected = false;
-  bool fits = false;      // its hello agrees with this gateway's model
-  bool draining = false;  // takes nothing new
-  bool removed = false;   // discovery does not name it any more: as draining
-  bool counted = false;   // in the presence of its group
+  bool fits = false;       // its hello agrees with this gateway's model
+  bool draining = false;   // takes nothing new
+  bool removed = false;    // discovery does not name it any more: as draining
+  bool condemned = false;  // this process has answered wrong bits
+  bool counted = false;    // in the presence of its group
   TierIdentity identity;
   TierGroup group;
 
-  bool usable() const { return connected && fits && !draining && !removed; }
+  bool usable() const { return connected && fits && !draining && !removed && !condemned; }
 };
 
 class TierMembership {
@@ -41,7 +42,7 @@ class TierMembership {
   // The member has said hello. False, logged once for each reason: it does not fit and is not used.
   bool Connected(TierMember& member, TierIdentity identity, absl::Time now);
   void Lost(TierMember& member, const absl::Status& status, absl::Time now);
-  // To be called when `draining` or `removed` has changed.
+  // To be called when `draining`, `removed` or `condemned` has changed.
   void Update(TierMember& member, absl::Time now);
   void Forget(const TierMember& member) { refusals_.erase(member.address); }
 

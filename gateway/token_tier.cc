@@ -1,24 +1,21 @@
+// TokenTier: workers come and go, and what they say.
 #include "gateway/token_tier.h"
 
 #include <algorithm>
-#include <set>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
 #include "common/status_catalogue.h"
-#include "gateway/remaining.h"
+#include "gateway/token_worker.h"
 
 namespace blockserve {
 namespace {
 
 // A worker that has refused a row is left alone for so long.
 constexpr absl::Duration kHold = absl::Milliseconds(20);
-// Of one message; more rows go into the next. A row may carry counts and a bias of many tokens.
-constexpr size_t kMaxBatchBytes = size_t{1} << 20;
-// Of a row beside what its job says: its frame, id and remaining time.
-constexpr size_t kRowOverheadBytes = 32;
-// Late answers of stalled workers are still welcome, but a row is not sent everywhere.
-constexpr size_t kMaxAttempts = 4;
+// So many rows one after another that a second worker answered first make a worker slow.
+constexpr int kLostHedges = 5;
 
 TierIdentity IdentityOf(const v1::TokenServiceHello& hello) {
   const v1::TierHello& tier = hello.tier();
@@ -33,44 +30,6 @@ absl::Status StatusOf(const v1::ItemStatus& status) {
 }
 
 }  // namespace
-
-struct TokenTier::Worker final : public TokenLink::Observer {
-  Worker(TokenTier& tier, const std::string& address) : tier(tier) { member.address = address; }
-
-  void OnReady(v1::TokenReplyBatch first) override { tier.OnReady(*this, std::move(first)); }
-  void OnMessage(v1::TokenReplyBatch batch) override { tier.OnMessage(*this, std::move(batch)); }
-  void OnLost(absl::Status status) override { tier.OnLost(*this, std::move(status)); }
-
-  bool takes_rows(const TierGroup& group, absl::Time now) const {
-    return member.usable() && member.group == group && now >= hold_until;
-  }
-
-  std::vector<v1::TokenRequestBatch> TakeOutgoing() {
-    last_batch_bytes = 0;
-    return std::exchange(outgoing, {});
-  }
-
-  TokenTier& tier;
-  TierMember member;
-  std::unordered_map<uint64_t, Attempt> attempts;  // by the id on the wire
-  int32_t most_in_flight = 0;
-  v1::TokenLoad load;
-  bool suspect = false;   // did not answer in time; until it is heard of again
-  bool reserved = false;  // kept free of other rows for one that must run alone
-  absl::Time hold_until = absl::InfinitePast();
-  std::vector<v1::TokenRequestBatch> outgoing;  // of this turn
-  size_t last_batch_bytes = 0;                  // of its rows and their contexts
-  std::unique_ptr<TokenLink> link;  // last: its end must not meet a half-destroyed worker
-};
-
-struct TokenTier::Row {
-  RowJob job;
-  RowHistory history;
-  std::vector<std::pair<Worker*, uint64_t>> attempts;
-  bool waiting = false;
-  WaitQueue::Place place;
-  bool alone_queue = false;  // which queue `place` is in
-};
 
 TokenTier::TokenTier(Loop& loop, TierOptions options, ExpectedModel expected, LinkFactory make_link)
     : loop_(loop),
@@ -125,58 +84,18 @@ void TokenTier::RetireIfEmpty(Worker& worker) {
   });
 }
 
-uint64_t TokenTier::Submit(RowJob job) {
-  const uint64_t handle = next_handle_++;
-  std::unique_ptr<Row>& row = rows_[handle];
-  row = std::make_unique<Row>();
-  row->job = std::move(job);
-  Enqueue(handle, *row, /*is_new=*/true);
-  return handle;
-}
-
-void TokenTier::Cancel(uint64_t handle) { Take(handle); }
-
-std::unique_ptr<TokenTier::Row> TokenTier::Take(uint64_t handle) {
-  const auto found = rows_.find(handle);
-  if (found == rows_.end()) return nullptr;
-  std::unique_ptr<Row> row = std::move(found->second);
-  rows_.erase(found);
-  if (row->waiting) (row->alone_queue ? waiting_alone_ : waiting_).Erase(row->place);
-  for (const auto& [worker, attempt] : row->attempts) {
-    worker->attempts.erase(attempt);
-    if (!worker->member.connected) continue;
-    if (worker->outgoing.empty()) worker->outgoing.emplace_back();
-    worker->outgoing.back().add_cancel(attempt);
-    RetireIfEmpty(*worker);
-  }
-  SchedulePump();
-  return row;
-}
-
-void TokenTier::Finish(uint64_t handle, absl::StatusOr<TokenRowAnswer> answer) {
-  const std::unique_ptr<Row> row = Take(handle);
-  if (row != nullptr) row->job.done(std::move(answer));
-}
-
-void TokenTier::Enqueue(uint64_t handle, Row& row, bool is_new) {
-  if (row.waiting) {
-    if (row.alone_queue == row.history.must_run_alone()) return;
-    // It fell under suspicion while it waited.
-    waiting_.Erase(row.place);
-  }
-  row.waiting = true;
-  row.alone_queue = row.history.must_run_alone();
-  WaitQueue& queue = row.alone_queue ? waiting_alone_ : waiting_;
-  row.place = queue.NextPlace(is_new, row.job.row.header().priority());
-  queue.Insert(row.place, handle);
-  SchedulePump();
-}
-
 // ---- what workers say
 
 void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   const v1::TokenServiceHello& hello = first.hello();
-  worker.suspect = false;
+  // One that broke off with rows of ours is tried with a probe first.
+  if (worker.died || worker.health.ejected()) {
+    worker.health.Eject(loop_.Now());
+  } else {
+    worker.health.Reset();
+  }
+  worker.died = false;
+  worker.lost_hedges = 0;
   worker.reserved = false;
   worker.hold_until = absl::InfinitePast();
   worker.TakeOutgoing();
@@ -189,8 +108,10 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
 }
 
 void TokenTier::OnMessage(Worker& worker, v1::TokenReplyBatch batch) {
-  if (batch.has_load()) worker.load = batch.load();
-  worker.suspect = false;
+  if (batch.has_load()) {
+    if (batch.load().steps() != worker.load.steps()) worker.progress.Progress(loop_.Now());
+    worker.load = batch.load();
+  }
   if (batch.draining() && !worker.member.draining) {
     worker.member.draining = true;
     membership_.Update(worker.member, loop_.Now());
@@ -205,15 +126,25 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
   const auto found = worker.attempts.find(reply.id());
   // Cancelled, or answered by another worker first.
   if (found == worker.attempts.end()) return;
-  const uint64_t handle = found->second.handle;
+  const Attempt attempt = found->second;
+  const uint64_t handle = attempt.handle;
   worker.attempts.erase(found);
+  worker.progress.Progress(loop_.Now());
+  const absl::Status status = StatusOf(reply.status());
+  const RowAction action = JudgeRowReply(status);
+  if (handle == 0) {
+    if (action == RowAction::kDone) OnAnswered(worker, attempt, nullptr);
+    return;
+  }
   Row& row = *rows_.at(handle);
   std::erase(row.attempts, std::make_pair(&worker, reply.id()));
 
-  const absl::Status status = StatusOf(reply.status());
-  switch (JudgeRowReply(status)) {
+  switch (action) {
     case RowAction::kDone:
-      Finish(handle, TokenRowAnswer{std::move(reply), worker.member.identity.name});
+      OnAnswered(worker, attempt, &row);
+      ++stats_.rows;
+      Finish(handle, TokenRowAnswer{std::move(reply), worker.member.identity.name,
+                                    worker.member.identity.incarnation});
       return;
     case RowAction::kFail:
       Finish(handle, ClientStatus(
@@ -222,8 +153,40 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
     case RowAction::kElsewhere:
     case RowAction::kWorkerFull:
       worker.hold_until = loop_.Now() + kHold;
-      if (row.attempts.empty()) Enqueue(handle, row, /*is_new=*/false);
+      if (!IsUnderWay(row)) {
+        if (!row.waiting) ++stats_.retried_refused;
+        row.hedge = false;
+        Enqueue(handle, row, /*is_new=*/false);
+      }
       return;
+  }
+}
+
+// `row`: null for a probe.
+void TokenTier::OnAnswered(Worker& worker, const Attempt& attempt, Row* row) {
+  Group& group = groups_[worker.member.group];
+  if (worker.health.ejected()) {
+    ++stats_.returned;
+    LogInfo(absl::StrCat("token worker '", worker.member.identity.name,
+                         "' answers again: it gets rows, few at first"));
+  }
+  worker.health.Answered();
+  if (row == nullptr) return;
+  group.hedges.Done();
+  // An answer that came when the row had been given away says that too little was allowed; of the
+  // many that a worker brings when it wakes up, each would say so.
+  const absl::Duration took = loop_.Now() - std::max(attempt.sent, resumed_at_);
+  group.times.Add(
+      attempt.stalled ? std::min(took, group.times.SilenceAllowed(options_.progress_bound)) : took);
+  if (!attempt.hedged) worker.lost_hedges = 0;
+  if (!attempt.is_hedge) return;
+  ++stats_.hedges_won;
+  for (const auto& [slow, id] : row->attempts) {
+    const auto tried = slow->attempts.find(id);
+    if (tried == slow->attempts.end() || !tried->second.hedged) continue;
+    if (++slow->lost_hedges >= kLostHedges) {
+      Eject(*slow, "is slower than the others again and again");
+    }
   }
 }
 
@@ -236,17 +199,20 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
   const bool was_usable = worker.member.usable();
   membership_.Lost(worker.member, status, loop_.Now());
   worker.reserved = false;
-  worker.suspect = false;
   worker.TakeOutgoing();
   const std::unordered_map<uint64_t, Attempt> lost = std::exchange(worker.attempts, {});
+  if (died && !lost.empty()) worker.died = true;
   std::vector<uint64_t> given_up;
   for (const auto& [attempt, what] : lost) {
+    if (what.handle == 0) continue;
     Row& row = *rows_.at(what.handle);
     std::erase(row.attempts, std::make_pair(&worker, attempt));
     if (died && !what.stalled) row.history.WorkerDied(what.alone);
     if (row.history.given_up()) {
       given_up.push_back(what.handle);
-    } else if (row.attempts.empty() || row.waiting) {
+    } else if (!IsUnderWay(row) || row.waiting) {
+      if (!row.waiting) ++stats_.retried_died;
+      row.hedge = false;
       Enqueue(what.handle, row, /*is_new=*/false);
     }
   }
@@ -259,152 +225,30 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
   SchedulePump();
 }
 
-// ---- rows to workers
-
-void TokenTier::SchedulePump() {
-  if (pump_posted_) return;
-  pump_posted_ = true;
-  loop_.Post([this, alive = alive_] {
-    if (*alive) Pump();
-  });
-}
-
-void TokenTier::Pump() {
-  pump_posted_ = false;
-  PumpAlone();
-  std::vector<TokenWorkerView> views(workers_.size());
-  std::set<TierGroup> full;  // groups that take nothing more in this turn
-  const absl::Time now = loop_.Now();
-  for (auto next = waiting_.waiting().begin(); next != waiting_.waiting().end();) {
-    const uint64_t handle = next->second;
-    ++next;  // SendRow takes the row out of the queue
-    Row& row = *rows_.at(handle);
-    if (full.contains(row.job.group)) continue;
-    for (size_t i = 0; i < workers_.size(); ++i) {
-      const Worker& worker = *workers_[i];
-      views[i] = {worker.takes_rows(row.job.group, now) && !worker.reserved, worker.suspect,
-                  static_cast<int32_t>(worker.attempts.size()), worker.load.waiting(),
-                  worker.most_in_flight};
-      for (const auto& [tried, attempt] : row.attempts) views[i].usable &= tried != &worker;
-    }
-    const int chosen = router_.Pick(views);
-    if (chosen >= 0) {
-      SendRow(handle, row, *workers_[static_cast<size_t>(chosen)], /*alone=*/false);
-    } else if (row.attempts.empty()) {
-      full.insert(row.job.group);
-    }
-  }
+void TokenTier::Condemn(uint64_t incarnation, absl::string_view why) {
   for (const std::unique_ptr<Worker>& worker : workers_) {
-    for (v1::TokenRequestBatch& batch : worker->TakeOutgoing()) {
-      worker->link->Send(std::move(batch));
-    }
-  }
-}
-
-// Rows under suspicion go one at a time to a worker that has no other row of ours. One worker of
-// each group is kept for them while there are any; with a single worker, the other rows wait.
-void TokenTier::PumpAlone() {
-  std::set<TierGroup> busy;
-  for (auto next = waiting_alone_.waiting().begin(); next != waiting_alone_.waiting().end();) {
-    const uint64_t handle = next->second;
-    ++next;
-    Row& row = *rows_.at(handle);
-    if (busy.contains(row.job.group)) continue;
-    busy.insert(row.job.group);
-    Worker* const worker = WorkerForAlone(row.job.group);
-    if (worker == nullptr) continue;
-    worker->reserved = true;
-    if (worker->attempts.empty()) SendRow(handle, row, *worker, /*alone=*/true);
-  }
-  for (const std::unique_ptr<Worker>& worker : workers_) {
-    if (!worker->reserved || busy.contains(worker->member.group)) continue;
-    worker->reserved = std::any_of(worker->attempts.begin(), worker->attempts.end(),
-                                   [](const auto& entry) { return entry.second.alone; });
-  }
-}
-
-TokenTier::Worker* TokenTier::WorkerForAlone(const TierGroup& group) {
-  Worker* best = nullptr;
-  const absl::Time now = loop_.Now();
-  for (const std::unique_ptr<Worker>& worker : workers_) {
-    if (worker->suspect && worker->reserved) worker->reserved = false;
-    if (!worker->takes_rows(group, now)) continue;
-    if (worker->reserved) return worker.get();
-    const auto rank = [](const Worker& w) { return std::make_pair(w.suspect, w.attempts.size()); };
-    if (best == nullptr || rank(*worker) < rank(*best)) best = worker.get();
-  }
-  return best;
-}
-
-void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool alone) {
-  (row.alone_queue ? waiting_alone_ : waiting_).Erase(row.place);
-  row.waiting = false;
-  const uint64_t attempt = next_attempt_++;
-  const absl::Time now = loop_.Now();
-  worker.attempts[attempt] = {handle, now, alone, /*stalled=*/false};
-  row.attempts.emplace_back(&worker, attempt);
-
-  std::vector<v1::TokenRequestBatch>& outgoing = worker.outgoing;
-  const ContextRow& context = *row.job.context;
-  const size_t bytes = context.bytes.size() + row.job.row.ByteSizeLong() + kRowOverheadBytes;
-  if (outgoing.empty() ||
-      (outgoing.back().rows_size() > 0 && (outgoing.back().context_type() != context.type ||
-                                           worker.last_batch_bytes + bytes > kMaxBatchBytes))) {
-    outgoing.emplace_back();
-    worker.last_batch_bytes = 0;
-  }
-  worker.last_batch_bytes += bytes;
-  v1::TokenRequestBatch& batch = outgoing.back();
-  batch.set_context_type(context.type);
-  batch.mutable_contexts()->append(context.bytes);
-  v1::TokenRowRequest& request = *batch.add_rows();
-  request = row.job.row;
-  request.set_id(attempt);
-  request.mutable_header()->set_remaining_ms(RemainingMs(row.job.deadline, now));
-}
-
-// ---- time
-
-bool TokenTier::HasOther(const TierGroup& group, const Worker& worker) const {
-  return std::any_of(workers_.begin(), workers_.end(), [&](const auto& other) {
-    return other.get() != &worker && other->member.usable() && other->member.group == group &&
-           !other->suspect;
-  });
-}
-
-void TokenTier::Tick() {
-  const absl::Time now = loop_.Now();
-  for (const std::unique_ptr<Worker>& worker : workers_) {
-    for (auto& [id, attempt] : worker->attempts) {
-      Row& row = *rows_.at(attempt.handle);
-      if (attempt.stalled || now - attempt.sent < row.history.Patience(options_.progress_bound)) {
-        continue;
+    if (worker->member.identity.incarnation != incarnation || worker->member.condemned) continue;
+    ++stats_.condemned;
+    LogError(absl::StrCat("token worker '", worker->member.identity.name, "' at ",
+                          worker->member.address, " ", why,
+                          ": it gets nothing more until it is another process"));
+    worker->member.condemned = true;
+    membership_.Update(worker->member, loop_.Now());
+    const std::unordered_map<uint64_t, Attempt> had = std::exchange(worker->attempts, {});
+    for (const auto& [attempt, what] : had) {
+      if (worker->member.connected) {
+        if (worker->outgoing.empty()) worker->outgoing.emplace_back();
+        worker->outgoing.back().add_cancel(attempt);
       }
-      if (row.attempts.size() >= kMaxAttempts || !HasOther(row.job.group, *worker)) continue;
-      if (!worker->suspect) {
-        LogWarning(absl::StrCat("token worker '", worker->member.identity.name,
-                                "' has not answered for ", absl::FormatDuration(now - attempt.sent),
-                                ": its rows go elsewhere"));
-      }
-      worker->suspect = true;
-      attempt.stalled = true;
-      row.history.Stalled();
-      Enqueue(attempt.handle, row, /*is_new=*/false);
+      if (what.handle == 0) continue;
+      Row& row = *rows_.at(what.handle);
+      std::erase(row.attempts, std::make_pair(worker.get(), attempt));
+      if (!IsUnderWay(row)) Enqueue(what.handle, row, /*is_new=*/false);
     }
+    RetireIfEmpty(*worker);
+    if (on_change_) on_change_();
   }
-  std::vector<uint64_t> given_up;
-  for (const WaitQueue* queue : {&waiting_, &waiting_alone_}) {
-    for (const auto& [place, handle] : queue->waiting()) {
-      const Row& row = *rows_.at(handle);
-      if (!row.attempts.empty() || membership_.presence().workers(row.job.group) > 0) continue;
-      const absl::Time away = membership_.presence().AwaySince(row.job.group);
-      if (now >= GiveUpTime(away, options_.tier_wait, row.job.deadline)) given_up.push_back(handle);
-    }
-  }
-  for (const uint64_t handle : given_up) {
-    Finish(handle, absl::UnavailableError("every token worker is gone"));
-  }
-  if (!waiting_.waiting().empty() || !waiting_alone_.waiting().empty()) SchedulePump();
+  SchedulePump();
 }
 
 }  // namespace blockserve

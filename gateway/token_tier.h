@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "blockserve/v1/token_decoder.pb.h"
 #include "gateway/context_row.h"
@@ -22,6 +23,7 @@
 #include "gateway/tier_link.h"
 #include "gateway/tier_membership.h"
 #include "gateway/wait_queue.h"
+#include "gateway/worker_watch.h"
 
 namespace blockserve {
 
@@ -29,7 +31,8 @@ using TokenLink = TierLink<v1::TokenRequestBatch, v1::TokenReplyBatch>;
 
 struct TokenRowAnswer {
   v1::TokenRowReply reply;
-  std::string worker;  // its name
+  std::string worker;    // its name
+  uint64_t process = 0;  // its incarnation
 };
 
 struct RowJob {
@@ -37,8 +40,22 @@ struct RowJob {
   v1::TokenRowRequest row;  // id and remaining time are filled in when it is sent
   ContextRowPtr context;
   absl::Time deadline;
+  std::vector<uint64_t> not_by;  // incarnations of workers that must not do it
   // Called once, on the loop, unless the row is cancelled: the answer, or what ends the request.
   std::function<void(absl::StatusOr<TokenRowAnswer>)> done;
+};
+
+// Since the start.
+struct TokenTierStats {
+  int64_t rows = 0;             // answered, each once
+  int64_t retried_died = 0;     // sent again because the connection to their worker broke
+  int64_t retried_silent = 0;   // because their worker said nothing
+  int64_t retried_refused = 0;  // because their worker refused them or gave them up
+  int64_t hedged = 0;           // sent to a second worker because the first was slow
+  int64_t hedges_won = 0;       // where the second was first
+  int64_t ejected = 0;          // workers taken out of turn
+  int64_t returned = 0;         // and in again
+  int64_t condemned = 0;        // workers that answered wrong bits
 };
 
 // Lives on the loop; not thread-safe.
@@ -59,6 +76,9 @@ class TokenTier {
   // `done` will not be called. Unknown handles are ignored.
   void Cancel(uint64_t handle);
 
+  // The process has answered wrong bits: it gets nothing more, and what it has runs elsewhere.
+  void Condemn(uint64_t incarnation, absl::string_view why);
+
   // Bounds of time: rows without answer, rows that wait for a tier that is gone.
   void Tick();
 
@@ -66,6 +86,7 @@ class TokenTier {
   void Disconnect();
 
   const TierMembership& membership() const { return membership_; }
+  const TokenTierStats& stats() const { return stats_; }
   int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
   // Called whenever a worker comes or goes.
   void set_on_change(std::function<void()> on_change) { on_change_ = std::move(on_change); }
@@ -74,27 +95,52 @@ class TokenTier {
   struct Worker;
   struct Row;
   struct Attempt {
-    uint64_t handle = 0;
+    uint64_t handle = 0;  // 0: a probe
     absl::Time sent;
     bool alone = false;
-    bool stalled = false;  // the row has been given to another worker too
+    bool stalled = false;  // the row has been given to another worker, for good
+    bool hedged = false;   // the row has been offered to a second worker
+    bool is_hedge = false;
+  };
+  // What is known of the workers of a group together.
+  struct Group {
+    ServiceTimes times;
+    HedgeBudget hedges;
+    // The last row sent, cut down to one token: what probes are made of.
+    v1::TokenRowRequest probe;
+    ContextRowPtr probe_context;
   };
 
   void OnReady(Worker& worker, v1::TokenReplyBatch first);
   void OnMessage(Worker& worker, v1::TokenReplyBatch batch);
   void OnLost(Worker& worker, absl::Status status);
   void OnRow(Worker& worker, v1::TokenRowReply& reply);
+  void OnAnswered(Worker& worker, const Attempt& attempt, Row* row);
 
   void Enqueue(uint64_t handle, Row& row, bool is_new);
   void SchedulePump();
   void Pump();
   void PumpAlone();
-  Worker* WorkerForAlone(const TierGroup& group);
+  Worker* WorkerForAlone(const Row& row);
+  int AloneAtOnce(const TierGroup& group) const;
   void SendRow(uint64_t handle, Row& row, Worker& worker, bool alone);
+  void AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
+                    const ContextRow& context, absl::Time deadline);
+  void WatchWorker(Worker& worker, absl::Time now);
+  bool PeersMove(const Worker& worker, absl::Duration allowed, absl::Time now) const;
+  void Hedge(Worker& worker, absl::Time now);
+  bool IsBusy(const TierGroup& group) const;
+  void GiveUp(absl::Time now);
+  void Eject(Worker& worker, absl::string_view why);
+  void Probe(Worker& worker, absl::Time now);
+  // The silent worker's rows are given to others; it may still answer them first.
+  void MoveRows(Worker& worker, absl::Time now);
   // Removes the row, gives up what else was tried, and calls back.
   void Finish(uint64_t handle, absl::StatusOr<TokenRowAnswer> answer);
   std::unique_ptr<Row> Take(uint64_t handle);
   bool HasOther(const TierGroup& group, const Worker& worker) const;
+  // Somebody has it of whom an answer is still expected.
+  static bool IsUnderWay(const Row& row);
   void RetireIfEmpty(Worker& worker);
 
   Loop& loop_;
@@ -107,6 +153,10 @@ class TokenTier {
   WaitQueue waiting_;
   WaitQueue waiting_alone_;
   TokenRouter router_;
+  std::map<TierGroup, Group> groups_;
+  TokenTierStats stats_;
+  absl::Time last_tick_ = absl::InfinitePast();
+  absl::Time resumed_at_ = absl::InfinitePast();  // when the gateway itself last came back late
   uint64_t next_handle_ = 1;
   uint64_t next_attempt_ = 1;
   bool pump_posted_ = false;

@@ -1,0 +1,222 @@
+// TokenTier: rows come in, wait, and go to workers.
+#include <algorithm>
+#include <map>
+#include <set>
+#include <tuple>
+#include <utility>
+
+#include "gateway/remaining.h"
+#include "gateway/token_tier.h"
+#include "gateway/token_worker.h"
+
+namespace blockserve {
+namespace {
+
+// Of one message; more rows go into the next. A row may carry counts and a bias of many tokens.
+constexpr size_t kMaxMessageBytes = size_t{1} << 20;
+// Of a row beside what its job says: its frame, id and remaining time.
+constexpr size_t kRowOverheadBytes = 32;
+
+}  // namespace
+
+uint64_t TokenTier::Submit(RowJob job) {
+  const uint64_t handle = next_handle_++;
+  std::unique_ptr<Row>& row = rows_[handle];
+  row = std::make_unique<Row>();
+  row->job = std::move(job);
+  Enqueue(handle, *row, /*is_new=*/true);
+  return handle;
+}
+
+void TokenTier::Cancel(uint64_t handle) { Take(handle); }
+
+std::unique_ptr<TokenTier::Row> TokenTier::Take(uint64_t handle) {
+  const auto found = rows_.find(handle);
+  if (found == rows_.end()) return nullptr;
+  std::unique_ptr<Row> row = std::move(found->second);
+  rows_.erase(found);
+  if (row->waiting) (row->alone_queue ? waiting_alone_ : waiting_).Erase(row->place);
+  for (const auto& [worker, attempt] : row->attempts) {
+    worker->attempts.erase(attempt);
+    if (!worker->member.connected) continue;
+    if (worker->outgoing.empty()) worker->outgoing.emplace_back();
+    worker->outgoing.back().add_cancel(attempt);
+    RetireIfEmpty(*worker);
+  }
+  SchedulePump();
+  return row;
+}
+
+void TokenTier::Finish(uint64_t handle, absl::StatusOr<TokenRowAnswer> answer) {
+  const std::unique_ptr<Row> row = Take(handle);
+  if (row != nullptr) row->job.done(std::move(answer));
+}
+
+bool TokenTier::IsUnderWay(const Row& row) {
+  return std::any_of(row.attempts.begin(), row.attempts.end(), [](const auto& entry) {
+    const auto found = entry.first->attempts.find(entry.second);
+    return found != entry.first->attempts.end() && !found->second.stalled;
+  });
+}
+
+void TokenTier::Enqueue(uint64_t handle, Row& row, bool is_new) {
+  if (row.waiting) {
+    if (row.alone_queue == row.history.must_run_alone()) return;
+    // It fell under suspicion while it waited.
+    waiting_.Erase(row.place);
+  }
+  row.waiting = true;
+  row.waits_since = loop_.Now();
+  row.alone_queue = row.history.must_run_alone();
+  WaitQueue& queue = row.alone_queue ? waiting_alone_ : waiting_;
+  row.place = queue.NextPlace(is_new, row.job.row.header().priority());
+  queue.Insert(row.place, handle);
+  SchedulePump();
+}
+
+void TokenTier::SchedulePump() {
+  if (pump_posted_) return;
+  pump_posted_ = true;
+  loop_.Post([this, alive = alive_] {
+    if (*alive) Pump();
+  });
+}
+
+void TokenTier::Pump() {
+  pump_posted_ = false;
+  PumpAlone();
+  std::vector<TokenWorkerView> views(workers_.size());
+  std::set<TierGroup> full;  // groups that take nothing more in this turn
+  const absl::Time now = loop_.Now();
+  for (auto next = waiting_.waiting().begin(); next != waiting_.waiting().end();) {
+    const uint64_t handle = next->second;
+    ++next;  // SendRow takes the row out of the queue
+    Row& row = *rows_.at(handle);
+    if (full.contains(row.job.group)) continue;
+    for (size_t i = 0; i < workers_.size(); ++i) {
+      const Worker& worker = *workers_[i];
+      views[i] = {
+          worker.takes_rows(row.job.group, now) && !worker.reserved && worker.may_do(row.job),
+          worker.health.ejected(), static_cast<int32_t>(worker.attempts.size()),
+          worker.load.waiting(), worker.health.Allowed(worker.most_in_flight)};
+      // Of a row that somebody has already, nobody is asked who may be frozen himself.
+      if (!row.attempts.empty()) views[i].usable &= !worker.health.ejected();
+      for (const auto& [tried, attempt] : row.attempts) views[i].usable &= tried != &worker;
+    }
+    const int chosen = router_.Pick(views);
+    if (chosen >= 0) {
+      SendRow(handle, row, *workers_[static_cast<size_t>(chosen)], /*alone=*/false);
+    } else if (row.attempts.empty() && row.job.not_by.empty()) {
+      full.insert(row.job.group);
+    }
+  }
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    for (v1::TokenRequestBatch& batch : worker->TakeOutgoing()) {
+      worker->link->Send(std::move(batch));
+    }
+  }
+}
+
+// Rows under suspicion go each to a worker that has no other row of ours. A part of each group's
+// workers is kept for them while there are any; with a single worker, the other rows wait.
+void TokenTier::PumpAlone() {
+  std::map<TierGroup, int> places;  // left in this turn
+  for (auto next = waiting_alone_.waiting().begin(); next != waiting_alone_.waiting().end();) {
+    const uint64_t handle = next->second;
+    ++next;
+    Row& row = *rows_.at(handle);
+    const auto [left, is_new] = places.try_emplace(row.job.group, 0);
+    if (is_new) left->second = AloneAtOnce(row.job.group);
+    if (left->second == 0) continue;
+    Worker* const worker = WorkerForAlone(row);
+    if (worker == nullptr) continue;
+    --left->second;
+    worker->reserved = true;
+    if (worker->attempts.empty()) SendRow(handle, row, *worker, /*alone=*/true);
+  }
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (!worker->reserved || places.contains(worker->member.group)) continue;
+    worker->reserved = std::any_of(worker->attempts.begin(), worker->attempts.end(),
+                                   [](const auto& entry) { return entry.second.alone; });
+  }
+}
+
+// Half of the workers that are there, at least one, less those that have such a row already.
+int TokenTier::AloneAtOnce(const TierGroup& group) const {
+  int there = 0;
+  int taken = 0;
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (!worker->member.usable() || !(worker->member.group == group)) continue;
+    ++there;
+    taken += std::any_of(worker->attempts.begin(), worker->attempts.end(), [](const auto& entry) {
+      return entry.second.alone && !entry.second.stalled;
+    });
+  }
+  return std::max(0, std::max(1, there / 2) - taken);
+}
+
+TokenTier::Worker* TokenTier::WorkerForAlone(const Row& row) {
+  Worker* best = nullptr;
+  const absl::Time now = loop_.Now();
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (worker->health.ejected()) worker->reserved = false;
+    if (!worker->takes_rows(row.job.group, now) || !worker->may_do(row.job)) continue;
+    const bool tried = std::any_of(row.attempts.begin(), row.attempts.end(),
+                                   [&](const auto& entry) { return entry.first == worker.get(); });
+    if (tried || (worker->health.ejected() && !row.attempts.empty())) continue;
+    // One that has been kept free, and is; then the one that will be free first.
+    const auto rank = [](const Worker& w) {
+      return std::make_tuple(w.health.ejected(), !w.reserved, w.attempts.size());
+    };
+    if (worker->reserved && !worker->attempts.empty()) {
+      const bool has_one = std::any_of(worker->attempts.begin(), worker->attempts.end(),
+                                       [](const auto& entry) { return entry.second.alone; });
+      if (has_one) continue;
+    }
+    if (best == nullptr || rank(*worker) < rank(*best)) best = worker.get();
+  }
+  return best;
+}
+
+void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool alone) {
+  (row.alone_queue ? waiting_alone_ : waiting_).Erase(row.place);
+  row.waiting = false;
+  const uint64_t attempt = next_attempt_++;
+  const absl::Time now = loop_.Now();
+  const bool is_hedge = row.hedge && !row.attempts.empty();
+  if (worker.attempts.empty()) worker.progress.Begin(now);
+  worker.attempts[attempt] = {.handle = handle, .sent = now, .alone = alone, .is_hedge = is_hedge};
+  row.attempts.emplace_back(&worker, attempt);
+  if (is_hedge) ++stats_.hedged;
+
+  Group& group = groups_[row.job.group];
+  if (group.probe_context == nullptr) {
+    // One token, drawn from the likeliest alone: as little work as a row can be.
+    group.probe.set_limit(1);
+    group.probe.set_position(row.job.row.position());
+    group.probe_context = row.job.context;
+  }
+  AddToMessage(worker, attempt, row.job.row, *row.job.context, row.job.deadline);
+}
+
+void TokenTier::AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
+                             const ContextRow& context, absl::Time deadline) {
+  std::vector<v1::TokenRequestBatch>& outgoing = worker.outgoing;
+  const size_t bytes = context.bytes.size() + row.ByteSizeLong() + kRowOverheadBytes;
+  if (outgoing.empty() ||
+      (outgoing.back().rows_size() > 0 && (outgoing.back().context_type() != context.type ||
+                                           worker.last_batch_bytes + bytes > kMaxMessageBytes))) {
+    outgoing.emplace_back();
+    worker.last_batch_bytes = 0;
+  }
+  worker.last_batch_bytes += bytes;
+  v1::TokenRequestBatch& batch = outgoing.back();
+  batch.set_context_type(context.type);
+  batch.mutable_contexts()->append(context.bytes);
+  v1::TokenRowRequest& request = *batch.add_rows();
+  request = row;
+  request.set_id(attempt);
+  request.mutable_header()->set_remaining_ms(RemainingMs(deadline, loop_.Now()));
+}
+
+}  // namespace blockserve

@@ -1,0 +1,186 @@
+// TokenTier: what time tells: who is slow, who has fallen silent, who may come back.
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "gateway/token_tier.h"
+#include "gateway/token_worker.h"
+
+namespace blockserve {
+namespace {
+
+// A tick that comes so late says that the gateway itself did not run: what was to be read then
+// waits still, and nobody else is to blame.
+constexpr absl::Duration kLateTick = absl::Milliseconds(200);
+// A row is with two workers at once at most because the first is slow, never where the tier is
+// busy.
+constexpr float kBusy = 0.8f;
+constexpr absl::Duration kProbeTime = absl::Seconds(10);
+
+}  // namespace
+
+bool TokenTier::HasOther(const TierGroup& group, const Worker& worker) const {
+  return std::any_of(workers_.begin(), workers_.end(), [&](const auto& other) {
+    return other.get() != &worker && other->member.usable() && other->member.group == group &&
+           !other->health.ejected();
+  });
+}
+
+// Where nobody answers, it is not this worker that has fallen silent.
+bool TokenTier::PeersMove(const Worker& worker, absl::Duration allowed, absl::Time now) const {
+  return std::any_of(workers_.begin(), workers_.end(), [&](const auto& other) {
+    return other.get() != &worker && other->member.usable() &&
+           other->member.group == worker.member.group && !other->health.ejected() &&
+           (other->attempts.empty() || other->progress.Silent(now) < allowed);
+  });
+}
+
+void TokenTier::Tick() {
+  const absl::Time now = loop_.Now();
+  if (now - std::exchange(last_tick_, now) > kLateTick) {
+    resumed_at_ = now;
+    for (const std::unique_ptr<Worker>& worker : workers_) worker->progress.NotBefore(now);
+  }
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (!worker->member.connected) continue;
+    if (!worker->attempts.empty()) WatchWorker(*worker, now);
+    if (worker->health.WantsProbe(now)) Probe(*worker, now);
+  }
+  GiveUp(now);
+  if (!waiting_.waiting().empty() || !waiting_alone_.waiting().empty()) SchedulePump();
+}
+
+void TokenTier::WatchWorker(Worker& worker, absl::Time now) {
+  const absl::Duration bound = options_.progress_bound;
+  const absl::Duration allowed = groups_[worker.member.group].times.SilenceAllowed(bound);
+  const absl::Duration silent = worker.progress.Silent(now);
+  if (HasOther(worker.member.group, worker)) {
+    if (silent >= allowed && (silent >= bound || PeersMove(worker, allowed, now))) {
+      Eject(worker, absl::StrCat("has said nothing for ", absl::FormatDuration(silent)));
+      MoveRows(worker, now);
+    } else {
+      Hedge(worker, now);
+    }
+  }
+  // A worker that answers others but not this one.
+  for (auto& [id, attempt] : worker.attempts) {
+    if (attempt.stalled || attempt.handle == 0) continue;
+    Row& row = *rows_.at(attempt.handle);
+    const absl::Duration age = now - std::max(attempt.sent, resumed_at_);
+    if (row.history.last_try() || age < row.history.Patience(bound)) continue;
+    if (!HasOther(row.job.group, worker)) continue;
+    attempt.stalled = true;
+    row.history.Stalled();
+    row.hedge = false;
+    if (!row.waiting) ++stats_.retried_silent;
+    Enqueue(attempt.handle, row, /*is_new=*/false);
+  }
+}
+
+void TokenTier::MoveRows(Worker& worker, absl::Time now) {
+  for (auto& [id, attempt] : worker.attempts) {
+    if (attempt.stalled || attempt.handle == 0) continue;
+    Row& row = *rows_.at(attempt.handle);
+    // What has silenced two workers already is not given to a fourth: see GiveUp.
+    if (row.history.last_try()) continue;
+    attempt.stalled = true;
+    row.history.Stalled();
+    row.hedge = false;
+    if (IsUnderWay(row)) continue;  // a hedge
+    if (!row.waiting) ++stats_.retried_silent;
+    Enqueue(attempt.handle, row, /*is_new=*/false);
+  }
+}
+
+bool TokenTier::IsBusy(const TierGroup& group) const {
+  float busy = 0;
+  int there = 0;
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (!worker->member.usable() || !(worker->member.group == group)) continue;
+    busy += worker->load.busy_share();
+    ++there;
+  }
+  return there == 0 || busy > kBusy * static_cast<float>(there);
+}
+
+void TokenTier::Hedge(Worker& worker, absl::Time now) {
+  Group& group = groups_[worker.member.group];
+  const absl::Duration after = group.times.HedgeAfter(options_.progress_bound);
+  for (auto& [id, attempt] : worker.attempts) {
+    if (attempt.handle == 0 || attempt.hedged || attempt.stalled || attempt.alone) continue;
+    if (now - std::max(attempt.sent, resumed_at_) < after) continue;
+    Row& row = *rows_.at(attempt.handle);
+    if (row.attempts.size() > 1 || row.waiting || row.history.must_run_alone()) continue;
+    if (IsBusy(row.job.group) || !group.hedges.Take()) return;
+    attempt.hedged = true;
+    row.hedge = true;
+    Enqueue(attempt.handle, row, /*is_new=*/false);
+  }
+}
+
+void TokenTier::Eject(Worker& worker, absl::string_view why) {
+  if (worker.health.ejected()) return;
+  ++stats_.ejected;
+  LogWarning(absl::StrCat("token worker '", worker.member.identity.name, "' at ",
+                          worker.member.address, " ", why,
+                          ": its rows run elsewhere until it answers a probe"));
+  worker.health.Eject(loop_.Now());
+}
+
+void TokenTier::Probe(Worker& worker, absl::Time now) {
+  worker.health.ProbeSent(now);
+  const Group& group = groups_[worker.member.group];
+  if (group.probe_context == nullptr) {
+    worker.health.Reset();  // it has never had a row
+    return;
+  }
+  const bool under_way = std::any_of(worker.attempts.begin(), worker.attempts.end(),
+                                     [](const auto& entry) { return entry.second.handle == 0; });
+  if (under_way || !worker.member.usable()) return;
+  const uint64_t attempt = next_attempt_++;
+  if (worker.attempts.empty()) worker.progress.Begin(now);
+  worker.attempts[attempt] = {.handle = 0, .sent = now};
+  AddToMessage(worker, attempt, group.probe, *group.probe_context, now + kProbeTime);
+  SchedulePump();
+}
+
+void TokenTier::GiveUp(absl::Time now) {
+  std::vector<std::pair<uint64_t, absl::Status>> given_up;
+  for (const WaitQueue* queue : {&waiting_, &waiting_alone_}) {
+    for (const auto& [place, handle] : queue->waiting()) {
+      const Row& row = *rows_.at(handle);
+      if (IsUnderWay(row)) continue;
+      const TierGroup& group = row.job.group;
+      if (membership_.presence().workers(group) > 0) {
+        if (row.job.not_by.empty() || now - row.waits_since < options_.tier_wait) continue;
+        const bool somebody =
+            std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
+              return worker->member.usable() && worker->member.group == group &&
+                     worker->may_do(row.job);
+            });
+        if (somebody) continue;
+        given_up.emplace_back(handle, absl::UnavailableError("no other token worker is there"));
+        continue;
+      }
+      const absl::Time away = membership_.presence().AwaySince(group);
+      if (now >= GiveUpTime(away, options_.tier_wait, row.job.deadline)) {
+        given_up.emplace_back(handle, absl::UnavailableError("every token worker is gone"));
+      }
+    }
+  }
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    for (const auto& [id, attempt] : worker->attempts) {
+      if (attempt.handle == 0 || attempt.stalled) continue;
+      if (!rows_.at(attempt.handle)->history.last_try()) continue;
+      if (now - std::max(attempt.sent, resumed_at_) < options_.progress_bound) continue;
+      given_up.emplace_back(attempt.handle,
+                            absl::InternalError("three token workers fell silent when they were "
+                                                "given this request's block"));
+    }
+  }
+  for (auto& [handle, status] : given_up) Finish(handle, std::move(status));
+}
+
+}  // namespace blockserve

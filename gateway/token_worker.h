@@ -1,0 +1,67 @@
+// One worker of the token tier: its connection, the rows that it has and what is known of it. And a
+// row on its way.
+#ifndef BLOCKSERVE_GATEWAY_TOKEN_WORKER_H_
+#define BLOCKSERVE_GATEWAY_TOKEN_WORKER_H_
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "gateway/token_tier.h"
+
+namespace blockserve {
+
+struct TokenTier::Worker final : public TokenLink::Observer {
+  Worker(TokenTier& tier, const std::string& address) : tier(tier) { member.address = address; }
+
+  void OnReady(v1::TokenReplyBatch first) override { tier.OnReady(*this, std::move(first)); }
+  void OnMessage(v1::TokenReplyBatch batch) override { tier.OnMessage(*this, std::move(batch)); }
+  void OnLost(absl::Status status) override { tier.OnLost(*this, std::move(status)); }
+
+  bool takes_rows(const TierGroup& group, absl::Time now) const {
+    return member.usable() && member.group == group && now >= hold_until;
+  }
+  bool may_do(const RowJob& job) const {
+    return std::find(job.not_by.begin(), job.not_by.end(), member.identity.incarnation) ==
+           job.not_by.end();
+  }
+
+  std::vector<v1::TokenRequestBatch> TakeOutgoing() {
+    last_batch_bytes = 0;
+    return std::exchange(outgoing, {});
+  }
+
+  TokenTier& tier;
+  TierMember member;
+  std::unordered_map<uint64_t, Attempt> attempts;  // by the id on the wire
+  int32_t most_in_flight = 0;
+  v1::TokenLoad load;
+  WorkerHealth health;
+  ProgressWatch progress;
+  bool died = false;      // its connection broke with rows under way, and it is not back yet
+  int lost_hedges = 0;    // rows in a row that a second worker answered first
+  bool reserved = false;  // kept free of other rows for one that must run alone
+  absl::Time hold_until = absl::InfinitePast();
+  std::vector<v1::TokenRequestBatch> outgoing;  // of this turn
+  size_t last_batch_bytes = 0;                  // of its rows and their contexts
+  std::unique_ptr<TokenLink> link;  // last: its end must not meet a half-destroyed worker
+};
+
+struct TokenTier::Row {
+  RowJob job;
+  RowHistory history;
+  std::vector<std::pair<Worker*, uint64_t>> attempts;
+  absl::Time waits_since;
+  bool waiting = false;
+  bool hedge = false;  // waits, or was last sent, as the second of two
+  WaitQueue::Place place;
+  bool alone_queue = false;  // which queue `place` is in
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_TOKEN_WORKER_H_

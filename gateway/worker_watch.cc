@@ -1,0 +1,72 @@
+#include "gateway/worker_watch.h"
+
+#include <algorithm>
+
+namespace blockserve {
+namespace {
+
+constexpr size_t kWindow = 512;
+constexpr size_t kEvery = 32;
+constexpr absl::Duration kLeastHedge = absl::Milliseconds(50);
+constexpr absl::Duration kLeastSilence = absl::Milliseconds(500);
+constexpr absl::Duration kUnknownSilence = absl::Seconds(2);
+constexpr absl::Duration kFirstProbe = absl::Milliseconds(100);
+constexpr absl::Duration kLastProbe = absl::Seconds(2);
+constexpr int32_t kReturned = 64;  // calls at once that no longer count as a slow return
+
+}  // namespace
+
+void ServiceTimes::Add(absl::Duration time) {
+  if (ring_.size() < kWindow) {
+    ring_.push_back(time);
+  } else {
+    ring_[next_] = time;
+    next_ = (next_ + 1) % kWindow;
+  }
+  if (++since_ < kEvery) return;
+  since_ = 0;
+  std::vector<absl::Duration> sorted = ring_;
+  const size_t index = sorted.size() - 1 - sorted.size() / 100;
+  std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(index),
+                   sorted.end());
+  p99_ = sorted[index];
+}
+
+absl::Duration ServiceTimes::HedgeAfter(absl::Duration bound) const {
+  if (!p99_.has_value()) return bound;
+  return std::min(bound, std::max(kLeastHedge, 3 * *p99_));
+}
+
+absl::Duration ServiceTimes::SilenceAllowed(absl::Duration bound) const {
+  if (!p99_.has_value()) return std::min(bound, kUnknownSilence);
+  return std::min(bound, std::max(kLeastSilence, 4 * *p99_));
+}
+
+void WorkerHealth::Eject(absl::Time now) {
+  if (ejected()) return;
+  // One that was just returning has not earned a short wait.
+  probe_interval_ = returning() ? std::min(kLastProbe, 2 * probe_interval_) : kFirstProbe;
+  state_ = State::kEjected;
+  next_probe_ = now + probe_interval_;
+}
+
+void WorkerHealth::ProbeSent(absl::Time now) {
+  probe_interval_ = std::min(kLastProbe, 2 * probe_interval_);
+  next_probe_ = now + probe_interval_;
+}
+
+void WorkerHealth::Answered() {
+  if (state_ == State::kGood) return;
+  if (state_ == State::kEjected) {
+    state_ = State::kReturning;
+    allowed_ = 1;
+  } else if (++allowed_ >= kReturned) {
+    Reset();
+  }
+}
+
+int32_t WorkerHealth::Allowed(int32_t most) const {
+  return returning() ? std::min(allowed_, most) : most;
+}
+
+}  // namespace blockserve

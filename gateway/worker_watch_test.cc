@@ -1,0 +1,97 @@
+#include "gateway/worker_watch.h"
+
+#include <gtest/gtest.h>
+
+namespace blockserve {
+namespace {
+
+constexpr absl::Duration kBound = absl::Seconds(10);
+
+TEST(ServiceTimes, UntilEnoughIsKnownTheBoundsAreThoseGiven) {
+  ServiceTimes times;
+  for (int i = 0; i < 31; ++i) times.Add(absl::Milliseconds(1));
+  EXPECT_FALSE(times.p99().has_value());
+  EXPECT_EQ(times.HedgeAfter(kBound), kBound);
+  EXPECT_EQ(times.SilenceAllowed(kBound), absl::Seconds(2));
+  EXPECT_EQ(times.SilenceAllowed(absl::Seconds(1)), absl::Seconds(1));
+}
+
+TEST(ServiceTimes, BoundsFollowTheP99WithinTheirLimits) {
+  ServiceTimes fast, slow, slower;
+  for (int i = 0; i < 512; ++i) {
+    fast.Add(absl::Milliseconds(2));
+    slow.Add(absl::Milliseconds(i % 50 == 0 ? 300 : 100));
+    slower.Add(absl::Seconds(5));
+  }
+  EXPECT_EQ(fast.HedgeAfter(kBound), absl::Milliseconds(50));
+  EXPECT_EQ(fast.SilenceAllowed(kBound), absl::Milliseconds(500));
+  EXPECT_EQ(slow.HedgeAfter(kBound), absl::Milliseconds(900));
+  EXPECT_EQ(slow.SilenceAllowed(kBound), absl::Milliseconds(1200));
+  EXPECT_EQ(slower.HedgeAfter(kBound), kBound);
+  EXPECT_EQ(slower.SilenceAllowed(kBound), kBound);
+}
+
+TEST(ServiceTimes, OneOfAHundredIsNotTheP99AndOldCallsAreForgotten) {
+  ServiceTimes times;
+  for (int i = 0; i < 512; ++i) times.Add(i < 4 ? absl::Seconds(3) : absl::Milliseconds(5));
+  EXPECT_EQ(times.p99(), absl::Milliseconds(5));
+  for (int i = 0; i < 512; ++i) times.Add(absl::Milliseconds(80));
+  EXPECT_EQ(times.p99(), absl::Milliseconds(80));
+}
+
+TEST(HedgeBudget, OneCallInTwentyAndAFewAtOnce) {
+  HedgeBudget budget;
+  EXPECT_FALSE(budget.Take());
+  int taken = 0;
+  for (int i = 0; i < 2000; ++i) {
+    budget.Done();
+    taken += budget.Take();
+  }
+  EXPECT_EQ(taken, 100);
+  for (int i = 0; i < 100000; ++i) budget.Done();
+  taken = 0;
+  while (budget.Take()) ++taken;
+  EXPECT_EQ(taken, 8);
+}
+
+TEST(WorkerHealth, AnEjectedWorkerIsProbedLessAndLessOftenAndReturnsSlowly) {
+  WorkerHealth health;
+  absl::Time now = absl::FromUnixSeconds(1000);
+  EXPECT_EQ(health.Allowed(96), 96);
+  health.Eject(now);
+  EXPECT_TRUE(health.ejected());
+  EXPECT_FALSE(health.WantsProbe(now));
+  int probes = 0;
+  for (int i = 0; i < 10'000; ++i) {
+    now += absl::Milliseconds(1);
+    if (!health.WantsProbe(now)) continue;
+    health.ProbeSent(now);
+    ++probes;
+  }
+  EXPECT_GE(probes, 6);
+  EXPECT_LE(probes, 10);
+  health.Answered();
+  EXPECT_FALSE(health.ejected());
+  EXPECT_TRUE(health.returning());
+  EXPECT_EQ(health.Allowed(96), 1);
+  health.Answered();
+  EXPECT_EQ(health.Allowed(96), 2);
+  for (int i = 0; i < 70; ++i) health.Answered();
+  EXPECT_FALSE(health.returning());
+  EXPECT_EQ(health.Allowed(96), 96);
+}
+
+TEST(WorkerHealth, OneThatFailsWhileItReturnsWaitsLonger) {
+  WorkerHealth health;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  health.Eject(now);
+  EXPECT_TRUE(health.WantsProbe(now + absl::Milliseconds(100)));
+  health.ProbeSent(now + absl::Milliseconds(100));
+  health.Answered();
+  health.Eject(now + absl::Milliseconds(200));
+  EXPECT_FALSE(health.WantsProbe(now + absl::Milliseconds(550)));
+  EXPECT_TRUE(health.WantsProbe(now + absl::Milliseconds(600)));
+}
+
+}  // namespace
+}  // namespace blockserve
