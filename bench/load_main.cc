@@ -1,0 +1,367 @@
+// blockserve-load: load against a server of blockserve, and what came of it.
+#include <signal.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "bench/load_grpc.h"
+#include "bench/load_report.h"
+#include "bench/load_run.h"
+#include "bench/load_workload.h"
+#include "common/program.h"
+
+ABSL_FLAG(std::string, grpc, "", "server to load, over gRPC: host:port");
+ABSL_FLAG(std::string, model, "", "model that requests ask for; empty: what is served");
+ABSL_FLAG(std::string, api_key, "", "key that requests carry");
+ABSL_FLAG(int32_t, concurrency, 0, "closed loop: requests under way at all times");
+ABSL_FLAG(double, rate, 0, "open loop: requests per second, whatever the server does");
+ABSL_FLAG(std::string, arrivals, "poisson", "open loop: poisson, constant or burst:N");
+ABSL_FLAG(std::string, trace, "", "open loop: CSV of arrival s, prompt tokens, output tokens");
+ABSL_FLAG(absl::Duration, duration, absl::ZeroDuration(),
+          "measure for so long [10s without --requests]");
+ABSL_FLAG(int64_t, requests, 0, "measure so many requests");
+ABSL_FLAG(absl::Duration, warmup, absl::ZeroDuration(), "load before measuring");
+ABSL_FLAG(std::string, prompt_tokens, "128",
+          "N, uniform:A:B, normal:MEAN:SD, lognormal:MEDIAN:SIGMA, exponential:MEAN, file:PATH");
+ABSL_FLAG(std::string, output_tokens, "128", "likewise, of each choice");
+ABSL_FLAG(std::string, prompts, "", "file of prompts instead of random tokens: text or JSON lines");
+ABSL_FLAG(std::string, shared_prefix, "",
+          "N or N:COUNT: the first N tokens are one of COUNT common beginnings");
+ABSL_FLAG(int32_t, n, 1, "choices of each request");
+ABSL_FLAG(double, temperature, 1, "0 is greedy");
+ABSL_FLAG(bool, ignore_eos, true, "every choice has all its tokens");
+ABSL_FLAG(uint64_t, seed, 1, "of arrivals, lengths, prompts and sampling");
+ABSL_FLAG(absl::Duration, timeout, absl::Seconds(120), "of a request, from when it was due");
+ABSL_FLAG(std::string, objectives, "", "of goodput: ttft=500ms,itl=50ms,e2e=10s");
+ABSL_FLAG(int32_t, max_in_flight, 10'000, "open loop: more wait here, and their clock runs");
+ABSL_FLAG(int32_t, threads, 1, "that send and receive");
+ABSL_FLAG(int32_t, connections, 1, "of each thread");
+ABSL_FLAG(double, start_at, 0, "Unix time to begin at, for several processes together");
+ABSL_FLAG(int64_t, max_failed, -1, "more failed requests make exit status 1; -1: any number");
+ABSL_FLAG(std::string, label, "", "name of the result");
+ABSL_FLAG(std::string, json, "", "file for the result; - is standard output");
+ABSL_FLAG(std::string, csv, "", "file with a line for each request");
+ABSL_FLAG(bool, progress, true, "a line each second on standard error");
+
+namespace blockserve {
+namespace {
+
+constexpr absl::string_view kProgram = "blockserve-load";
+constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
+constexpr absl::Duration kDefaultDuration = absl::Seconds(10);
+
+struct LoadProgramConfig {
+  GrpcTargetOptions grpc;
+  LoadPlan plan;
+  WorkloadOptions workload;
+  double start_at = 0;
+  int64_t max_failed = -1;
+  std::string label, json, csv;
+  bool progress = true;
+  nlohmann::ordered_json description;  // of the workload, as asked for
+};
+
+absl::Status NameFlag(absl::string_view flag, const absl::Status& status) {
+  if (status.ok()) return status;
+  return absl::InvalidArgumentError(absl::StrCat(flag, ": ", status.message()));
+}
+
+absl::Status ParseObjectives(const std::string& text, LoadObjectives& objectives) {
+  for (const absl::string_view part : absl::StrSplit(text, ',', absl::SkipEmpty())) {
+    const std::pair<std::string, std::string> pair = absl::StrSplit(part, absl::MaxSplits('=', 1));
+    absl::Duration bound;
+    int64_t* const target = pair.first == "ttft"  ? &objectives.ttft
+                            : pair.first == "itl" ? &objectives.itl
+                            : pair.first == "e2e" ? &objectives.e2e
+                                                  : nullptr;
+    if (target == nullptr || !absl::ParseDuration(pair.second, &bound) ||
+        bound <= absl::ZeroDuration()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--objectives: \"", part, "\" is not ttft=, itl= or e2e= with a time"));
+    }
+    *target = absl::ToInt64Microseconds(bound);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ParseSharedPrefix(const std::string& text, WorkloadOptions& workload) {
+  if (text.empty()) return absl::OkStatus();
+  const std::pair<std::string, std::string> pair = absl::StrSplit(text, absl::MaxSplits(':', 1));
+  if (!absl::SimpleAtoi(pair.first, &workload.shared_prefix_tokens) ||
+      (!pair.second.empty() && !absl::SimpleAtoi(pair.second, &workload.shared_prefixes)) ||
+      workload.shared_prefix_tokens < 1 || workload.shared_prefixes < 1 ||
+      workload.shared_prefixes > 100'000) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--shared-prefix: \"", text, "\" is not N or N:COUNT"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReadWorkload(LoadProgramConfig& config) {
+  WorkloadOptions& workload = config.workload;
+  auto prompt = LengthDistribution::Parse(absl::GetFlag(FLAGS_prompt_tokens));
+  if (!prompt.ok()) return NameFlag("--prompt-tokens", prompt.status());
+  workload.prompt_tokens = *std::move(prompt);
+  auto output = LengthDistribution::Parse(absl::GetFlag(FLAGS_output_tokens));
+  if (!output.ok()) return NameFlag("--output-tokens", output.status());
+  workload.output_tokens = *std::move(output);
+  if (const std::string path = absl::GetFlag(FLAGS_prompts); !path.empty()) {
+    auto prompts = ReadPrompts(path);
+    if (!prompts.ok()) return NameFlag("--prompts", prompts.status());
+    workload.prompts = *std::move(prompts);
+  }
+  if (const std::string path = absl::GetFlag(FLAGS_trace); !path.empty()) {
+    auto trace = ReadTrace(path);
+    if (!trace.ok()) return NameFlag("--trace", trace.status());
+    if (absl::GetFlag(FLAGS_rate) > 0) {
+      return absl::InvalidArgumentError("--rate and --trace exclude each other");
+    }
+    workload.trace = *std::move(trace);
+  }
+  if (auto status = ParseSharedPrefix(absl::GetFlag(FLAGS_shared_prefix), workload); !status.ok()) {
+    return status;
+  }
+  workload.n = absl::GetFlag(FLAGS_n);
+  workload.temperature = static_cast<float>(absl::GetFlag(FLAGS_temperature));
+  workload.ignore_eos = absl::GetFlag(FLAGS_ignore_eos);
+  workload.seed = absl::GetFlag(FLAGS_seed);
+  if (workload.n < 1 || workload.n > 64) {
+    return absl::InvalidArgumentError(absl::StrCat("--n is ", workload.n, "; it must be 1 to 64"));
+  }
+  return absl::OkStatus();
+}
+
+nlohmann::ordered_json DescribeWorkload(const LoadProgramConfig& config) {
+  const LoadPlan& plan = config.plan;
+  nlohmann::ordered_json json;
+  json["loop"] = plan.concurrency > 0 ? "closed" : "open";
+  if (plan.concurrency > 0) {
+    json["concurrency"] = plan.concurrency;
+  } else if (plan.rate > 0) {
+    json["rate"] = plan.rate;
+    json["arrivals"] = plan.arrivals;
+  } else {
+    json["trace"] = absl::GetFlag(FLAGS_trace);
+  }
+  json["warmup_s"] = static_cast<double>(plan.warmup_us) / 1e6;
+  json["duration_s"] = static_cast<double>(plan.duration_us) / 1e6;
+  json["requests"] = plan.requests;
+  json["prompt_tokens"] = absl::GetFlag(FLAGS_prompt_tokens);
+  json["output_tokens"] = absl::GetFlag(FLAGS_output_tokens);
+  json["prompts"] = absl::GetFlag(FLAGS_prompts);
+  json["shared_prefix"] = absl::GetFlag(FLAGS_shared_prefix);
+  json["n"] = config.workload.n;
+  json["temperature"] = config.workload.temperature;
+  json["ignore_eos"] = config.workload.ignore_eos;
+  json["seed"] = config.workload.seed;
+  json["threads"] = plan.threads;
+  return json;
+}
+
+absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
+  LoadProgramConfig config;
+  config.grpc.address = absl::GetFlag(FLAGS_grpc);
+  config.grpc.model = absl::GetFlag(FLAGS_model);
+  config.grpc.api_key = absl::GetFlag(FLAGS_api_key);
+  config.grpc.connections = absl::GetFlag(FLAGS_connections);
+  if (config.grpc.address.empty()) return absl::InvalidArgumentError("--grpc is missing");
+  if (config.grpc.connections < 1 || config.grpc.connections > 1024) {
+    return absl::InvalidArgumentError("--connections must be 1 to 1024");
+  }
+  if (absl::Status status = ReadWorkload(config); !status.ok()) return status;
+
+  LoadPlan& plan = config.plan;
+  plan.concurrency = absl::GetFlag(FLAGS_concurrency);
+  plan.rate = absl::GetFlag(FLAGS_rate);
+  plan.arrivals = absl::GetFlag(FLAGS_arrivals);
+  plan.warmup_us = absl::ToInt64Microseconds(absl::GetFlag(FLAGS_warmup));
+  plan.duration_us = absl::ToInt64Microseconds(absl::GetFlag(FLAGS_duration));
+  plan.requests = absl::GetFlag(FLAGS_requests);
+  if (plan.duration_us == 0 && plan.requests == 0 && config.workload.trace.empty()) {
+    plan.duration_us = absl::ToInt64Microseconds(kDefaultDuration);
+  }
+  plan.timeout_us = absl::ToInt64Microseconds(absl::GetFlag(FLAGS_timeout));
+  plan.max_in_flight = absl::GetFlag(FLAGS_max_in_flight);
+  plan.threads = absl::GetFlag(FLAGS_threads);
+  plan.seed = absl::GetFlag(FLAGS_seed);
+  if (auto status = ParseObjectives(absl::GetFlag(FLAGS_objectives), plan.objectives);
+      !status.ok()) {
+    return status;
+  }
+  config.start_at = absl::GetFlag(FLAGS_start_at);
+  config.max_failed = absl::GetFlag(FLAGS_max_failed);
+  config.label = absl::GetFlag(FLAGS_label);
+  config.json = absl::GetFlag(FLAGS_json);
+  config.csv = absl::GetFlag(FLAGS_csv);
+  plan.keep_rows = !config.csv.empty();
+  config.progress = absl::GetFlag(FLAGS_progress);
+  if (absl::Status status = plan.Validate(config.workload); !status.ok()) return status;
+  config.description = DescribeWorkload(config);
+  return config;
+}
+
+// SIGINT and SIGTERM, asked for rather than waited for: the first ends the run early, and what was
+// measured is still told.
+class StopSignals {
+ public:
+  StopSignals() {
+    sigemptyset(&signals_);
+    sigaddset(&signals_, SIGINT);
+    sigaddset(&signals_, SIGTERM);
+    pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+  }
+  bool Came() {
+    const timespec no_time = {};
+    if (!came_ && sigtimedwait(&signals_, nullptr, &no_time) > 0) {
+      came_ = true;
+      pthread_sigmask(SIG_UNBLOCK, &signals_, nullptr);  // a second one ends the process
+    }
+    return came_;
+  }
+
+ private:
+  sigset_t signals_;
+  bool came_ = false;
+};
+
+class ProgressLine {
+ public:
+  explicit ProgressLine(bool shown) : shown_(shown), terminal_(isatty(STDERR_FILENO) != 0) {}
+
+  void Show(const LoadSnapshot& snapshot) {
+    if (!shown_ || snapshot.elapsed_us < next_) return;
+    const double seconds = static_cast<double>(snapshot.elapsed_us - last_.elapsed_us) / 1e6;
+    std::fprintf(stderr,
+                 "%s%5.0f s   sent %lld   ok %lld   failed %lld   in flight %lld   %.0f tokens/s%s",
+                 terminal_ ? "\r" : "", static_cast<double>(snapshot.elapsed_us) / 1e6,
+                 static_cast<long long>(snapshot.sent), static_cast<long long>(snapshot.ok),
+                 static_cast<long long>(snapshot.failed),
+                 static_cast<long long>(snapshot.sent - snapshot.ok - snapshot.failed),
+                 static_cast<double>(snapshot.output_tokens - last_.output_tokens) / seconds,
+                 terminal_ ? "    " : "\n");
+    std::fflush(stderr);
+    last_ = snapshot;
+    next_ = snapshot.elapsed_us + 1'000'000;
+    written_ = true;
+  }
+  void End() {
+    if (written_ && terminal_) std::fputs("\n", stderr);
+    written_ = false;
+  }
+
+ private:
+  const bool shown_;
+  const bool terminal_;
+  bool written_ = false;
+  int64_t next_ = 1'000'000;
+  LoadSnapshot last_;
+};
+
+void TakeModel(const v1::GetModelResponse& model, LoadProgramConfig& config,
+               LoadDescription& description) {
+  description.target = {{"protocol", "grpc"},
+                        {"address", config.grpc.address},
+                        {"model", model.name()},
+                        {"model_id", model.model_id()},
+                        {"kind", model.kind()},
+                        {"block_length", model.block_length()},
+                        {"block_services", model.block_services()},
+                        {"token_workers", model.token_workers()}};
+  config.workload.vocab_size = model.vocab_size();
+  config.workload.excluded_tokens = {model.bos_token_id(), model.eos_token_id(),
+                                     model.pad_token_id()};
+  config.workload.max_total_tokens = model.max_tokens();
+}
+
+absl::StatusOr<int> Run(LoadProgramConfig config, const std::string& command) {
+  StopSignals signals;  // before any thread
+  LoadReport report;
+  report.objectives = config.plan.objectives;
+  LoadDescription& description = report.description;
+  description.label = config.label;
+  description.command = command;
+  absl::StatusOr<v1::GetModelResponse> model = AskModel(config.grpc, kConnectTimeout);
+  if (!model.ok()) return model.status();
+  TakeModel(*model, config, description);
+  description.workload = config.description;
+  const Workload workload(config.workload);
+
+  while (config.start_at > absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {
+    if (signals.Came()) return absl::CancelledError("stopped before the start");
+    absl::SleepFor(
+        std::min(absl::Milliseconds(50),
+                 absl::FromUnixMicros(static_cast<int64_t>(config.start_at * 1e6)) - absl::Now()));
+  }
+  const absl::Time started = absl::Now();
+  description.started_at = absl::FormatTime(absl::RFC3339_sec, started, absl::UTCTimeZone());
+  description.started_unix_s = absl::ToDoubleSeconds(started - absl::UnixEpoch());
+  ProgressLine progress(config.progress);
+  report.result = RunLoad(
+      config.plan, workload, [&] { return MakeGrpcTransport(config.grpc); },
+      [&](const LoadSnapshot& snapshot) {
+        progress.Show(snapshot);
+        return !signals.Came();
+      });
+  progress.End();
+
+  if (config.json != "-") std::fputs(ToText(report).c_str(), stdout);
+  if (!config.json.empty()) {
+    absl::Status status = WriteFile(config.json, absl::StrCat(ToJson(report).dump(1), "\n"));
+    if (!status.ok()) return status;
+  }
+  if (!config.csv.empty()) {
+    if (absl::Status status = WriteFile(config.csv, ToCsv(report)); !status.ok()) return status;
+  }
+  const LoadResult& result = report.result;
+  if (result.usage_wrong > 0) {
+    return absl::InternalError(absl::StrCat(result.usage_wrong, " answers were not as asked for: ",
+                                            result.error_examples.at("WRONG_OUTPUT")));
+  }
+  if (result.ok == 0) return absl::InternalError("no request succeeded");
+  if (config.max_failed >= 0 && result.failed() > config.max_failed) {
+    return absl::InternalError(
+        absl::StrCat(result.failed(), " requests failed, --max-failed is ", config.max_failed));
+  }
+  return kExitOk;
+}
+
+int Main(int argc, char** argv) {
+  const ProgramUsage usage = {
+      "blockserve-load --grpc HOST:PORT (--concurrency N | --rate R | --trace FILE) [flags]\n"
+      "Sends requests to a server and measures the answers.",
+      {"grpc",          "model",         "api_key",     "concurrency",   "rate",
+       "arrivals",      "trace",         "duration",    "requests",      "warmup",
+       "prompt_tokens", "output_tokens", "prompts",     "shared_prefix", "n",
+       "temperature",   "ignore_eos",    "seed",        "timeout",       "objectives",
+       "max_in_flight", "threads",       "connections", "start_at",      "max_failed",
+       "label",         "json",          "csv",         "progress"}};
+  const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
+  if (!rest.empty()) {
+    return ReportUsageError(
+        kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
+  }
+  absl::StatusOr<LoadProgramConfig> config = ConfigFromFlags();
+  if (!config.ok()) return ReportUsageError(kProgram, config.status());
+  const std::string command = absl::StrJoin(argv, argv + argc, " ");
+  const absl::StatusOr<int> code = Run(*std::move(config), command);
+  return code.ok() ? *code : ReportFailure(kProgram, code.status());
+}
+
+}  // namespace
+}  // namespace blockserve
+
+int main(int argc, char** argv) { return blockserve::Main(argc, argv); }
