@@ -186,7 +186,7 @@ TEST(EngineLoop, AnIdleLoopHasNoWorkAndOneThatHangsHas) {
   fixture.loop->mailbox()->Post(StreamOpened{2, 2, sink});
   sink->WaitUntilReached();
   absl::Time now = absl::UnixEpoch();
-  ProgressWatch watch(*progress, absl::Seconds(60), now);
+  StallWatch watch(*progress, absl::Seconds(60), now);
   watch.IsStuck(now);
   EXPECT_TRUE(watch.IsStuck(now += absl::Seconds(60)));
   sink->GoOn();

@@ -34,10 +34,10 @@ class Progress {
 
 // Tells a thread that is stuck from one that is idle or slow: stuck is who has had work for
 // `bound` without having dealt with any of it. Driven by samples; not thread-safe.
-class ProgressWatch {
+class StallWatch {
  public:
   // `progress` must outlive this.
-  ProgressWatch(const Progress& progress, absl::Duration bound, absl::Time now)
+  StallWatch(const Progress& progress, absl::Duration bound, absl::Time now)
       : progress_(progress), bound_(bound), last_moved_(now) {}
 
   bool IsStuck(absl::Time now) {

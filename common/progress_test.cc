@@ -5,23 +5,23 @@
 namespace blockserve {
 namespace {
 
-class ProgressWatchTest : public testing::Test {
+class StallWatchTest : public testing::Test {
  protected:
   bool IsStuckAfter(absl::Duration more) { return watch_.IsStuck(now_ += more); }
 
   absl::Time now_ = absl::UnixEpoch();
   Progress progress_;
-  ProgressWatch watch_{progress_, absl::Seconds(10), now_};
+  StallWatch watch_{progress_, absl::Seconds(10), now_};
 };
 
-TEST_F(ProgressWatchTest, AnIdleThreadIsNeverStuck) {
+TEST_F(StallWatchTest, AnIdleThreadIsNeverStuck) {
   EXPECT_FALSE(IsStuckAfter(absl::Seconds(5)));
   EXPECT_FALSE(IsStuckAfter(absl::Hours(5)));
   progress_.Add(1);
   EXPECT_FALSE(IsStuckAfter(absl::Seconds(9))) << "idle until now, as far as it was seen";
 }
 
-TEST_F(ProgressWatchTest, WorkThatNobodyTouchesForTheBoundIsStuck) {
+TEST_F(StallWatchTest, WorkThatNobodyTouchesForTheBoundIsStuck) {
   EXPECT_FALSE(IsStuckAfter(absl::Seconds(1)));
   progress_.Add(3);
   EXPECT_FALSE(IsStuckAfter(absl::Seconds(9)));
@@ -29,7 +29,7 @@ TEST_F(ProgressWatchTest, WorkThatNobodyTouchesForTheBoundIsStuck) {
   EXPECT_TRUE(IsStuckAfter(absl::Seconds(1))) << "until something is done";
 }
 
-TEST_F(ProgressWatchTest, AQueueThatNeverEmptiesIsNotStuckWhileItMoves) {
+TEST_F(StallWatchTest, AQueueThatNeverEmptiesIsNotStuckWhileItMoves) {
   progress_.Add(1'000'000);
   for (int i = 0; i < 100; ++i) {
     EXPECT_FALSE(IsStuckAfter(absl::Seconds(9)));
@@ -38,7 +38,7 @@ TEST_F(ProgressWatchTest, AQueueThatNeverEmptiesIsNotStuckWhileItMoves) {
   }
 }
 
-TEST_F(ProgressWatchTest, WorkThatIsTakenBackIsNoProgress) {
+TEST_F(StallWatchTest, WorkThatIsTakenBackIsNoProgress) {
   progress_.Add(50);
   for (int i = 0; i < 9; ++i) {
     EXPECT_FALSE(IsStuckAfter(absl::Seconds(1)));
@@ -49,7 +49,7 @@ TEST_F(ProgressWatchTest, WorkThatIsTakenBackIsNoProgress) {
   EXPECT_FALSE(IsStuckAfter(absl::Seconds(1))) << "nothing is left to be done";
 }
 
-TEST_F(ProgressWatchTest, RecoversWhenTheThreadMovesAgain) {
+TEST_F(StallWatchTest, RecoversWhenTheThreadMovesAgain) {
   progress_.Add(2);
   EXPECT_TRUE(IsStuckAfter(absl::Seconds(20)));
   progress_.Done(1);

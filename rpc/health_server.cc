@@ -85,7 +85,7 @@ void HealthServer::Watch(const std::vector<std::shared_ptr<const Progress>>& thr
   const SteadyClock clock;
   const absl::Duration interval =
       std::clamp(stall_bound / 8, kShortestSampleInterval, kLongestSampleInterval);
-  std::vector<ProgressWatch> watches;
+  std::vector<StallWatch> watches;
   for (const auto& progress : threads) watches.emplace_back(*progress, stall_bound, clock.Now());
   bool was_stuck = false;
   while (true) {
@@ -95,7 +95,7 @@ void HealthServer::Watch(const std::vector<std::shared_ptr<const Progress>>& thr
       if (stop_) return;
     }
     bool stuck = false;
-    for (ProgressWatch& watch : watches) stuck |= watch.IsStuck(clock.Now());
+    for (StallWatch& watch : watches) stuck |= watch.IsStuck(clock.Now());
     if (stuck == was_stuck) continue;
     was_stuck = stuck;
     Set(kLivenessService, !stuck);

@@ -102,7 +102,7 @@ TEST_F(TokenWorkerTest, ADecodeThatNeverEndsIsSeenAndCancelledRowsDoNotHideIt) {
   ASSERT_TRUE(collector_.WaitFor(2));
   ASSERT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
   absl::Time now = absl::UnixEpoch();
-  ProgressWatch watch(*worker.progress(), absl::Seconds(60), now);
+  StallWatch watch(*worker.progress(), absl::Seconds(60), now);
   EXPECT_FALSE(watch.IsStuck(now += absl::Hours(1))) << "idle";
 
   gate_.Close();
