@@ -98,3 +98,11 @@ def test_stages_that_are_copied_from_exist():
         assert base == "scratch" or base.startswith("${") or base in stages(), base
     for path in re.findall(r"(?m)^COPY (?!--from)(\S+) ", containerfile()):
         assert (harness.ROOT / path).exists(), path
+
+
+def test_the_manifests_run_images_that_the_containerfile_makes():
+    names = set()
+    for path in (harness.ROOT / "k8s").rglob("*.yaml"):
+        text = path.read_text(encoding="utf-8")
+        names |= set(re.findall(r"(?:image|newName|reference): (blockserve-[a-z-]+)", text))
+    assert names == {"blockserve-" + name for name in (*TARGETS, "demo-model")}
