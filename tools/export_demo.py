@@ -163,7 +163,7 @@ def main(argv=None):
     decay = ", then linear decay to zero" if progress == 1 else " (stopped before its decay ended)"
     what, form = describe(run["kind"], config)
     flags = [
-        f"--{name.replace('_', '-')} {run[name]:g}"
+        f"--{name.replace('_', '-')} {run[name] if isinstance(run[name], str) else f'{run[name]:g}'}"
         for name in (
             "tokens",
             "context",
@@ -173,6 +173,8 @@ def main(argv=None):
             "learning_rate",
             "weight_decay",
             "decay_share",
+            "precision",
+            "micro_tokens",
             "seed",
         )
     ]
