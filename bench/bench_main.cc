@@ -8,7 +8,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -18,6 +17,7 @@
 #include "bench/engine_run.h"
 #include "bench/machine.h"
 #include "bench/report.h"
+#include "bench/served_report.h"
 #include "common/program.h"
 #include "common/version.h"
 #include "model/checkpoint.h"
@@ -37,6 +37,8 @@ ABSL_FLAG(int, prefill_chunk, 256, "prompt blocks of a step");
 ABSL_FLAG(double, temperature, 0, "0: greedy");
 ABSL_FLAG(uint64_t, seed, 1, "of prompts and sampling");
 ABSL_FLAG(bool, check, true, "first check that a batch gives the bits of each sequence alone");
+ABSL_FLAG(bool, tiers, false, "over gRPC instead: one process against three, same tokens");
+ABSL_FLAG(int, groups, 1, "with --tiers: groups of the block service of three processes");
 ABSL_FLAG(std::string, format, "table", "table or json");
 
 namespace blockserve {
@@ -56,6 +58,8 @@ struct BenchConfig {
   int repeat = 1;
   int warmup = 1;
   bool check = true;
+  bool tiers = false;
+  int groups = 1;
   Workload workload;
   EngineRunOptions run;
 
@@ -84,7 +88,7 @@ absl::Status BenchConfig::Validate() const {
         OutOfRange("generate", workload.generate_tokens, 1, 1 << 20),
         OutOfRange("sequences", workload.sequences, 1, 1 << 16),
         OutOfRange("threads", threads, 0, 1024), OutOfRange("repeat", repeat, 1, 1000),
-        OutOfRange("warmup", warmup, 0, 1000),
+        OutOfRange("warmup", warmup, 0, 1000), OutOfRange("groups", groups, 1, 64),
         OutOfRange("token-rows", run.batching.token_rows, 1, 4096),
         OutOfRange("prefill-chunk", run.batching.prefill_blocks, 1, 65536)}) {
     if (!status.ok()) return status;
@@ -143,8 +147,7 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   config.run.kernels = *kernels;
   config.run.batching.block_rows = std::max<int64_t>(256, config.workload.sequences);
 
-  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  ThreadPool pool(config.threads > 0 ? config.threads : cores);
+  ThreadPool pool(config.threads > 0 ? config.threads : NumCores());
   ProgressLine progress;
   EngineReport report;
   report.command = std::move(command);
@@ -193,13 +196,48 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   return report;
 }
 
+absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
+                                                const std::string& command) {
+  absl::StatusOr<ModelConfig> model = LoadModelConfig(config.model);
+  if (!model.ok()) return model.status();
+  ServedBenchOptions options;
+  options.workload = config.workload;
+  options.seed = config.run.seed;
+  options.repeat = config.repeat;
+  options.served.model = config.model;
+  options.served.arithmetic = config.arithmetic;
+  options.served.threads = config.threads;
+  options.served.groups = config.groups;
+  options.served.token_rows = static_cast<int>(config.run.batching.token_rows);
+  options.served.sequences = config.workload.sequences;
+  // Room for all sequences with their last pages half empty, and for the cache of earlier runs.
+  const double positions = static_cast<double>(PromptBlocks(*model, config.workload) +
+                                               GeneratedBlocks(*model, config.workload));
+  options.served.kv_memory_mib = static_cast<int64_t>(
+      64 + 1.1 * (positions + 32) * static_cast<double>(config.workload.sequences) *
+               KvBytesPerToken(*model, Arithmetic::kF32) * model->block_length / (1 << 20));
+  options.served.allow_long_contexts = positions > static_cast<double>(model->block.max_positions);
+
+  ProgressLine progress;
+  absl::StatusOr<nlohmann::ordered_json> json =
+      RunServedBench(options, *model, [&](const std::string& text) { progress.Show(text); });
+  if (!json.ok()) return json.status();
+  (*json)["model"] = {{"name", std::filesystem::weakly_canonical(config.model).filename().string()},
+                      {"block_length", model->block_length}};
+  (*json)["arithmetic"] = config.arithmetic;
+  (*json)["machine"] = {{"cpu", CpuName()}, {"cores", NumCores()}};
+  (*json)["commit"] = std::string(Commit());
+  (*json)["command"] = command;
+  return json;
+}
+
 int Main(int argc, char** argv) {
-  const std::vector<std::string> rest =
-      ParseProgramFlags(argc, argv,
-                        {.text = std::string(kUsage),
-                         .flags = {"model", "prompt", "generate", "sequences", "arithmetic",
-                                   "threads", "kernels", "repeat", "warmup", "token_rows",
-                                   "prefill_chunk", "temperature", "seed", "check", "format"}});
+  const std::vector<std::string> rest = ParseProgramFlags(
+      argc, argv,
+      {.text = std::string(kUsage),
+       .flags = {"model", "prompt", "generate", "sequences", "arithmetic", "threads", "kernels",
+                 "repeat", "warmup", "token_rows", "prefill_chunk", "temperature", "seed", "check",
+                 "tiers", "groups", "format"}});
   if (!rest.empty()) {
     return ReportUsageError(
         kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
@@ -213,6 +251,8 @@ int Main(int argc, char** argv) {
   config.repeat = absl::GetFlag(FLAGS_repeat);
   config.warmup = absl::GetFlag(FLAGS_warmup);
   config.check = absl::GetFlag(FLAGS_check);
+  config.tiers = absl::GetFlag(FLAGS_tiers);
+  config.groups = absl::GetFlag(FLAGS_groups);
   config.workload.prompt_tokens = absl::GetFlag(FLAGS_prompt);
   config.workload.generate_tokens = absl::GetFlag(FLAGS_generate);
   config.workload.sequences = absl::GetFlag(FLAGS_sequences);
@@ -227,6 +267,14 @@ int Main(int argc, char** argv) {
   std::string command(kProgram);
   for (int i = 1; i < argc; ++i) absl::StrAppend(&command, " ", argv[i]);
 
+  if (config.tiers) {
+    absl::StatusOr<nlohmann::ordered_json> served = RunTiers(config, command);
+    if (!served.ok()) return ReportFailure(kProgram, served.status());
+    const std::string served_text =
+        config.format == "json" ? served->dump(1) + "\n" : ServedTable(*served);
+    std::fputs(served_text.c_str(), stdout);
+    return kExitOk;
+  }
   absl::StatusOr<EngineReport> report = RunBench(config, command);
   if (!report.ok()) return ReportFailure(kProgram, report.status());
   const nlohmann::ordered_json json = ReportJson(*report);

@@ -58,6 +58,17 @@ uint64_t HashBytes(const void* data, size_t size, uint64_t hash) {
   return hash;
 }
 
+std::vector<int32_t> MakePrompt(const ModelConfig& config, uint64_t seed, int64_t sequence,
+                                int64_t tokens) {
+  std::vector<int32_t> prompt(static_cast<size_t>(tokens));
+  for (int64_t i = 0; i < tokens; ++i) {
+    const uint64_t random = Mix(Mix(seed) ^ Mix(static_cast<uint64_t>(sequence << 32 | i)));
+    prompt[static_cast<size_t>(i)] =
+        static_cast<int32_t>(random % static_cast<uint64_t>(config.vocab_size));
+  }
+  return prompt;
+}
+
 absl::StatusOr<std::unique_ptr<EngineRunner>> EngineRunner::Load(const Checkpoint& checkpoint,
                                                                  const EngineRunOptions& options,
                                                                  ThreadPool& pool,
@@ -105,12 +116,9 @@ std::vector<EngineRunner::Sequence> EngineRunner::MakeSequences(const Workload& 
     sequence.tokens.reserve(static_cast<size_t>(blocks * config.block_length));
     const int64_t pads = prompt_blocks * config.block_length - workload.prompt_tokens;
     sequence.tokens.assign(static_cast<size_t>(pads), config.pad_token_id);
-    for (int64_t i = 0; i < workload.prompt_tokens; ++i) {
-      const uint64_t random =
-          Mix(Mix(options_.seed) ^ Mix(static_cast<uint64_t>((first_sequence + s) << 32 | i)));
-      sequence.tokens.push_back(
-          static_cast<int32_t>(random % static_cast<uint64_t>(config.vocab_size)));
-    }
+    const std::vector<int32_t> prompt =
+        MakePrompt(config, options_.seed, first_sequence + s, workload.prompt_tokens);
+    sequence.tokens.insert(sequence.tokens.end(), prompt.begin(), prompt.end());
     // Pages of neighbouring sequences lie mixed, as they do in a pool that has been in use.
     for (int64_t p = 0; p < pages; ++p) {
       sequence.pages.push_back(static_cast<int32_t>(p * workload.sequences + s));

@@ -50,6 +50,10 @@ struct EngineRunResult {
   double waited_for_core_seconds = 0;
 };
 
+// The prompt of a sequence: the same on every machine, and as good as random.
+std::vector<int32_t> MakePrompt(const ModelConfig& config, uint64_t seed, int64_t sequence,
+                                int64_t tokens);
+
 class EngineRunner {
  public:
   // KV for `largest` is allocated.

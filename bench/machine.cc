@@ -24,18 +24,6 @@ double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::string CpuName() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    if (!absl::StartsWith(line, "model name")) continue;
-    const size_t colon = line.find(':');
-    if (colon != std::string::npos) {
-      return std::string(absl::StripAsciiWhitespace(absl::string_view(line).substr(colon + 1)));
-    }
-  }
-  return "unknown";
-}
-
 // Runs body(thread) on `threads` threads of the pool at once and returns the seconds from when all
 // of them are there until the last is done.
 template <typename Body>
@@ -108,10 +96,24 @@ nlohmann::ordered_json PeakJson(const PeakRate& rate) {
 
 }  // namespace
 
+std::string CpuName() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (!absl::StartsWith(line, "model name")) continue;
+    const size_t colon = line.find(':');
+    if (colon != std::string::npos) {
+      return std::string(absl::StripAsciiWhitespace(absl::string_view(line).substr(colon + 1)));
+    }
+  }
+  return "unknown";
+}
+
+int NumCores() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+
 Machine MeasureMachine(ThreadPool& pool, bool with_avx512) {
   Machine machine;
   machine.cpu = CpuName();
-  machine.cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  machine.cores = NumCores();
   machine.threads = pool.num_threads();
   const PeakLoops loops = FindPeakLoops(with_avx512);
   machine.fma_f32 = MeasurePeak(pool, loops.fma_f32);

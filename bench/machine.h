@@ -16,6 +16,9 @@ struct PeakRate {
   double all_cores = 0;     // of all threads of the pool together
 };
 
+std::string CpuName();
+int NumCores();  // that this process may use
+
 struct Machine {
   std::string cpu;  // model name
   int cores = 0;    // that this process may use

@@ -44,3 +44,19 @@ def test_table_names_every_part():
     for word in ("block step", "expansion", "first step", "later steps", "head", "sampling",
                  "FLOP = ", "p99", "commit"):
         assert word in result.stdout
+
+
+def test_one_process_and_three_give_the_same_tokens():
+    result = bench("--model=tests/golden/concat_l4", "--prompt=21", "--generate=9",
+                   "--sequences=3", "--threads=1", "--tiers", "--format=json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["same_tokens"] is True
+    for kind, processes in (("one_process", ["blockserve", "client"]),
+                            ("three_processes", ["blockserve-block", "blockserve-token",
+                                                 "blockserve-gateway", "client"])):
+        assert report[kind]["output_tokens_per_s"] > 0
+        assert list(report[kind]["cpu_seconds"]) == processes
+    assert report["three_of_one"] == pytest.approx(
+        report["three_processes"]["output_tokens_per_s"] /
+        report["one_process"]["output_tokens_per_s"])
