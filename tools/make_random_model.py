@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
 """Writes a model folder with random weights: a released size by name, or any options.
 
-Streams to disk, so memory stays at a few megabytes whatever the size. Weights are drawn with enough
+Streams to disk, so memory stays at a few megabytes for each core whatever the size. Weights are drawn with enough
 spread that attention is far from uniform and greedy tokens do not repeat at once. The same arguments
 give the same bytes.
 
   make_random_model.py --out DIR --size block_main_b4_85 --dtype bf16
+  make_random_model.py --out DIR --size block_main_b4_85 --block-length 8
   make_random_model.py --out DIR --block-length 6 --prefix 3 --width 96 --heads 4 --vocab 1024
 """
 
 import argparse
+import collections
+import concurrent.futures
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -43,17 +47,34 @@ def spread(name, shape):
 
 
 def random_chunks(seed):
-    """chunks() for write_folder: values depend on (seed, name) alone, not on shards or order."""
+    """chunks() for write_folder: values depend on (seed, name) alone, not on shards, order or cores.
+
+    Each chunk has a counter of its own, so that all cores draw at once; numpy lets them.
+    """
+    workers = os.cpu_count() or 1
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
 
     def chunks(name, shape, dtype):
-        rng = np.random.Generator(np.random.Philox(key=[seed, zlib.crc32(name.encode())]))
+        key = [seed, zlib.crc32(name.encode())]
         mean, deviation = spread(name, shape)
-        left = int(np.prod(shape))
-        while left:
-            count = min(left, CHUNK_VALUES)
+        size = int(np.prod(shape))
+
+        def draw(index):
+            rng = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, index]))
+            count = min(size - index * CHUNK_VALUES, CHUNK_VALUES)
             values = rng.standard_normal(count, dtype=np.float32)
-            yield to_storage(values * np.float32(deviation) + np.float32(mean), dtype)
-            left -= count
+            values *= np.float32(deviation)
+            values += np.float32(mean)
+            return to_storage(values, dtype)
+
+        # A few ahead of the file, and no more: memory stays small.
+        waiting = collections.deque()
+        for index in range(-(-size // CHUNK_VALUES)):
+            waiting.append(pool.submit(draw, index))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     return chunks
 
@@ -61,7 +82,7 @@ def random_chunks(seed):
 def config_from(args):
     torch_dtype = DTYPES[args.dtype][1]
     if args.size:
-        config = layout.released_config(args.size, torch_dtype)
+        config = layout.released_config(args.size, torch_dtype, args.block_length)
     else:
         heads = args.heads or layout.default_heads(args.width)
         changes = dict(
@@ -85,14 +106,15 @@ def config_from(args):
             token["intermediate_size"] = args.token_intermediate or (
                 block["intermediate_size"] if width == args.width else 4 * width
             )
+            length = args.block_length or 4
             prefix = args.prefix
             if prefix is None:
-                prefix = args.block_length if args.strategy == "summation" else 2
+                prefix = length if args.strategy == "summation" else 2
             config = layout.block_config(
                 block,
                 token,
                 args.vocab,
-                args.block_length,
+                length,
                 prefix,
                 args.projection,
                 args.strategy,
@@ -121,7 +143,11 @@ def parse(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("--out", required=True, help="model folder to write")
-    p.add_argument("--size", help="released size, e.g. " + ", ".join(layout.BLOCK_SIZES))
+    p.add_argument(
+        "--size",
+        help="released size, or its plain counterpart: "
+        + ", ".join([*layout.BLOCK_SIZES, *layout.VANILLA_SIZES]),
+    )
     p.add_argument("--dtype", choices=sorted(DTYPES), default="f32")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--shards", type=int, default=1)
@@ -132,7 +158,9 @@ def parse(argv=None):
         "--vanilla", action="store_true", help="plain GPT-NeoX of --block-layers layers"
     )
     own.add_argument("--vocab", type=int, default=512)
-    own.add_argument("--block-length", type=int, default=4)
+    own.add_argument(
+        "--block-length", type=int, help="default 4; with --size too: the size at another length"
+    )
     own.add_argument("--prefix", type=int, help="prefix vectors r (default 2; summation: L)")
     own.add_argument("--width", type=int, default=64, help="of the block decoder")
     own.add_argument("--heads", type=int, help="default: width / 32, / 64 or / 128 by width")

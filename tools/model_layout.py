@@ -15,12 +15,14 @@ BLOCK_SIZES = {
     "block_main_b4_800": (8, 2048, 16),
     "block_main_b4_1.2b": (12, 2048, 16),
 }
-# name: (layers, width, heads)
+# Pythia's, of the same numbers of non-embedding parameters. name: (layers, width, heads)
 VANILLA_SIZES = {
     "vanilla_31": (6, 256, 8),
     "vanilla_70": (6, 512, 8),
     "vanilla_160": (12, 768, 12),
     "vanilla_410": (24, 1024, 16),
+    "vanilla_1b": (16, 2048, 8),
+    "vanilla_1.4b": (24, 2048, 16),
 }
 RELEASED_VOCABULARY = 50304
 
@@ -114,12 +116,18 @@ def vanilla_config(stack, vocab_size, torch_dtype="bfloat16", special=(0, 0)):
     }
 
 
-def released_config(name, torch_dtype="bfloat16"):
+def released_config(name, torch_dtype="bfloat16", block_length=None):
+    """config.json of a released size; `block_length`: the same stacks at another one."""
     if name in BLOCK_SIZES:
         layers, width, heads = BLOCK_SIZES[name]
         stack = stack_config(width, heads, layers)
-        return block_config(stack, dict(stack), RELEASED_VOCABULARY, torch_dtype=torch_dtype)
+        length = block_length or 4
+        return block_config(
+            stack, dict(stack), RELEASED_VOCABULARY, length, torch_dtype=torch_dtype
+        )
     if name in VANILLA_SIZES:
+        if block_length not in (None, 1):
+            raise LayoutError(f"block_length: {block_length}, where {name} has no blocks")
         layers, width, heads = VANILLA_SIZES[name]
         stack = stack_config(width, heads, layers)
         return vanilla_config(stack, RELEASED_VOCABULARY, torch_dtype)

@@ -57,6 +57,33 @@ def test_released_sizes_have_their_number_of_parameters(name, parameters):
     assert abs(count / parameters - 1) < 0.05
 
 
+def test_every_block_size_has_a_plain_counterpart_of_its_size():
+    def count(name):
+        shapes = layout.tensor_shapes(layout.released_config(name))
+        tables = ("embeddings.weight", "embed_in.weight", "embed_out.weight")
+        return sum(np.prod(s) for n, s in shapes.items() if not n.endswith(tables))
+
+    for block, plain in zip(layout.BLOCK_SIZES, layout.VANILLA_SIZES, strict=True):
+        assert abs(count(block) / count(plain) - 1) < 0.06, (block, plain)
+
+
+def test_a_size_at_another_block_length():
+    config = layout.released_config("block_main_b4_85", block_length=8)
+    layout.check_config(config)
+    assert config["block_length"] == 8 and config["embedder"]["hidden_size"] == 96
+
+
+def test_values_do_not_depend_on_the_number_of_cores(monkeypatch):
+    monkeypatch.setattr(make_random_model, "CHUNK_VALUES", 100)
+    drawn = []
+    for cores in (1, 5):
+        monkeypatch.setattr(make_random_model.os, "cpu_count", lambda cores=cores: cores)
+        chunks = make_random_model.random_chunks(3)("t.weight", (7, 50), "F32")
+        drawn.append(np.concatenate(list(chunks)))
+    assert drawn[0].size == 350 and np.array_equal(*drawn)
+    assert np.unique(drawn[0]).size > 300
+
+
 def test_vanilla_has_no_block_tensors(make_model):
     tensors = st.Folder(make_model("--vanilla", "--block-layers", "3"))
     assert "gpt_neox.layers.2.mlp.dense_4h_to_h.bias" in tensors
@@ -71,6 +98,7 @@ def test_vanilla_has_no_block_tensors(make_model):
         (("--strategy", "summation", "--prefix", "3"), "token_decoder.expansion_ratio"),
         (("--size", "block_main_b4_7"), "block_main_b4_7"),
         (("--shards", "1000"), "1000 shards"),
+        (("--size", "vanilla_70", "--block-length", "8"), "block_length"),
     ],
 )
 def test_says_what_is_wrong(tmp_path, capsys, options, message):
