@@ -121,6 +121,7 @@ int Main(int argc, char** argv) {
     metrics_server = *std::move(started);
     LogInfo(absl::StrCat("metrics on ", metrics_server->address()));
   }
+  (*service)->WaitUntilKnown();
   (*server)->SetServing(true);
   (*health)->WatchProgress({(*service)->progress()}, absl::GetFlag(FLAGS_stall_bound));
   (*health)->SetReady();

@@ -256,6 +256,10 @@ BlockService::~BlockService() { Stop(); }
 
 grpc::Service* BlockService::service() { return impl_->service.get(); }
 
+void BlockService::WaitUntilKnown() {
+  if (impl_->hasher.joinable()) impl_->hasher.join();
+}
+
 void BlockService::StartDraining() { impl_->loop->mailbox()->Post(DrainWanted{}); }
 
 bool BlockService::WaitUntilEmpty(absl::Duration timeout) {
@@ -264,7 +268,7 @@ bool BlockService::WaitUntilEmpty(absl::Duration timeout) {
 
 void BlockService::Stop() {
   impl_->loop->Stop();
-  if (impl_->hasher.joinable()) impl_->hasher.join();
+  WaitUntilKnown();
 }
 
 EngineLoopStats BlockService::stats() const { return impl_->loop->stats(); }

@@ -73,6 +73,9 @@ class BlockService {
 
   grpc::Service* service();
 
+  // Returns when streams can be greeted, for which the hash of the model's part must be known: from
+  // then on gateways give this replica work. Not thread-safe with Stop.
+  void WaitUntilKnown();
   // Tells every stream that this replica leaves, takes no new sequences, and serves on.
   void StartDraining();
   // True when no sequence is left, false after `timeout`.

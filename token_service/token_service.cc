@@ -102,7 +102,7 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
   ~Impl() override {
     collector_.reset();
     Stop();
-    hash_thread_.join();
+    WaitUntilKnown();
   }
 
   grpc::ServerBidiReactor<v1::TokenRequestBatch, v1::TokenReplyBatch>* Run(
@@ -125,6 +125,10 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
     stream->Start(session);
     if (stopped) session->Finish(Stopped());
     return stream.get();
+  }
+
+  void WaitUntilKnown() {
+    if (hash_thread_.joinable()) hash_thread_.join();
   }
 
   void StartDraining() {
@@ -267,6 +271,7 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::CreateOnEngine(
 TokenService::TokenService(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 TokenService::~TokenService() = default;
 grpc::Service* TokenService::service() { return impl_.get(); }
+void TokenService::WaitUntilKnown() { impl_->WaitUntilKnown(); }
 void TokenService::StartDraining() { impl_->StartDraining(); }
 bool TokenService::WaitUntilDrained(absl::Duration timeout) {
   return impl_->WaitUntilDrained(timeout);

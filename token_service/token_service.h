@@ -60,6 +60,9 @@ class TokenService {
   // To be registered with one server, which must have ended before this is destroyed.
   grpc::Service* service();
 
+  // Returns when streams can be greeted, for which the hash of the model's part must be known: from
+  // then on gateways give this worker rows. Not thread-safe with the destructor.
+  void WaitUntilKnown();
   // Tells every gateway, and refuses new rows (UNAVAILABLE); rows in hand are finished.
   void StartDraining();
   // True as soon as no row is in hand, false when `timeout` was over before.

@@ -115,6 +115,7 @@ absl::Status Serve(TokenProgramConfig config, TerminationWaiter& termination) {
     metrics_server = *std::move(started);
     LogInfo(absl::StrCat("metrics on ", metrics_server->address()));
   }
+  (*service)->WaitUntilKnown();
   (*server)->SetServing(true);
   (*health)->WatchProgress({(*service)->progress()}, config.stall_bound);
   (*health)->SetReady();

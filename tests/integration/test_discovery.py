@@ -2,11 +2,13 @@
 do: a worker is in them while its readiness probe succeeds."""
 
 import itertools
+import re
 import shutil
 import signal
 import subprocess
 import threading
 import time
+import urllib.request
 
 import blockserve
 import grpc
@@ -167,6 +169,9 @@ def service(tmp_path):
 class Cluster:
     """Pods behind the service's names, and a gateway that knows nothing but the names."""
 
+    # So few pages that the load of this file is a share of them that routing heeds.
+    FLAGS = {"block": ["--kv-pages=32"], "token": []}
+
     def __init__(self, service, model, launcher):
         self.service, self.model, self.launcher = service, model, launcher
         self.ports = {tier: harness.free_port() for tier in NAMES}
@@ -178,9 +183,18 @@ class Cluster:
         health = f"{ip}:{self.ports[tier] + 1}"
         pod = self.launcher.start_at(
             f"{ip}:{self.ports[tier]}", f"blockserve-{tier}",
-            [f"--model={self.model}", "--threads=1", f"--name={name}", f"--health-listen={health}"])
+            [f"--model={self.model}", "--threads=1", f"--name={name}", f"--health-listen={health}",
+             f"--metrics-listen={ip}:{self.ports[tier] + 2}", *self.FLAGS[tier]])
         self.service.add_pod(ip, tier, health)
         return ip, pod
+
+    def decoded_blocks(self, ip):
+        """Of a block replica, as its metrics say."""
+        with urllib.request.urlopen(f"http://{ip}:{self.ports['block'] + 2}/metrics",
+                                    timeout=60) as page:
+            text = page.read().decode()
+        found = re.search(r'(?m)^blockserve_block_blocks_total{[^}]*"decode"[^}]*} (\S+)$', text)
+        return float(found.group(1)) if found else 0
 
     def gateway(self, *flags):
         targets = [f"--{tier}-services={name}:{self.ports[tier]}" for tier, name in NAMES.items()]
@@ -223,6 +237,29 @@ def test_token_workers_scale_from_1_to_3_and_back_under_load(service, demo_model
         assert load.failures == []
         assert load.finished > CLIENTS
         assert set(load.first_block_at) == {"token-0", "token-1", "token-2"}
+    finally:
+        launcher.close()
+
+
+def test_block_replicas_scale_from_1_to_2_and_back_under_load(service, demo_model, tmp_path):
+    launcher = harness.Launcher(tmp_path)
+    try:
+        cluster = Cluster(service, demo_model, launcher)
+        cluster.add("token", "token-0")
+        client = launcher.connected_client(cluster.gateway(), 1, 1)
+        answer = client.generate(**REQUEST)
+        load = Load(client, answer.choices[0].tokens)
+        try:
+            ip, pod = cluster.add("block", "block-1")
+            pod.wait_until_ready()
+            harness.wait_until(lambda: cluster.decoded_blocks(ip) > 0 or load.failures,
+                               "the new replica has sequences")
+            # It leaves with sequences in hand: they go on at the other.
+            pod.stop()
+            load.wait_until_none_of("nobody")
+        finally:
+            load.stop()
+        assert load.failures == []
     finally:
         launcher.close()
 

@@ -1,0 +1,412 @@
+"""The manifests of k8s/: every overlay is built by kustomize, validated against Kubernetes' own schemas, and
+whatever it names of ours (flags, ports, probes, metrics, files of secrets) is looked up in the programs."""
+
+import functools
+import re
+import shutil
+import subprocess
+import urllib.request
+
+import harness
+import kubernetes_validate
+import pytest
+import yaml
+
+K8S = harness.ROOT / "k8s"
+OVERLAYS = ["cpu", "gpu", "dev", "keda"]
+# Kinds of other projects' operators: kubernetes-validate has no schema of them.
+NOT_VALIDATED = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
+TIERS = {"gateway": "Deployment", "block": "StatefulSet", "token": "Deployment"}
+# Components, images with a model and the like came with kustomize 4; grpc probes and sleep need none.
+OLDEST_KUBECTL = (1, 27)
+
+
+@functools.lru_cache
+def kustomize_command():
+    if shutil.which("kubectl"):
+        shown = subprocess.run(["kubectl", "version", "--client"], text=True, capture_output=True,
+                               check=False).stdout
+        version = re.search(r"v(\d+)\.(\d+)", shown)
+        if version and tuple(map(int, version.groups())) >= OLDEST_KUBECTL:
+            return ["kubectl", "kustomize"]
+    if shutil.which("kustomize"):
+        return ["kustomize", "build"]
+    return None
+
+
+@functools.lru_cache
+def built(overlay):
+    command = kustomize_command()
+    if command is None:
+        pytest.skip("neither kubectl from 1.27 on nor kustomize is installed")
+    result = subprocess.run([*command, str(K8S / "overlays" / overlay)], text=True,
+                            capture_output=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "deprecated" not in result.stderr.lower(), result.stderr
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+def of_kind(overlay, *kinds):
+    return [document for document in built(overlay) if document["kind"] in kinds]
+
+
+def workload(overlay, tier):
+    (found,) = [w for w in of_kind(overlay, "Deployment", "StatefulSet")
+                if w["metadata"]["name"] == f"blockserve-{tier}"]
+    assert found["kind"] == TIERS[tier]
+    return found
+
+
+def pod(overlay, tier):
+    return workload(overlay, tier)["spec"]["template"]["spec"]
+
+
+def container(overlay, tier):
+    (only,) = pod(overlay, tier)["containers"]
+    return only
+
+
+def arguments(overlay, tier):
+    """Flag -> value; every flag once."""
+    pairs = [argument.split("=", 1) for argument in container(overlay, tier)["args"]]
+    assert all(len(pair) == 2 and pair[0].startswith("--") for pair in pairs), pairs
+    flags = dict(pairs)
+    assert len(flags) == len(pairs), "a flag stands twice"
+    return flags
+
+
+every_overlay = pytest.mark.parametrize("overlay", OVERLAYS)
+every_tier = pytest.mark.parametrize("tier", TIERS)
+
+
+# ---- against Kubernetes
+
+def newest_schemas():
+    """The newest three minor versions that the package knows."""
+    major, newest, _ = kubernetes_validate.latest_version().split(".")
+    return [f"{major}.{minor}" for minor in range(int(newest), int(newest) - 3, -1)]
+
+
+@pytest.mark.parametrize("version", newest_schemas())
+@every_overlay
+def test_every_object_is_valid_in_the_strictest_reading(overlay, version):
+    skipped = set()
+    for document in built(overlay):
+        if document["kind"] in NOT_VALIDATED:
+            skipped.add(document["kind"])
+            continue
+        kubernetes_validate.validate(document, version, strict=True)
+    assert skipped <= NOT_VALIDATED
+
+
+def test_custom_resources_that_are_not_validated_are_these(record_property):
+    found = {document["kind"] for overlay in OVERLAYS for document in built(overlay)
+             if not re.fullmatch(r"(\w+/)?v\d\w*|[a-z]+\.k8s\.io/.*", document["apiVersion"])}
+    assert found == NOT_VALIDATED
+    record_property("not_validated", ", ".join(sorted(found)))
+
+
+def test_the_strict_reading_sees_a_field_that_does_not_exist():
+    document = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"},
+                "spec": {"clusterIp": "None"}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, newest_schemas()[0], strict=True)
+
+
+@every_overlay
+def test_names_that_objects_refer_to_exist(overlay):
+    documents = built(overlay)
+    assert len({(d["kind"], d["metadata"]["name"]) for d in documents}) == len(documents)
+    namespaces = {d["metadata"].get("namespace") for d in documents if d["kind"] != "Namespace"}
+    assert namespaces == {"blockserve"}
+    accounts = {d["metadata"]["name"] for d in of_kind(overlay, "ServiceAccount")}
+    labels = {tier: workload(overlay, tier)["spec"]["template"]["metadata"]["labels"]
+              for tier in TIERS}
+
+    def selected(selector):
+        wanted = selector.get("matchLabels", selector if "matchExpressions" not in selector else {})
+        return {tier for tier, have in labels.items()
+                if all(have.get(k) == v for k, v in wanted.items()) and all(
+                    have.get(e["key"]) in e["values"] for e in selector.get("matchExpressions", []))}
+
+    for tier in TIERS:
+        assert pod(overlay, tier)["serviceAccountName"] in accounts
+        assert selected(workload(overlay, tier)["spec"]["selector"]) == {tier}
+        for spread in pod(overlay, tier)["topologySpreadConstraints"]:
+            assert selected(spread["labelSelector"]) == {tier}
+    for service in of_kind(overlay, "Service"):
+        (tier,) = selected(service["spec"]["selector"])
+        ports = {p["name"]: p["containerPort"] for p in container(overlay, tier)["ports"]}
+        for port in service["spec"]["ports"]:
+            assert ports[port["targetPort"]] == port["port"]
+    budgets = [selected(b["spec"]["selector"]) for b in of_kind(overlay, "PodDisruptionBudget")]
+    assert sorted(map(tuple, budgets)) == [("block",), ("gateway",), ("token",)]
+    for policy in of_kind(overlay, "NetworkPolicy"):
+        tiers = selected(policy["spec"]["podSelector"])
+        assert tiers
+        for rule in policy["spec"].get("ingress", []):
+            for port in rule["ports"]:
+                for tier in tiers:
+                    assert port["port"] in [p["name"] for p in container(overlay, tier)["ports"]]
+    stateful = workload(overlay, "block")["spec"]["serviceName"]
+    headless = {s["metadata"]["name"] for s in of_kind(overlay, "Service")
+                if s["spec"].get("clusterIP") == "None"}
+    assert {stateful, "blockserve-token"} <= headless
+
+
+# ---- against the programs
+
+def help_of(program):
+    return subprocess.run([harness.program(program), "--help"], text=True, capture_output=True,
+                          check=True).stdout
+
+
+def flags_of(program):
+    return set(re.findall(r"(?m)^\s*(--[a-z-]+)", help_of(program)))
+
+
+# Flags of the manifests that other parts of this change bring.
+COMING = {"--metrics-listen", "--tls-cert", "--tls-key", "--tls-client-ca", "--tier-tls-ca",
+          "--tier-tls-cert", "--tier-tls-key", "--tier-tls-name", "--api-keys"}
+
+
+@every_overlay
+@every_tier
+def test_flags_exist_in_the_program(overlay, tier):
+    missing = arguments(overlay, tier).keys() - flags_of(f"blockserve-{tier}")
+    if missing and missing <= COMING:
+        pytest.skip(f"this build of blockserve-{tier} has no {', '.join(sorted(missing))}")
+    assert not missing
+
+
+@every_overlay
+@every_tier
+def test_variables_in_flags_are_set(overlay, tier):
+    one = container(overlay, tier)
+    known = {variable["name"] for variable in one.get("env", [])}
+    used = set(re.findall(r"\$\((\w+)\)", " ".join(one["args"])))
+    assert used <= known
+    assert known <= used | {"POD_NAME"}
+
+
+@every_overlay
+@every_tier
+def test_ports_are_those_that_the_flags_open(overlay, tier):
+    flags, ports = arguments(overlay, tier), {
+        port["name"]: port["containerPort"] for port in container(overlay, tier)["ports"]}
+    opened = {int(value.rsplit(":", 1)[1]) for flag, value in flags.items()
+              if flag.endswith(("-listen", "-address")) or flag == "--listen"}
+    assert opened == set(ports.values())
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container(overlay, tier)[probe]["grpc"]["port"] == ports["health"]
+        assert flags["--health-listen"].endswith(f":{ports['health']}")
+
+
+@every_overlay
+def test_the_gateway_is_told_the_headless_services(overlay):
+    services = {s["metadata"]["name"]: s["spec"] for s in of_kind(overlay, "Service")}
+    for tier in ("block", "token"):
+        name, port = arguments(overlay, "gateway")[f"--{tier}-services"].split(":")
+        assert services[name]["clusterIP"] == "None"
+        assert not services[name].get("publishNotReadyAddresses")
+        assert int(port) in [p["port"] for p in services[name]["ports"]]
+        assert arguments(overlay, tier)["--listen"].endswith(f":{port}")
+
+
+def seconds(text):
+    number, unit = re.fullmatch(r"(\d+)(s|m)", text).groups()
+    return int(number) * {"s": 1, "m": 60}[unit]
+
+
+@every_overlay
+@every_tier
+def test_the_grace_is_longer_than_the_drain(overlay, tier):
+    """The tiers drain for 30 s at most and then close within 2; the gateway for its --drain-time."""
+    drain = 32
+    if tier == "gateway":
+        drain = seconds(arguments(overlay, tier)["--drain-time"]) + 2
+    before = container(overlay, tier).get("lifecycle", {}).get("preStop", {}).get("sleep", {})
+    assert pod(overlay, tier)["terminationGracePeriodSeconds"] > drain + before.get("seconds", 0)
+
+
+@every_overlay
+def test_an_update_waits_until_gateways_have_found_the_new_pod(overlay):
+    """A record's life (30 s where nobody changed it) and the gateways' --resolve-interval."""
+    for tier in ("block", "token"):
+        assert workload(overlay, tier)["spec"]["minReadySeconds"] > 30 + 2
+    assert workload(overlay, "token")["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
+@every_overlay
+@every_tier
+def test_pods_have_no_rights_that_they_do_not_need(overlay, tier):
+    spec, one = pod(overlay, tier), container(overlay, tier)
+    security = spec["securityContext"]
+    assert security["runAsNonRoot"] and security["runAsUser"] > 0
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert one["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]}}
+    assert spec["automountServiceAccountToken"] is False
+    assert all(mount["readOnly"] for mount in one["volumeMounts"])
+    assert {m["name"] for m in one["volumeMounts"]} == {v["name"] for v in spec["volumes"]}
+    resources = one["resources"]
+    assert {"cpu", "memory"} <= set(resources["requests"]) & set(resources["limits"])
+    assert ("nvidia.com/gpu" in resources["limits"]) == (overlay == "gpu" and tier != "gateway")
+
+
+@every_overlay
+@every_tier
+def test_files_named_by_flags_are_mounted(overlay, tier):
+    spec, one = pod(overlay, tier), container(overlay, tier)
+    mounts = {mount["mountPath"]: mount["name"] for mount in one["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    named = [value for value in arguments(overlay, tier).values() if value.startswith("/")]
+    assert "/model" in named
+    for path in named:
+        (mount,) = [m for m in mounts if path == m or path.startswith(m + "/")]
+        volume = volumes[mounts[mount]]
+        if "secret" in volume:
+            keys = {item["key"] for item in volume["secret"]["items"]}
+            assert path.rsplit("/", 1)[1] in keys, path
+    secrets = [m for m, name in mounts.items() if "secret" in volumes[name]]
+    for mount in secrets:
+        assert any(path.startswith(mount + "/") for path in named), f"{mount} is not used"
+
+
+# ---- scaling
+
+@every_overlay
+def test_every_tier_has_exactly_one_scaler_or_a_fixed_number(overlay):
+    scalers = [(d["spec"]["scaleTargetRef"]["kind"], d["spec"]["scaleTargetRef"]["name"])
+               for d in of_kind(overlay, "HorizontalPodAutoscaler", "ScaledObject")]
+    assert len(set(scalers)) == len(scalers), "two scalers on one workload"
+    for tier, kind in TIERS.items():
+        scaled = (kind, f"blockserve-{tier}") in scalers
+        assert scaled == (overlay != "dev")
+        # The scaler owns the number: applying the manifest again must not reset it.
+        assert ("replicas" in workload(overlay, tier)["spec"]) == (not scaled)
+    assert len({d["kind"] for d in of_kind(
+        overlay, "HorizontalPodAutoscaler", "ScaledObject")}) <= 1
+
+
+def test_hpa_and_keda_scale_within_the_same_bounds_and_just_as_gently():
+    keda = {d["spec"]["scaleTargetRef"]["name"]: d["spec"] for d in of_kind("keda", "ScaledObject")}
+    hpas = {d["spec"]["scaleTargetRef"]["name"]: d["spec"]
+            for d in of_kind("cpu", "HorizontalPodAutoscaler")}
+    assert keda.keys() == hpas.keys() and len(keda) == 3
+    for name, hpa in hpas.items():
+        assert keda[name]["minReplicaCount"] == hpa["minReplicas"] >= 2
+        assert keda[name]["maxReplicaCount"] == hpa["maxReplicas"]
+        down = hpa["behavior"]["scaleDown"]
+        assert down["stabilizationWindowSeconds"] >= 120
+        assert keda[name]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"][
+            "scaleDown"] == down
+        assert len(keda[name]["triggers"]) == len(hpa["metrics"])
+
+
+# ---- metrics
+
+METRIC = re.compile(r"\b(?:blockserve|process)_[a-z_]+\b")
+# What prometheus-adapter makes of ours, by the name that it gives.
+ADAPTER_RULES = K8S / "components" / "hpa" / "prometheus-adapter-rules.yaml"
+
+
+@pytest.fixture(scope="module")
+def metrics(launcher):
+    """Tier -> names of the metrics that the program shows, labels included."""
+    model = harness.GOLDEN / "concat_l4"
+    if "--metrics-listen" not in flags_of("blockserve-gateway"):
+        pytest.skip("this build of blockserve-gateway has no --metrics-listen")
+    ports = {tier: harness.free_port() for tier in TIERS}
+    flag = {tier: f"--metrics-listen=127.0.0.1:{port}" for tier, port in ports.items()}
+    block = launcher.block(model, flag["block"])
+    token = launcher.token(model, flag["token"])
+    gateway = launcher.gateway(model, [block], [token], flag["gateway"])
+    client = launcher.connected_client(gateway, 1, 1)
+    client.generate([1, 2, 3], max_tokens=8, ignore_eos=True)
+    shown = {}
+    for tier, port in ports.items():
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as page:
+            shown[tier] = page.read().decode()
+    return shown
+
+
+def families(text):
+    found = set()
+    for name, kind in re.findall(r"(?m)^# TYPE (\S+) (\S+)$", text):
+        found |= {name + end for end in ("_bucket", "_sum", "_count")} if (
+            kind == "histogram") else {name}
+    return found
+
+
+def queries():
+    """(where, PromQL) of everything that asks Prometheus."""
+    for overlay in ("cpu", "keda"):
+        for rule in (rule for d in of_kind(overlay, "PrometheusRule")
+                     for group in d["spec"]["groups"] for rule in group["rules"]):
+            yield rule["alert"], rule["expr"]
+        for scaled in of_kind(overlay, "ScaledObject"):
+            for trigger in scaled["spec"]["triggers"]:
+                yield scaled["metadata"]["name"], trigger["metadata"]["query"]
+    rules = yaml.safe_load(ADAPTER_RULES.read_text())["rules"]
+    for rule in rules["custom"] + rules["external"]:
+        yield "adapter", rule["seriesQuery"] + " " + rule["metricsQuery"]
+
+
+def test_metrics_that_are_asked_for_exist(metrics):
+    known = set().union(*map(families, metrics.values()))
+    for where, query in queries():
+        text = query.replace("blockserve_(block|token)_busy_ratio",
+                             "blockserve_block_busy_ratio blockserve_token_busy_ratio")
+        names = {name for name in METRIC.findall(text) if not name.endswith("_")}
+        assert names, (where, query)
+        assert names <= known, (where, names - known)
+
+
+def test_states_and_outcomes_that_are_asked_for_exist(metrics):
+    everything = "\n".join(metrics.values())
+    for state in ("used", "free", "cached"):
+        assert re.search(rf'blockserve_block_kv_pages{{[^}}]*state="{state}"', everything)
+    assert re.search(r'blockserve_gateway_requests_total{[^}]*outcome="OK"', everything)
+
+
+def test_autoscalers_ask_for_what_the_adapter_makes():
+    rules = yaml.safe_load(ADAPTER_RULES.read_text())["rules"]
+    made = {"Pods": set(), "External": set()}
+    for kind, those in (("Pods", rules["custom"]), ("External", rules["external"])):
+        for rule in those:
+            if "name" in rule:
+                made[kind].add(rule["name"]["as"])
+            elif "blockserve_(block|token)_busy_ratio" in rule["seriesQuery"]:
+                made[kind] |= {"blockserve_block_busy_ratio", "blockserve_token_busy_ratio"}
+            else:
+                made[kind].add(METRIC.search(rule["seriesQuery"]).group())
+    for hpa in of_kind("cpu", "HorizontalPodAutoscaler"):
+        for metric in hpa["spec"]["metrics"]:
+            name = metric[metric["type"].lower()]["metric"]["name"]
+            assert name in made[metric["type"]], name
+
+
+def test_each_tier_scales_on_its_own_signal():
+    signals = {hpa["spec"]["scaleTargetRef"]["name"]: {
+        metric[metric["type"].lower()]["metric"]["name"] for metric in hpa["spec"]["metrics"]}
+               for hpa in of_kind("cpu", "HorizontalPodAutoscaler")}
+    assert signals == {
+        "blockserve-gateway": {"blockserve_gateway_streams"},
+        "blockserve-block": {"blockserve_block_kv_used_ratio", "blockserve_block_busy_ratio"},
+        "blockserve-token": {"blockserve_gateway_rows_waiting", "blockserve_token_busy_ratio"},
+    }
+
+
+def test_prometheus_reaches_the_metrics_port_and_nothing_else():
+    (monitor,) = of_kind("cpu", "ServiceMonitor")
+    assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == ["metrics"]
+    scraped = [service["metadata"]["name"] for service in of_kind("cpu", "Service")
+               if "metrics" in [port["name"] for port in service["spec"]["ports"]]]
+    assert sorted(scraped) == ["blockserve-block", "blockserve-gateway-metrics", "blockserve-token"]
+    from_outside = [policy for policy in of_kind("cpu", "NetworkPolicy")
+                    for rule in policy["spec"].get("ingress", [])
+                    if not any("podSelector" in peer for peer in rule.get("from", []))]
+    assert sorted(policy["metadata"]["name"] for policy in from_outside) == [
+        "blockserve-gateway", "blockserve-metrics"]
