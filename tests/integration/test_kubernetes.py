@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import urllib.request
 
+import grpc
 import harness
 import kubernetes_validate
 import pytest
@@ -166,7 +167,7 @@ def flags_of(program):
 
 
 # Flags of the manifests that other parts of this change bring.
-COMING = {"--metrics-listen", "--tls-cert", "--tls-key", "--tls-client-ca", "--tier-tls-ca",
+COMING = {"--metrics-listen", "--http-listen", "--tls-cert", "--tls-key", "--tls-client-ca", "--tier-tls-ca",
           "--tier-tls-cert", "--tier-tls-key", "--tier-tls-name", "--api-keys"}
 
 
@@ -368,7 +369,25 @@ def test_states_and_outcomes_that_are_asked_for_exist(metrics):
     everything = "\n".join(metrics.values())
     for state in ("used", "free", "cached"):
         assert re.search(rf'blockserve_block_kv_pages{{[^}}]*state="{state}"', everything)
-    assert re.search(r'blockserve_gateway_requests_total{[^}]*outcome="OK"', everything)
+    assert re.search(r'blockserve_gateway_requests_total{[^}]*outcome="ok"', everything)
+
+
+def test_outcomes_in_alerts_are_status_codes():
+    codes = {code.name.lower() for code in grpc.StatusCode}
+    asked = {outcome for _, query in queries()
+             for outcomes in re.findall(r'outcome=~?"([^"]+)"', query)
+             for outcome in outcomes.split("|")}
+    assert "unavailable" in asked and asked <= codes
+
+
+def test_promtool_accepts_the_alerts(tmp_path):
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed")
+    (rules,) = of_kind("cpu", "PrometheusRule")
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(rules["spec"]))
+    checked = subprocess.run(["promtool", "check", "rules", str(tmp_path / "rules.yaml")],
+                             text=True, capture_output=True, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_autoscalers_ask_for_what_the_adapter_makes():
