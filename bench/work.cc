@@ -55,8 +55,7 @@ double WeightBytes(Arithmetic arithmetic) {
 }
 
 double KvBytes(Arithmetic arithmetic) {
-  const absl::string_view name = ArithmeticName(arithmetic);
-  return name == "bf16" || name == "bf16dot" ? 2 : 4;
+  return StoresBf16(arithmetic) ? 2 : 4;
 }
 
 double ModelBytes(const ModelConfig& config, Arithmetic arithmetic) {

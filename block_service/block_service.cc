@@ -185,7 +185,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
 
   const ModelConfig& model = engine.config();
   const Clock& clock = config.clock != nullptr ? *config.clock : impl->steady_clock;
-  const bool bf16 = engine.arithmetic() == Arithmetic::kBf16;
+  const bool bf16 = StoresBf16(engine.arithmetic());
   const int64_t row_bytes = int64_t{model.block.hidden_size} * (bf16 ? 2 : 4);
   BlockSchedulerOptions options;
   options.block_length = model.block_length;

@@ -34,6 +34,32 @@ std::vector<double> MatmulErrorBound(absl::Span<const float> x, absl::Span<const
   return bound;
 }
 
+std::vector<double> Int8Matmul(absl::Span<const float> x, absl::Span<const float> w,
+                               absl::Span<const float> bias, int64_t rows, int64_t n, int64_t k) {
+  const auto quantize = [k](absl::Span<const float> vector, std::vector<int32_t>& integers) {
+    float largest = 0;
+    for (const float value : vector) largest = std::max(largest, std::abs(value));
+    const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
+    for (int64_t i = 0; i < k; ++i) {
+      integers[i] = static_cast<int32_t>(std::nearbyint(vector[i] * inverse));
+    }
+    return static_cast<double>(largest) / 127.0;
+  };
+  std::vector<double> y(rows * n);
+  std::vector<int32_t> a(k);
+  std::vector<int32_t> b(k);
+  for (int64_t o = 0; o < n; ++o) {
+    const double w_scale = quantize(w.subspan(o * k, k), b);
+    for (int64_t r = 0; r < rows; ++r) {
+      const double x_scale = quantize(x.subspan(r * k, k), a);
+      int64_t sum = 0;
+      for (int64_t i = 0; i < k; ++i) sum += int64_t{a[i]} * b[i];
+      y[r * n + o] = static_cast<double>(sum) * x_scale * w_scale + bias[o];
+    }
+  }
+  return y;
+}
+
 double Gelu(double x) { return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0))); }
 
 std::vector<double> LayerNorm(absl::Span<const float> x, absl::Span<const float> weight,

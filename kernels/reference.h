@@ -17,6 +17,10 @@ std::vector<double> Matmul(absl::Span<const float> x, absl::Span<const float> w,
 std::vector<double> MatmulErrorBound(absl::Span<const float> x, absl::Span<const float> w,
                                      absl::Span<const float> bias, int64_t rows, int64_t n,
                                      int64_t k);
+// The product of int8 arithmetic: outputs and rows symmetrically quantised with their largest
+// magnitude at 127, bias added to the scaled sum of integers.
+std::vector<double> Int8Matmul(absl::Span<const float> x, absl::Span<const float> w,
+                               absl::Span<const float> bias, int64_t rows, int64_t n, int64_t k);
 double Gelu(double x);
 std::vector<double> LayerNorm(absl::Span<const float> x, absl::Span<const float> weight,
                               absl::Span<const float> bias, double epsilon);

@@ -11,16 +11,21 @@ absl::string_view ArithmeticName(Arithmetic arithmetic) {
       return "f32";
     case Arithmetic::kBf16:
       return "bf16";
+    case Arithmetic::kBf16Dot:
+      return "bf16dot";
+    case Arithmetic::kInt8:
+      return "int8";
   }
   return "unknown";
 }
 
 absl::StatusOr<Arithmetic> ParseArithmetic(absl::string_view name) {
-  for (const Arithmetic arithmetic : {Arithmetic::kF32, Arithmetic::kBf16}) {
+  for (const Arithmetic arithmetic :
+       {Arithmetic::kF32, Arithmetic::kBf16, Arithmetic::kBf16Dot, Arithmetic::kInt8}) {
     if (name == ArithmeticName(arithmetic)) return arithmetic;
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("arithmetic is \"", name.substr(0, 60), "\"; known are auto, f32 and bf16"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "arithmetic is \"", name.substr(0, 60), "\"; known are auto, f32, bf16, bf16dot and int8"));
 }
 
 }  // namespace blockserve

@@ -38,6 +38,7 @@ absl::Status CpuBlockEngine::LoadWeights(const Checkpoint& checkpoint, int64_t m
     if (!projection.ok()) return projection.status();
     projection_ = *std::move(projection);
     gathered_ = AlignedBuffer(max_rows * PadToPanel(gathered) * sizeof(float));
+    quantized_ = QuantizedRows(WeightFormatOf(arithmetic_), max_rows, gathered);
   }
 
   absl::StatusOr<DecoderStack> stack =
@@ -46,7 +47,7 @@ absl::Status CpuBlockEngine::LoadWeights(const Checkpoint& checkpoint, int64_t m
   if (!stack.ok()) return stack.status();
   stack_ = *std::move(stack);
   x_ = AlignedBuffer(max_rows * stack_.stride() * sizeof(float));
-  if (x_.data() == nullptr ||
+  if (x_.data() == nullptr || !quantized_.has_memory() ||
       (config_.projection == Projection::kProjectionLayer && gathered_.data() == nullptr)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no memory for activations of ", max_rows, " rows"));
@@ -70,7 +71,7 @@ int64_t CpuBlockEngine::KvBytesPerPage(int32_t page_blocks) const {
   layout.num_heads = config_.block.num_heads;
   layout.head_size = config_.block.head_size();
   layout.page_blocks = page_blocks;
-  layout.bf16 = arithmetic_ == Arithmetic::kBf16;
+  layout.bf16 = StoresBf16(arithmetic_);
   return config_.block.num_layers * layout.page_bytes();
 }
 
@@ -175,7 +176,7 @@ void CpuBlockEngine::Embed() {
   args.weights = &projection_;
   args.y = x_.as<float>();
   args.y_stride = stack_.stride();
-  RunMatmul(kernels_, pool_, args);
+  RunMatmul(kernels_, pool_, quantized_, args);
   Lap(timer_, StepTimer::kMatmul);
 }
 
@@ -194,7 +195,7 @@ int64_t CpuBlockEngine::RunBatch(float* contexts) {
   for (int64_t r = 0; r < wanted; ++r) {
     float* out = contexts + r * width;
     std::memcpy(out, x + r * stride, width * sizeof(float));
-    if (arithmetic_ == Arithmetic::kBf16) {
+    if (StoresBf16(arithmetic_)) {
       for (int64_t i = 0; i < width; ++i) out[i] = RoundToBf16(out[i]);
     }
   }

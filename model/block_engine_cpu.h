@@ -12,6 +12,7 @@
 #include "model/decoder_stack.h"
 #include "model/engine.h"
 #include "model/kv_store.h"
+#include "model/run_matmul.h"
 #include "model/weights.h"
 
 namespace blockserve {
@@ -67,6 +68,7 @@ class CpuBlockEngine final : public BlockEngine {
   std::vector<Position> batch_;    // at most stack_.max_rows()
   std::vector<SequenceRow> rows_;  // of batch_
   std::vector<int32_t> wanted_;    // indices into batch_ of those that want a context
+  QuantizedRows quantized_;        // of gathered_
   AlignedBuffer gathered_;         // [max_rows, L * embedding width padded], kProjectionLayer only
   AlignedBuffer x_;                // [max_rows, stack_.stride()]
 };

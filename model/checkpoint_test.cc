@@ -186,7 +186,7 @@ TEST(ResolveArithmetic, NeverLosesUnlessAsked) {
   const auto unknown = ResolveArithmetic("fp4", *half);
   EXPECT_EQ(unknown.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(unknown.status().message()),
-              AllOf(HasSubstr("fp4"), HasSubstr("auto, f32 and bf16")));
+              AllOf(HasSubstr("fp4"), HasSubstr("auto, f32, bf16, bf16dot and int8")));
 
   ReplaceInHeader(folder, "\"F16\"", "\"BF16\"");
   EXPECT_EQ(*ResolveArithmetic("auto", *Open(folder.path())), Arithmetic::kBf16);

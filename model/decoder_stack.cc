@@ -15,8 +15,6 @@ namespace {
 constexpr int64_t kRowGrain = 8;
 // Rows of one head that a thread takes at a time.
 constexpr int64_t kAttentionGrain = 2 * kAttentionQueries;
-// Panels of a task, at least, where there are few rows: kernels then run several side by side.
-constexpr int64_t kMinPanels = 8;
 
 // Calls body(begin, end, thread) over [0, count) in pieces of `grain`.
 template <typename Body>
@@ -34,15 +32,6 @@ absl::Status MoveInto(absl::StatusOr<T> value, T& target) {
 }
 
 }  // namespace
-
-void RunMatmul(const CpuKernels& kernels, ThreadPool& pool, const MatmulArgs& args) {
-  const int64_t panels = args.weights->num_panels();
-  // Several tasks a thread, so that one that is held up does not hold up the others.
-  const int64_t wanted = (panels + 4 * pool.num_threads() - 1) / (4 * pool.num_threads());
-  const int64_t grain = pool.num_threads() == 1 ? panels : std::max(wanted, kMinPanels);
-  ForRanges(pool, panels, grain,
-            [&](int64_t begin, int64_t end, int) { kernels.matmul(args, begin, end); });
-}
 
 absl::StatusOr<DecoderStack> DecoderStack::Load(const LoadContext& context,
                                                 const std::string& prefix,
@@ -79,6 +68,12 @@ absl::StatusOr<DecoderStack> DecoderStack::Load(const LoadContext& context,
   stack.attended_ = AlignedBuffer(max_rows * row_bytes);
   stack.intermediate_ =
       AlignedBuffer(max_rows * PadToPanel(config.intermediate_size) * sizeof(float));
+  stack.quantized_ = QuantizedRows(WeightFormatOf(context.arithmetic), max_rows,
+                                   std::max(config.hidden_size, config.intermediate_size));
+  if (!stack.quantized_.has_memory()) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory for activations of ", max_rows, " rows"));
+  }
   for (const AlignedBuffer* buffer : {&stack.normed_, &stack.mlp_normed_, &stack.qkv_, &stack.q_,
                                       &stack.attended_, &stack.intermediate_}) {
     if (buffer->data() == nullptr) {
@@ -196,7 +191,7 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows,
     Lap(timer, StepTimer::kRows);
   };
   const auto matmul = [&](const PackedMatrix& weights, const AlignedBuffer& in, Epilogue epilogue,
-                          float* y) {
+                          float* y, const PackedMatrix* next) {
     MatmulArgs args;
     args.x = in.as<float>();
     args.x_stride = PadToPanel(weights.k());
@@ -206,7 +201,7 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows,
     args.residual = epilogue == Epilogue::kAddResidual ? y : nullptr;
     args.y = y;
     args.y_stride = PadToPanel(weights.n());
-    RunMatmul(*kernels_, pool, args);
+    RunMatmul(*kernels_, pool, quantized_, args, next);
     Lap(timer, StepTimer::kMatmul);
   };
 
@@ -215,7 +210,7 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows,
     const Layer& layer = layers_[i];
     norm(layer.attention_norm, normed_.as<float>(), parallel ? &layer.mlp_norm : nullptr,
          mlp_normed_.as<float>());
-    matmul(layer.qkv, normed_, Epilogue::kNone, qkv_.as<float>());
+    matmul(layer.qkv, normed_, Epilogue::kNone, qkv_.as<float>(), &layer.dense);
     SplitQkv(pool, rows, kv.layout(), kv.layer(i));
     Lap(timer, StepTimer::kRows);
     if (i + 1 == config_.num_layers && wanted.size() < rows.size()) {
@@ -226,10 +221,11 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows,
     }
     RunAttention(pool, rows, kv.layout(), kv.layer(i));
     Lap(timer, StepTimer::kAttention);
-    matmul(layer.dense, attended_, Epilogue::kAddResidual, x);
+    matmul(layer.dense, attended_, Epilogue::kAddResidual, x, &layer.up);
     if (!parallel) norm(layer.mlp_norm, mlp_normed_.as<float>(), nullptr, nullptr);
-    matmul(layer.up, mlp_normed_, Epilogue::kGelu, intermediate_.as<float>());
-    matmul(layer.down, intermediate_, Epilogue::kAddResidual, x);
+    matmul(layer.up, mlp_normed_, Epilogue::kGelu, intermediate_.as<float>(), &layer.down);
+    matmul(layer.down, intermediate_, Epilogue::kAddResidual, x,
+           i + 1 < config_.num_layers ? &layers_[i + 1].qkv : nullptr);
   }
 }
 

@@ -14,13 +14,11 @@
 #include "model/config.h"
 #include "model/kv_store.h"
 #include "model/rotary_table.h"
+#include "model/run_matmul.h"
 #include "model/step_timer.h"
 #include "model/weights.h"
 
 namespace blockserve {
-
-// Runs a matrix product on the pool, split over its panels.
-void RunMatmul(const CpuKernels& kernels, ThreadPool& pool, const MatmulArgs& args);
 
 class DecoderStack {
  public:
@@ -75,6 +73,7 @@ class DecoderStack {
 
   int64_t max_rows_ = 0;
   std::vector<SequenceRow> wanted_rows_;
+  QuantizedRows quantized_;  // of the matrix product that runs now
   // Activations, rows padded to 16.
   AlignedBuffer normed_;        // [max_rows, width]: input of attention, or of the MLP
   AlignedBuffer mlp_normed_;    // [max_rows, width]: input of the MLP under a parallel residual

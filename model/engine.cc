@@ -26,7 +26,14 @@ absl::StatusOr<const CpuKernels*> ChooseKernels(const EngineOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat("kernel_target ", KernelTargetName(target),
                                                    " is not supported by this machine"));
   }
-  return &GetCpuKernels(target);
+  const CpuKernels& kernels = GetCpuKernels(target);
+  if (options.arithmetic == Arithmetic::kBf16Dot && kernels.bf16dot_matmul == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("arithmetic bf16dot needs AVX512-BF16 instructions, which ",
+                     options.kernel_target.has_value() ? "this kernel target" : "this machine",
+                     " lacks; bf16 runs everywhere"));
+  }
+  return &kernels;
 }
 
 absl::Status Invalid(absl::string_view field, absl::string_view what) {

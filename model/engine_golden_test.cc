@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/cpu_kernels.h"
 #include "model/engine_test_util.h"
 #include "model/safetensors.h"
 #include "nlohmann/json.hpp"
@@ -24,6 +25,8 @@ namespace {
 constexpr double kTensorTolerance = 1e-5;   // of the largest magnitude
 constexpr double kLogprobTolerance = 5e-5;  // absolute
 constexpr double kBf16Tolerance = 3e-2;     // of the largest magnitude
+constexpr double kBf16DotTolerance = 4e-2;  // of the largest magnitude
+constexpr double kInt8Tolerance = 8e-2;     // of the largest magnitude
 
 // The folder of a golden model: in the repository, or where the build found the larger ones.
 std::string FindFolder(const std::string& name) {
@@ -89,6 +92,8 @@ class Golden : public testing::TestWithParam<std::string> {
     EXPECT_TRUE(model.ok()) << model.status();
     return model.ok() ? *std::move(model) : nullptr;
   }
+
+  void ExpectNear(Arithmetic arithmetic, double tolerance);
 
   std::string folder_;
   nlohmann::json cases_;
@@ -167,8 +172,9 @@ TEST_P(Golden, F32ComputesWhatTheReferenceComputes) {
       GetParam().c_str(), errors.context, errors.logits, errors.logprobs);
 }
 
-TEST_P(Golden, Bf16StaysNear) {
-  const std::unique_ptr<TestModel> model = Load(Arithmetic::kBf16);
+// Logits within a tolerance, and how many greedy tokens agree.
+void Golden::ExpectNear(Arithmetic arithmetic, double tolerance) {
+  const std::unique_ptr<TestModel> model = Load(arithmetic);
   ASSERT_NE(model, nullptr);
   SamplingParameters greedy;
   greedy.temperature = 0;
@@ -191,7 +197,7 @@ TEST_P(Golden, Bf16StaysNear) {
       const auto expected_row = absl::MakeConstSpan(logits).subspan(i * vocab, vocab);
       const auto actual_row = absl::MakeConstSpan(actual->logits).subspan(i * vocab, vocab);
       const double error = LargestError(expected_row, actual_row) / LargestMagnitude(logits);
-      EXPECT_LE(error, kBf16Tolerance) << "token " << i;
+      EXPECT_LE(error, tolerance) << "token " << i;
       worst = std::max(worst, error);
       if (actual->tokens[i] != tokens[i]) break;
     }
@@ -201,10 +207,21 @@ TEST_P(Golden, Bf16StaysNear) {
     compared += static_cast<int>(tokens.size());
   }
   std::printf(
-      "[ GOLDEN   ] %s bf16: logits %.2g of the largest magnitude; %d of %d greedy tokens "
+      "[ GOLDEN   ] %s %s: logits %.2g of the largest magnitude; %d of %d greedy tokens "
       "before the first that differs\n",
-      GetParam().c_str(), worst, equal, compared);
+      GetParam().c_str(), std::string(ArithmeticName(arithmetic)).c_str(), worst, equal, compared);
 }
+
+TEST_P(Golden, Bf16StaysNear) { ExpectNear(Arithmetic::kBf16, kBf16Tolerance); }
+
+TEST_P(Golden, Bf16DotStaysNear) {
+  if (GetCpuKernels(SupportedKernelTargets().front()).bf16dot_matmul == nullptr) {
+    GTEST_SKIP() << "no AVX512-BF16";
+  }
+  ExpectNear(Arithmetic::kBf16Dot, kBf16DotTolerance);
+}
+
+TEST_P(Golden, Int8StaysNear) { ExpectNear(Arithmetic::kInt8, kInt8Tolerance); }
 
 INSTANTIATE_TEST_SUITE_P(Folders, Golden,
                          testing::Values("concat_l4", "concat_l2_sharded", "widths_differ_l8",

@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/cpu_kernels.h"
 #include "model/engine_test_util.h"
 
 namespace blockserve {
@@ -43,6 +44,13 @@ std::unique_ptr<TestModel> Load(const std::string& folder, const TestModelOption
 // (folder, arithmetic): every kind of embedder, decoding strategy and residual.
 class EngineBits : public testing::TestWithParam<std::tuple<std::string, Arithmetic>> {
  protected:
+  void SetUp() override {
+    if (!RunsOn(SupportedKernelTargets().front())) GTEST_SKIP() << "no AVX512-BF16";
+  }
+  bool RunsOn(KernelTarget target) const {
+    return std::get<1>(GetParam()) != Arithmetic::kBf16Dot ||
+           GetCpuKernels(target).bf16dot_matmul != nullptr;
+  }
   TestModelOptions Options() const {
     TestModelOptions options;
     options.arithmetic = std::get<1>(GetParam());
@@ -102,6 +110,7 @@ TEST_P(EngineBits, PagesThreadsRowsAndTargetsChangeNothing) {
     check(changed, absl::StrCat("activations of ", rows, " rows"));
   }
   for (const KernelTarget target : SupportedKernelTargets()) {
+    if (!RunsOn(target)) continue;
     TestModelOptions changed = options;
     changed.kernel_target = target;
     check(changed, KernelTargetName(target));
@@ -231,7 +240,8 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(testing::Values("concat_l4", "concat_l2_sharded", "widths_differ_l8",
                                      "projection_layer_f16", "summation", "sequential_residual",
                                      "sum_embedder", "vanilla"),
-                     testing::Values(Arithmetic::kF32, Arithmetic::kBf16)),
+                     testing::Values(Arithmetic::kF32, Arithmetic::kBf16, Arithmetic::kBf16Dot,
+                                     Arithmetic::kInt8)),
     [](const testing::TestParamInfo<std::tuple<std::string, Arithmetic>>& info) {
       return absl::StrCat(std::get<0>(info.param), "_", ArithmeticName(std::get<1>(info.param)));
     });
@@ -317,6 +327,31 @@ TEST(BlockEngine, KvBytesPerPageIsWhatPagesTake) {
   // Keys lie in groups of 16 blocks, values do not.
   EXPECT_EQ(f32->block().KvBytesPerPage(1), (16 + 1) * 2 * 64 * 4);
   EXPECT_EQ(f32->block().KvBytesPerPage(17), (32 + 17) * 2 * 64 * 4);
+}
+
+TEST(Engine, Bf16DotIsRefusedWithoutItsInstructions) {
+  TestModelOptions options;
+  options.arithmetic = Arithmetic::kBf16Dot;
+  options.kernel_target = SupportedKernelTargets().back();
+  const absl::StatusOr<std::unique_ptr<TestModel>> model =
+      TestModel::Load("tests/golden/concat_l4", options);
+  EXPECT_EQ(model.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(model.status().message()), HasSubstr("AVX512-BF16"));
+}
+
+TEST(Engine, ArithmeticsHaveNumericIdsOfTheirOwn) {
+  std::vector<std::string> ids;
+  for (const Arithmetic arithmetic : {Arithmetic::kF32, Arithmetic::kBf16, Arithmetic::kInt8}) {
+    TestModelOptions options;
+    options.arithmetic = arithmetic;
+    const std::unique_ptr<TestModel> model = Load("concat_l4", options);
+    ASSERT_NE(model, nullptr);
+    ids.push_back(ProbeNumericId(model->token()));
+    EXPECT_THAT(ids.back(), testing::StartsWith(absl::StrCat(ArithmeticName(arithmetic), "-")));
+  }
+  const auto hash = [](const std::string& id) { return id.substr(id.find('-')); };
+  EXPECT_NE(hash(ids[0]), hash(ids[1]));
+  EXPECT_NE(hash(ids[1]), hash(ids[2]));
 }
 
 TEST(BlockEngine, Bf16ContextsAreBf16Values) {

@@ -20,7 +20,7 @@ absl::StatusOr<KvStore> KvStore::Allocate(const StackConfig& stack, Arithmetic a
   store.layout_.num_heads = stack.num_heads;
   store.layout_.head_size = stack.head_size();
   store.layout_.page_blocks = page_blocks;
-  store.layout_.bf16 = arithmetic == Arithmetic::kBf16;
+  store.layout_.bf16 = StoresBf16(arithmetic);
   const double bytes = static_cast<double>(store.num_layers_) * static_cast<double>(num_pages) *
                        static_cast<double>(store.layout_.page_bytes());
   // Beyond what an address space holds the product below would overflow.

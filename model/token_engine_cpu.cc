@@ -67,10 +67,12 @@ absl::Status CpuTokenEngine::LoadWeights(const Checkpoint& checkpoint) {
     expanded_ = AlignedBuffer(max_rows_ * PadToPanel(expansion_.n()) * sizeof(float));
   }
 
+  quantized_ = QuantizedRows(WeightFormatOf(arithmetic_), max_rows_,
+                             std::max(config_.block.hidden_size, config_.token.hidden_size));
   x_ = AlignedBuffer(max_rows_ * stride_ * sizeof(float));
   logits_ = AlignedBuffer(std::min<int64_t>(kHeadRows, max_rows_) * PadToPanel(config_.vocab_size) *
                           sizeof(float));
-  if (x_.data() == nullptr || logits_.data() == nullptr ||
+  if (x_.data() == nullptr || !quantized_.has_memory() || logits_.data() == nullptr ||
       (!head_only() && (contexts_.data() == nullptr || expanded_.data() == nullptr))) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no memory for activations of ", max_rows_, " rows"));
@@ -150,7 +152,7 @@ void CpuTokenEngine::Expand() {
   args.weights = &expansion_;
   args.y = expanded_.as<float>();
   args.y_stride = PadToPanel(expansion_.n());
-  RunMatmul(kernels_, pool_, args);
+  RunMatmul(kernels_, pool_, quantized_, args);
   Lap(timer_, StepTimer::kMatmul);
 }
 
@@ -231,7 +233,7 @@ void CpuTokenEngine::RunHead(int64_t begin, int64_t end) {
   args.weights = &head_;
   args.y = logits_.as<float>();
   args.y_stride = PadToPanel(head_.n());
-  RunMatmul(kernels_, pool_, args);
+  RunMatmul(kernels_, pool_, quantized_, args);
   Lap(timer_, StepTimer::kHead);
 
   // One task a row of the group: its scored tokens are reported in order.

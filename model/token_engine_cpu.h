@@ -12,6 +12,7 @@
 #include "model/decoder_stack.h"
 #include "model/engine.h"
 #include "model/kv_store.h"
+#include "model/run_matmul.h"
 #include "model/sampler.h"
 #include "model/weights.h"
 
@@ -91,6 +92,7 @@ class CpuTokenEngine final : public TokenEngine {
   std::vector<SequenceRow> sequence_rows_;
   std::vector<int32_t> runs_;      // starts of the runs of wanted_ with equal live
   std::vector<Sampler> samplers_;  // of each thread
+  QuantizedRows quantized_;        // of contexts_, or of x_ for the head
   AlignedBuffer contexts_;         // [max_rows, D padded]
   AlignedBuffer expanded_;         // [max_rows, r T padded]
   AlignedBuffer x_;                // [max_rows, stride_]

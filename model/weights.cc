@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/bf16.h"
+#include "model/run_matmul.h"
 
 namespace blockserve {
 namespace {
@@ -63,7 +64,7 @@ absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string
     source.bias_type = bias->type;
   }
   absl::StatusOr<PackedMatrix> packed =
-      PackedMatrix::Pack(source, n, k, context.arithmetic == Arithmetic::kBf16, context.pool);
+      PackedMatrix::Pack(source, n, k, WeightFormatOf(context.arithmetic), context.pool);
   // What was packed is not needed twice in memory.
   context.checkpoint.ReleasePages();
   return packed;
@@ -97,7 +98,7 @@ absl::StatusOr<EmbeddingTable> EmbeddingTable::Load(const LoadContext& context,
   if (!elements.ok()) return elements.status();
   EmbeddingTable table;
   table.width_ = width;
-  table.bf16_ = context.arithmetic == Arithmetic::kBf16;
+  table.bf16_ = StoresBf16(context.arithmetic);
   const int64_t bytes = rows * width * (table.bf16_ ? 2 : 4);
   table.data_ = AlignedBuffer(bytes);
   if (table.data_.data() == nullptr) return NoMemory(name, bytes);

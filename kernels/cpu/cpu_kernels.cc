@@ -6,7 +6,9 @@
 //
 #include "hwy/targets.h"
 #include "kernels/cpu/attention.h"
+#include "kernels/cpu/dot_matmul.h"
 #include "kernels/cpu/matmul.h"
+#include "kernels/cpu/quantize.h"
 #include "kernels/cpu/row_kernels.h"
 
 namespace blockserve {
@@ -19,6 +21,11 @@ CpuKernels Table(KernelTarget target) {
   CpuKernels table;
   table.target = target;
   table.matmul = MatmulKernel(target);
+  table.bf16dot_matmul = Bf16DotMatmulKernel(target);
+  table.int8_matmul = Int8MatmulKernel(target);
+  table.int8_rows_unsigned = Int8RowsAreUnsigned(target);
+  table.quantize = QuantizeKernel(target);
+  table.finish_dots = FinishDotsKernel(target);
   table.layer_norm = LayerNormKernel(target);
   table.split_qkv = SplitQkvKernel(target);
   table.attention = AttentionKernel(target);

@@ -24,7 +24,20 @@ namespace blockserve {
 enum class Epilogue { kNone, kGelu, kAddResidual };
 
 // y[rows, n] = epilogue(x[rows, k] W^T + bias).
+struct MatmulArgs;
+
+// Sums of products of `rows` rows from `row` on with `panels` panels from `panel` on, before
+// scales, bias and epilogue: [rows, panels, 16] float (kBf16Dot) or int32 (kInt8).
+struct DotTile {
+  int64_t row = 0;
+  int64_t rows = 0;
+  int64_t panel = 0;
+  int64_t panels = 0;
+  const uint32_t* sums = nullptr;
+};
+
 struct MatmulArgs {
+  // kF32 and kBf16 only; the other formats read `quantized`.
   const float* x = nullptr;
   int64_t x_stride = 0;  // elements, >= k padded to 16
   int64_t rows = 0;
@@ -33,6 +46,34 @@ struct MatmulArgs {
   const float* residual = nullptr;  // kAddResidual: [rows, y_stride], may be y itself
   float* y = nullptr;
   int64_t y_stride = 0;  // elements, >= n padded to 16
+
+  // Hints of what to fetch ahead, which change no result: the panels up to `fetch_end` come after
+  // those of this call, and then `fetch_next` from `fetch_next_panel` on, if any.
+  int64_t fetch_end = 0;
+  const PackedMatrix* fetch_next = nullptr;
+  int64_t fetch_next_panel = 0;
+
+  // kBf16Dot and kInt8: what CpuKernels::quantize made of x.
+  const uint8_t* quantized = nullptr;
+  int64_t quantized_stride = 0;     // bytes
+  const float* x_scales = nullptr;  // [rows], kInt8
+  bool x_unsigned = false;
+  // CpuKernels::finish_dots of the same instruction set.
+  void (*finish_dots)(const MatmulArgs& args, const DotTile& tile) = nullptr;
+};
+
+// Rows of x in the form that kBf16Dot or kInt8 multiply: bfloat16, or integers round(x / scale)
+// with scale = largest magnitude / 127 as int16, or as uint8 with 128 added. A row with a value
+// that is not finite has the scale NaN, and so has NaN results.
+struct QuantizeArgs {
+  const float* x = nullptr;  // [rows, x_stride], zero from k to its padding
+  int64_t x_stride = 0;      // elements
+  int64_t k = 0;
+  WeightFormat format = WeightFormat::kInt8;
+  bool x_unsigned = false;
+  uint8_t* quantized = nullptr;  // [rows, quantized_stride]
+  int64_t quantized_stride = 0;  // bytes, >= k padded to 16 times 2, multiple of 64
+  float* scales = nullptr;       // [rows], kInt8
 };
 
 // y = (x - mean) / sqrt(variance + eps) * weight + bias over `width` elements.
@@ -110,6 +151,14 @@ struct CpuKernels {
 
   // Panels [panel_begin, panel_end) of the output, all rows.
   void (*matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) = nullptr;
+  // The same for kBf16Dot: pairs of products in the order of the instruction; nullptr where the
+  // machine lacks AVX512-BF16. For kInt8: exact sums of integers, the same on every machine.
+  void (*bf16dot_matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) = nullptr;
+  void (*int8_matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) = nullptr;
+  bool int8_rows_unsigned = false;  // the form of QuantizeArgs that int8_matmul reads
+  void (*quantize)(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) = nullptr;
+  // y of a tile from its sums: scales, bias, epilogue.
+  void (*finish_dots)(const MatmulArgs& args, const DotTile& tile) = nullptr;
   void (*layer_norm)(const LayerNormArgs& args, int64_t row_begin, int64_t row_end) = nullptr;
   void (*split_qkv)(const SplitQkvArgs& args, int64_t row_begin, int64_t row_end) = nullptr;
   // One head. `scratch`: AttentionScratch of the largest position.

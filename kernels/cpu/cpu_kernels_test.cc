@@ -51,15 +51,19 @@ class EveryTarget : public testing::TestWithParam<KernelTarget> {
 };
 
 PackedMatrix Pack(absl::Span<const float> w, absl::Span<const float> bias, int64_t n, int64_t k,
-                  bool bf16) {
+                  WeightFormat format) {
   ThreadPool pool(1);
   ThreadPool::Turn turn(pool);
   MatrixSource source;
   source.data = reinterpret_cast<const uint8_t*>(w.data());
   if (!bias.empty()) source.bias = reinterpret_cast<const uint8_t*>(bias.data());
-  absl::StatusOr<PackedMatrix> packed = PackedMatrix::Pack(source, n, k, bf16, pool);
+  absl::StatusOr<PackedMatrix> packed = PackedMatrix::Pack(source, n, k, format, pool);
   EXPECT_TRUE(packed.ok()) << packed.status();
   return *std::move(packed);
+}
+PackedMatrix Pack(absl::Span<const float> w, absl::Span<const float> bias, int64_t n, int64_t k,
+                  bool bf16) {
+  return Pack(w, bias, n, k, bf16 ? WeightFormat::kBf16 : WeightFormat::kF32);
 }
 
 std::vector<float> RunMatmul(const CpuKernels& kernels, const PackedMatrix& weights,
@@ -186,7 +190,8 @@ TEST_P(EveryTarget, PackedConvolutionIsTheSumOverItsTaps) {
   source.bias = reinterpret_cast<const uint8_t*>(bias.data());
   ThreadPool pool(2);
   ThreadPool::Turn turn(pool);
-  absl::StatusOr<PackedMatrix> packed = PackedMatrix::Pack(source, n, taps * width, false, pool);
+  absl::StatusOr<PackedMatrix> packed =
+      PackedMatrix::Pack(source, n, taps * width, WeightFormat::kF32, pool);
   ASSERT_TRUE(packed.ok());
   const std::vector<float> y =
       RunMatmul(kernels(), *packed, Padded(x, 1, taps * width), 1, Epilogue::kNone);

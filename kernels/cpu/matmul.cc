@@ -9,6 +9,7 @@
 // Highway's order: foreach_target before highway.
 #include "hwy/foreach_target.h"
 #include "kernels/cpu/vec16-inl.h"
+#include "kernels/cpu/weight_prefetcher.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace blockserve {
@@ -41,9 +42,6 @@ constexpr int TilePanels([[maybe_unused]] int rows, [[maybe_unused]] bool bf16) 
 #endif
 }
 
-// Bytes of weights that one pass over the rows reads again and again: a part of a second-level
-// cache, which holds the next group and the inputs too.
-constexpr int64_t kGroupBytes = 192 * 1024;
 // Inner steps between two bursts of prefetches, and those written out one after the other; even.
 constexpr int64_t kChunk = 8;
 constexpr int kUnroll = 4;
@@ -58,56 +56,12 @@ constexpr int64_t PrefetchFrom([[maybe_unused]] bool bf16) {
 #endif
 }
 
-// Fetches the weights of the next group while this one is multiplied, evenly: memory and
-// arithmetic run side by side, where otherwise the first pass over each group would wait for memory
-// and the others leave it idle.
-struct Prefetcher {
-  const char* next = nullptr;
-  const char* end = nullptr;
-  int64_t lines_per_chunk = 0;
-
-  HWY_INLINE void Burst() {
-    for (int64_t i = 0; i < lines_per_chunk && next < end; ++i, next += 64) {
-      __builtin_prefetch(next, 0, 2);
-    }
-  }
-};
-
-// Tells the compiler nothing: it must keep a pointer in a register, and addresses relative to it,
-// rather than make one pointer for every row and spill them.
-template <typename T>
-HWY_INLINE void Opaque([[maybe_unused]] T& value) {
-#if HWY_ARCH_X86
-  asm("" : "+r"(value));
-#endif
-}
-
-// Pointers to every third row; those between are one and two strides further.
-template <int kRows>
-struct RowPointers {
-  static constexpr int kCount = (kRows + 2) / 3;
-  const char* row[kCount];
-  int64_t stride;  // bytes
-
-  HWY_INLINE float At(int r, int64_t i) const {
-    return *reinterpret_cast<const float*>(row[r / 3] + (r % 3) * stride +
-                                           i * static_cast<int64_t>(sizeof(float)));
-  }
-  HWY_INLINE void Advance(int64_t elements) {
-    BLOCKSERVE_UNROLL
-    for (int j = 0; j < kCount; ++j) {
-      row[j] += elements * static_cast<int64_t>(sizeof(float));
-      Opaque(row[j]);
-    }
-  }
-};
-
 template <int kRows, int kPanels>
 HWY_INLINE void Accumulate(const RowPointers<kRows>& x, int64_t i, const V16 (&w)[kPanels],
                            V16 (&sum)[kRows][kPanels]) {
   BLOCKSERVE_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    const VF a = hn::Set(DF(), x.At(r, i));
+    const VF a = hn::Set(DF(), x.template At<float>(r, i * 4));
     BLOCKSERVE_UNROLL
     for (int p = 0; p < kPanels; ++p) {
       BLOCKSERVE_UNROLL
@@ -164,22 +118,18 @@ HWY_INLINE void Steps(RowPointers<kRows>& x, const char*& w, int64_t panel_bytes
       Accumulate<kRows, kPanels>(x, i, step, sum);
     }
   }
-  x.Advance(kSteps);
+  x.Advance(kSteps * 4);
 }
 
 template <int kRows, int kPanels, bool kBf16>
-HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel, Prefetcher& prefetcher) {
+HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel,
+                     WeightPrefetcher& prefetcher) {
   const PackedMatrix& weights = *args.weights;
-  int64_t panel_bytes = weights.panel_stride() * 4;
+  int64_t panel_bytes = weights.panel_bytes();
   const char* w = weights.panel_data() + panel * panel_bytes;
   RowPointers<kRows> x;
-  x.stride = args.x_stride * static_cast<int64_t>(sizeof(float));
-  BLOCKSERVE_UNROLL
-  for (int j = 0; j < x.kCount; ++j) {
-    x.row[j] = reinterpret_cast<const char*>(args.x + (row + 3 * j) * args.x_stride);
-  }
-  Opaque(x.stride);
-  Opaque(panel_bytes);
+  x.Set(reinterpret_cast<const char*>(args.x + row * args.x_stride), args.x_stride * 4);
+  KeepInRegister(panel_bytes);
 
   V16 sum[kRows][kPanels];
   BLOCKSERVE_UNROLL
@@ -220,7 +170,7 @@ HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel, Prefetc
 
 template <int kRows, bool kBf16>
 HWY_NOINLINE void RowTile(const MatmulArgs& args, int64_t row, int64_t begin, int64_t end,
-                          Prefetcher& prefetcher) {
+                          WeightPrefetcher& prefetcher) {
   constexpr int kPanels = TilePanels(kRows, kBf16);
   int64_t panel = begin;
   for (; panel + kPanels <= end; panel += kPanels) {
@@ -233,7 +183,7 @@ HWY_NOINLINE void RowTile(const MatmulArgs& args, int64_t row, int64_t begin, in
 
 template <bool kBf16, int kRows = MaxTileRows(kBf16)>
 HWY_INLINE void RunTile(const MatmulArgs& args, int64_t rows, int64_t row, int64_t begin,
-                        int64_t end, Prefetcher& prefetcher) {
+                        int64_t end, WeightPrefetcher& prefetcher) {
   if (rows == kRows) return RowTile<kRows, kBf16>(args, row, begin, end, prefetcher);
   if constexpr (kRows > 1) RunTile<kBf16, kRows - 1>(args, rows, row, begin, end, prefetcher);
 }
@@ -242,23 +192,18 @@ template <bool kBf16>
 void RunPanels(const MatmulArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kMaxTileRows = MaxTileRows(kBf16);
   const PackedMatrix& weights = *args.weights;
-  const int64_t panel_bytes = weights.panel_stride() * 4;
   // Tiles of nearly equal height: 8 rows are 4 + 4, for 6 + 2 would leave units idle.
   const int64_t tiles = (args.rows + kMaxTileRows - 1) / kMaxTileRows;
   if (tiles == 0) return;
   const int64_t side_by_side = TilePanels(static_cast<int>((args.rows + tiles - 1) / tiles), kBf16);
-  const int64_t wanted = std::max<int64_t>(kGroupBytes / panel_bytes, 1);
-  const int64_t group = (wanted + side_by_side - 1) / side_by_side * side_by_side;
+  const int64_t group = WeightGroup(weights, side_by_side);
   for (int64_t first = begin; first < end; first += group) {
     const int64_t last = std::min(end, first + group);
-    const int64_t next = std::min(end, last + group);
-    Prefetcher prefetcher;
-    prefetcher.next = weights.panel_data() + last * panel_bytes;
-    prefetcher.end = weights.panel_data() + next * panel_bytes;
-    const int64_t chunks =
-        tiles * ((last - first + side_by_side - 1) / side_by_side) * (weights.k() / kChunk);
-    if (args.rows >= PrefetchFrom(kBf16) && chunks > 0) {
-      prefetcher.lines_per_chunk = ((next - last) * panel_bytes / 64 + chunks - 1) / chunks;
+    WeightPrefetcher prefetcher;
+    if (args.rows >= PrefetchFrom(kBf16)) {
+      const int64_t passes = (last - first + side_by_side - 1) / side_by_side;
+      prefetcher =
+          WeightPrefetcher::After(args, last, end, group, tiles * passes * (weights.k() / kChunk));
     }
     int64_t row = 0;
     for (int64_t tile = 0; tile < tiles; ++tile) {
@@ -272,7 +217,7 @@ void RunPanels(const MatmulArgs& args, int64_t begin, int64_t end) {
 }  // namespace
 
 void Matmul(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) {
-  if (args.weights->bf16()) {
+  if (args.weights->format() == WeightFormat::kBf16) {
     RunPanels<true>(args, panel_begin, panel_end);
   } else {
     RunPanels<false>(args, panel_begin, panel_end);

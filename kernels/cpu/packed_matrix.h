@@ -34,37 +34,55 @@ struct MatrixSource {
   ElementType bias_type = ElementType::kF32;
 };
 
+// How weights are stored, and so what multiplies them.
+enum class WeightFormat {
+  kF32,      // float32
+  kBf16,     // bfloat16, widened to float32
+  kBf16Dot,  // bfloat16, for dot products of bfloat16 pairs
+  kInt8,     // 8-bit integers with one scale for each output
+};
+
 // W [n, k] of y = x W^T + bias. Panels of 16 outputs; outputs beyond n are zero.
-//   f32:  [n / 16][k][16] float
-//   bf16: [n / 16][ceil(k / 2)][16] uint32, the low half for the even inner index, the high half
-//   for
-//         the odd one: one load and two operations give two inner steps at any vector width
+//   kF32:  [n / 16][k][16] float
+//   kBf16, kBf16Dot: [n / 16][ceil(k / 2)][16] uint32, the low half for the even inner index, the
+//          high half for the odd one: one load and two operations give two inner steps at any
+//          vector width
+//   kInt8: [n / 16][ceil(k / 4)][16][4] int8 in [-127, 127]; W[o, i] is scales()[o] times that
 class PackedMatrix {
  public:
   PackedMatrix() = default;
 
-  // Rounds to bf16 (nearest, ties to even) when `bf16`. Runs on `pool`, whose turn the caller
-  // holds. Errors: RESOURCE_EXHAUSTED naming the bytes.
+  // Rounds to nearest, ties to even. Runs on `pool`, whose turn the caller holds. Errors:
+  // RESOURCE_EXHAUSTED naming the bytes.
   static absl::StatusOr<PackedMatrix> Pack(const MatrixSource& source, int64_t n, int64_t k,
-                                           bool bf16, ThreadPool& pool);
+                                           WeightFormat format, ThreadPool& pool);
 
   int64_t n() const { return n_; }
   int64_t k() const { return k_; }
-  bool bf16() const { return bf16_; }
+  WeightFormat format() const { return format_; }
   int64_t num_panels() const { return (n_ + kPanelWidth - 1) / kPanelWidth; }
-  // Elements (float or uint32) from one panel to the next.
-  int64_t panel_stride() const { return (bf16_ ? (k_ + 1) / 2 : k_) * kPanelWidth; }
-  // num_panels() panels of panel_stride() elements.
+  // From one panel to the next: whole cache lines.
+  int64_t panel_bytes() const { return Lines(format_, k_) * kPanelWidth * 4; }
   const char* panel_data() const { return panels_.as<char>(); }
   const float* bias() const { return bias_.as<float>(); }  // [n padded to 16], zero without bias
-  int64_t size_bytes() const { return panels_.size_bytes() + bias_.size_bytes(); }
+  // kInt8 only, [n padded to 16]: the scale of an output, and 128 times the sum of its weights.
+  const float* scales() const { return scales_.as<float>(); }
+  const int32_t* offsets() const { return offsets_.as<int32_t>(); }
+  int64_t size_bytes() const {
+    return panels_.size_bytes() + bias_.size_bytes() + scales_.size_bytes() + offsets_.size_bytes();
+  }
 
  private:
+  // Cache lines of a panel: groups of inner steps of 16 outputs.
+  static int64_t Lines(WeightFormat format, int64_t k);
+
   int64_t n_ = 0;
   int64_t k_ = 0;
-  bool bf16_ = false;
+  WeightFormat format_ = WeightFormat::kF32;
   AlignedBuffer panels_;
   AlignedBuffer bias_;
+  AlignedBuffer scales_;
+  AlignedBuffer offsets_;
 };
 
 }  // namespace blockserve

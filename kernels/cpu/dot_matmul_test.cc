@@ -1,0 +1,244 @@
+// Matrix products of integers and of bfloat16 pairs, on every instruction set that the machine has.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/thread_pool.h"
+#include "gtest/gtest.h"
+#include "kernels/bf16.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/reference.h"
+
+namespace blockserve {
+namespace {
+
+std::vector<float> Normal(std::mt19937& random, size_t count) {
+  std::normal_distribution<float> distribution;
+  std::vector<float> values(count);
+  for (float& value : values) value = distribution(random);
+  return values;
+}
+
+bool SameBits(absl::Span<const float> a, absl::Span<const float> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+PackedMatrix Pack(absl::Span<const float> w, absl::Span<const float> bias, int64_t n, int64_t k,
+                  WeightFormat format) {
+  ThreadPool pool(1);
+  ThreadPool::Turn turn(pool);
+  MatrixSource source;
+  source.data = reinterpret_cast<const uint8_t*>(w.data());
+  source.bias = reinterpret_cast<const uint8_t*>(bias.data());
+  absl::StatusOr<PackedMatrix> packed = PackedMatrix::Pack(source, n, k, format, pool);
+  EXPECT_TRUE(packed.ok()) << packed.status();
+  return *std::move(packed);
+}
+
+// x [rows, k] times the weights; [rows, n], checking that the padding stays zero.
+std::vector<float> Multiply(const CpuKernels& kernels, const PackedMatrix& weights,
+                            absl::Span<const float> x, int64_t rows,
+                            Epilogue epilogue = Epilogue::kNone,
+                            absl::Span<const float> residual = {}) {
+  const int64_t n = weights.n();
+  const int64_t k = weights.k();
+  const bool int8 = weights.format() == WeightFormat::kInt8;
+  std::vector<float> padded(rows * PadToPanel(k));
+  std::vector<float> y(rows * PadToPanel(n), residual.empty() ? -7.0f : 0.0f);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::copy_n(x.begin() + r * k, k, padded.begin() + r * PadToPanel(k));
+    if (!residual.empty()) std::copy_n(residual.begin() + r * n, n, y.begin() + r * PadToPanel(n));
+  }
+  std::vector<uint8_t> quantized(rows * PadToPanel(k) * 2);
+  std::vector<float> scales(rows);
+  QuantizeArgs quantize;
+  quantize.x = padded.data();
+  quantize.x_stride = PadToPanel(k);
+  quantize.k = k;
+  quantize.format = weights.format();
+  quantize.x_unsigned = int8 && kernels.int8_rows_unsigned;
+  quantize.quantized = quantized.data();
+  quantize.quantized_stride = PadToPanel(k) * 2;
+  quantize.scales = scales.data();
+  kernels.quantize(quantize, 0, rows);
+  MatmulArgs args;
+  args.rows = rows;
+  args.weights = &weights;
+  args.epilogue = epilogue;
+  args.residual = y.data();
+  args.y = y.data();
+  args.y_stride = PadToPanel(n);
+  args.quantized = quantized.data();
+  args.quantized_stride = quantize.quantized_stride;
+  args.x_scales = scales.data();
+  args.x_unsigned = quantize.x_unsigned;
+  args.finish_dots = kernels.finish_dots;
+  (int8 ? kernels.int8_matmul : kernels.bf16dot_matmul)(args, 0, weights.num_panels());
+  std::vector<float> out(rows * n);
+  for (int64_t r = 0; r < rows; ++r) {
+    std::copy_n(y.begin() + r * PadToPanel(n), n, out.begin() + r * n);
+    for (int64_t o = n; o < PadToPanel(n); ++o) EXPECT_EQ(y[r * PadToPanel(n) + o], 0.0f);
+  }
+  return out;
+}
+
+const std::vector<std::pair<int64_t, int64_t>> kShapes = {{16, 1},   {1, 16},   {48, 33},
+                                                          {100, 48}, {130, 96}, {210, 259}};
+
+class DotMatmul : public testing::TestWithParam<KernelTarget> {
+ protected:
+  const CpuKernels& kernels() const { return GetCpuKernels(GetParam()); }
+  const CpuKernels& portable() const { return GetCpuKernels(SupportedKernelTargets().back()); }
+};
+
+TEST_P(DotMatmul, Int8IsTheProductOfTheQuantisedValues) {
+  std::mt19937 random(1);
+  for (const auto& [n, k] : kShapes) {
+    for (const int64_t rows : {1, 2, 3, 5, 8, 13}) {
+      SCOPED_TRACE(absl::StrCat(rows, " x ", k, " -> ", n));
+      const std::vector<float> x = Normal(random, rows * k);
+      const std::vector<float> w = Normal(random, n * k);
+      const std::vector<float> bias = Normal(random, n);
+      const std::vector<float> y =
+          Multiply(kernels(), Pack(w, bias, n, k, WeightFormat::kInt8), x, rows);
+      const std::vector<double> expected = reference::Int8Matmul(x, w, bias, rows, n, k);
+      for (size_t i = 0; i < y.size(); ++i) {
+        // Sums of integers are exact: what is left is the rounding of scales, products and the sum.
+        const double magnitude = std::abs(expected[i] - bias[i % n]) + std::abs(bias[i % n]);
+        EXPECT_NEAR(y[i], expected[i], 0x1p-21 * magnitude);
+      }
+    }
+  }
+}
+
+TEST_P(DotMatmul, Int8RowsDoNotDependOnTheBatchOrTheTarget) {
+  std::mt19937 random(2);
+  const int64_t n = 210;
+  const int64_t k = 75;
+  const int64_t most = 40;
+  const std::vector<float> x = Normal(random, most * k);
+  const std::vector<float> residual = Normal(random, most * n);
+  const PackedMatrix weights =
+      Pack(Normal(random, n * k), Normal(random, n), n, k, WeightFormat::kInt8);
+  for (const Epilogue epilogue : {Epilogue::kNone, Epilogue::kGelu, Epilogue::kAddResidual}) {
+    const auto run = [&](const CpuKernels& kernels, int64_t rows) {
+      return Multiply(kernels, weights, x, rows, epilogue,
+                      epilogue == Epilogue::kAddResidual ? absl::MakeConstSpan(residual)
+                                                         : absl::Span<const float>());
+    };
+    const std::vector<float> all = run(portable(), most);
+    for (int64_t rows = 1; rows <= most; ++rows) {
+      const std::vector<float> some = run(kernels(), rows);
+      EXPECT_TRUE(SameBits(some, absl::MakeConstSpan(all).first(some.size()))) << rows << " rows";
+    }
+  }
+}
+
+// The extremes of both operands, over the longest sums of the released models: no saturation.
+TEST_P(DotMatmul, Int8SumsOfTheLargestIntegersAreExact) {
+  const int64_t k = 8192;
+  for (const float sign : {1.0f, -1.0f}) {
+    const std::vector<float> x(k, sign);
+    const std::vector<float> w(16 * k, 1.0f);
+    const std::vector<float> bias(16);
+    for (const float y : Multiply(kernels(), Pack(w, bias, 16, k, WeightFormat::kInt8), x, 1)) {
+      EXPECT_NEAR(y, sign * k, 1e-6 * k);
+    }
+  }
+}
+
+TEST_P(DotMatmul, Int8RowsOfNonFiniteValuesHarmThemselvesAlone) {
+  std::mt19937 random(3);
+  const int64_t k = 40;
+  std::vector<float> x = Normal(random, 3 * k);
+  const PackedMatrix weights =
+      Pack(Normal(random, 16 * k), Normal(random, 16), 16, k, WeightFormat::kInt8);
+  const std::vector<float> good = Multiply(kernels(), weights, x, 3);
+  x[k + 7] = std::numeric_limits<float>::infinity();
+  x[2 * k + 39] = std::numeric_limits<float>::quiet_NaN();
+  const std::vector<float> y = Multiply(kernels(), weights, x, 3);
+  EXPECT_TRUE(SameBits(absl::MakeConstSpan(y).first(16), absl::MakeConstSpan(good).first(16)));
+  for (int64_t i = 16; i < 48; ++i) EXPECT_TRUE(std::isnan(y[i]));
+}
+
+TEST_P(DotMatmul, Int8OfZerosIsTheBias) {
+  const int64_t k = 20;
+  const std::vector<float> bias(16, 0.5f);
+  const std::vector<float> zeros(16 * k);
+  const std::vector<float> ones(k, 1.0f);
+  EXPECT_EQ(Multiply(kernels(), Pack(zeros, bias, 16, k, WeightFormat::kInt8), ones, 1), bias);
+  const std::vector<float> w(16 * k, 1.0f);
+  EXPECT_EQ(Multiply(kernels(), Pack(w, bias, 16, k, WeightFormat::kInt8),
+                     absl::MakeConstSpan(zeros).first(k), 1),
+            bias);
+}
+
+TEST_P(DotMatmul, Bf16DotIsNearTheProductOfTheRoundedValues) {
+  if (kernels().bf16dot_matmul == nullptr) GTEST_SKIP() << "no AVX512-BF16 for this target";
+  std::mt19937 random(4);
+  for (const auto& [n, k] : kShapes) {
+    for (const int64_t rows : {1, 2, 3, 5, 8, 13}) {
+      SCOPED_TRACE(absl::StrCat(rows, " x ", k, " -> ", n));
+      std::vector<float> x = Normal(random, rows * k);
+      std::vector<float> w = Normal(random, n * k);
+      const std::vector<float> bias = Normal(random, n);
+      const std::vector<float> y =
+          Multiply(kernels(), Pack(w, bias, n, k, WeightFormat::kBf16Dot), x, rows);
+      for (float& value : x) value = RoundToBf16(value);
+      for (float& value : w) value = RoundToBf16(value);
+      const std::vector<double> expected = reference::Matmul(x, w, bias, rows, n, k);
+      const std::vector<double> bound = reference::MatmulErrorBound(x, w, bias, rows, n, k);
+      // Two products and a sum are rounded in each step of two, and perhaps not fused.
+      for (size_t i = 0; i < y.size(); ++i) EXPECT_NEAR(y[i], expected[i], 2 * bound[i]);
+    }
+  }
+}
+
+TEST_P(DotMatmul, Bf16DotRowsDoNotDependOnTheBatch) {
+  if (kernels().bf16dot_matmul == nullptr) GTEST_SKIP() << "no AVX512-BF16 for this target";
+  std::mt19937 random(5);
+  const int64_t n = 210;
+  const int64_t k = 75;
+  const int64_t most = 40;
+  const std::vector<float> x = Normal(random, most * k);
+  const PackedMatrix weights =
+      Pack(Normal(random, n * k), Normal(random, n), n, k, WeightFormat::kBf16Dot);
+  const std::vector<float> all = Multiply(kernels(), weights, x, most);
+  for (int64_t rows = 1; rows < most; ++rows) {
+    const std::vector<float> some = Multiply(kernels(), weights, x, rows);
+    EXPECT_TRUE(SameBits(some, absl::MakeConstSpan(all).first(some.size()))) << rows << " rows";
+  }
+}
+
+TEST_P(DotMatmul, Bf16RoundingOfRowsIsNearestEven) {
+  std::mt19937 random(6);
+  std::vector<float> x = Normal(random, 64);
+  x[0] = std::numeric_limits<float>::quiet_NaN();
+  x[1] = -std::numeric_limits<float>::infinity();
+  x[2] = 1.00390625f;                        // a tie, to even: down
+  x[3] = 1.01171875f;                        // a tie, to even: up
+  x[4] = std::numeric_limits<float>::max();  // to infinity
+  std::vector<uint16_t> rounded(64);
+  QuantizeArgs args;
+  args.x = x.data();
+  args.x_stride = 64;
+  args.k = 64;
+  args.format = WeightFormat::kBf16Dot;
+  args.quantized = reinterpret_cast<uint8_t*>(rounded.data());
+  args.quantized_stride = 128;
+  kernels().quantize(args, 0, 1);
+  for (size_t i = 0; i < x.size(); ++i) EXPECT_EQ(rounded[i], Bf16FromFloat(x[i])) << x[i];
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, DotMatmul, testing::ValuesIn(SupportedKernelTargets()),
+                         [](const testing::TestParamInfo<KernelTarget>& info) {
+                           return std::string(KernelTargetName(info.param));
+                         });
+
+}  // namespace
+}  // namespace blockserve

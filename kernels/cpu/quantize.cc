@@ -1,0 +1,140 @@
+#include "kernels/cpu/quantize.h"
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kernels/cpu/quantize.cc"
+#include "kernels/cpu/highway_targets.h"
+// Highway's order: foreach_target before highway.
+#include "hwy/foreach_target.h"
+#include "kernels/cpu/vec16-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace blockserve {
+namespace HWY_NAMESPACE {
+namespace {
+
+using DI = hn::RebindToSigned<DF>;
+using DI16 = hn::Rebind<int16_t, DI>;
+using DU8 = hn::Rebind<uint8_t, DI>;
+
+// Rounds to bfloat16 as Bf16FromFloat does.
+void RoundRowToBf16(const float* x, int64_t width, uint16_t* out) {
+  const DU du;
+  const VU one = hn::Set(du, 1u);
+  const VU half = hn::Set(du, 0x7fffu);
+  const VU quiet = hn::Set(du, 0x40u);
+  for (int64_t i = 0; i < width; i += kPartLanes) {
+    const VF value = hn::LoadU(DF(), x + i);
+    const VU bits = hn::BitCast(du, value);
+    const VU high = hn::ShiftRight<16>(bits);
+    const VU rounded = hn::ShiftRight<16>(hn::Add(hn::Add(bits, half), hn::And(high, one)));
+    const VU result =
+        hn::IfThenElse(hn::RebindMask(du, hn::IsNaN(value)), hn::Or(high, quiet), rounded);
+    const DU16 d16;
+    hn::StoreU(hn::DemoteTo(d16, hn::BitCast(DI(), result)), d16, out + i);
+  }
+}
+
+// Returns the row's scale; NaN, and a row of zeros, where a value is not finite.
+float RoundRowToInt8(const float* x, int64_t width, bool x_unsigned, void* out) {
+  V16 largest = Set16(0.0f);
+  V16 probe = Set16(0.0f);  // x * 0 is NaN for an infinite or NaN x and stays so in the sum
+  for (int64_t i = 0; i < width; i += kPanelWidth) {
+    V16 v = Load16(x + i);
+    probe = Fma(v, Set16(0.0f), probe);
+    BLOCKSERVE_UNROLL
+    for (int p = 0; p < kParts; ++p) v.part[p] = hn::Abs(v.part[p]);
+    largest = Max(largest, v);
+  }
+  const float magnitude = ReduceMax(largest);
+  const bool finite = ReduceSum(probe) == 0.0f;
+  if (!finite) {
+    std::memset(out, 0, width * (x_unsigned ? 1 : 2));
+    return std::numeric_limits<float>::quiet_NaN();
+  }
+  const VF inverse = hn::Set(DF(), magnitude > 1e-30f ? 127.0f / magnitude : 0.0f);
+  const VF round = hn::Set(DF(), 12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const DI di;
+  const auto round_bits = hn::BitCast(di, round);
+  for (int64_t i = 0; i < width; i += kPartLanes) {
+    const VF shifted = hn::Add(hn::Mul(hn::LoadU(DF(), x + i), inverse), round);
+    const auto q = hn::Sub(hn::BitCast(di, shifted), round_bits);
+    if (x_unsigned) {
+      const DU8 d8;
+      hn::StoreU(hn::DemoteTo(d8, hn::Add(q, hn::Set(di, 128))), d8,
+                 static_cast<uint8_t*>(out) + i);
+    } else {
+      const DI16 d16;
+      hn::StoreU(hn::DemoteTo(d16, q), d16, static_cast<int16_t*>(out) + i);
+    }
+  }
+  return magnitude / 127.0f;
+}
+
+}  // namespace
+
+void QuantizeRows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) {
+  const int64_t width = PadToPanel(args.k);
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    const float* x = args.x + r * args.x_stride;
+    uint8_t* out = args.quantized + r * args.quantized_stride;
+    if (args.format == WeightFormat::kInt8) {
+      args.scales[r] = RoundRowToInt8(x, width, args.x_unsigned, out);
+    } else {
+      RoundRowToBf16(x, width, reinterpret_cast<uint16_t*>(out));
+    }
+  }
+}
+
+void FinishDots(const MatmulArgs& args, const DotTile& tile) {
+  const PackedMatrix& weights = *args.weights;
+  const bool int8 = weights.format() == WeightFormat::kInt8;
+  const DI di;
+  for (int64_t p = 0; p < tile.panels; ++p) {
+    const int64_t column = (tile.panel + p) * kPanelWidth;
+    const V16 bias = Load16(weights.bias() + column);
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const uint32_t* sums = tile.sums + (r * tile.panels + p) * kPanelWidth;
+      V16 v;
+      if (int8) {
+        BLOCKSERVE_UNROLL
+        for (int i = 0; i < kParts; ++i) {
+          auto sum = hn::LoadU(di, reinterpret_cast<const int32_t*>(sums) + i * kPartLanes);
+          if (args.x_unsigned) {
+            sum = hn::Sub(sum, hn::LoadU(di, weights.offsets() + column + i * kPartLanes));
+          }
+          v.part[i] = hn::ConvertTo(DF(), sum);
+        }
+        v = Mul(Mul(v, Set16(args.x_scales[tile.row + r])), Load16(weights.scales() + column));
+      } else {
+        v = Load16(reinterpret_cast<const float*>(sums));
+      }
+      v = Add(v, bias);
+      const int64_t at = (tile.row + r) * args.y_stride + column;
+      if (args.epilogue == Epilogue::kGelu) v = Gelu(v);
+      if (args.epilogue == Epilogue::kAddResidual) v = Add(Load16(args.residual + at), v);
+      Store16(v, args.y + at);
+    }
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace blockserve
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace blockserve {
+
+decltype(CpuKernels::quantize) QuantizeKernel(KernelTarget target) {
+  return BLOCKSERVE_KERNEL_FOR(target, QuantizeRows);
+}
+
+decltype(CpuKernels::finish_dots) FinishDotsKernel(KernelTarget target) {
+  return BLOCKSERVE_KERNEL_FOR(target, FinishDots);
+}
+
+}  // namespace blockserve
+#endif  // HWY_ONCE

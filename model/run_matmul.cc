@@ -1,0 +1,111 @@
+#include "model/run_matmul.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+
+namespace blockserve {
+namespace {
+
+// Rows that a thread quantises at a time.
+constexpr int64_t kRowGrain = 8;
+// Panels that a thread takes at a time, at least: kernels run up to eight side by side.
+constexpr int64_t kMinPanels = 8;
+// Pieces of a thread's part: one that is held up does not hold up the others for long.
+constexpr int64_t kPieces = 16;
+constexpr int64_t kMaxParts = 64;
+
+// The panels [first, end) of part `part` of `parts`: whole groups of eight but for the last.
+int64_t PartBegin(const PackedMatrix& weights, int64_t part, int64_t parts) {
+  if (part == parts) return weights.num_panels();
+  return weights.num_panels() * part / parts / kMinPanels * kMinPanels;
+}
+
+struct alignas(64) Part {
+  std::atomic<int64_t> next{0};
+  int64_t end = 0;
+};
+
+}  // namespace
+
+WeightFormat WeightFormatOf(Arithmetic arithmetic) {
+  switch (arithmetic) {
+    case Arithmetic::kF32:
+      break;
+    case Arithmetic::kBf16:
+      return WeightFormat::kBf16;
+    case Arithmetic::kBf16Dot:
+      return WeightFormat::kBf16Dot;
+    case Arithmetic::kInt8:
+      return WeightFormat::kInt8;
+  }
+  return WeightFormat::kF32;
+}
+
+QuantizedRows::QuantizedRows(WeightFormat format, int64_t max_rows, int64_t max_k) {
+  if (format != WeightFormat::kBf16Dot && format != WeightFormat::kInt8) return;
+  max_rows_ = max_rows;
+  rows_ = AlignedBuffer(max_rows * PadToPanel(max_k) * 2);
+  scales_ = AlignedBuffer(max_rows * sizeof(float));
+  if (scales_.data() == nullptr) rows_ = AlignedBuffer();
+}
+
+void QuantizedRows::Quantize(const CpuKernels& kernels, ThreadPool& pool, MatmulArgs& args) const {
+  QuantizeArgs quantize;
+  quantize.x = args.x;
+  quantize.x_stride = args.x_stride;
+  quantize.k = args.weights->k();
+  quantize.format = args.weights->format();
+  quantize.x_unsigned = quantize.format == WeightFormat::kInt8 && kernels.int8_rows_unsigned;
+  quantize.quantized = rows_.data();
+  quantize.quantized_stride = PadToPanel(quantize.k) * 2;
+  quantize.scales = scales_.as<float>();
+  pool.ParallelFor((args.rows + kRowGrain - 1) / kRowGrain, [&](int64_t task, int) {
+    kernels.quantize(quantize, task * kRowGrain, std::min(args.rows, (task + 1) * kRowGrain));
+  });
+  args.quantized = quantize.quantized;
+  args.quantized_stride = quantize.quantized_stride;
+  args.x_scales = quantize.scales;
+  args.x_unsigned = quantize.x_unsigned;
+  args.finish_dots = kernels.finish_dots;
+}
+
+void RunMatmul(const CpuKernels& kernels, ThreadPool& pool, const QuantizedRows& quantized,
+               MatmulArgs args, const PackedMatrix* next) {
+  const PackedMatrix& weights = *args.weights;
+  auto* kernel = kernels.matmul;
+  if (weights.format() == WeightFormat::kBf16Dot || weights.format() == WeightFormat::kInt8) {
+    kernel = weights.format() == WeightFormat::kInt8 ? kernels.int8_matmul : kernels.bf16dot_matmul;
+    quantized.Quantize(kernels, pool, args);
+  }
+  const int64_t parts = std::min<int64_t>(pool.num_threads(), kMaxParts);
+  std::array<Part, kMaxParts> all;
+  for (int64_t i = 0; i < parts; ++i) {
+    all[i].next.store(PartBegin(weights, i, parts), std::memory_order_relaxed);
+    all[i].end = PartBegin(weights, i + 1, parts);
+  }
+  const int64_t part_panels = (weights.num_panels() + parts - 1) / parts;
+  const int64_t piece =
+      parts == 1 ? part_panels
+                 : (part_panels / kPieces + kMinPanels - 1) / kMinPanels * kMinPanels + kMinPanels;
+  pool.ParallelFor(parts, [&](int64_t, int thread) {
+    const int64_t own = thread % parts;
+    for (int64_t i = 0; i < parts; ++i) {
+      Part& part = all[(own + i) % parts];
+      MatmulArgs mine = args;
+      if (i == 0) {
+        // The pieces of a thread's own part follow one another.
+        mine.fetch_end = part.end;
+        mine.fetch_next = next;
+        if (next != nullptr) mine.fetch_next_panel = PartBegin(*next, own, parts);
+      }
+      while (true) {
+        const int64_t begin = part.next.fetch_add(piece, std::memory_order_relaxed);
+        if (begin >= part.end) break;
+        kernel(mine, begin, std::min(part.end, begin + piece));
+      }
+    }
+  });
+}
+
+}  // namespace blockserve

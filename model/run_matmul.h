@@ -1,0 +1,42 @@
+// A matrix product on all threads of a pool.
+#ifndef BLOCKSERVE_MODEL_RUN_MATMUL_H_
+#define BLOCKSERVE_MODEL_RUN_MATMUL_H_
+
+#include <cstdint>
+
+#include "common/thread_pool.h"
+#include "kernels/aligned_buffer.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "model/arithmetic.h"
+
+namespace blockserve {
+
+// The form in which an arithmetic stores the weights of matrix products.
+WeightFormat WeightFormatOf(Arithmetic arithmetic);
+
+// Inputs in the form that kBf16Dot and kInt8 multiply; empty for the other formats.
+class QuantizedRows {
+ public:
+  QuantizedRows() = default;
+  // Room for `max_rows` rows of at most `max_k` values. data() is missing without memory.
+  QuantizedRows(WeightFormat format, int64_t max_rows, int64_t max_k);
+  bool has_memory() const { return max_rows_ == 0 || rows_.data() != nullptr; }
+
+  // Makes args.x the kernels' input: fills `quantized`, and what goes with it, on the pool.
+  void Quantize(const CpuKernels& kernels, ThreadPool& pool, MatmulArgs& args) const;
+
+ private:
+  int64_t max_rows_ = 0;
+  AlignedBuffer rows_;
+  AlignedBuffer scales_;
+};
+
+// Runs the product that args.weights' format asks for. Every thread takes the panels of its own
+// part in order, and then what is left of the others' parts. `next`, if any, is the matrix that
+// comes afterwards: the beginnings of its parts are fetched while the last panels are multiplied.
+void RunMatmul(const CpuKernels& kernels, ThreadPool& pool, const QuantizedRows& quantized,
+               MatmulArgs args, const PackedMatrix* next = nullptr);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_MODEL_RUN_MATMUL_H_
