@@ -36,7 +36,7 @@ int RunServe(const Arguments& arguments) {
             &stall_bound);
   flags.Add("model_name", "what requests may call the model; default: the folder's",
             &options.model_name);
-  flags.Add("arithmetic", "auto, f32 or bf16", &options.arithmetic);
+  flags.Add("arithmetic", "auto, f32, bf16, bf16dot or int8", &options.arithmetic);
   flags.Add("threads", "compute threads; 0: one per core", &options.threads);
   flags.Add("kv_memory_mib", "memory for KV; 0: a quarter of the memory, at most 1 GiB",
             &options.kv_memory_mib);

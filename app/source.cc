@@ -7,7 +7,7 @@ namespace blockserve {
 void SourceOptions::AddFlags(FlagTable& flags) {
   flags.Add("model", "folder of a model, to be run in this process", &model);
   flags.Add("server", "or HOST:PORT of a running server", &server);
-  flags.Add("arithmetic", "with --model: auto, f32 or bf16", &arithmetic);
+  flags.Add("arithmetic", "with --model: auto, f32, bf16, bf16dot or int8", &arithmetic);
   flags.Add("threads", "with --model: compute threads; 0: one per core", &threads);
   flags.Add("timeout", "limit of the whole call", &timeout);
 }

@@ -29,7 +29,7 @@ ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP; empty: none");
 ABSL_FLAG(std::string, name, "", "name for people; default: the address listened on");
-ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32 or bf16");
+ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32, bf16, bf16dot or int8");
 ABSL_FLAG(int32_t, threads, 0, "compute threads; 0: one per core");
 ABSL_FLAG(int64_t, kv_memory_mib, 0, "memory for KV; 0: a quarter of the memory, at most 1 GiB");
 ABSL_FLAG(int64_t, kv_pages, 0, "KV pages, instead of --kv-memory-mib");

@@ -60,7 +60,7 @@ bool AsksFor(const std::vector<std::string>& arguments, absl::string_view flag);
 // Text of --help: the usage and one line for each flag with its default.
 std::string HelpText(const ProgramUsage& usage);
 std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& flags);
-// "blockserve-block 0.1.0, commit 1a2b3c4, arithmetic f32 bf16".
+// "blockserve-block 0.1.0, commit 1a2b3c4, arithmetic f32 bf16 bf16dot int8".
 std::string VersionText(absl::string_view program);
 
 // For main: parses, and ends the process after --help and --version (exit 0) and on bad usage (one

@@ -25,7 +25,7 @@ ABSL_FLAG(std::string, health_listen, "", "host:port that serves grpc.health alo
 ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP; empty: none");
-ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32 or bf16");
+ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32, bf16, bf16dot or int8");
 ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
 ABSL_FLAG(int, max_rows, 64, "rows of a batch, beyond which nothing is gained");
 ABSL_FLAG(int, max_queued_rows, 1024, "rows that wait; more are refused");
