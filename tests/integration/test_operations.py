@@ -23,6 +23,20 @@ def test_the_calculator_knows_the_kv_of_a_token(folder):
             shown["kv_bytes_per_token"][arithmetic])
 
 
+def test_the_calculator_reads_what_the_bench_writes(tmp_path, capsys):
+    model = f"--model={harness.GOLDEN / 'concat_l4'}"
+    result = subprocess.run(
+        [harness.program("blockserve-bench"), model, "--prompt=16", "--generate=16",
+         "--sequences=2", "--format=json"], text=True, capture_output=True, check=True).stdout
+    (tmp_path / "bench.json").write_text(result)
+    status = size_deployment.main([
+        model, f"--bench={tmp_path / 'bench.json'}", "--prompt=16", "--output=16",
+        "--requests-per-s=1", "--format=json"])
+    assert status == 0
+    sized = json.loads(capsys.readouterr().out)
+    assert 0 < sized["token"]["busy_workers"] < 1 and 0 < sized["block"]["busy_replicas"] < 1
+
+
 def test_flags_that_the_page_names_exist():
     programs = ["blockserve-gateway", "blockserve-block", "blockserve-token"]
     shown = "".join(subprocess.run([harness.program(program), "--help"], text=True,
