@@ -1,0 +1,294 @@
+// blockserve-simulate: many token workers and block replicas in one process, on engines that take
+// the time of a measured table and compute nothing. For measuring gateways, and for trying out
+// deployments wider than the machine.
+#include <algorithm>
+#include <cstdio>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/flags/flag.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "bench/load_report.h"
+#include "block_service/block_service.h"
+#include "common/logging.h"
+#include "common/program.h"
+#include "model/config.h"
+#include "model/fingerprint.h"
+#include "model/simulated_engine.h"
+#include "rpc/server.h"
+#include "rpc/signals.h"
+#include "token_service/token_service.h"
+
+ABSL_FLAG(std::string, model, "", "folder with config.json (and tokenizer.json): the shapes");
+ABSL_FLAG(int32_t, token_workers, 0, "so many, on ports from that of --token-listen on");
+ABSL_FLAG(std::string, token_listen, "127.0.0.1:7200", "host:port of the first token worker");
+ABSL_FLAG(std::string, token_steps, "0",
+          "milliseconds of a step, or a table of rows and milliseconds");
+ABSL_FLAG(int32_t, max_rows, 64, "rows of a batch");
+ABSL_FLAG(int32_t, max_queued_rows, 1024, "rows that wait at a worker; more are refused");
+ABSL_FLAG(int32_t, block_replicas, 0, "so many, on ports from that of --block-listen on");
+ABSL_FLAG(std::string, block_listen, "127.0.0.1:7100", "host:port of the first block replica");
+ABSL_FLAG(std::string, block_steps, "0", "likewise, by blocks of a step");
+ABSL_FLAG(int64_t, kv_pages, 65536, "KV pages of a replica");
+ABSL_FLAG(int32_t, max_sequences, 4096, "sequences open at a time on a replica");
+ABSL_FLAG(int32_t, prefill_chunk, 256, "prompt blocks of a step");
+ABSL_FLAG(int32_t, groups, 2, "groups of sequences that take turns");
+ABSL_FLAG(std::string, stats, "", "JSON file, written at the end: steps and rows of each worker");
+ABSL_FLAG(std::string, log_level, "warning", "debug, info, warning, error or off");
+
+namespace blockserve {
+namespace {
+
+constexpr absl::string_view kProgram = "blockserve-simulate";
+constexpr absl::Duration kDrainTimeout = absl::Seconds(10);
+constexpr absl::Duration kShutdownGrace = absl::Seconds(1);
+constexpr int32_t kMostWorkers = 10'000;
+
+struct SimulateConfig {
+  std::string model;
+  int32_t token_workers = 0;
+  int32_t block_replicas = 0;
+  std::string token_listen, block_listen;
+  std::string token_steps, block_steps;
+  TokenServiceConfig token;
+  BlockServiceConfig block;
+  std::string stats;
+
+  absl::Status Validate() const {
+    if (model.empty()) return absl::InvalidArgumentError("--model is needed");
+    for (const auto& [flag, count] : {std::pair("--token-workers", token_workers),
+                                      std::pair("--block-replicas", block_replicas)}) {
+      if (count < 0 || count > kMostWorkers) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(flag, " is ", count, "; it must be 0 to ", kMostWorkers));
+      }
+    }
+    if (token_workers + block_replicas == 0) {
+      return absl::InvalidArgumentError("one of --token-workers and --block-replicas is needed");
+    }
+    if (absl::Status status = token.Validate(); !status.ok()) return status;
+    return block.Validate();
+  }
+};
+
+// The address so many ports further.
+absl::StatusOr<std::string> Offset(absl::string_view flag, const std::string& address, int offset) {
+  const size_t colon = address.rfind(':');
+  int port = 0;
+  if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
+      port < 1 || port + offset > 65535) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        flag, " is \"", address, "\": host:port is needed, and ports enough from there"));
+  }
+  return absl::StrCat(address.substr(0, colon), ":", port + offset);
+}
+
+struct TokenWorkerProcess {
+  SimulatedTokenEngine* engine = nullptr;  // the service's
+  std::unique_ptr<TokenService> service;
+  std::unique_ptr<RpcServer> server;
+};
+
+struct BlockReplicaProcess {
+  SimulatedBlockEngine* engine = nullptr;  // the service's
+  std::unique_ptr<BlockService> service;
+  std::unique_ptr<RpcServer> server;
+};
+
+class Simulation {
+ public:
+  absl::Status Start(SimulateConfig config) {
+    absl::StatusOr<ModelConfig> model = LoadModelConfig(config.model);
+    if (!model.ok()) return model.status();
+    model_ = *std::move(model);
+    config_hash_ = ConfigHash(model_);
+    absl::StatusOr<std::string> tokenizer_hash = TokenizerHash(config.model);
+    if (!tokenizer_hash.ok()) return tokenizer_hash.status();
+    tokenizer_hash_ = *std::move(tokenizer_hash);
+    if (auto status = StartBlocks(config); !status.ok()) return status;
+    return StartTokens(config);
+  }
+
+  void Stop() {
+    for (TokenWorkerProcess& one : tokens_) {
+      one.server->SetServing(false);
+      one.service->StartDraining();
+    }
+    for (BlockReplicaProcess& one : blocks_) {
+      one.server->SetServing(false);
+      one.service->StartDraining();
+    }
+    const absl::Time limit = absl::Now() + kDrainTimeout;
+    const auto left = [limit] { return std::max(absl::ZeroDuration(), limit - absl::Now()); };
+    for (TokenWorkerProcess& one : tokens_) (void)one.service->WaitUntilDrained(left());
+    for (BlockReplicaProcess& one : blocks_) (void)one.service->WaitUntilEmpty(left());
+    for (TokenWorkerProcess& one : tokens_) one.service->Stop();
+    for (BlockReplicaProcess& one : blocks_) one.service->Stop();
+    for (TokenWorkerProcess& one : tokens_) one.server->Shutdown(kShutdownGrace);
+    for (BlockReplicaProcess& one : blocks_) one.server->Shutdown(kShutdownGrace);
+  }
+
+  nlohmann::ordered_json Stats() const {
+    const auto work = [](const std::string& address, const SimulatedWork& work) {
+      return nlohmann::ordered_json{{"address", address},
+                                    {"steps", work.steps.load()},
+                                    {"rows", work.rows.load()},
+                                    {"busy_s", static_cast<double>(work.busy_us.load()) / 1e6}};
+    };
+    nlohmann::ordered_json json;
+    json["token_workers"] = nlohmann::ordered_json::array();
+    json["block_replicas"] = nlohmann::ordered_json::array();
+    for (const TokenWorkerProcess& one : tokens_) {
+      json["token_workers"].push_back(work(one.server->address(), one.engine->work()));
+    }
+    for (const BlockReplicaProcess& one : blocks_) {
+      json["block_replicas"].push_back(work(one.server->address(), one.engine->work()));
+    }
+    return json;
+  }
+
+ private:
+  absl::StatusOr<std::unique_ptr<RpcServer>> Listen(absl::string_view flag, std::string address,
+                                                    grpc::Service* service) {
+    ServerOptions options;
+    options.listen_address = std::move(address);
+    options.listen_flag = std::string(flag);
+    absl::StatusOr<std::unique_ptr<RpcServer>> server = RpcServer::Start(options, {service});
+    if (server.ok()) (*server)->SetServing(true);
+    return server;
+  }
+
+  absl::Status StartTokens(const SimulateConfig& config) {
+    absl::StatusOr<StepTable> table = StepTable::Parse(config.token_steps);
+    if (!table.ok()) return WithFlag("--token-steps", table.status());
+    for (int i = 0; i < config.token_workers; ++i) {
+      absl::StatusOr<std::string> address = Offset("--token-listen", config.token_listen, i);
+      if (!address.ok()) return address.status();
+      TokenWorkerProcess one;
+      auto engine = std::make_unique<SimulatedTokenEngine>(model_, *table, config.token.max_rows);
+      one.engine = engine.get();
+      TokenServiceConfig service_config = config.token;
+      service_config.name = *address;
+      TokenServiceIdentity identity;
+      identity.config_hash = config_hash_;
+      identity.tokenizer_hash = tokenizer_hash_;
+      identity.numeric_id = "simulated";
+      identity.part_hash = [] { return std::string("simulated"); };
+      absl::StatusOr<std::unique_ptr<TokenService>> service =
+          TokenService::CreateOnEngine(service_config, std::move(engine), std::move(identity));
+      if (!service.ok()) return service.status();
+      one.service = *std::move(service);
+      absl::StatusOr<std::unique_ptr<RpcServer>> server =
+          Listen("--token-listen", *address, one.service->service());
+      if (!server.ok()) return server.status();
+      one.server = *std::move(server);
+      tokens_.push_back(std::move(one));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status StartBlocks(const SimulateConfig& config) {
+    absl::StatusOr<StepTable> table = StepTable::Parse(config.block_steps);
+    if (!table.ok()) return WithFlag("--block-steps", table.status());
+    for (int i = 0; i < config.block_replicas; ++i) {
+      absl::StatusOr<std::string> address = Offset("--block-listen", config.block_listen, i);
+      if (!address.ok()) return address.status();
+      BlockReplicaProcess one;
+      auto engine = std::make_unique<SimulatedBlockEngine>(model_, *table);
+      one.engine = engine.get();
+      BlockServiceConfig service_config = config.block;
+      service_config.name = *address;
+      BlockServiceParts parts;
+      parts.engine = std::move(engine);
+      parts.config_hash = config_hash_;
+      parts.tokenizer_hash = tokenizer_hash_;
+      parts.numeric_id = "simulated";
+      parts.hash_part = [] { return std::string("simulated"); };
+      absl::StatusOr<std::unique_ptr<BlockService>> service =
+          BlockService::Create(service_config, std::move(parts));
+      if (!service.ok()) return service.status();
+      one.service = *std::move(service);
+      absl::StatusOr<std::unique_ptr<RpcServer>> server =
+          Listen("--block-listen", *address, one.service->service());
+      if (!server.ok()) return server.status();
+      one.server = *std::move(server);
+      blocks_.push_back(std::move(one));
+    }
+    return absl::OkStatus();
+  }
+
+  static absl::Status WithFlag(absl::string_view flag, const absl::Status& status) {
+    return absl::Status(status.code(), absl::StrCat(flag, ": ", status.message()));
+  }
+
+  ModelConfig model_;
+  std::string config_hash_;
+  std::string tokenizer_hash_;
+  std::vector<TokenWorkerProcess> tokens_;
+  std::vector<BlockReplicaProcess> blocks_;
+};
+
+SimulateConfig ConfigFromFlags() {
+  SimulateConfig config;
+  config.model = absl::GetFlag(FLAGS_model);
+  config.token_workers = absl::GetFlag(FLAGS_token_workers);
+  config.token_listen = absl::GetFlag(FLAGS_token_listen);
+  config.token_steps = absl::GetFlag(FLAGS_token_steps);
+  config.token.max_rows = absl::GetFlag(FLAGS_max_rows);
+  config.token.max_queued_rows = absl::GetFlag(FLAGS_max_queued_rows);
+  config.block_replicas = absl::GetFlag(FLAGS_block_replicas);
+  config.block_listen = absl::GetFlag(FLAGS_block_listen);
+  config.block_steps = absl::GetFlag(FLAGS_block_steps);
+  config.block.kv_pages = absl::GetFlag(FLAGS_kv_pages);
+  config.block.max_sequences = absl::GetFlag(FLAGS_max_sequences);
+  config.block.prefill_chunk = absl::GetFlag(FLAGS_prefill_chunk);
+  config.block.groups = absl::GetFlag(FLAGS_groups);
+  config.stats = absl::GetFlag(FLAGS_stats);
+  return config;
+}
+
+absl::Status Serve(const SimulateConfig& config, TerminationWaiter& termination) {
+  Simulation simulation;
+  if (absl::Status status = simulation.Start(config); !status.ok()) return status;
+  std::printf("ready: %d token workers, %d block replicas\n", config.token_workers,
+              config.block_replicas);
+  std::fflush(stdout);
+  termination.Wait();
+  simulation.Stop();
+  if (config.stats.empty()) return absl::OkStatus();
+  return WriteFile(config.stats, absl::StrCat(simulation.Stats().dump(1), "\n"));
+}
+
+int Main(int argc, char** argv) {
+  const ProgramUsage usage = {
+      "blockserve-simulate --model DIR [--token-workers N] [--block-replicas M] [flags]\n"
+      "Workers of either tier that take the time of a table and compute nothing, in one process.",
+      {"model", "token_workers", "token_listen", "token_steps", "max_rows", "max_queued_rows",
+       "block_replicas", "block_listen", "block_steps", "kv_pages", "max_sequences",
+       "prefill_chunk", "groups", "stats", "log_level"}};
+  const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
+  if (!rest.empty()) {
+    return ReportUsageError(
+        kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
+  }
+  const SimulateConfig config = ConfigFromFlags();
+  absl::Status status = config.Validate();
+  if (status.ok()) {
+    status = ConfigureLogging(
+        {.program = std::string(kProgram), .level = absl::GetFlag(FLAGS_log_level)});
+  }
+  if (!status.ok()) return ReportUsageError(kProgram, status);
+  TerminationWaiter termination;  // before any thread
+  return ReportFailure(kProgram, Serve(config, termination));
+}
+
+}  // namespace
+}  // namespace blockserve
+
+int main(int argc, char** argv) { return blockserve::Main(argc, argv); }

@@ -1,0 +1,108 @@
+// Engines without weights, for measuring what is around them: a step takes the time that a table
+// of measured steps says, asleep, and its results are a hash of its inputs. So one machine runs
+// hundreds of workers, and whoever checks answers still finds a row that was lost, repeated, taken
+// from another sequence or computed from a wrong page.
+#ifndef BLOCKSERVE_MODEL_SIMULATED_ENGINE_H_
+#define BLOCKSERVE_MODEL_SIMULATED_ENGINE_H_
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "model/config.h"
+#include "model/engine.h"
+
+namespace blockserve {
+
+// Time of a step by the rows in it.
+class StepTable {
+ public:
+  // Every step takes no time.
+  StepTable() = default;
+
+  // A number of milliseconds for every step, or the path of a file: one "rows milliseconds" a line
+  // (blanks or a comma between them), rows rising; # begins a comment. INVALID_ARGUMENT, NOT_FOUND:
+  // naming file and line.
+  static absl::StatusOr<StepTable> Parse(const std::string& text);
+
+  // Between the rows of the table and beyond its last two: on the straight line. Before the first:
+  // as the first.
+  absl::Duration Time(int64_t rows) const;
+
+ private:
+  std::vector<std::pair<int64_t, double>> points_;  // rows, milliseconds
+};
+
+// What an engine has done; read from any thread.
+struct SimulatedWork {
+  std::atomic<int64_t> steps{0};
+  std::atomic<int64_t> rows{0};
+  std::atomic<int64_t> busy_us{0};
+};
+
+// Tokens are a function of the row alone: context, forced tokens, seed, choice, position, and
+// greedy or not. Stop ids, the limit, min_tokens_position and vocab_limit are kept; other
+// parameters of sampling do not matter. Log-probabilities are numbers in (-10, 0).
+class SimulatedTokenEngine final : public TokenEngine {
+ public:
+  SimulatedTokenEngine(ModelConfig config, StepTable table, int32_t max_rows)
+      : config_(std::move(config)), table_(std::move(table)), max_rows_(max_rows) {}
+
+  const ModelConfig& config() const override { return config_; }
+  Arithmetic arithmetic() const override { return Arithmetic::kF32; }
+  int32_t max_rows() const override { return max_rows_; }
+  // Rows of the table are rows of a batch; the time is that of whole blocks.
+  void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override;
+
+  const SimulatedWork& work() const { return work_; }
+
+ private:
+  void DecodeRow(const TokenRow& row, TokenRowResult& result) const;
+
+  const ModelConfig config_;
+  const StepTable table_;
+  const int32_t max_rows_;
+  SimulatedWork work_;
+};
+
+// A context row is a hash of every block up to it, read through the page table: pages hold one
+// number for each block.
+class SimulatedBlockEngine final : public BlockEngine {
+ public:
+  SimulatedBlockEngine(ModelConfig config, StepTable table)
+      : config_(std::move(config)), table_(std::move(table)) {}
+
+  const ModelConfig& config() const override { return config_; }
+  Arithmetic arithmetic() const override { return Arithmetic::kF32; }
+  absl::Status AllocateKv(int64_t num_pages, int32_t page_blocks) override;
+  int64_t KvBytesPerPage(int32_t page_blocks) const override {
+    return page_blocks * static_cast<int64_t>(sizeof(uint64_t));
+  }
+  void CopyPage(int32_t from, int32_t to, int32_t blocks) override;
+  // Rows of the table are blocks of a step, prefilled and decoded ones alike.
+  absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;
+
+  const SimulatedWork& work() const { return work_; }
+
+ private:
+  uint64_t& Slot(int32_t page, int64_t index) {
+    return kv_[static_cast<size_t>(page) * static_cast<size_t>(page_blocks_) +
+               static_cast<size_t>(index)];
+  }
+
+  const ModelConfig config_;
+  const StepTable table_;
+  int32_t page_blocks_ = 0;
+  std::vector<uint64_t> kv_;  // [pages, page_blocks]: hash of all blocks up to this one
+  SimulatedWork work_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_MODEL_SIMULATED_ENGINE_H_
