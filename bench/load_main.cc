@@ -1,38 +1,29 @@
 // blockserve-load: load against a server of blockserve, and what came of it.
-#include <signal.h>
-#include <unistd.h>
-
-#include <cstdio>
-#include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "bench/load_grpc.h"
-#include "bench/load_report.h"
-#include "bench/load_run.h"
-#include "bench/load_workload.h"
+#include "bench/load_program.h"
 #include "common/program.h"
 
 ABSL_FLAG(std::string, grpc, "", "server to load, over gRPC: host:port");
+ABSL_FLAG(std::string, http, "", "or over HTTP, as OpenAI's clients do: http://host:port");
 ABSL_FLAG(std::string, model, "", "model that requests ask for; empty: what is served");
 ABSL_FLAG(std::string, api_key, "", "key that requests carry");
 ABSL_FLAG(int32_t, concurrency, 0, "closed loop: requests under way at all times");
 ABSL_FLAG(double, rate, 0, "open loop: requests per second, whatever the server does");
 ABSL_FLAG(std::string, arrivals, "poisson", "open loop: poisson, constant or burst:N");
 ABSL_FLAG(std::string, trace, "", "open loop: CSV of arrival s, prompt tokens, output tokens");
+ABSL_FLAG(std::string, sweep, "",
+          "rates A,B,C or FROM:TO:STEPS, one after another; concurrency:… likewise");
 ABSL_FLAG(absl::Duration, duration, absl::ZeroDuration(),
-          "measure for so long [10s without --requests]");
+          "measure for so long; 10s without --requests");
 ABSL_FLAG(int64_t, requests, 0, "measure so many requests");
 ABSL_FLAG(absl::Duration, warmup, absl::ZeroDuration(), "load before measuring");
 ABSL_FLAG(std::string, prompt_tokens, "128",
@@ -54,26 +45,17 @@ ABSL_FLAG(double, start_at, 0, "Unix time to begin at, for several processes tog
 ABSL_FLAG(int64_t, max_failed, -1, "more failed requests make exit status 1; -1: any number");
 ABSL_FLAG(std::string, label, "", "name of the result");
 ABSL_FLAG(std::string, json, "", "file for the result; - is standard output");
-ABSL_FLAG(std::string, csv, "", "file with a line for each request");
+ABSL_FLAG(std::string, csv, "", "file with a line for each request, or rate of a sweep");
+ABSL_FLAG(std::string, html, "", "page with plots, that needs nothing else");
+ABSL_FLAG(std::string, merge, "", "A.json B.json …: as one result, what several processes did");
+ABSL_FLAG(std::string, compare, "", "A.json B.json: side by side");
 ABSL_FLAG(bool, progress, true, "a line each second on standard error");
 
 namespace blockserve {
 namespace {
 
 constexpr absl::string_view kProgram = "blockserve-load";
-constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
 constexpr absl::Duration kDefaultDuration = absl::Seconds(10);
-
-struct LoadProgramConfig {
-  GrpcTargetOptions grpc;
-  LoadPlan plan;
-  WorkloadOptions workload;
-  double start_at = 0;
-  int64_t max_failed = -1;
-  std::string label, json, csv;
-  bool progress = true;
-  nlohmann::ordered_json description;  // of the workload, as asked for
-};
 
 absl::Status NameFlag(absl::string_view flag, const absl::Status& status) {
   if (status.ok()) return status;
@@ -174,12 +156,24 @@ nlohmann::ordered_json DescribeWorkload(const LoadProgramConfig& config) {
 
 absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
   LoadProgramConfig config;
-  config.grpc.address = absl::GetFlag(FLAGS_grpc);
-  config.grpc.model = absl::GetFlag(FLAGS_model);
-  config.grpc.api_key = absl::GetFlag(FLAGS_api_key);
-  config.grpc.connections = absl::GetFlag(FLAGS_connections);
-  if (config.grpc.address.empty()) return absl::InvalidArgumentError("--grpc is missing");
-  if (config.grpc.connections < 1 || config.grpc.connections > 1024) {
+  LoadTarget& target = config.target;
+  target.grpc.address = absl::GetFlag(FLAGS_grpc);
+  target.grpc.model = absl::GetFlag(FLAGS_model);
+  target.grpc.api_key = absl::GetFlag(FLAGS_api_key);
+  target.grpc.connections = absl::GetFlag(FLAGS_connections);
+  const std::string http = absl::GetFlag(FLAGS_http);
+  if (target.grpc.address.empty() == http.empty()) {
+    return absl::InvalidArgumentError("one of --grpc and --http is needed");
+  }
+  if (!http.empty()) {
+    auto parsed = ParseHttpTarget(http);
+    if (!parsed.ok()) return NameFlag("--http", parsed.status());
+    target.http = *std::move(parsed);
+    target.http.model = target.grpc.model;
+    target.http.api_key = target.grpc.api_key;
+    target.over_http = true;
+  }
+  if (target.grpc.connections < 1 || target.grpc.connections > 1024) {
     return absl::InvalidArgumentError("--connections must be 1 to 1024");
   }
   if (absl::Status status = ReadWorkload(config); !status.ok()) return status;
@@ -187,6 +181,15 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
   LoadPlan& plan = config.plan;
   plan.concurrency = absl::GetFlag(FLAGS_concurrency);
   plan.rate = absl::GetFlag(FLAGS_rate);
+  if (const std::string sweep = absl::GetFlag(FLAGS_sweep); !sweep.empty()) {
+    auto parsed = ParseSweep(sweep);
+    if (!parsed.ok()) return NameFlag("--sweep", parsed.status());
+    config.sweep = *std::move(parsed);
+    if (plan.concurrency > 0 || plan.rate > 0 || !config.workload.trace.empty()) {
+      return absl::InvalidArgumentError("--sweep goes without --concurrency, --rate and --trace");
+    }
+    SetOffered(config.sweep, config.sweep.values.front(), plan);
+  }
   plan.arrivals = absl::GetFlag(FLAGS_arrivals);
   plan.warmup_us = absl::ToInt64Microseconds(absl::GetFlag(FLAGS_warmup));
   plan.duration_us = absl::ToInt64Microseconds(absl::GetFlag(FLAGS_duration));
@@ -207,158 +210,52 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
   config.label = absl::GetFlag(FLAGS_label);
   config.json = absl::GetFlag(FLAGS_json);
   config.csv = absl::GetFlag(FLAGS_csv);
-  plan.keep_rows = !config.csv.empty();
+  config.html = absl::GetFlag(FLAGS_html);
+  plan.keep_rows = !config.csv.empty() && config.sweep.values.empty();
   config.progress = absl::GetFlag(FLAGS_progress);
   if (absl::Status status = plan.Validate(config.workload); !status.ok()) return status;
   config.description = DescribeWorkload(config);
   return config;
 }
 
-// SIGINT and SIGTERM, asked for rather than waited for: the first ends the run early, and what was
-// measured is still told.
-class StopSignals {
- public:
-  StopSignals() {
-    sigemptyset(&signals_);
-    sigaddset(&signals_, SIGINT);
-    sigaddset(&signals_, SIGTERM);
-    pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
-  }
-  bool Came() {
-    const timespec no_time = {};
-    if (!came_ && sigtimedwait(&signals_, nullptr, &no_time) > 0) {
-      came_ = true;
-      pthread_sigmask(SIG_UNBLOCK, &signals_, nullptr);  // a second one ends the process
-    }
-    return came_;
-  }
-
- private:
-  sigset_t signals_;
-  bool came_ = false;
-};
-
-class ProgressLine {
- public:
-  explicit ProgressLine(bool shown) : shown_(shown), terminal_(isatty(STDERR_FILENO) != 0) {}
-
-  void Show(const LoadSnapshot& snapshot) {
-    if (!shown_ || snapshot.elapsed_us < next_) return;
-    const double seconds = static_cast<double>(snapshot.elapsed_us - last_.elapsed_us) / 1e6;
-    std::fprintf(stderr,
-                 "%s%5.0f s   sent %lld   ok %lld   failed %lld   in flight %lld   %.0f tokens/s%s",
-                 terminal_ ? "\r" : "", static_cast<double>(snapshot.elapsed_us) / 1e6,
-                 static_cast<long long>(snapshot.sent), static_cast<long long>(snapshot.ok),
-                 static_cast<long long>(snapshot.failed),
-                 static_cast<long long>(snapshot.sent - snapshot.ok - snapshot.failed),
-                 static_cast<double>(snapshot.output_tokens - last_.output_tokens) / seconds,
-                 terminal_ ? "    " : "\n");
-    std::fflush(stderr);
-    last_ = snapshot;
-    next_ = snapshot.elapsed_us + 1'000'000;
-    written_ = true;
-  }
-  void End() {
-    if (written_ && terminal_) std::fputs("\n", stderr);
-    written_ = false;
-  }
-
- private:
-  const bool shown_;
-  const bool terminal_;
-  bool written_ = false;
-  int64_t next_ = 1'000'000;
-  LoadSnapshot last_;
-};
-
-void TakeModel(const v1::GetModelResponse& model, LoadProgramConfig& config,
-               LoadDescription& description) {
-  description.target = {{"protocol", "grpc"},
-                        {"address", config.grpc.address},
-                        {"model", model.name()},
-                        {"model_id", model.model_id()},
-                        {"kind", model.kind()},
-                        {"block_length", model.block_length()},
-                        {"block_services", model.block_services()},
-                        {"token_workers", model.token_workers()}};
-  config.workload.vocab_size = model.vocab_size();
-  config.workload.excluded_tokens = {model.bos_token_id(), model.eos_token_id(),
-                                     model.pad_token_id()};
-  config.workload.max_total_tokens = model.max_tokens();
+LoadOutputs OutputsFromFlags() {
+  return {absl::GetFlag(FLAGS_json), absl::GetFlag(FLAGS_csv), absl::GetFlag(FLAGS_html)};
 }
 
-absl::StatusOr<int> Run(LoadProgramConfig config, const std::string& command) {
-  StopSignals signals;  // before any thread
-  LoadReport report;
-  report.objectives = config.plan.objectives;
-  LoadDescription& description = report.description;
-  description.label = config.label;
-  description.command = command;
-  absl::StatusOr<v1::GetModelResponse> model = AskModel(config.grpc, kConnectTimeout);
-  if (!model.ok()) return model.status();
-  TakeModel(*model, config, description);
-  description.workload = config.description;
-  const Workload workload(config.workload);
-
-  while (config.start_at > absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {
-    if (signals.Came()) return absl::CancelledError("stopped before the start");
-    absl::SleepFor(
-        std::min(absl::Milliseconds(50),
-                 absl::FromUnixMicros(static_cast<int64_t>(config.start_at * 1e6)) - absl::Now()));
+absl::StatusOr<int> Run(const std::vector<std::string>& rest, const std::string& command) {
+  const std::string merge = absl::GetFlag(FLAGS_merge);
+  const std::string compare = absl::GetFlag(FLAGS_compare);
+  if (!merge.empty() || !compare.empty()) {
+    std::vector<std::string> paths = {merge.empty() ? compare : merge};
+    paths.insert(paths.end(), rest.begin(), rest.end());
+    return merge.empty() ? CompareResults(paths, OutputsFromFlags())
+                         : MergeResults(paths, OutputsFromFlags());
   }
-  const absl::Time started = absl::Now();
-  description.started_at = absl::FormatTime(absl::RFC3339_sec, started, absl::UTCTimeZone());
-  description.started_unix_s = absl::ToDoubleSeconds(started - absl::UnixEpoch());
-  ProgressLine progress(config.progress);
-  report.result = RunLoad(
-      config.plan, workload, [&] { return MakeGrpcTransport(config.grpc); },
-      [&](const LoadSnapshot& snapshot) {
-        progress.Show(snapshot);
-        return !signals.Came();
-      });
-  progress.End();
-
-  if (config.json != "-") std::fputs(ToText(report).c_str(), stdout);
-  if (!config.json.empty()) {
-    absl::Status status = WriteFile(config.json, absl::StrCat(ToJson(report).dump(1), "\n"));
-    if (!status.ok()) return status;
+  if (!rest.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front()));
   }
-  if (!config.csv.empty()) {
-    if (absl::Status status = WriteFile(config.csv, ToCsv(report)); !status.ok()) return status;
-  }
-  const LoadResult& result = report.result;
-  if (result.usage_wrong > 0) {
-    return absl::InternalError(absl::StrCat(result.usage_wrong, " answers were not as asked for: ",
-                                            result.error_examples.at("WRONG_OUTPUT")));
-  }
-  if (result.ok == 0) return absl::InternalError("no request succeeded");
-  if (config.max_failed >= 0 && result.failed() > config.max_failed) {
-    return absl::InternalError(
-        absl::StrCat(result.failed(), " requests failed, --max-failed is ", config.max_failed));
-  }
-  return kExitOk;
+  absl::StatusOr<LoadProgramConfig> config = ConfigFromFlags();
+  if (!config.ok()) return config.status();
+  config->command = command;
+  return RunProgram(*std::move(config));
 }
 
 int Main(int argc, char** argv) {
   const ProgramUsage usage = {
-      "blockserve-load --grpc HOST:PORT (--concurrency N | --rate R | --trace FILE) [flags]\n"
-      "Sends requests to a server and measures the answers.",
-      {"grpc",          "model",         "api_key",     "concurrency",   "rate",
-       "arrivals",      "trace",         "duration",    "requests",      "warmup",
-       "prompt_tokens", "output_tokens", "prompts",     "shared_prefix", "n",
-       "temperature",   "ignore_eos",    "seed",        "timeout",       "objectives",
-       "max_in_flight", "threads",       "connections", "start_at",      "max_failed",
-       "label",         "json",          "csv",         "progress"}};
+      "blockserve-load --grpc HOST:PORT (--concurrency N | --rate R | --trace FILE | --sweep …)\n"
+      "Sends requests to a server and measures the answers (docs/load_testing.md).",
+      {"grpc",          "http",       "model",         "api_key",       "concurrency",
+       "rate",          "arrivals",   "trace",         "sweep",         "duration",
+       "requests",      "warmup",     "prompt_tokens", "output_tokens", "prompts",
+       "shared_prefix", "n",          "temperature",   "ignore_eos",    "seed",
+       "timeout",       "objectives", "max_in_flight", "threads",       "connections",
+       "start_at",      "max_failed", "label",         "json",          "csv",
+       "html",          "merge",      "compare",       "progress"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
-  if (!rest.empty()) {
-    return ReportUsageError(
-        kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
-  }
-  absl::StatusOr<LoadProgramConfig> config = ConfigFromFlags();
-  if (!config.ok()) return ReportUsageError(kProgram, config.status());
-  const std::string command = absl::StrJoin(argv, argv + argc, " ");
-  const absl::StatusOr<int> code = Run(*std::move(config), command);
-  return code.ok() ? *code : ReportFailure(kProgram, code.status());
+  const absl::StatusOr<int> code = Run(rest, absl::StrJoin(argv, argv + argc, " "));
+  if (code.ok()) return *code;
+  return absl::IsInvalidArgument(code.status()) ? ReportUsageError(kProgram, code.status())
+                                                : ReportFailure(kProgram, code.status());
 }
 
 }  // namespace

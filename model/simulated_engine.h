@@ -46,6 +46,11 @@ struct SimulatedWork {
   std::atomic<int64_t> busy_us{0};
 };
 
+// What contexts travel as: bf16 for models of that type, as with the engines that compute.
+inline Arithmetic SimulatedArithmetic(const ModelConfig& config) {
+  return config.torch_dtype == "bfloat16" ? Arithmetic::kBf16 : Arithmetic::kF32;
+}
+
 // Tokens are a function of the row alone: context, forced tokens, seed, choice, position, and
 // greedy or not. Stop ids, the limit, min_tokens_position and vocab_limit are kept; other
 // parameters of sampling do not matter. Log-probabilities are numbers in (-10, 0).
@@ -55,7 +60,7 @@ class SimulatedTokenEngine final : public TokenEngine {
       : config_(std::move(config)), table_(std::move(table)), max_rows_(max_rows) {}
 
   const ModelConfig& config() const override { return config_; }
-  Arithmetic arithmetic() const override { return Arithmetic::kF32; }
+  Arithmetic arithmetic() const override { return SimulatedArithmetic(config_); }
   int32_t max_rows() const override { return max_rows_; }
   // Rows of the table are rows of a batch; the time is that of whole blocks.
   void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override;
@@ -79,7 +84,7 @@ class SimulatedBlockEngine final : public BlockEngine {
       : config_(std::move(config)), table_(std::move(table)) {}
 
   const ModelConfig& config() const override { return config_; }
-  Arithmetic arithmetic() const override { return Arithmetic::kF32; }
+  Arithmetic arithmetic() const override { return SimulatedArithmetic(config_); }
   absl::Status AllocateKv(int64_t num_pages, int32_t page_blocks) override;
   int64_t KvBytesPerPage(int32_t page_blocks) const override {
     return page_blocks * static_cast<int64_t>(sizeof(uint64_t));

@@ -1,0 +1,320 @@
+#include "bench/load_http.h"
+
+#include <array>
+#include <boost/asio/connect.hpp>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/beast/core.hpp>
+#include <boost/beast/http.hpp>
+#include <chrono>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "bench/load_sse.h"
+
+namespace blockserve {
+namespace {
+
+namespace asio = boost::asio;
+namespace beast = boost::beast;
+namespace http = boost::beast::http;
+using Tcp = asio::ip::tcp;
+using ErrorCode = boost::system::error_code;
+
+// Handlers run in one Poll, so that due requests are sent under any load.
+constexpr int kHandlersOfPoll = 256;
+constexpr size_t kReadBytes = 16 << 10;
+constexpr size_t kMostErrorBytes = 16 << 10;
+
+std::chrono::steady_clock::time_point ToSteadyTime(int64_t micros) {
+  return std::chrono::steady_clock::time_point(std::chrono::microseconds(micros));
+}
+
+template <class Body>
+void SetHead(const HttpTargetOptions& options, http::request<Body>& request) {
+  request.set(http::field::host, absl::StrCat(options.host, ":", options.port));
+  request.set(http::field::user_agent, "blockserve-load");
+  if (!options.api_key.empty()) {
+    request.set(http::field::authorization, absl::StrCat("Bearer ", options.api_key));
+  }
+}
+
+std::string ToBody(const RequestSpec& spec, const std::string& model) {
+  nlohmann::json body;
+  body["model"] = model;
+  if (spec.text.empty()) {
+    body["prompt"] = spec.tokens;
+  } else {
+    body["prompt"] = spec.text;
+  }
+  body["max_tokens"] = spec.max_tokens;
+  body["temperature"] = spec.temperature;
+  body["seed"] = static_cast<int64_t>(spec.seed >> 1);  // some servers read a signed number
+  body["n"] = spec.n;
+  body["stream"] = true;
+  body["stream_options"] = {{"include_usage", true}};
+  if (spec.ignore_eos) body["ignore_eos"] = true;
+  return body.dump();
+}
+
+// The message of an error's body, or the body.
+std::string ErrorMessage(const std::string& body) {
+  const nlohmann::json json = nlohmann::json::parse(body, nullptr, /*allow_exceptions=*/false);
+  if (json.is_object() && json.contains("error") && json["error"].is_object() &&
+      json["error"].contains("message") && json["error"]["message"].is_string()) {
+    return json["error"]["message"].get<std::string>();
+  }
+  return body.substr(0, 200);
+}
+
+class HttpTransport final : public LoadTransport {
+ public:
+  explicit HttpTransport(const HttpTargetOptions& options)
+      : options_(options), work_(asio::make_work_guard(context_)) {
+    ErrorCode error;
+    endpoints_ = Tcp::resolver(context_).resolve(options_.host, options_.port, error);
+  }
+
+  ~HttpTransport() override {
+    CancelAll();
+    idle_.clear();
+    work_.reset();
+    context_.run();
+  }
+
+  void Start(const RequestSpec& spec, int64_t deadline, RequestObserver* observer) override {
+    auto call = std::make_shared<Call>(*this, observer, deadline);
+    calls_.insert(call);
+    call->Prepare(ToBody(spec, options_.model));
+    // Nothing of it is called from within.
+    asio::post(context_, [call] { call->Begin(/*fresh=*/false); });
+  }
+
+  void Poll(int64_t until) override {
+    if (context_.run_one_until(ToSteadyTime(until)) == 0) return;
+    for (int i = 1; i < kHandlersOfPoll && context_.poll_one() > 0; ++i) {
+    }
+  }
+
+  void CancelAll() override {
+    for (const std::shared_ptr<Call>& call : calls_) call->Cancel();
+  }
+
+ private:
+  struct Connection {
+    explicit Connection(asio::io_context& context) : stream(context) {}
+    beast::tcp_stream stream;
+    beast::flat_buffer buffer;
+  };
+
+  // One request, from its start to its end.
+  class Call final : public std::enable_shared_from_this<Call> {
+   public:
+    Call(HttpTransport& transport, RequestObserver* observer, int64_t deadline)
+        : transport_(transport), observer_(observer), deadline_(deadline), events_(observer) {}
+
+    void Prepare(std::string body) {
+      request_.version(11);
+      request_.method(http::verb::post);
+      request_.target(transport_.options_.path);
+      SetHead(transport_.options_, request_);
+      request_.set(http::field::content_type, "application/json");
+      request_.body() = std::move(body);
+      request_.prepare_payload();
+    }
+
+    // `fresh`: on a new connection, whatever is idle.
+    void Begin(bool fresh) {
+      if (cancelled_) return End("CANCELLED", "");
+      reused_ = !fresh && !transport_.idle_.empty();
+      if (reused_) {
+        connection_ = std::move(transport_.idle_.back());
+        transport_.idle_.pop_back();
+        return Write();
+      }
+      connection_ = std::make_unique<Connection>(transport_.context_);
+      connection_->stream.expires_at(ToSteadyTime(deadline_));
+      connection_->stream.async_connect(
+          transport_.endpoints_,
+          [self = shared_from_this()](ErrorCode error, const Tcp::endpoint&) {
+            if (error) return self->Fail(error);
+            ErrorCode ignored;
+            self->connection_->stream.socket().set_option(Tcp::no_delay(true), ignored);
+            self->Write();
+          });
+    }
+
+    void Cancel() {
+      cancelled_ = true;
+      if (connection_ != nullptr) connection_->stream.cancel();
+    }
+
+   private:
+    void Write() {
+      connection_->stream.expires_at(ToSteadyTime(deadline_));
+      http::async_write(connection_->stream, request_,
+                        [self = shared_from_this()](ErrorCode error, size_t) {
+                          if (error) return self->Fail(error);
+                          self->ReadHead();
+                        });
+    }
+
+    void ReadHead() {
+      parser_.emplace();
+      parser_->body_limit(boost::none);
+      http::async_read_header(connection_->stream, connection_->buffer, *parser_,
+                              [self = shared_from_this()](ErrorCode error, size_t) {
+                                if (error) return self->Fail(error);
+                                self->begun_ = true;
+                                self->ReadBody();
+                              });
+    }
+
+    void ReadBody() {
+      if (parser_->is_done()) return Complete();
+      auto& body = parser_->get().body();
+      body.data = piece_.data();
+      body.size = piece_.size();
+      body.more = true;
+      http::async_read_some(connection_->stream, connection_->buffer, *parser_,
+                            [self = shared_from_this()](ErrorCode error, size_t) {
+                              if (error && error != http::error::need_buffer) {
+                                return self->Fail(error);
+                              }
+                              self->TakePiece();
+                            });
+    }
+
+    void TakePiece() {
+      const size_t bytes = piece_.size() - parser_->get().body().size;
+      const absl::string_view piece(piece_.data(), bytes);
+      if (parser_->get().result() == http::status::ok) {
+        events_.Take(piece);
+        // What was read with it comes in the next pieces.
+        if (connection_->buffer.size() == 0) observer_->OnMessageEnd(SteadyMicros());
+      } else if (error_body_.size() < kMostErrorBytes) {
+        error_body_.append(piece.data(), piece.size());
+      }
+      ReadBody();
+    }
+
+    void Complete() {
+      const auto& response = parser_->get();
+      if (response.keep_alive() && !cancelled_) {
+        transport_.idle_.push_back(std::move(connection_));
+      }
+      if (response.result() != http::status::ok) {
+        return End(absl::StrCat("HTTP ", response.result_int()), ErrorMessage(error_body_));
+      }
+      observer_->OnMessageEnd(SteadyMicros());
+      if (!events_.fault().empty()) return End("STREAM_ERROR", events_.fault());
+      if (!events_.done()) return End("STREAM_ERROR", "the stream ended without [DONE]");
+      End("", "");
+    }
+
+    void Fail(ErrorCode error) {
+      if (cancelled_) return End("CANCELLED", "");
+      if (error == beast::error::timeout) return End("TIMEOUT", "no end before the deadline");
+      // The server may close a connection that was idle just when it is used again.
+      if (reused_ && !begun_) return Begin(/*fresh=*/true);
+      End("CONNECTION", error.message());
+    }
+
+    void End(const std::string& error, const std::string& message) {
+      const std::shared_ptr<Call> self = shared_from_this();
+      transport_.calls_.erase(self);
+      observer_->OnEnd(SteadyMicros(), error, message);
+    }
+
+    HttpTransport& transport_;
+    RequestObserver* const observer_;
+    const int64_t deadline_;
+    CompletionEvents events_;
+    http::request<http::string_body> request_;
+    std::unique_ptr<Connection> connection_;
+    std::optional<http::response_parser<http::buffer_body>> parser_;
+    std::array<char, kReadBytes> piece_;
+    std::string error_body_;
+    bool reused_ = false;
+    bool begun_ = false;  // a response's head has come
+    bool cancelled_ = false;
+  };
+
+  const HttpTargetOptions options_;
+  asio::io_context context_{1};
+  asio::executor_work_guard<asio::io_context::executor_type> work_;
+  Tcp::resolver::results_type endpoints_;
+  std::vector<std::unique_ptr<Connection>> idle_;
+  std::unordered_set<std::shared_ptr<Call>> calls_;
+};
+
+}  // namespace
+
+absl::StatusOr<HttpTargetOptions> ParseHttpTarget(absl::string_view text) {
+  HttpTargetOptions options;
+  absl::string_view rest = text;
+  absl::ConsumePrefix(&rest, "http://");
+  if (const size_t slash = rest.find('/'); slash != absl::string_view::npos) {
+    if (slash + 1 < rest.size()) options.path = std::string(rest.substr(slash));
+    rest = rest.substr(0, slash);
+  }
+  const size_t colon = rest.rfind(':');
+  if (colon == absl::string_view::npos || colon == 0 || colon + 1 == rest.size() ||
+      rest.find("//") != absl::string_view::npos) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is not http://host:port"));
+  }
+  options.host = std::string(rest.substr(0, colon));
+  options.port = std::string(rest.substr(colon + 1));
+  return options;
+}
+
+absl::StatusOr<std::string> AskHttpModel(const HttpTargetOptions& options, absl::Duration timeout) {
+  const std::string address = absl::StrCat(options.host, ":", options.port);
+  asio::io_context context;
+  beast::tcp_stream stream(context);
+  ErrorCode error;
+  const auto endpoints = Tcp::resolver(context).resolve(options.host, options.port, error);
+  if (error) return absl::UnavailableError(absl::StrCat(address, ": ", error.message()));
+  stream.expires_after(absl::ToChronoNanoseconds(timeout));
+  http::request<http::empty_body> request(http::verb::get, "/v1/models", 11);
+  SetHead(options, request);
+  http::response<http::string_body> response;
+  beast::flat_buffer buffer;
+  // The timeout of the stream holds for asynchronous operations alone.
+  stream.async_connect(endpoints, [&](ErrorCode failed, const Tcp::endpoint&) {
+    if (error = failed; error) return;
+    http::async_write(stream, request, [&](ErrorCode not_written, size_t) {
+      if (error = not_written; error) return;
+      http::async_read(stream, buffer, response,
+                       [&](ErrorCode not_read, size_t) { error = not_read; });
+    });
+  });
+  context.run();
+  if (error) return absl::UnavailableError(absl::StrCat(address, ": ", error.message()));
+  if (response.result() != http::status::ok) {
+    return absl::FailedPreconditionError(absl::StrCat(address, ": /v1/models answers ",
+                                                      response.result_int(), ": ",
+                                                      ErrorMessage(response.body())));
+  }
+  const nlohmann::json json =
+      nlohmann::json::parse(response.body(), nullptr, /*allow_exceptions=*/false);
+  if (!json.is_object() || !json.contains("data") || !json["data"].is_array() ||
+      json["data"].empty() || !json["data"][0].is_object() || !json["data"][0].contains("id") ||
+      !json["data"][0]["id"].is_string()) {
+    return absl::FailedPreconditionError(absl::StrCat(address, ": /v1/models names no model"));
+  }
+  return json["data"][0]["id"].get<std::string>();
+}
+
+std::unique_ptr<LoadTransport> MakeHttpTransport(const HttpTargetOptions& options) {
+  return std::make_unique<HttpTransport>(options);
+}
+
+}  // namespace blockserve

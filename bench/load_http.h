@@ -1,0 +1,36 @@
+// The HTTP transport: POST /v1/completions with a stream of server-sent events, as OpenAI's clients
+// ask for it. One connection for each request under way, kept and used again.
+#ifndef BLOCKSERVE_BENCH_LOAD_HTTP_H_
+#define BLOCKSERVE_BENCH_LOAD_HTTP_H_
+
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "bench/load_transport.h"
+
+namespace blockserve {
+
+struct HttpTargetOptions {
+  std::string host;
+  std::string port;
+  std::string path = "/v1/completions";
+  std::string model;    // of the requests; never empty
+  std::string api_key;  // sent as "Authorization: Bearer KEY"; empty: none
+};
+
+// "host:port" or "http://host:port", perhaps with the path of the completions.
+absl::StatusOr<HttpTargetOptions> ParseHttpTarget(absl::string_view text);
+
+// The name of the first model of GET /v1/models. UNAVAILABLE and others: what the server says
+// instead.
+absl::StatusOr<std::string> AskHttpModel(const HttpTargetOptions& options, absl::Duration timeout);
+
+std::unique_ptr<LoadTransport> MakeHttpTransport(const HttpTargetOptions& options);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_BENCH_LOAD_HTTP_H_

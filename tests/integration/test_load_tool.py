@@ -1,0 +1,150 @@
+"""blockserve-load and blockserve-simulate as programs: what they print, write and exit with."""
+
+import json
+import socket
+import subprocess
+
+import harness
+import pytest
+
+SHORT = ["--prompt-tokens=uniform:2:9", "--output-tokens=uniform:3:11", "--noprogress"]
+
+
+def load(*arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    ran = subprocess.run([harness.program("blockserve-load"), *arguments], capture_output=True,
+                         text=True, timeout=100, check=False)
+    assert ran.returncode == status, f"{ran.returncode}\n{ran.stdout}\n{ran.stderr}"
+    return ran
+
+
+def result_of(path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def consecutive_ports(count: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    while True:
+        first = harness.free_port()
+        probes = []
+        try:
+            for port in range(first, first + count):
+                probes.append(socket.create_server(("127.0.0.1", port)))
+            return first
+        except (OSError, OverflowError):
+            continue
+        finally:
+            for probe in probes:
+                probe.close()
+
+
+@pytest.fixture(scope="module")
+def server(launcher):
+    model = harness.GOLDEN / "concat_l4"
+    return launcher.serve(model, "--arithmetic=f32").wait_until_ready()
+
+
+def test_a_closed_loop_measures_every_request_and_checks_it(server, tmp_path):
+    out = tmp_path / "a.json"
+    load(f"--grpc={server.address}", "--concurrency=4", "--requests=24", "--n=2", f"--json={out}",
+         f"--csv={tmp_path / 'a.csv'}", f"--html={tmp_path / 'a.html'}",
+         "--objectives=ttft=1h,itl=1h,e2e=1h", *SHORT)
+    result = result_of(out)
+    assert result["requests"] == {"measured": 24, "ok": 24, "failed": 0, "good": 24}
+    assert result["usage_check"] == {"checked": 24, "wrong": 0}
+    assert result["target"]["block_length"] == 4 and result["errors"] == {}
+    assert result["latency"]["ttft_ms"]["count"] == result["latency"]["e2e_ms"]["count"] == 24
+    assert result["tokens"]["output"] == result["window"]["output_tokens"] > 24 * 2 * 3
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert len(lines) == 25 and all(line.endswith(",OK") for line in lines[1:])
+    assert "<svg" in (tmp_path / "a.html").read_text()
+
+
+def test_the_same_requests_have_the_same_answers_whatever_the_load(server, tmp_path):
+    one, two = tmp_path / "one.json", tmp_path / "two.json"
+    asked = [f"--grpc={server.address}", "--requests=20", *SHORT]
+    load(*asked, "--concurrency=1", f"--json={one}")
+    load(*asked, "--rate=500", "--threads=2", f"--json={two}")
+    assert result_of(one)["output_hash"] == result_of(two)["output_hash"]
+    compared = load("--compare", str(one), str(two)).stdout
+    assert "output tokens/s" in compared and "differs: loop" in compared
+    merged = tmp_path / "merged.json"
+    load("--merge", str(one), str(two), f"--json={merged}")
+    assert result_of(merged)["requests"]["ok"] == 40
+
+
+def test_a_trace_is_played_with_its_lengths(server, tmp_path):
+    trace, out = tmp_path / "trace.csv", tmp_path / "out.csv"
+    trace.write_text("arrival_s,prompt,output\n0,3,5\n0.01,4,6\n0.02,5,7\n")
+    load(f"--grpc={server.address}", f"--trace={trace}", f"--csv={out}", "--noprogress")
+    rows = [line.split(",") for line in out.read_text().splitlines()[1:]]
+    assert [(row[5], row[6]) for row in rows] == [("3", "5"), ("4", "6"), ("5", "7")]
+
+
+def test_a_sweep_draws_its_curve(server, tmp_path):
+    out, page = tmp_path / "sweep.json", tmp_path / "sweep.html"
+    load(f"--grpc={server.address}", "--sweep=concurrency:1,2,4", "--requests=8", f"--json={out}",
+         f"--html={page}", *SHORT)
+    sweep = result_of(out)
+    assert [point["offered"] for point in sweep["points"]] == [1, 2, 4]
+    assert all(point["result"]["requests"]["ok"] == 8 for point in sweep["points"])
+    assert page.read_text().count("<svg") == 2
+
+
+def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
+    nowhere = f"127.0.0.1:{harness.free_port()}"
+    for arguments, word in [
+            ([], "--grpc"), (["--grpc=x:1"], "--concurrency"),
+            (["--grpc=x:1", "--rate=1", "--concurrency=1"], "--concurrency"),
+            (["--grpc=x:1", "--rate=1", "--arrivals=often"], "--arrivals"),
+            (["--grpc=x:1", "--rate=1", "--prompt-tokens=many"], "--prompt-tokens"),
+            (["--grpc=x:1", "--trace=/no/such"], "--trace"),
+            (["--grpc=x:1", "--sweep=4,2"], "--sweep"),
+            (["--grpc=x:1", "--rate=1", "--objectives=fast=1s"], "--objectives"),
+            (["--compare", str(tmp_path / "none.json")], "two results")]:
+        error = load(*arguments, status=2).stderr
+        assert word in error and error.count("\n") == 1, error
+    # A request that no server can serve fails; the run goes on, and says so.
+    error = load(f"--grpc={server.address}", "--concurrency=1", "--requests=2", "--model=other",
+                 *SHORT, status=2).stderr
+    assert "other" in error
+    error = load(f"--grpc={nowhere}", "--concurrency=1", "--requests=1", *SHORT, status=1).stderr
+    assert nowhere in error
+
+
+def test_help_fits_a_screen():
+    lines = load("--help").stdout.splitlines()
+    assert len(lines) <= 45 and max(len(line) for line in lines) <= 120
+
+
+def test_simulated_workers_serve_a_gateway_and_share_its_rows(launcher, tmp_path):
+    """Answers do not depend on how many workers there are; every worker gets its share."""
+    model = harness.GOLDEN / "concat_l4"
+    hashes = []
+    for workers in (1, 5):
+        first = consecutive_ports(workers + 2)
+        stats = tmp_path / f"stats{workers}.json"
+        simulated = subprocess.Popen(
+            [harness.program("blockserve-simulate"), f"--model={model}",
+             f"--token-workers={workers}", f"--token-listen=127.0.0.1:{first}",
+             "--block-replicas=2", f"--block-listen=127.0.0.1:{first + workers}",
+             "--token-steps=0.5", "--block-steps=0.2", f"--stats={stats}"],
+            stdout=subprocess.PIPE, text=True)
+        try:
+            assert "ready" in simulated.stdout.readline()
+            addresses = [f"127.0.0.1:{first + i}" for i in range(workers + 2)]
+            gateway = launcher.start("blockserve-gateway", [
+                f"--model={model}", "--block-services=" + ",".join(addresses[workers:]),
+                "--token-services=" + ",".join(addresses[:workers])])
+            launcher.connected_client(gateway, 2, workers)
+            out = tmp_path / "load.json"
+            load(f"--grpc={gateway.address}", "--concurrency=20", "--requests=100",
+                 f"--json={out}", "--max-failed=0", *SHORT)
+            hashes.append(result_of(out)["output_hash"])
+            gateway.stop()
+        finally:
+            simulated.terminate()
+            assert simulated.wait(60) == 0
+        rows = [worker["rows"] for worker in result_of(stats)["token_workers"]]
+        assert len(rows) == workers and min(rows) > 0 and max(rows) <= 3 * min(rows), rows
+        assert all(replica["steps"] > 0 for replica in result_of(stats)["block_replicas"])
+    assert hashes[0] == hashes[1]

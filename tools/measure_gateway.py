@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""Measures a gateway between simulated tiers: throughput, its CPU, how evenly it spreads, and what a
+lost process of token workers costs. Needs the built programs alone.
+
+  tools/measure_gateway.py --token-workers 100 --block-replicas 4 --concurrency 1000
+  tools/measure_gateway.py --token-workers 1 --token-steps 0 --protocol http      # overhead
+  tools/measure_gateway.py --token-workers 20 --processes 2 --kill-after 4        # a loss
+
+Prints one JSON object; --out FILE appends it to a file of JSON lines.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def free_range(count: int, start: int) -> int:
+    """The first of `count` ports in a row that nobody listens on."""
+    first = start
+    while first + count < 65000:
+        for port in range(first, first + count):
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    break
+        else:
+            return first
+        first = port + 1
+    raise SystemExit("measure_gateway: no free ports")
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def memory_mib(pid: int) -> float:
+    for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def shaped_model(model: pathlib.Path, width: int, folder: pathlib.Path) -> pathlib.Path:
+    """The model's tokenizer and configuration, with context rows of another width."""
+    config = json.loads((model / "config.json").read_text())
+    for part in ("block_decoder", "token_decoder"):
+        config[part]["hidden_size"] = width
+    config["embedder"]["hidden_size"] = width // config["block_length"]
+    made = folder / "shaped"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (model / name).exists():
+            shutil.copy(model / name, made / name)
+    return made
+
+
+class Processes:
+    def __init__(self, programs: pathlib.Path, folder: pathlib.Path):
+        self.programs, self.folder, self.started = programs, folder, []
+
+    def start(self, name: str, *arguments: str, wait_for: str = "") -> subprocess.Popen:
+        log = open(self.folder / f"{len(self.started)}-{name}.log", "w+", encoding="utf-8")
+        process = subprocess.Popen([self.programs / name, *arguments], stdout=log,
+                                   stderr=subprocess.STDOUT)
+        self.started.append(process)
+        deadline = time.monotonic() + 60
+        while wait_for and wait_for not in pathlib.Path(log.name).read_text():
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"{name}: {pathlib.Path(log.name).read_text()}")
+            time.sleep(0.05)
+        return process
+
+    def stop(self) -> None:
+        for process in reversed(self.started):
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()
+
+
+def spread(values: list) -> dict:
+    mean = sum(values) / len(values)
+    return {"min": min(values), "mean": round(mean, 1), "max": max(values),
+            "max_to_mean": round(max(values) / mean, 3) if mean else None}
+
+
+def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.Path) -> dict:
+    model = pathlib.Path(options.model)
+    if options.width:
+        model = shaped_model(model, options.width, folder)
+    groups = [options.token_workers // options.processes] * options.processes
+    groups[0] += options.token_workers - sum(groups)
+    tokens, stats = [], []
+    # By hand, below the ephemeral range, so that no outgoing connection takes one of them.
+    next_port = free_range(options.block_replicas, 20000)
+    blocks = [f"127.0.0.1:{next_port + i}" for i in range(options.block_replicas)]
+    stats.append(folder / "blocks.json")
+    processes.start("blockserve-simulate", f"--model={model}",
+                    f"--block-replicas={options.block_replicas}", f"--block-listen={blocks[0]}",
+                    f"--block-steps={options.block_steps}", f"--stats={stats[0]}",
+                    wait_for="ready")
+    workers = []
+    for index, count in enumerate(groups):
+        next_port = free_range(count, next_port + options.block_replicas + 1)
+        tokens += [f"127.0.0.1:{next_port + i}" for i in range(count)]
+        stats.append(folder / f"tokens{index}.json")
+        workers.append(processes.start(
+            "blockserve-simulate", f"--model={model}", f"--token-workers={count}",
+            f"--token-listen=127.0.0.1:{next_port}", f"--token-steps={options.token_steps}",
+            f"--max-rows={options.max_rows}", f"--stats={stats[-1]}", wait_for="ready"))
+        next_port += count
+    port = free_range(2, next_port + 1)
+    flags = [f"--model={model}", f"--listen=127.0.0.1:{port}",
+             "--block-services=" + ",".join(blocks), "--token-services=" + ",".join(tokens)]
+    if options.protocol == "http":
+        flags.append(f"--http-address=127.0.0.1:{port + 1}")
+    gateway = processes.start("blockserve-gateway", *flags, *options.gateway_flag,
+                              wait_for="listening")
+    # Connections to all workers: the load that follows finds them.
+    time.sleep(1 + options.token_workers / 500)
+
+    out = folder / "load.json"
+    target = (f"--grpc=127.0.0.1:{port}" if options.protocol == "grpc"
+              else f"--http=http://127.0.0.1:{port + 1}")
+    rate = ([f"--rate={options.rate}"] if options.rate
+            else [f"--concurrency={options.concurrency}"])
+    load = processes.start("blockserve-load", target, *rate,
+                           f"--warmup={options.warmup}s", f"--duration={options.duration}s",
+                           f"--prompt-tokens={options.prompt_tokens}",
+                           f"--output-tokens={options.output_tokens}", f"--json={out}",
+                           "--noprogress")
+    time.sleep(options.warmup)
+    begin_cpu, begin = cpu_seconds(gateway.pid), time.monotonic()
+    if options.kill_after:
+        time.sleep(options.kill_after)
+        workers[-1].kill()
+    time.sleep(max(0.0, options.duration - (time.monotonic() - begin)))
+    cpu, wall = cpu_seconds(gateway.pid) - begin_cpu, time.monotonic() - begin
+    memory = memory_mib(gateway.pid)
+    load.wait(180)
+    if not out.exists():
+        raise SystemExit("blockserve-load: " + (folder / "load.log").read_text()
+                         if (folder / "load.log").exists() else "blockserve-load failed")
+    result = json.loads(out.read_text())
+    processes.stop()
+    counted = [json.loads(path.read_text()) for path in stats if path.exists()]
+    rows = [one["rows"] for part in counted for one in part["token_workers"]]
+    steps = [one["rows"] for part in counted for one in part["block_replicas"]]
+    tokens_per_s = result["output_tokens_per_s"]
+    return {
+        "token_workers": options.token_workers, "block_replicas": options.block_replicas,
+        "protocol": options.protocol, "concurrency": options.concurrency, "rate": options.rate,
+        "token_steps": options.token_steps, "block_steps": options.block_steps,
+        "width": options.width, "output_tokens": options.output_tokens,
+        "tokens_per_s": tokens_per_s, "requests_per_s": result["requests_per_s"],
+        "failed": result["requests"]["failed"], "errors": result["errors"],
+        "usage_wrong": result["usage_check"]["wrong"],
+        "gateway_cores": round(cpu / wall, 3),
+        "gateway_cpu_s_per_million_tokens":
+            round(cpu / wall / tokens_per_s * 1e6, 2) if tokens_per_s else None,
+        "gateway_rss_mib": round(memory, 1),
+        "ttft_ms": {key: result["latency"]["ttft_ms"][key] for key in ("p50", "p99", "max")},
+        "inter_block_ms": {key: result["latency"]["inter_block_ms"][key]
+                           for key in ("p50", "p99", "max")},
+        "rows_of_workers": spread(rows) if rows else None,
+        "blocks_of_replicas": spread(steps) if steps else None,
+        "tokens_each_second": [second["output_tokens"] for second in result["seconds"]],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--programs", default=str(ROOT / "build" / "bin"))
+    parser.add_argument("--model", default=str(ROOT / "models" / "demo-block"))
+    parser.add_argument("--width", type=int, default=0, help="of context rows; 0: the model's")
+    parser.add_argument("--token-workers", type=int, default=1)
+    parser.add_argument("--block-replicas", type=int, default=1)
+    parser.add_argument("--processes", type=int, default=1, help="that host the token workers")
+    parser.add_argument("--token-steps", default="0", help="ms, or a table: blockserve-simulate")
+    parser.add_argument("--block-steps", default="0")
+    parser.add_argument("--max-rows", type=int, default=64)
+    parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
+    parser.add_argument("--concurrency", type=int, default=256)
+    parser.add_argument("--rate", type=float, default=0, help="open loop instead")
+    parser.add_argument("--prompt-tokens", default="32")
+    parser.add_argument("--output-tokens", default="128")
+    parser.add_argument("--warmup", type=float, default=2)
+    parser.add_argument("--duration", type=float, default=6)
+    parser.add_argument("--kill-after", type=float, default=0,
+                        help="seconds into the measurement: kill -9 of the last process of workers")
+    parser.add_argument("--gateway-flag", action="append", default=[])
+    parser.add_argument("--out", default="")
+    options = parser.parse_args()
+    if options.processes < 1 or options.processes > options.token_workers:
+        parser.error("--processes must be 1 to --token-workers")
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        processes = Processes(pathlib.Path(options.programs), folder)
+        try:
+            result = measure(options, processes, folder)
+        finally:
+            processes.stop()
+    print(json.dumps(result, indent=1))
+    if options.out:
+        with open(options.out, "a", encoding="utf-8") as out:
+            out.write(json.dumps(result) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
