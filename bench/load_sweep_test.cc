@@ -36,7 +36,7 @@ TEST(FindKnee, IsWhereAQueueBegins) {
   EXPECT_EQ(FindKnee(absl::MakeConstSpan(curve)), 4);
   // Beyond saturation throughput stands still and latency goes on.
   curve.push_back({99.5, 5});
-  EXPECT_EQ(FindKnee(absl::MakeConstSpan(curve)), 6);
+  EXPECT_EQ(FindKnee(absl::MakeConstSpan(curve)), 5);
 }
 
 TEST(FindKnee, ThereIsNoneInTooFewPointsOrAFlatLine) {

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
-"""Plays a day of load against the autoscaler's formula for the token tier, and shows what it decides.
+"""Plays a day of load against the autoscaler of the token tier, and shows what it decides.
 
-The HorizontalPodAutoscaler's rule (Kubernetes documentation, "Algorithm details"):
-desired = ceil(sum of the metric / target per worker), no change within a tolerance of 10 %, the highest
-wish of the stabilisation window on the way down, limits of pods per period on the way up and down. The
-metric is the gateways' rows waiting or running, as k8s/ uses it. A worker is modelled by a measured
-table of rows and milliseconds: with B rows in its batch it writes B blocks in that time.
+The HorizontalPodAutoscaler's rule (Kubernetes documentation, "Algorithm details") with the two metrics
+and the behaviour of k8s/components/hpa/token.yaml: rows that wait in the gateways, per worker, and the
+workers' busy share. Each metric wishes ceil(workers * value / target), within a tolerance of 10 % what is
+there; the highest wish wins; on the way down the highest of the stabilisation window; and so many per cent
+per period either way. A worker is modelled by a table of rows and milliseconds: with B rows in its batch it
+writes B blocks in that time. --target-busy 0 --target-rows 24 tries another signal: rows that wait or run.
 
-  tools/simulate_autoscaler.py --peak 200000 --steps bench/shapes/token_steps.txt --svg day.svg
+  tools/simulate_autoscaler.py --peak 200000 --steps steps.txt --svg day.svg
 """
 
 import argparse
@@ -45,32 +46,38 @@ def step_ms(table: list, rows: float) -> float:
 
 
 class Autoscaler:
-    """autoscaling/v2 with one metric of type AverageValue."""
+    """autoscaling/v2 with the metrics of k8s/components/hpa/token.yaml."""
 
-    def __init__(self, target: float, least: int, most: int, down_window_s: int, up_share: float,
-                 up_pods: int, down_share: float, tolerance: float = 0.1, period_s: int = 60):
-        self.target, self.least, self.most = target, least, most
-        self.down_window_s, self.tolerance, self.period_s = down_window_s, tolerance, period_s
-        self.up_share, self.up_pods, self.down_share = up_share, up_pods, down_share
-        self.wishes = []   # (time, wish)
-        self.changes = []  # (time, pods)
+    def __init__(self, options: argparse.Namespace, tolerance: float = 0.1):
+        self.options, self.tolerance = options, tolerance
+        self.wishes = []   # (time, workers)
+        self.changes = []  # (time, difference)
 
-    def decide(self, now: float, pods: int, metric_sum: float) -> int:
-        ratio = metric_sum / pods / self.target
-        wish = pods if abs(ratio - 1) <= self.tolerance else math.ceil(metric_sum / self.target)
-        self.wishes = [(t, w) for t, w in self.wishes if t > now - self.down_window_s]
+    def wish(self, pods: int, per_pod: float, target: float) -> int:
+        ratio = per_pod / target
+        return pods if abs(ratio - 1) <= self.tolerance else math.ceil(pods * ratio - 1e-9)
+
+    def decide(self, now: float, pods: int, rows_waiting: float, busy: float,
+               rows_running: float) -> int:
+        o = self.options
+        wish = self.wish(pods, rows_waiting / pods, o.target_rows_waiting)
+        if o.target_busy > 0:
+            wish = max(wish, self.wish(pods, busy, o.target_busy))
+        if o.target_rows > 0:
+            wish = max(wish, self.wish(pods, (rows_waiting + rows_running) / pods, o.target_rows))
+        self.wishes = [(t, w) for t, w in self.wishes if t > now - o.down_window]
         self.wishes.append((now, wish))
         if wish < pods:
             wish = min(pods, max(w for _, w in self.wishes))
-        self.changes = [(t, d) for t, d in self.changes if t > now - self.period_s]
         if wish > pods:
-            begun = pods - sum(d for _, d in self.changes if d > 0)
-            wish = min(wish, max(math.ceil(begun * (1 + self.up_share)), begun + self.up_pods))
+            begun = pods - sum(d for t, d in self.changes if d > 0 and t > now - o.up_period)
+            wish = min(wish, math.ceil(begun * (1 + o.up_share)))
         elif wish < pods:
-            begun = pods - sum(d for _, d in self.changes if d < 0)
-            wish = max(wish, math.floor(begun * (1 - self.down_share)))
-        wish = max(self.least, min(self.most, wish))
+            begun = pods - sum(d for t, d in self.changes if d < 0 and t > now - o.down_period)
+            wish = max(wish, math.floor(begun * (1 - o.down_share)))
+        wish = max(o.least, min(o.most, wish))
         if wish != pods:
+            self.changes = [(t, d) for t, d in self.changes if t > now - 3600]
             self.changes.append((now, wish - pods))
         return wish
 
@@ -78,9 +85,10 @@ class Autoscaler:
 def offered(now: float, peak: float, bumps: list) -> float:
     """Tokens per second: a night's valley, two humps of a working day, and sudden crowds."""
     hour = now / 3600
-    day = 0.12 + 0.62 * math.exp(-((hour - 10.5) / 2.6) ** 2) + 0.8 * math.exp(-((hour - 16) / 3) ** 2)
+    day = (0.12 + 0.62 * math.exp(-((hour - 10.5) / 2.6) ** 2)
+           + 0.8 * math.exp(-((hour - 16) / 3) ** 2))
     crowd = sum(height for begin, end, height in bumps if begin <= now < end)
-    return peak * min(1.3, day / 1.0 + crowd)
+    return peak * min(1.3, day + crowd)
 
 
 def play(options: argparse.Namespace) -> list:
@@ -88,36 +96,34 @@ def play(options: argparse.Namespace) -> list:
     best = max(rows / step_ms(table, rows) for rows in range(1, options.max_rows + 1))
     generator = random.Random(options.seed)
     bumps = [(3.5 * 3600, 3.5 * 3600 + 900, 0.3), (13 * 3600, 13 * 3600 + 1200, 0.45)]
-    scaler = Autoscaler(options.target_rows, options.least, options.most, options.down_window,
-                        options.up_share, options.up_pods, options.down_share)
-    pods, starting, waiting, seen = options.least, [], 0.0, []
-    tick = 1.0
-    rows_running = 0.0
+    scaler = Autoscaler(options)
+    # The night before went well.
+    needed = offered(0, options.peak, bumps) / options.block_length / (best * 1000)
+    pods, starting, waiting, seen = max(options.least, math.ceil(1.5 * needed)), [], 0.0, []
     for now in range(0, DAY_S):
-        starting_ready = [t for t in starting if t <= now]
-        pods_ready = pods - (len(starting) - len(starting_ready))
         starting = [t for t in starting if t > now]
+        ready = max(1, pods - len(starting))
         blocks = offered(now, options.peak, bumps) / options.block_length
-        blocks *= 1 + generator.gauss(0, 0.05)
-        # Little's law at each worker: as many rows in a batch as make up the rate.
-        capacity = pods_ready * best * 1000
-        arriving = blocks * tick + waiting
-        done = min(arriving, capacity * tick)
+        blocks = max(0.0, blocks * (1 + generator.gauss(0, 0.05)))
+        arriving = waiting + blocks
+        done = min(arriving, ready * best * 1000)
         waiting = arriving - done
-        per_worker = done / tick / pods_ready / 1000  # rows per ms
-        rows_running = pods_ready * batch_for(table, per_worker, options.max_rows)
+        per_worker = done / ready / 1000  # rows per ms
+        # A worker takes what waits: below one row per step it idles between steps, above it its
+        # batches grow instead.
+        busy = min(1.0, per_worker * step_ms(table, 1))
+        batch = batch_for(table, per_worker, options.max_rows) if busy >= 1 else 1.0
         if now % options.interval == 0:
-            wish = scaler.decide(now, pods, rows_running + waiting)
+            wish = scaler.decide(now, pods, waiting, busy, ready * batch * busy)
             if wish > pods:
                 starting += [now + options.start_s] * (wish - pods)
             elif wish < pods:
                 starting = sorted(starting)[:max(0, len(starting) - (pods - wish))]
             pods = wish
-        seen.append({"s": now, "offered_tokens_per_s": blocks * options.block_length,
-                     "done_tokens_per_s": done / tick * options.block_length, "workers": pods,
-                     "ready": pods_ready, "rows": rows_running + waiting,
-                     "delay_ms": 1000 * waiting / max(capacity, 1e-9)
-                     + step_ms(table, rows_running / pods_ready),
+        seen.append({"offered_tokens_per_s": blocks * options.block_length,
+                     "done_tokens_per_s": done * options.block_length, "workers": pods,
+                     "busy": busy, "batch": batch, "waiting": waiting,
+                     "delay_ms": 1000 * waiting / (ready * best * 1000) + step_ms(table, batch),
                      "needed": blocks / (best * 1000)})
     return seen
 
@@ -145,6 +151,7 @@ def summary(seen: list, options: argparse.Namespace) -> dict:
         "worker_hours": round(worker_hours, 1),
         "worker_hours_if_always_at_most": round(max(o["workers"] for o in seen) * 24, 1),
         "worker_hours_needed": round(sum(o["needed"] for o in seen) / 3600, 1),
+        "batch_p50": round(sorted(o["batch"] for o in seen)[len(seen) // 2], 1),
         "workers_least": min(o["workers"] for o in seen),
         "workers_most": max(o["workers"] for o in seen),
         "decisions": changes,
@@ -207,15 +214,19 @@ def main(arguments=None) -> int:
     parser.add_argument("--block-length", type=int, default=4)
     parser.add_argument("--steps", default="20", help="table of rows and ms, or one number of ms")
     parser.add_argument("--max-rows", type=int, default=64)
-    parser.add_argument("--target-rows", type=float, default=32, help="rows per worker aimed at")
+    parser.add_argument("--target-rows-waiting", type=float, default=32, help="per worker")
+    parser.add_argument("--target-busy", type=float, default=0.7, help="0: not used")
+    parser.add_argument("--target-rows", type=float, default=0,
+                        help="rows waiting and running, per worker; 0: not used")
     parser.add_argument("--least", type=int, default=2)
     parser.add_argument("--most", type=int, default=1000)
     parser.add_argument("--interval", type=int, default=15, help="s between two decisions")
-    parser.add_argument("--start-s", type=float, default=30, help="s until a new worker is ready")
-    parser.add_argument("--down-window", type=int, default=300, help="stabilisation, s")
-    parser.add_argument("--up-share", type=float, default=1.0, help="of the pods, per minute")
-    parser.add_argument("--up-pods", type=int, default=4)
-    parser.add_argument("--down-share", type=float, default=0.2, help="of the pods, per minute")
+    parser.add_argument("--start-s", type=float, default=20, help="until a new worker is ready")
+    parser.add_argument("--up-share", type=float, default=1.0, help="of the workers, per period")
+    parser.add_argument("--up-period", type=float, default=15, help="s")
+    parser.add_argument("--down-window", type=float, default=120, help="stabilisation, s")
+    parser.add_argument("--down-share", type=float, default=0.2, help="of the workers, per period")
+    parser.add_argument("--down-period", type=float, default=30, help="s")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--svg", default="")
     options = parser.parse_args(arguments)
