@@ -132,6 +132,10 @@ int Main(int argc, char** argv) {
   LogInfo(absl::StrCat("signal ", signal, ": draining"));
   (*health)->SetDraining();
   (*server)->SetServing(false);
+  const BlockLoadReport load = (*service)->stats().load;
+  LogInfo(absl::StrCat("in hand at the end: ", load.pages.sequences, " sequences, ",
+                       (*service)->kv_pages() - load.pages.free_pages - load.pages.cached_pages,
+                       " KV pages"));
   (*service)->StartDraining();
   const bool empty = (*service)->WaitUntilEmpty(kDrainTime);
   LogInfo(empty ? "no sequence is left" : "leaving with open sequences");

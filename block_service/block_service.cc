@@ -160,6 +160,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   absl::StatusOr<std::string> tokenizer_hash = TokenizerHash(checkpoint.directory());
   if (!tokenizer_hash.ok()) return tokenizer_hash.status();
   parts.tokenizer_hash = *std::move(tokenizer_hash);
+  parts.model_digest = checkpoint.Digest();
   parts.hash_part = [&checkpoint] { return checkpoint.HashTensors(Checkpoint::Part::kBlock); };
   return Create(config, std::move(parts));
 }
@@ -222,6 +223,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   tier.set_config_hash(parts.config_hash);
   tier.set_tokenizer_hash(parts.tokenizer_hash);
   tier.set_numeric_id(parts.numeric_id);
+  tier.set_model_digest(parts.model_digest);
   tier.set_name(config.name);
   tier.set_version(absl::StrCat(Version(), "-", Commit()));
   hello.set_block_length(model.block_length);

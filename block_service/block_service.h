@@ -52,6 +52,7 @@ struct BlockServiceParts {
   std::unique_ptr<BlockEngine> engine;  // without KV
   std::string config_hash;
   std::string tokenizer_hash;
+  std::string model_digest;
   std::string numeric_id;  // empty: found by probing the engine
   // Called once on a thread of its own; hellos wait for it, nothing else does.
   std::function<std::string()> hash_part;

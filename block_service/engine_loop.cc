@@ -122,12 +122,20 @@ void EngineLoop::Run() {
 
 void EngineLoop::Handle(BlockEvent event) {
   if (auto* opened = std::get_if<StreamOpened>(&event)) {
+    // What is still to be read of the gateway's old stream would be opened for nobody, and take a
+    // repetition on the new one with it when its end is heard of.
+    StreamId& latest = latest_[opened->incarnation];
+    if (const auto old = sinks_.find(std::exchange(latest, opened->stream)); old != sinks_.end()) {
+      old->second->End(absl::UnavailableError("this gateway has a newer stream"));
+      sinks_.erase(old);
+    }
     scheduler_.OpenStream(opened->stream, opened->incarnation, clock_.Now());
     if (hello_known_) opened->sink->SayHello(part_hash_, Load());
     sinks_[opened->stream] = std::move(opened->sink);
   } else if (auto* closed = std::get_if<StreamClosed>(&event)) {
     scheduler_.CloseStream(closed->stream, clock_.Now());
     sinks_.erase(closed->stream);
+    std::erase_if(latest_, [&](const auto& entry) { return entry.second == closed->stream; });
   } else if (auto* items = std::get_if<StreamItems>(&event)) {
     if (hello_known_) {
       HandleItems(std::move(*items));

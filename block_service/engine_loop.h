@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <thread>
@@ -145,6 +146,7 @@ class EngineLoop {
   BlockScheduler scheduler_;
   BusyMeter busy_;
   absl::flat_hash_map<StreamId, std::shared_ptr<BlockReplySink>> sinks_;
+  std::map<uint64_t, StreamId> latest_;  // of each gateway, by its incarnation
   std::vector<StreamId> touched_;  // sinks with replies that were not flushed
   std::deque<StreamItems> held_;   // until the part hash is known
   std::string part_hash_;

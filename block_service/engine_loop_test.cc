@@ -194,6 +194,34 @@ TEST(EngineLoop, AnIdleLoopHasNoWorkAndOneThatHangsHas) {
   EXPECT_FALSE(watch.IsStuck(now));
 }
 
+// It would take its repetition on the new stream with it when the old one's end is heard of.
+TEST(EngineLoop, WhatIsStillReadOfAGatewaysOldStreamIsNotWorkedOn) {
+  Fixture fixture;
+  auto old_sink = std::make_shared<RecordingSink>();
+  auto new_sink = std::make_shared<RecordingSink>();
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  mailbox.Post(StreamOpened{1, 7, old_sink});
+  mailbox.Post(StreamOpened{2, 7, new_sink});
+  const std::vector<int32_t> tokens(10, 3);
+  for (const StreamId stream : {1, 2}) {
+    BlockWorkItem item;
+    item.stream = stream;
+    item.id = 5;
+    item.sequence = {7, 1};
+    item.call = OpenCall{tokens, 4};
+    StreamItems items;
+    items.stream = stream;
+    items.items.push_back(std::move(item));
+    mailbox.Post(std::move(items));
+  }
+  mailbox.Post(StreamClosed{1});
+  old_sink->WaitForEnd();
+  fixture.Greet();
+  const RecordingSink::Answer answer = new_sink->Wait(5);
+  ASSERT_TRUE(answer.status.ok()) << answer.status;
+  EXPECT_EQ(answer.row, TestBlockEngine::Row(tokens, 2));
+}
+
 TEST(EngineLoop, StoppingEndsEveryStream) {
   Fixture fixture;
   fixture.Greet();

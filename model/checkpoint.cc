@@ -171,6 +171,22 @@ std::string Checkpoint::HashTensors(Part part) const {
   return hash.Hex();
 }
 
+std::string Checkpoint::Digest() const {
+  constexpr size_t kSample = 4096;
+  Sha256 hash;
+  for (const Part part : {Part::kBlock, Part::kToken}) {
+    for (const std::string& name : PartTensors(part)) {
+      const TensorView& tensor = *tensors_.Find(name);
+      hash.Update(absl::StrCat(name, "\n", tensor.dtype_name, "\n", ShapeString(tensor.shape), "\n",
+                               tensor.data.size(), "\n"));
+      hash.Update(tensor.data.subspan(0, kSample));
+      if (tensor.data.size() > kSample) hash.Update(tensor.data.last(kSample));
+    }
+  }
+  tensors_.ReleasePages();
+  return hash.Hex();
+}
+
 absl::StatusOr<Arithmetic> ResolveArithmetic(absl::string_view name, const Checkpoint& checkpoint) {
   if (name != "auto") return ParseArithmetic(name);
   for (const RequiredTensor& required : RequiredTensors(checkpoint.config())) {

@@ -52,6 +52,10 @@ class Checkpoint {
   // of name: how they are spread over files, and what else the files hold, makes no difference.
   // Reads every byte; thread-safe, so a tier calls it beside serving.
   std::string HashTensors(Part part) const;
+  // Lowercase hex SHA-256 of name, dtype, shape and the first and last 4 KiB of every tensor of
+  // both parts: what the parts of one model have in common, and those of another, trained
+  // otherwise, do not. Quick, so that a tier can tell it although it loads one part alone.
+  std::string Digest() const;
   // The names that belong to a part, in order.
   std::vector<std::string> PartTensors(Part part) const;
 

@@ -58,7 +58,7 @@ absl::Status TokenServiceConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--max-queued-rows is ", max_queued_rows, "; it must be 1 to 1000000"));
   }
-  return absl::OkStatus();
+  return faults.Validate();
 }
 
 class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
@@ -79,6 +79,7 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
     hello.mutable_tier()->set_config_hash(identity.config_hash);
     hello.mutable_tier()->set_tokenizer_hash(identity.tokenizer_hash);
     hello.mutable_tier()->set_numeric_id(identity.numeric_id);
+    hello.mutable_tier()->set_model_digest(identity.model_digest);
     hello.mutable_tier()->set_name(config.name);
     hello.mutable_tier()->set_version(absl::StrCat(Version(), "+", Commit()));
     hello.set_block_length(engine_->config().block_length);
@@ -132,8 +133,10 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
   }
 
   void StartDraining() {
-    worker_.StartDraining();
-    LogInfo("draining: new rows are refused, those in hand are finished");
+    const std::vector<RowAnswer> given_back = worker_.StartDraining();
+    LogInfo(absl::StrCat("draining: ", given_back.size(),
+                         " rows that wait are given back, those being decoded are finished"));
+    Deliver(given_back);
     for (const std::shared_ptr<TokenSession>& session : Sessions()) session->AnnounceLoad();
   }
 
@@ -255,8 +258,10 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenSe
   identity.config_hash = ConfigHash(checkpoint.config());
   identity.tokenizer_hash = *std::move(tokenizer_hash);
   identity.numeric_id = ProbeNumericId(**engine);
+  identity.model_digest = checkpoint.Digest();
   identity.part_hash = [&checkpoint] { return checkpoint.HashTensors(Checkpoint::Part::kToken); };
-  return CreateOnEngine(config, *std::move(engine), std::move(identity));
+  return CreateOnEngine(config, InjectFaults(*std::move(engine), config.faults),
+                        std::move(identity));
 }
 
 absl::StatusOr<std::unique_ptr<TokenService>> TokenService::CreateOnEngine(

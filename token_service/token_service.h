@@ -17,6 +17,7 @@
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "model/engine.h"
+#include "token_service/fault_injection.h"
 
 namespace blockserve {
 
@@ -26,6 +27,7 @@ struct TokenServiceConfig {
   int32_t max_rows = 64;              // rows of a batch, beyond which nothing is gained
   int32_t max_queued_rows = 1024;     // rows that wait; more are answered RESOURCE_EXHAUSTED
   MetricRegistry* metrics = nullptr;  // must outlive the service; null: none are kept
+  FaultInjection faults;              // for tests of the system around it
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;
@@ -36,6 +38,7 @@ struct TokenServiceIdentity {
   std::string config_hash;
   std::string tokenizer_hash;
   std::string numeric_id;
+  std::string model_digest;
   // Computed beside serving: streams are accepted at once, and hear the hello when it is known.
   std::function<std::string()> part_hash;
 };
@@ -63,7 +66,8 @@ class TokenService {
   // Returns when streams can be greeted, for which the hash of the model's part must be known: from
   // then on gateways give this worker rows. Not thread-safe with the destructor.
   void WaitUntilKnown();
-  // Tells every gateway, and refuses new rows (UNAVAILABLE); rows in hand are finished.
+  // Tells every gateway, refuses new rows and gives back those that wait (UNAVAILABLE); the rows
+  // being decoded are finished.
   void StartDraining();
   // True as soon as no row is in hand, false when `timeout` was over before.
   bool WaitUntilDrained(absl::Duration timeout);

@@ -30,13 +30,17 @@ ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
 ABSL_FLAG(int, max_rows, 64, "rows of a batch, beyond which nothing is gained");
 ABSL_FLAG(int, max_queued_rows, 1024, "rows that wait; more are refused");
 ABSL_FLAG(std::string, name, "", "what people call this worker; empty: host name and port");
+ABSL_FLAG(bool, allow_fault_injection, false, "for tests: let --inject make this worker misbehave");
+ABSL_FLAG(double, inject_wrong_bits, 0, "for tests: share of rows that are answered wrongly");
+ABSL_FLAG(uint64_t, inject_crash_seed, 0, "for tests: a row with this seed kills this worker");
+ABSL_FLAG(uint64_t, inject_hang_seed, 0, "for tests: a row with this seed hangs this worker");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
 
 namespace blockserve {
 namespace {
 
 constexpr absl::string_view kProgram = "blockserve-token";
-// A block takes milliseconds; a full queue, seconds.
+// A block takes milliseconds.
 constexpr absl::Duration kDrainTimeout = absl::Seconds(30);
 constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
 
@@ -82,6 +86,10 @@ TokenProgramConfig ConfigFromFlags() {
   config.service.max_rows = absl::GetFlag(FLAGS_max_rows);
   config.service.max_queued_rows = absl::GetFlag(FLAGS_max_queued_rows);
   config.service.name = absl::GetFlag(FLAGS_name);
+  config.service.faults.allowed = absl::GetFlag(FLAGS_allow_fault_injection);
+  config.service.faults.wrong_bits = absl::GetFlag(FLAGS_inject_wrong_bits);
+  config.service.faults.crash_seed = absl::GetFlag(FLAGS_inject_crash_seed);
+  config.service.faults.hang_seed = absl::GetFlag(FLAGS_inject_hang_seed);
   if (config.service.name.empty()) {
     const std::string& listen = config.server.listen_address;
     const size_t colon = listen.rfind(':');
@@ -125,6 +133,8 @@ absl::Status Serve(TokenProgramConfig config, TerminationWaiter& termination) {
   termination.Wait();
   (*health)->SetDraining();
   (*server)->SetServing(false);
+  const TokenService::Stats stats = (*service)->stats();
+  LogInfo(absl::StrCat("in hand at the end: ", stats.waiting + stats.running, " rows"));
   (*service)->StartDraining();
   if (!(*service)->WaitUntilDrained(kDrainTimeout)) LogWarning("rows were still in hand");
   (*service)->Stop();
@@ -139,7 +149,8 @@ int Main(int argc, char** argv) {
           "blockserve-token --model DIR [flags]\n"
           "A token worker: decodes blocks from context embeddings for any gateway that asks.",
       .flags = {"model", "listen", "health_listen", "stall_bound", "metrics_listen", "arithmetic",
-                "threads", "max_rows", "max_queued_rows", "name", "log_level"}};
+                "threads", "max_rows", "max_queued_rows", "name", "allow_fault_injection",
+                "inject_wrong_bits", "inject_crash_seed", "inject_hang_seed", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   if (!rest.empty()) {
     return ReportUsageError(

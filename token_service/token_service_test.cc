@@ -258,7 +258,7 @@ TEST_F(TokenServiceTest, DropsTheRowsOfAGatewayThatIsGone) {
   EXPECT_EQ(other.WaitForRows(1).at(7).tokens(0), 7);
 }
 
-TEST_F(TokenServiceTest, DrainsWithinTheRowsInHand) {
+TEST_F(TokenServiceTest, DrainsWithinABlockAndGivesBackWhatWaits) {
   Start({.max_rows = 2});
   gate_.Close();
   TokenClient client(channel_), idle(channel_);
@@ -270,15 +270,16 @@ TEST_F(TokenServiceTest, DrainsWithinTheRowsInHand) {
   EXPECT_TRUE(client.WaitForDraining());
   EXPECT_TRUE(idle.WaitForDraining());
   client.Send(Rows(10, 1));
-  EXPECT_EQ(client.WaitForRows(1).at(10).status().code(),
-            static_cast<int>(absl::StatusCode::kUnavailable));
+  for (const auto& [id, row] : client.WaitForRows(4)) {
+    EXPECT_EQ(row.status().code(), static_cast<int>(absl::StatusCode::kUnavailable)) << id;
+  }
   EXPECT_FALSE(service_->WaitUntilDrained(absl::ZeroDuration()));
   gate_.Open();
   EXPECT_TRUE(service_->WaitUntilDrained(absl::Minutes(1)));
   service_->Stop();
   const auto rows = client.WaitForRows(6);
   ASSERT_EQ(rows.size(), 6u);
-  for (const auto& [id, row] : rows) EXPECT_EQ(row.status().code(), id == 10 ? 14 : 0);
+  for (const auto& [id, row] : rows) EXPECT_EQ(row.status().code(), id < 2 ? 0 : 14);
   EXPECT_EQ(client.WaitForEnd().code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(idle.WaitForEnd().code(), absl::StatusCode::kUnavailable);
   TokenClient late(channel_);
@@ -293,6 +294,12 @@ TEST(TokenServiceConfig, NamesTheFlagThatIsBad) {
   EXPECT_THAT(message({.arithmetic = "f64"}), HasSubstr("--arithmetic"));
   EXPECT_THAT(message({.max_rows = 0}), HasSubstr("--max-rows is 0"));
   EXPECT_THAT(message({.max_queued_rows = -1}), HasSubstr("--max-queued-rows is -1"));
+  EXPECT_THAT(message({.faults = {.allowed = true, .wrong_bits = 2}}),
+              HasSubstr("--inject-wrong-bits"));
+  EXPECT_TRUE(TokenServiceConfig({.faults = {.allowed = true, .wrong_bits = 1}}).Validate().ok());
+  // Nobody misbehaves by accident.
+  EXPECT_THAT(message({.faults = {.wrong_bits = 0.1}}), HasSubstr("--allow-fault-injection"));
+  EXPECT_THAT(message({.faults = {.crash_seed = 1}}), HasSubstr("--allow-fault-injection"));
 }
 
 }  // namespace

@@ -76,9 +76,19 @@ void TokenWorker::CloseStream(StreamId stream) {
   if (queue_.idle()) idle_.SignalAll();
 }
 
-void TokenWorker::StartDraining() {
-  MutexLock lock(&mutex_);
-  queue_.StartDraining();
+std::vector<RowAnswer> TokenWorker::StartDraining() {
+  std::vector<QueuedRow> waiting;
+  {
+    MutexLock lock(&mutex_);
+    queue_.StartDraining();
+    waiting = queue_.TakeAll();
+    if (queue_.idle()) idle_.SignalAll();
+  }
+  std::vector<RowAnswer> answers;
+  for (QueuedRow& row : waiting) {
+    answers.push_back(Answer(row, absl::UnavailableError("the worker is draining")));
+  }
+  return answers;
 }
 
 bool TokenWorker::WaitUntilIdle(absl::Duration timeout) {

@@ -54,8 +54,9 @@ class TokenWorker {
   // Nothing is delivered for its waiting rows.
   void CloseStream(StreamId stream);
 
-  // New rows are refused; those in hand are finished.
-  void StartDraining();
+  // New rows are refused, those that wait come back as answers (UNAVAILABLE); those being decoded
+  // are finished.
+  std::vector<RowAnswer> StartDraining();
   // True as soon as no row is in hand and every answer was delivered; false when that took longer.
   bool WaitUntilIdle(absl::Duration timeout);
 

@@ -158,19 +158,23 @@ TEST_F(TokenWorkerTest, CancelsWhatWaitsAndFinishesWhatRuns) {
   EXPECT_THAT(collector_.ById(), testing::ElementsAre(testing::Key(0), testing::Key(2)));
 }
 
-TEST_F(TokenWorkerTest, DrainsByFinishingWhatIsInHand) {
+TEST_F(TokenWorkerTest, DrainsByFinishingTheRowsBeingDecodedAndGivingBackTheOthers) {
   gate_.Close();
   TokenWorker worker({.max_rows = 2}, engine_, clock_, collector_.deliver());
   worker.Submit(Rows(1, 0, 5));
   ASSERT_TRUE(gate_.WaitForArrivals(1));
-  worker.StartDraining();
+  const std::vector<RowAnswer> given_back = worker.StartDraining();
+  ASSERT_EQ(given_back.size(), 3u);
+  for (const RowAnswer& answer : given_back) {
+    EXPECT_EQ(answer.status.code(), absl::StatusCode::kUnavailable);
+  }
   const std::vector<RowAnswer> refused = worker.Submit(Rows(1, 10, 1));
   ASSERT_EQ(refused.size(), 1u);
   EXPECT_EQ(refused[0].status.code(), absl::StatusCode::kUnavailable);
   EXPECT_FALSE(worker.WaitUntilIdle(absl::ZeroDuration()));
   gate_.Open();
   EXPECT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
-  EXPECT_TRUE(collector_.WaitFor(5));
+  EXPECT_TRUE(collector_.WaitFor(2));
 }
 
 TEST_F(TokenWorkerTest, StopsAfterTheStepAndAnswersTheRest) {
