@@ -26,6 +26,10 @@ inline constexpr absl::Duration kFullHold = absl::Milliseconds(250);
 // A replica that broke off may be back within this, with the sequences that it had.
 inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
 
+// Sequences that a lost replica had are opened again so many at a time on each of the others, whose
+// running streams go on between their prefills.
+inline constexpr int kReopensAtOnce = 8;
+
 // A process that is away for so long has dropped our sequences, if it is there at all.
 inline constexpr absl::Duration kReplicaLease = absl::Seconds(10);
 
@@ -60,7 +64,8 @@ struct BlockTier::Replica final : public BlockLink::Observer {
             hello.block_length(),
             hello.context_width(),
             /*vocab_size=*/0,
-            /*knows_context_type=*/ContextValueBytes(hello.context_type()) > 0};
+            /*knows_context_type=*/ContextValueBytes(hello.context_type()) > 0,
+            tier.model_digest()};
   }
 
   void Reset(const v1::BlockServiceHello& hello, absl::Time now) {
@@ -87,6 +92,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
     TakeOutgoing();
     promised_pages = 0;
     opens = 0;
+    reopens = 0;
   }
 
   // The next item of this turn; `tokens`: that it will carry.
@@ -155,6 +161,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   size_t last_batch_bytes = 0;                    // at most
   int64_t promised_pages = 0;                     // to opens under way
   int opens = 0;                                  // under way
+  int reopens = 0;                                // of these, of sequences that had begun
 
   v1::ContextType context_type = v1::CONTEXT_TYPE_FLOAT32;
   size_t row_bytes = 0;

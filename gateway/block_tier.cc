@@ -16,11 +16,19 @@ BlockTier::BlockTier(Loop& loop, TierOptions options, ExpectedModel expected, Li
       options_(options),
       block_length_(expected.block_length),
       make_link_(std::move(make_link)),
-      membership_("block service", std::move(expected), loop.Now()) {}
+      membership_("block service", std::move(expected), loop.Now()),
+      audit_share_(options.audit.contexts) {}
 
 BlockTier::~BlockTier() { *alive_ = false; }
 
-void BlockTier::Disconnect() { replicas_.clear(); }
+void BlockTier::Disconnect() {
+  // What is compared after its row was told belongs to nobody.
+  std::vector<uint64_t> shadows;
+  for (const auto& [id, audit] : audits_) shadows.push_back(audit.shadow);
+  audits_.clear();
+  for (const uint64_t shadow : shadows) Close(shadow);
+  replicas_.clear();
+}
 
 int64_t BlockTier::BlocksOf(const Sequence& sequence) const {
   return static_cast<int64_t>(sequence.spec.prompt->size() + sequence.spec.more.size()) /
@@ -53,6 +61,7 @@ void BlockTier::RemoveReplica(const std::string& address) {
     if (replica->member.address != address) continue;
     replica->member.removed = true;
     membership_.Update(replica->member, loop_.Now());
+    Evacuate(*replica);
     RetireIfEmpty(*replica);
     return;
   }
@@ -115,6 +124,7 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
     for (const uint64_t handle : stranded) {
       Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
     }
+    for (const std::unique_ptr<Replica>& other : replicas_) Evacuate(*other);
   }
   if (on_change_) on_change_();
   OnMessage(replica, std::move(first));
@@ -135,6 +145,7 @@ void BlockTier::OnLost(Replica& replica, absl::Status status) {
     sequence.item = 0;
     sequence.promised_pages = 0;
     if (HasOther(sequence.spec.group, &replica)) {
+      if (sequence.wants_row) ++stats_.reopened_lost;
       Reopen(handle, sequence, /*close_copy=*/true);
     }
     // Else it stays, in the hope that the replica comes back before another one is there.
@@ -162,6 +173,7 @@ void BlockTier::OnMessage(Replica& replica, v1::BlockReplyBatch batch) {
     replica.member.draining = true;
     membership_.Update(replica.member, loop_.Now());
     if (on_change_) on_change_();
+    Evacuate(replica);
   }
   const size_t row_bytes = replica.row_bytes;
   size_t offset = 0;
@@ -195,7 +207,16 @@ void BlockTier::OnReply(Replica& replica, const v1::BlockReply& reply, absl::str
     replica.items.erase(found);
     sequence.item = 0;
     replica.promised_pages -= std::exchange(sequence.promised_pages, 0);
-    if (item.call == BlockCall::kOpen) --replica.opens;
+    if (item.call == BlockCall::kOpen) {
+      --replica.opens;
+      replica.reopens -= sequence.begun;
+    }
+    if (ok) {
+      Times& times = times_[sequence.spec.group];
+      const absl::Duration took = loop_.Now() - sequence.sent;
+      if (item.call == BlockCall::kAppend) times.appends.Add(took);
+      if (item.call == BlockCall::kOpen) times.opens_per_block.Add(took / BlocksOf(sequence));
+    }
   } else {
     sequence.sent = loop_.Now();  // rows come: it is being worked on
   }
@@ -241,6 +262,7 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
       ++scored.next_score_block;
       scored.history.Progress();
       const auto on_context = scored.spec.on_context;
+      answering_ = &replica;
       on_context(block, row_at(i));
     }
     const auto still = sequences_.find(handle);
@@ -265,8 +287,7 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
     replica.prefixes.Remember(
         PrefixMemory::Key(*sequence.spec.prompt, replica.page_tokens(block_length_)));
   }
-  const auto on_context = sequence.spec.on_context;  // which may close the sequence
-  on_context(last_block, row_at(reply.rows() - 1));
+  TellRow(replica, handle, last_block, row_at(reply.rows() - 1));
 }
 
 void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
@@ -281,6 +302,7 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
       Reopen(handle, sequence, /*close_copy=*/call == BlockCall::kFork);
       return;
     case BlockAction::kReopen:
+      ++stats_.reopened_suspended;
       if (reply.suspended() || status.code() == absl::StatusCode::kUnavailable) {
         Reopen(handle, sequence, /*close_copy=*/!reply.suspended());
       } else {
@@ -306,72 +328,6 @@ void BlockTier::Contradicted(uint64_t handle, Sequence& sequence, absl::string_v
     Fail(handle,
          absl::InternalError(absl::StrCat("block services contradict the gateway: ", what)));
   } else {
-    Reopen(handle, sequence, /*close_copy=*/true);
-  }
-}
-
-// ---- time
-
-bool BlockTier::HasOther(const TierGroup& group, const Replica* replica) const {
-  return std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& other) {
-    return other.get() != replica && other->member.usable() && other->member.group == group &&
-           !other->suspect;
-  });
-}
-
-void BlockTier::Tick() {
-  const absl::Time now = loop_.Now();
-  for (const std::unique_ptr<Replica>& replica : replicas_) {
-    if (replica->full && now >= replica->full_until) {
-      replica->full = false;
-      SchedulePump();
-    }
-    if (!replica->member.connected && now - replica->lost_at >= kReplicaLease) {
-      CountDeath(*replica);
-    }
-  }
-  std::vector<uint64_t> gone;
-  std::vector<uint64_t> stranded;
-  std::vector<uint64_t> stalled;
-  for (const auto& [handle, sequence] : sequences_) {
-    Replica* const replica = sequence->replica;
-    if (sequence->wants_row && (replica == nullptr || !replica->member.connected)) {
-      const TierPresence& presence = membership_.presence();
-      if (presence.workers(sequence->spec.group) > 0) {
-        // The others were suspect when its replica was lost; it does not wait for them for ever.
-        if (replica != nullptr && now - replica->lost_at >= kReturnWait) stranded.push_back(handle);
-        continue;
-      }
-      if (now >= GiveUpTime(presence.AwaySince(sequence->spec.group), options_.tier_wait,
-                            sequence->spec.deadline)) {
-        gone.push_back(handle);
-      }
-    } else if (replica != nullptr && now >= sequence->again_at) {
-      SendAppend(handle, *sequence);
-    } else if (replica != nullptr && sequence->item != 0) {
-      // A replica that says something now and then is busy; a silent one may be frozen.
-      const absl::Duration patience = sequence->history.Patience(options_.progress_bound);
-      const bool silent = now - std::max(sequence->sent, replica->last_heard) >= patience;
-      const bool forgotten = now - sequence->sent >= 6 * patience;
-      if ((silent || forgotten) && HasOther(sequence->spec.group, replica)) {
-        stalled.push_back(handle);
-        replica->suspect |= silent;
-      }
-    }
-  }
-  for (const uint64_t handle : gone) {
-    Fail(handle, absl::UnavailableError("every block service is gone"));
-  }
-  for (const uint64_t handle : stranded) {
-    Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
-  }
-  for (const uint64_t handle : stalled) {
-    Sequence& sequence = *sequences_.at(handle);
-    if (!HasOther(sequence.spec.group, sequence.replica)) continue;
-    LogWarning(absl::StrCat("request ", sequence.spec.request_key, ": block service '",
-                            sequence.replica->member.identity.name,
-                            "' does not answer: its sequence is opened elsewhere"));
-    sequence.history.Stalled();
     Reopen(handle, sequence, /*close_copy=*/true);
   }
 }

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -23,6 +24,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "blockserve/v1/block_decoder.pb.h"
+#include "gateway/audit.h"
 #include "gateway/context_row.h"
 #include "gateway/loop.h"
 #include "gateway/retry.h"
@@ -30,6 +32,7 @@
 #include "gateway/tier_link.h"
 #include "gateway/tier_membership.h"
 #include "gateway/wait_queue.h"
+#include "gateway/worker_watch.h"
 
 namespace blockserve {
 
@@ -48,10 +51,21 @@ struct SequenceSpec {
   uint32_t priority = 2;
   absl::Time deadline;
   std::string request_key;
+  std::vector<uint64_t> not_by;  // incarnations of replicas that must not hold it
   // The row of the last block (scoring: of each block asked for, once and in order).
   std::function<void(int64_t block, ContextRowPtr row)> on_context;
   // The sequence is gone, and the request with it. Nothing more is called.
   std::function<void(absl::Status status)> on_failed;
+};
+
+// Since the start: how often sequences were opened again, and why.
+struct BlockTierStats {
+  int64_t reopened_lost = 0;       // the connection to their replica broke
+  int64_t reopened_silent = 0;     // it said nothing
+  int64_t reopened_leaving = 0;    // it drains, or discovery does not name it any more
+  int64_t reopened_suspended = 0;  // it had no pages left, or had forgotten them
+  int64_t ejected = 0;             // replicas that fell silent
+  int64_t condemned = 0;           // replicas that answered wrong bits
 };
 
 // Lives on the loop; not thread-safe. The callbacks of a sequence are not called from within the
@@ -88,7 +102,13 @@ class BlockTier {
   // Closes every connection. Nothing may be under way.
   void Disconnect();
 
+  // The process has answered wrong bits: it gets nothing more, and its sequences are opened
+  // elsewhere.
+  void Condemn(uint64_t incarnation, absl::string_view why);
+
   const TierMembership& membership() const { return membership_; }
+  const BlockTierStats& stats() const { return stats_; }
+  const AuditStats& audit_stats() const { return audit_stats_; }
   int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
   int64_t waiting() const { return static_cast<int64_t>(queue_.waiting().size()); }
   // Called whenever a replica comes or goes.
@@ -115,6 +135,8 @@ class BlockTier {
     uint64_t parent_wire_id = 0;
     int64_t promised_pages = 0;  // to the open under way
     absl::Time sent;
+    absl::Time waits_since;
+    uint64_t audit = 0;                            // of its last row, which is held back until then
     absl::Time again_at = absl::InfiniteFuture();  // of an append that found the queue full
     SequenceHistory history;
     WaitQueue::Place place;
@@ -122,6 +144,21 @@ class BlockTier {
     bool begun = false;   // has been open before
     int64_t cached_blocks = 0;
     int64_t next_score_block = 0;
+  };
+  // A context row that is computed by other replicas too.
+  struct ContextAudit {
+    uint64_t sequence = 0;  // handle of whose row it is; 0: told already
+    uint64_t shadow = 0;    // handle of the sequence that another replica opens
+    int64_t block = 0;
+    std::vector<ContextRowPtr> rows;  // of each replica so far
+    std::vector<uint64_t> processes;  // and its incarnation
+    std::vector<std::string> names;
+    SequenceSpec spec;
+  };
+  // How long calls take, by the replicas of one group.
+  struct Times {
+    ServiceTimes appends;
+    ServiceTimes opens_per_block;
   };
   int64_t BlocksOf(const Sequence& sequence) const;
   // Blocks of output that may still come.
@@ -156,6 +193,19 @@ class BlockTier {
   // `handle`: 0 for closes. `tokens`: that the item will carry.
   v1::BlockRequest& AddItem(Replica& replica, BlockCall call, uint64_t handle, size_t tokens);
   bool HasOther(const TierGroup& group, const Replica* replica) const;
+  static bool MayHold(const Replica& replica, const SequenceSpec& spec);
+  bool SomebodyMayHold(const SequenceSpec& spec) const;
+  // How long the replica may say nothing while it has this sequence's call.
+  absl::Duration SilenceAllowed(const Sequence& sequence) const;
+  // The idle sequences of a replica that leaves: opened elsewhere with their next block.
+  void Evacuate(Replica& replica);
+
+  // The row is told, at once or when it has been audited.
+  void TellRow(Replica& replica, uint64_t handle, int64_t block, ContextRowPtr row);
+  void OpenShadow(uint64_t id);
+  void OnShadowRow(uint64_t id, ContextRowPtr row);
+  void EndAudit(uint64_t id, ContextRowPtr row);
+  void EndAudit(uint64_t id, absl::Status status);
   void RetireIfEmpty(Replica& replica);
 
   Loop& loop_;
@@ -167,6 +217,14 @@ class BlockTier {
   std::vector<std::unique_ptr<Replica>> replicas_;
   std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by handle
   WaitQueue queue_;
+  std::map<TierGroup, Times> times_;
+  BlockTierStats stats_;
+  absl::Time last_tick_ = absl::InfinitePast();
+  AuditShare audit_share_;
+  AuditStats audit_stats_;
+  std::unordered_map<uint64_t, ContextAudit> audits_;
+  uint64_t next_audit_ = 1;
+  const Replica* answering_ = nullptr;  // while a scoring sequence's rows are told
   uint64_t next_handle_ = 1;
   uint64_t next_wire_id_ = 1;
   uint64_t next_item_ = 1;

@@ -35,7 +35,8 @@ void BlockTier::Pump() {
     }
     Replica* const replica = Choose(sequence);
     if (replica == nullptr) {
-      blocked.insert(sequence.spec.group);
+      // Whom few may hold does not stand in the others' way.
+      if (sequence.spec.not_by.empty()) blocked.insert(sequence.spec.group);
       continue;
     }
     queue_.Erase(sequence.place);
@@ -61,8 +62,7 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
   // them is asked, so that the client hears its reason.
   const bool somebody_fits =
       std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& replica) {
-        return replica->member.usable() && replica->member.group == sequence.spec.group &&
-               replica->fits_reserve(blocks, reserve);
+        return MayHold(*replica, sequence.spec) && replica->fits_reserve(blocks, reserve);
       });
   std::vector<BlockReplicaView> views;
   std::vector<int64_t> needed;
@@ -71,8 +71,9 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
     const uint64_t key =
         PrefixMemory::Key(*sequence.spec.prompt, replica->page_tokens(block_length_));
     BlockReplicaView& view = views.emplace_back();
-    view.usable = replica->member.usable() && replica->member.group == sequence.spec.group &&
-                  !replica->full && replica->has_room_for_sequence() &&
+    view.usable = MayHold(*replica, sequence.spec) && !replica->full &&
+                  !(sequence.begun && replica->reopens >= kReopensAtOnce) &&
+                  replica->has_room_for_sequence() &&
                   (!somebody_fits || replica->fits_reserve(blocks, reserve));
     view.suspect = replica->suspect;
     view.available_pages = replica->available_pages();
@@ -133,6 +134,7 @@ void BlockTier::SendOpen(uint64_t handle, Sequence& sequence) {
       EstimatePages(BlocksOf(sequence), open.reserve_blocks(), block_length_, replica.page_blocks);
   replica.promised_pages += sequence.promised_pages;
   ++replica.opens;
+  replica.reopens += sequence.begun;
 }
 
 void BlockTier::SendFork(uint64_t handle, Sequence& sequence) {

@@ -57,6 +57,7 @@ void BlockTier::Extend(uint64_t handle, absl::Span<const int32_t> block) {
     Replica& replica = *sequence.replica;
     const bool stays = replica.member.usable() && !replica.suspect;
     if (!stays && HasOther(sequence.spec.group, &replica)) {
+      ++(replica.suspect ? stats_.reopened_silent : stats_.reopened_leaving);
       Reopen(handle, sequence, /*close_copy=*/true);
     } else {
       SendAppend(handle, sequence);
@@ -71,7 +72,13 @@ void BlockTier::Close(uint64_t handle) {
   Sequence& sequence = *found->second;
   if (sequence.phase == Phase::kWaiting) queue_.Erase(sequence.place);
   Detach(handle, sequence, /*close_copy=*/true);
+  const uint64_t audit = sequence.audit;
   sequences_.erase(found);
+  if (const auto held = audits_.find(audit); held != audits_.end()) {
+    const uint64_t shadow = held->second.shadow;
+    audits_.erase(held);
+    Close(shadow);
+  }
   SchedulePump();
 }
 
@@ -87,6 +94,7 @@ void BlockTier::Enqueue(uint64_t handle, Sequence& sequence) {
     sequence.placed = true;
   }
   queue_.Insert(sequence.place, handle);
+  sequence.waits_since = loop_.Now();
   sequence.phase = Phase::kWaiting;
   SchedulePump();
 }
@@ -98,7 +106,10 @@ void BlockTier::Detach(uint64_t handle, Sequence& sequence, bool close_copy) {
     if (sequence.item != 0) {
       replica->items.erase(sequence.item);
       replica->promised_pages -= sequence.promised_pages;
-      if (sequence.phase == Phase::kOpening) --replica->opens;
+      if (sequence.phase == Phase::kOpening) {
+        --replica->opens;
+        replica->reopens -= sequence.begun;
+      }
       if (replica->member.connected) {
         v1::BlockRequest& request = replica->AddOutgoing(/*tokens=*/0);
         request.set_id(next_item_++);

@@ -24,7 +24,8 @@ Core::Core(Loop& loop, const ModelConfig& config, const Tokenizer* tokenizer,
       expected_(expected),
       options_(options),
       block_tier_(loop, options.tier, expected, std::move(make_block_link)),
-      token_tier_(loop, options.tier, expected, std::move(make_token_link)) {
+      token_tier_(loop, options.tier, expected, std::move(make_token_link)),
+      row_audit_(token_tier_, options.tier.audit) {
   environment_.config = &config;
   environment_.tokenizer = tokenizer;
   if (tokenizer != nullptr && tokenizer->vocab_size() < config.vocab_size) {
@@ -32,7 +33,7 @@ Core::Core(Loop& loop, const ModelConfig& config, const Tokenizer* tokenizer,
   }
   environment_.loop = &loop;
   environment_.block_tier = &block_tier_;
-  environment_.token_tier = &token_tier_;
+  environment_.token_rows = &row_audit_;
   const auto on_change = [this] {
     Publish();
     BindWaiting();
@@ -124,10 +125,9 @@ std::optional<Binding> Core::FindBinding(const Run& run) const {
     }
     return std::nullopt;
   }
-  const std::optional<TierGroup> block = blocks.Largest();
-  const std::optional<TierGroup> token = tokens.Largest();
-  if (!block.has_value() || !token.has_value()) return std::nullopt;
-  return bind(*block, *token);
+  const std::optional<TierPair> pair = BestPair(blocks, tokens);
+  if (!pair.has_value()) return std::nullopt;
+  return bind(pair->block, pair->token);
 }
 
 bool Core::TryBind(Run& run) {
@@ -151,6 +151,11 @@ bool Core::TryBind(Run& run) {
   // Both tiers are there, but not those that this stream needs: they may be the ones that went just
   // now, or, just after the start, not have been found yet.
   if (both && now >= GiveUpTime(last_loss, tier_wait, run.deadline())) {
+    if (run.resume() == nullptr) {
+      run.End(absl::UnavailableError(
+          "no block service and token worker are there that serve the same model"));
+      return true;
+    }
     const ResumeState& resume = *run.resume();
     run.End(absl::FailedPreconditionError(absl::StrCat(
         "resume: no workers of model ", resume.model_id, " with the numeric ids ",
@@ -199,14 +204,15 @@ void Core::FillModelStatus(v1::GetModelResponse& response) const {
 void Core::Publish() {
   const TierPresence& blocks = block_tier_.membership().presence();
   const TierPresence& tokens = token_tier_.membership().presence();
-  const std::optional<TierGroup> block = blocks.Largest();
-  const std::optional<TierGroup> token = tokens.Largest();
+  const std::optional<TierPair> pair = BestPair(blocks, tokens);
+  const std::optional<TierGroup> block = pair.has_value() ? pair->block : blocks.Largest();
+  const std::optional<TierGroup> token = pair.has_value() ? pair->token : tokens.Largest();
   Status status;
   status.block_services = blocks.workers();
   status.token_workers = tokens.workers();
   if (block.has_value()) status.block_numeric_id = block->numeric_id;
   if (token.has_value()) status.token_numeric_id = token->numeric_id;
-  if (block.has_value() && token.has_value()) {
+  if (pair.has_value()) {
     status.model_id = ModelId(expected_.config_hash, expected_.tokenizer_hash, block->part_hash,
                               token->part_hash);
   }
@@ -221,6 +227,7 @@ void Core::StartDraining() { draining_.store(true); }
 void Core::EndAll(const absl::Status& status) {
   closed_ = status;
   for (const auto& [id, run] : runs_) run->End(status);
+  row_audit_.CancelAll();
   block_tier_.Disconnect();
   token_tier_.Disconnect();
 }

@@ -17,6 +17,7 @@
 #include "gateway/block_tier.h"
 #include "gateway/generation.h"
 #include "gateway/loop.h"
+#include "gateway/row_audit.h"
 #include "gateway/run.h"
 #include "gateway/token_tier.h"
 
@@ -52,6 +53,7 @@ class Core final : public GenerationCore {
   void EndAll(const absl::Status& status);
   BlockTier& block_tier() { return block_tier_; }
   TokenTier& token_tier() { return token_tier_; }
+  const RowAudit& row_audit() const { return row_audit_; }
 
  private:
   GenerationId Accept(std::function<std::unique_ptr<Run>(std::function<void()> on_over)> make);
@@ -78,6 +80,7 @@ class Core final : public GenerationCore {
   const CoreOptions options_;
   BlockTier block_tier_;
   TokenTier token_tier_;
+  RowAudit row_audit_;
   RunEnvironment environment_;
   std::unordered_map<GenerationId, std::unique_ptr<Run>> runs_;
   std::set<std::pair<absl::Time, GenerationId>> deadlines_;

@@ -25,6 +25,12 @@ class FailoverTest : public CoreFixture {
     }
     return made;
   }
+  // Tokens of all choices.
+  static size_t Received(const Stream& stream) {
+    size_t tokens = 0;
+    for (const auto& [choice, received] : stream.sink->tokens) tokens += received.size();
+    return tokens;
+  }
   void ExpectAllExact(const std::vector<Stream>& streams) {
     for (const Stream& stream : streams) ExpectExact(stream);
     ExpectNothingLeft();
@@ -81,10 +87,10 @@ TEST_F(FailoverTest, AFrozenTokenWorkerIsFoundWithinASecond) {
   workers_[0]->Freeze();
   loop_.Advance(absl::Milliseconds(700));
   std::vector<size_t> before;
-  for (const Stream& stream : streams) before.push_back(stream.sink->tokens[0].size());
+  for (const Stream& stream : streams) before.push_back(Received(stream));
   loop_.Advance(absl::Milliseconds(50));
   for (size_t i = 0; i < streams.size(); ++i) {
-    EXPECT_TRUE(streams[i].sink->done > 0 || streams[i].sink->tokens[0].size() > before[i]);
+    EXPECT_TRUE(streams[i].sink->done > 0 || Received(streams[i]) > before[i]);
   }
   EXPECT_EQ(core_->token_tier().stats().ejected, 1);
   const TokenTierStats& stats = core_->token_tier().stats();
@@ -469,6 +475,56 @@ TEST_F(FailoverTest, AFrozenReplicasSequencesMove) {
   ExpectNothingLeft();
 }
 
+TEST_F(FailoverTest, AFrozenReplicaIsFoundWithinASecond) {
+  MakeCore(2, 2);
+  for (const auto& replica : blocks_) replica->pages = 100'000;
+  const std::vector<Stream> streams = Load(12, 3000);
+  loop_.Advance(absl::Milliseconds(300));
+  blocks_[0]->Freeze();
+  loop_.Advance(absl::Milliseconds(900));
+  std::vector<size_t> before;
+  for (const Stream& stream : streams) before.push_back(Received(stream));
+  loop_.Advance(absl::Milliseconds(100));
+  for (size_t i = 0; i < streams.size(); ++i) {
+    EXPECT_TRUE(streams[i].sink->done > 0 || Received(streams[i]) > before[i]) << i;
+  }
+  EXPECT_EQ(core_->block_tier().stats().ejected, 1);
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+}
+
+// A client that does not read keeps its sequence idle; a replica that leaves need not wait for it.
+TEST_F(FailoverTest, ADrainingReplicaIsRidOfIdleSequencesToo) {
+  MakeCore(2, 1);
+  std::vector<Stream> streams = Load(10, 100);
+  for (const Stream& stream : streams) stream.sink->wants_more = false;
+  loop_.Advance(absl::Milliseconds(50));
+  ASSERT_GT(blocks_[0]->sequences.size(), 0u);
+  blocks_[0]->Drain();
+  loop_.Advance(absl::Milliseconds(50));
+  EXPECT_EQ(blocks_[0]->sequences.size(), 0u);
+  for (const Stream& stream : streams) {
+    stream.sink->wants_more = true;
+    core_->Resume(stream.id);
+  }
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(FailoverTest, ALostReplicasSequencesAreOpenedAgainAFewAtATime) {
+  MakeCore(2, 4);
+  const std::vector<Stream> streams = Load(100, 400);
+  loop_.Advance(absl::Milliseconds(30));
+  blocks_[1]->service_time = absl::Milliseconds(5);
+  const int opens = blocks_[1]->opens;
+  blocks_[0]->Kill();
+  loop_.Advance(absl::Milliseconds(9));
+  EXPECT_GT(blocks_[1]->opens, opens);
+  EXPECT_LE(blocks_[1]->opens, opens + 16);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
 TEST_F(FailoverTest, AnOpenThatOneReplicaRefusesTriesTheOther) {
   MakeCore(2, 1);
   blocks_[0]->refuse_opens = 2;
@@ -599,6 +655,61 @@ TEST_F(FailoverTest, AWorkerOfAnotherModelIsNotUsedAndNamed) {
   const Stream served = Generate(Request(4, 4, 2));
   ASSERT_TRUE(RunUntilDone({served}));
   ExpectExact(served);
+}
+
+// While one model replaces another, no request gets the block part of one and the token part of the
+// other.
+TEST_F(FailoverTest, AnUpgradeToAnotherModelMixesNothing) {
+  MakeCore(3, 3);
+  const auto upgrade = [](auto& worker) {
+    worker.Kill();
+    worker.part_hash = "part-2";
+    worker.numeric_id = "sim-2";
+    worker.model_digest = "model-2";
+    worker.Restart();
+  };
+  for (const auto& replica : blocks_) replica->model_digest = "model-1";
+  for (const auto& worker : workers_) worker->model_digest = "model-1";
+  Connect();
+  std::vector<Stream> streams;
+  const auto ask = [&] {
+    for (uint64_t i = 0; i < 4; ++i) streams.push_back(Generate(Request(4, 40, streams.size())));
+    loop_.Advance(absl::Milliseconds(5));
+  };
+  ask();
+  upgrade(*blocks_[0]);
+  upgrade(*blocks_[1]);  // most block replicas are new, all token workers old
+  ask();
+  upgrade(*workers_[0]);
+  ask();
+  ASSERT_TRUE(RunUntilDone(streams));
+  upgrade(*workers_[1]);
+  ask();
+  upgrade(*workers_[2]);
+  upgrade(*blocks_[2]);
+  ask();
+  ASSERT_TRUE(RunUntilDone(streams));
+  std::set<std::string> pairs;
+  for (const Stream& stream : streams) {
+    ExpectExact(stream);
+    const v1::Started& first = stream.sink->first;
+    pairs.insert(first.block_numeric_id() + " " + first.token_numeric_id());
+  }
+  EXPECT_EQ(pairs, (std::set<std::string>{"sim-1 sim-1", "sim-2 sim-2"}));
+  ExpectNothingLeft();
+}
+
+TEST_F(FailoverTest, WithoutTwoTiersOfOneModelRequestsWaitAndAreThenRefused) {
+  MakeCore(1, 1);
+  blocks_[0]->model_digest = "model-2";
+  workers_[0]->model_digest = "model-1";
+  Connect();
+  const absl::Time start = loop_.Now();
+  const Stream stream = Generate(Request(4, 4, 1));
+  ASSERT_TRUE(RunUntilDone({stream}));
+  EXPECT_GE(loop_.Now() - start, absl::Seconds(9));
+  EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(stream.sink->status.message(), HasSubstr("same model"));
 }
 
 // ---- everything at once

@@ -46,6 +46,16 @@ absl::Status GatewayConfig::Validate() const {
   };
   if (auto status = positive(resolve_interval, "--resolve-interval"); !status.ok()) return status;
   if (auto status = positive(progress_bound, "--progress-bound"); !status.ok()) return status;
+  for (const auto& [fraction, flag] :
+       {std::make_pair(audit_fraction, "--audit-fraction"),
+        std::make_pair(audit_context_fraction, "--audit-context-fraction")}) {
+    if (!(fraction >= 0 && fraction <= 1)) {
+      return absl::InvalidArgumentError(absl::StrCat(flag, " must be 0 to 1"));
+    }
+  }
+  if (audit_hold && audit_fraction == 0 && audit_context_fraction == 0) {
+    return absl::InvalidArgumentError("--audit-hold holds nothing without --audit-fraction");
+  }
   if (tier_wait < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--tier-wait must not be negative");
   }
@@ -126,6 +136,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   CoreOptions core_options;
   core_options.tier.tier_wait = config.tier_wait;
   core_options.tier.progress_bound = config.progress_bound;
+  core_options.tier.audit = {.rows = config.audit_fraction,
+                             .contexts = config.audit_context_fraction,
+                             .hold = config.audit_hold};
   core_options.tier.max_queued = config.max_queued_requests;
   core_options.max_live_choices = config.max_live_choices;
 

@@ -42,6 +42,11 @@ struct GatewayConfig {
   absl::Duration resolve_interval = absl::Seconds(2);
   // An answer that takes longer is asked for elsewhere, if there is an elsewhere.
   absl::Duration progress_bound = absl::Seconds(10);
+  // Shares of blocks and of context rows that are computed by a second worker too and compared bit
+  // for bit; with audit_hold nobody gets an audited one before.
+  double audit_fraction = 0;
+  double audit_context_fraction = 0;
+  bool audit_hold = false;
   int32_t max_queued_requests = 1024;  // waiting for KV; beyond: RESOURCE_EXHAUSTED
   int32_t max_live_choices = 16384;    // of all requests together; beyond: RESOURCE_EXHAUSTED
 

@@ -26,6 +26,10 @@ ABSL_FLAG(std::string, model_name, "", "what requests may call the model; defaul
 ABSL_FLAG(absl::Duration, tier_wait, absl::Seconds(10), "how long requests wait for a lost tier");
 ABSL_FLAG(absl::Duration, drain_time, absl::Seconds(30), "after SIGTERM, for requests that run");
 ABSL_FLAG(absl::Duration, resolve_interval, absl::Seconds(2), "between two look-ups of DNS names");
+ABSL_FLAG(double, audit_fraction, 0, "share of blocks that a second worker decodes and compares");
+ABSL_FLAG(double, audit_context_fraction, 0,
+          "share of context rows that a second replica computes");
+ABSL_FLAG(bool, audit_hold, false, "send no audited block before it has been compared");
 ABSL_FLAG(absl::Duration, progress_bound, absl::Seconds(10),
           "without an answer for so long, a row or block is sent elsewhere");
 ABSL_FLAG(int32_t, max_live_choices, 16384, "choices of all requests together; more are refused");
@@ -43,8 +47,9 @@ int Main(int argc, char** argv) {
       "blockserve-gateway --model DIR --block-services LIST --token-services LIST\n"
       "Takes requests and drives the block and token tiers.",
       {"model", "block_services", "token_services", "listen", "health_listen", "stall_bound",
-       "model_name", "tier_wait", "resolve_interval", "progress_bound", "drain_time",
-       "max_live_choices", "max_queued_requests", "allow_long_contexts", "log_level"}};
+       "model_name", "tier_wait", "resolve_interval", "progress_bound", "audit_fraction",
+       "audit_context_fraction", "audit_hold", "drain_time", "max_live_choices",
+       "max_queued_requests", "allow_long_contexts", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -58,6 +63,9 @@ int Main(int argc, char** argv) {
   config.tier_wait = absl::GetFlag(FLAGS_tier_wait);
   config.resolve_interval = absl::GetFlag(FLAGS_resolve_interval);
   config.progress_bound = absl::GetFlag(FLAGS_progress_bound);
+  config.audit_fraction = absl::GetFlag(FLAGS_audit_fraction);
+  config.audit_context_fraction = absl::GetFlag(FLAGS_audit_context_fraction);
+  config.audit_hold = absl::GetFlag(FLAGS_audit_hold);
   config.max_live_choices = absl::GetFlag(FLAGS_max_live_choices);
   config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
   config.allow_beyond_positions = absl::GetFlag(FLAGS_allow_long_contexts);

@@ -229,7 +229,7 @@ void GenerationRun::SubmitRow(size_t index) {
   job.done = [this, index](absl::StatusOr<TokenRowAnswer> answer) {
     OnAnswer(index, std::move(answer));
   };
-  choice.row = environment_.token_tier->Submit(std::move(job));
+  choice.row = environment_.token_rows->Submit(std::move(job));
 }
 
 void GenerationRun::OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer) {
@@ -346,7 +346,7 @@ void GenerationRun::Complete() {
 
 void GenerationRun::Release() {
   for (Choice& choice : choices_) {
-    environment_.token_tier->Cancel(std::exchange(choice.row, 0));
+    environment_.token_rows->Cancel(std::exchange(choice.row, 0));
     environment_.block_tier->Close(std::exchange(choice.sequence, 0));
     if (!choice.state.over()) choice.state.Fail().IgnoreError();
   }

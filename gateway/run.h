@@ -12,7 +12,7 @@
 #include "gateway/block_tier.h"
 #include "gateway/generation.h"
 #include "gateway/loop.h"
-#include "gateway/token_tier.h"
+#include "gateway/row_audit.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
 
@@ -32,7 +32,7 @@ struct RunEnvironment {
   int32_t vocab_limit = 0;               // ids from here on cannot be drawn; 0: none
   Loop* loop = nullptr;
   BlockTier* block_tier = nullptr;
-  TokenTier* token_tier = nullptr;
+  RowAudit* token_rows = nullptr;  // the way to the token tier
 };
 
 // Lives on the loop. Ends exactly once: by itself, by End or by Cancel.

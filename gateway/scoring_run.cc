@@ -98,7 +98,7 @@ void ScoringRun::SubmitRow(int64_t block, ContextRowPtr context) {
   job.done = [this, block](absl::StatusOr<TokenRowAnswer> answer) {
     OnAnswer(block, std::move(answer));
   };
-  rows_[block] = environment_.token_tier->Submit(std::move(job));
+  rows_[block] = environment_.token_rows->Submit(std::move(job));
 }
 
 void ScoringRun::OnAnswer(int64_t block, absl::StatusOr<TokenRowAnswer> answer) {
@@ -137,7 +137,7 @@ void ScoringRun::Finish() {
 }
 
 void ScoringRun::Release() {
-  for (const auto& [block, row] : rows_) environment_.token_tier->Cancel(row);
+  for (const auto& [block, row] : rows_) environment_.token_rows->Cancel(row);
   rows_.clear();
   ready_.clear();
   environment_.block_tier->Close(std::exchange(sequence_, 0));

@@ -110,7 +110,8 @@ v1::BlockReplyBatch SimulatedBlockReplica::Answer(const v1::BlockRequestBatch& r
     reply.set_last(true);
     const std::vector<uint64_t> rows = Work(item, reply);
     reply.set_rows(static_cast<int>(rows.size()));
-    for (const uint64_t row : rows) {
+    for (uint64_t row : rows) {
+      if (wrong_bits && row % 3 == 0) row ^= 1;
       batch.mutable_contexts()->append(reinterpret_cast<const char*>(&row), sizeof(row));
     }
   }

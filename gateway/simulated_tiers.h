@@ -100,6 +100,8 @@ class SimulatedWorker {
   const std::string name;
   std::string config_hash = "config";
   std::string numeric_id = "sim-1";
+  std::string part_hash = "part";
+  std::string model_digest;
   uint64_t incarnation = 1;
   bool up = true;
   bool frozen = false;
@@ -118,7 +120,8 @@ class SimulatedWorker {
     tier.set_incarnation(incarnation);
     tier.set_config_hash(config_hash);
     tier.set_tokenizer_hash("tokenizer");
-    tier.set_part_hash("part");
+    tier.set_part_hash(part_hash);
+    tier.set_model_digest(model_digest);
     tier.set_numeric_id(numeric_id);
     tier.set_name(name);
   }
@@ -233,6 +236,8 @@ class SimulatedBlockReplica final
   int refuse_opens = 0;
   // Refuses what could not have its whole reserve, as the service does.
   bool checks_reserve = false;
+  // Every third context row is another than it should be.
+  bool wrong_bits = false;
   // Sequences lose their pages with their next append, one after another.
   int suspend = 0;
   std::map<uint64_t, std::vector<int32_t>> sequences;  // by wire id: [blocks, L]

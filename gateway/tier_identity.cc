@@ -1,5 +1,7 @@
 #include "gateway/tier_identity.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 
 namespace blockserve {
@@ -66,6 +68,30 @@ std::vector<TierGroup> TierPresence::WithNumericId(absl::string_view numeric_id)
     if (entry.workers > 0 && group.numeric_id == numeric_id) found.push_back(group);
   }
   return found;
+}
+
+std::vector<std::pair<TierGroup, int>> TierPresence::Groups() const {
+  std::vector<std::pair<TierGroup, int>> groups;
+  for (const auto& [group, entry] : groups_) {
+    if (entry.workers > 0) groups.emplace_back(group, entry.workers);
+  }
+  return groups;
+}
+
+std::optional<TierPair> BestPair(const TierPresence& blocks, const TierPresence& tokens) {
+  std::optional<TierPair> best;
+  std::pair<int, int> most;
+  for (const auto& [block, replicas] : blocks.Groups()) {
+    for (const auto& [token, workers] : tokens.Groups()) {
+      const bool fit = block.model_digest == token.model_digest || block.model_digest.empty() ||
+                       token.model_digest.empty();
+      const std::pair<int, int> size(std::min(replicas, workers), replicas + workers);
+      if (!fit || size <= most) continue;
+      most = size;
+      best = {block, token};
+    }
+  }
+  return best;
 }
 
 std::optional<TierGroup> TierPresence::Largest() const {

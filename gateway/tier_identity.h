@@ -8,6 +8,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -30,6 +31,7 @@ struct TierIdentity {
   int32_t context_width = 0;
   int32_t vocab_size = 0;          // token tier only; 0: not told
   bool knows_context_type = true;  // block tier only: its rows are of a type that we know
+  std::string model_digest;        // of both parts of its model; empty: not told
 };
 
 // This gateway's own view of the model.
@@ -49,11 +51,14 @@ absl::Status CheckIdentity(const ExpectedModel& expected, const TierIdentity& wo
 struct TierGroup {
   std::string part_hash;
   std::string numeric_id;
+  std::string model_digest = "";
   friend bool operator==(const TierGroup& a, const TierGroup& b) {
-    return a.part_hash == b.part_hash && a.numeric_id == b.numeric_id;
+    return a.part_hash == b.part_hash && a.numeric_id == b.numeric_id &&
+           a.model_digest == b.model_digest;
   }
   friend bool operator<(const TierGroup& a, const TierGroup& b) {
-    return std::tie(a.part_hash, a.numeric_id) < std::tie(b.part_hash, b.numeric_id);
+    return std::tie(a.part_hash, a.numeric_id, a.model_digest) <
+           std::tie(b.part_hash, b.numeric_id, b.model_digest);
   }
 };
 
@@ -77,6 +82,8 @@ class TierPresence {
   std::vector<TierGroup> WithNumericId(absl::string_view numeric_id) const;
   // The group with the most workers; of equals, the first by name.
   std::optional<TierGroup> Largest() const;
+  // Those that have workers, and how many, by name.
+  std::vector<std::pair<TierGroup, int>> Groups() const;
 
  private:
   struct Entry {
@@ -88,6 +95,14 @@ class TierPresence {
   absl::Time away_since_;
   absl::Time last_loss_;
 };
+
+// A group of each tier that belong to one model: a request is served by such a pair and no other.
+// Of several pairs the one whose smaller side is largest, then the larger one; of equals, the first.
+struct TierPair {
+  TierGroup block;
+  TierGroup token;
+};
+std::optional<TierPair> BestPair(const TierPresence& blocks, const TierPresence& tokens);
 
 }  // namespace blockserve
 

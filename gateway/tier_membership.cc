@@ -13,7 +13,8 @@ bool TierMembership::Connected(TierMember& member, TierIdentity identity, absl::
   member.draining = false;
   if (member.identity.incarnation != identity.incarnation) member.condemned = false;
   member.identity = std::move(identity);
-  member.group = {member.identity.part_hash, member.identity.numeric_id};
+  member.group = {member.identity.part_hash, member.identity.numeric_id,
+                  member.identity.model_digest};
   const absl::Status status = CheckIdentity(expected_, member.identity, tier_, member.address);
   member.fits = status.ok();
   if (member.fits) {

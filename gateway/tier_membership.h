@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "gateway/audit.h"
 #include "gateway/tier_identity.h"
 
 namespace blockserve {
@@ -16,6 +17,7 @@ struct TierOptions {
   absl::Duration tier_wait = absl::Seconds(10);
   absl::Duration progress_bound = absl::Seconds(10);
   int64_t max_queued = 1024;  // new sequences that wait for KV
+  AuditOptions audit;
 };
 
 // One worker's standing. Connecting: not connected; ready: usable(); lost: not connected again.

@@ -19,10 +19,18 @@ constexpr int kLostHedges = 5;
 
 TierIdentity IdentityOf(const v1::TokenServiceHello& hello) {
   const v1::TierHello& tier = hello.tier();
-  return {tier.protocol_version(),    tier.incarnation(), tier.config_hash(), tier.tokenizer_hash(),
-          tier.part_hash(),           tier.numeric_id(),  tier.name(),        hello.block_length(),
-          hello.context_width(),      hello.vocab_size(),
-          /*knows_context_type=*/true};
+  return {tier.protocol_version(),
+          tier.incarnation(),
+          tier.config_hash(),
+          tier.tokenizer_hash(),
+          tier.part_hash(),
+          tier.numeric_id(),
+          tier.name(),
+          hello.block_length(),
+          hello.context_width(),
+          hello.vocab_size(),
+          /*knows_context_type=*/true,
+          tier.model_digest()};
 }
 
 absl::Status StatusOf(const v1::ItemStatus& status) {

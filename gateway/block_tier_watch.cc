@@ -1,0 +1,146 @@
+// BlockTier: what time tells, and who may hold what.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "gateway/block_replica.h"
+#include "gateway/block_tier.h"
+
+namespace blockserve {
+
+bool BlockTier::HasOther(const TierGroup& group, const Replica* replica) const {
+  return std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& other) {
+    return other.get() != replica && other->member.usable() && other->member.group == group &&
+           !other->suspect;
+  });
+}
+
+bool BlockTier::MayHold(const Replica& replica, const SequenceSpec& spec) {
+  return replica.member.usable() && replica.member.group == spec.group &&
+         std::find(spec.not_by.begin(), spec.not_by.end(), replica.member.identity.incarnation) ==
+             spec.not_by.end();
+}
+
+bool BlockTier::SomebodyMayHold(const SequenceSpec& spec) const {
+  return std::any_of(replicas_.begin(), replicas_.end(),
+                     [&](const auto& replica) { return MayHold(*replica, spec); });
+}
+
+absl::Duration BlockTier::SilenceAllowed(const Sequence& sequence) const {
+  const absl::Duration bound = options_.progress_bound;
+  const auto found = times_.find(sequence.spec.group);
+  if (found == times_.end()) return bound;
+  const absl::Duration allowed = found->second.appends.SilenceAllowed(bound);
+  if (sequence.phase != Phase::kOpening) return allowed;
+  // It computes the whole text, and may say nothing before it has.
+  const std::optional<absl::Duration> per_block = found->second.opens_per_block.p99();
+  if (!per_block.has_value()) return bound;
+  return std::min(bound, allowed + 4 * *per_block * BlocksOf(sequence));
+}
+
+void BlockTier::Evacuate(Replica& replica) {
+  if (replica.member.usable() || !replica.member.connected) return;
+  const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
+  for (const uint64_t handle : held) {
+    Sequence& sequence = *sequences_.at(handle);
+    if (sequence.phase != Phase::kIdle || !HasOther(sequence.spec.group, &replica)) continue;
+    ++stats_.reopened_leaving;
+    Detach(handle, sequence, /*close_copy=*/true);
+  }
+}
+
+void BlockTier::Condemn(uint64_t incarnation, absl::string_view why) {
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->member.identity.incarnation != incarnation || replica->member.condemned) continue;
+    ++stats_.condemned;
+    LogError(absl::StrCat("block service '", replica->member.identity.name, "' at ",
+                          replica->member.address, " ", why,
+                          ": it gets nothing more until it is another process"));
+    replica->member.condemned = true;
+    membership_.Update(replica->member, loop_.Now());
+    const std::vector<uint64_t> held(replica->sequences.begin(), replica->sequences.end());
+    for (const uint64_t handle : held) {
+      Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
+    }
+    if (on_change_) on_change_();
+  }
+}
+
+void BlockTier::Tick() {
+  const absl::Time now = loop_.Now();
+  // A tick that comes late says that the gateway itself did not run: nobody else is to blame.
+  if (now - std::exchange(last_tick_, now) > absl::Milliseconds(200)) {
+    for (const std::unique_ptr<Replica>& replica : replicas_) {
+      replica->last_heard = std::max(replica->last_heard, now);
+    }
+  }
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->full && now >= replica->full_until) {
+      replica->full = false;
+      SchedulePump();
+    }
+    if (!replica->member.connected && now - replica->lost_at >= kReplicaLease) {
+      CountDeath(*replica);
+    }
+  }
+  std::vector<uint64_t> gone;
+  std::vector<uint64_t> stranded;
+  std::vector<uint64_t> stalled;
+  std::vector<uint64_t> nobody;
+  for (const auto& [handle, sequence] : sequences_) {
+    Replica* const replica = sequence->replica;
+    if (sequence->wants_row && (replica == nullptr || !replica->member.connected)) {
+      const TierPresence& presence = membership_.presence();
+      if (presence.workers(sequence->spec.group) > 0) {
+        // The others were suspect when its replica was lost; it does not wait for them for ever.
+        if (replica != nullptr && now - replica->lost_at >= kReturnWait) stranded.push_back(handle);
+        if (!sequence->spec.not_by.empty() && now - sequence->waits_since >= options_.tier_wait &&
+            !SomebodyMayHold(sequence->spec)) {
+          nobody.push_back(handle);
+        }
+        continue;
+      }
+      if (now >= GiveUpTime(presence.AwaySince(sequence->spec.group), options_.tier_wait,
+                            sequence->spec.deadline)) {
+        gone.push_back(handle);
+      }
+    } else if (replica != nullptr && now >= sequence->again_at) {
+      SendAppend(handle, *sequence);
+    } else if (replica != nullptr && sequence->item != 0) {
+      // A replica that says something now and then is busy; a silent one may be frozen.
+      const absl::Duration patience = sequence->history.Patience(SilenceAllowed(*sequence));
+      const bool silent = now - std::max(sequence->sent, replica->last_heard) >= patience;
+      const bool forgotten =
+          now - sequence->sent >= 6 * sequence->history.Patience(options_.progress_bound);
+      if ((silent || forgotten) && HasOther(sequence->spec.group, replica)) {
+        stalled.push_back(handle);
+        if (silent && !std::exchange(replica->suspect, true)) {
+          ++stats_.ejected;
+          LogWarning(absl::StrCat("block service '", replica->member.identity.name,
+                                  "' has said nothing for ",
+                                  absl::FormatDuration(now - replica->last_heard),
+                                  ": its sequences are opened elsewhere"));
+        }
+      }
+    }
+  }
+  for (const uint64_t handle : gone) {
+    Fail(handle, absl::UnavailableError("every block service is gone"));
+  }
+  for (const uint64_t handle : nobody) {
+    Fail(handle, absl::UnavailableError("no other block service is there"));
+  }
+  for (const uint64_t handle : stranded) {
+    Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
+  }
+  for (const uint64_t handle : stalled) {
+    Sequence& sequence = *sequences_.at(handle);
+    if (!HasOther(sequence.spec.group, sequence.replica)) continue;
+    ++stats_.reopened_silent;
+    sequence.history.Stalled();
+    Reopen(handle, sequence, /*close_copy=*/true);
+  }
+}
+
+}  // namespace blockserve
