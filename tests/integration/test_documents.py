@@ -7,7 +7,8 @@ import subprocess
 import harness
 import pytest
 
-DOCUMENTS = ["README.md", "docs/architecture.md", "docs/development.md", "docs/operations.md", "docs/sampling.md",
+DOCUMENTS = ["README.md", "docs/architecture.md", "docs/development.md", "docs/failures.md",
+             "docs/operations.md", "docs/sampling.md",
              "client/python/README.md"]
 FILE = re.compile(r"`([\w./-]+\.(?:cc|h|py|proto|md|cmake|json))`")
 LINK = re.compile(r"\]\((?!https?:)([\w./-]+)\)")

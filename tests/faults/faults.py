@@ -1,0 +1,232 @@
+"""What goes wrong: every kind of fault, and a seeded schedule in which each has its turn."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import signal
+import threading
+import time
+from typing import Callable
+
+import clients
+import history
+import lab
+
+
+@dataclasses.dataclass
+class Fault:
+    kind: str
+    victim: str
+    begin: float
+    end: float = 0.0
+
+
+class Deployment:
+    """Two gateways, two block replicas, four token workers; the last of each tier stands behind a
+    proxy that can delay."""
+
+    def __init__(self, network: lab.Network, disk: lab.LogDisk, model, folder, gateway_flags=()):
+        self.network = network
+        self.disk = disk
+        logs = disk.folder
+        common = [f"--model={model}"]
+        compute = [*common, "--threads=1"]
+        self.blocks = [lab.Program(network, f"block-{i}", "blockserve-block",
+                                   [*compute, f"--name=block-{i}", "--kv-pages=4096"], logs)
+                       for i in range(2)]
+        self.tokens = [lab.Program(network, f"token-{i}", "blockserve-token",
+                                   [*compute, f"--name=token-{i}", "--allow-fault-injection",
+                                    f"--inject-crash-seed={clients.CRASH_SEED}"], logs)
+                       for i in range(4)]
+        self.proxies = {
+            self.blocks[-1].name: lab.DelayProxy(network, "proxy-b", self.blocks[-1].address, folder),
+            self.tokens[-1].name: lab.DelayProxy(network, "proxy-t", self.tokens[-1].address, folder),
+        }
+
+        def addresses(programs):
+            return ",".join(self.proxies[p.name].address if p.name in self.proxies else p.address
+                            for p in programs)
+
+        self.gateways = [lab.Program(
+            network, f"gateway-{i}", "blockserve-gateway",
+            [*common, f"--block-services={addresses(self.blocks)}",
+             f"--token-services={addresses(self.tokens)}", *gateway_flags], logs, has_metrics=False)
+            for i in range(2)]
+
+    @property
+    def programs(self):
+        return [*self.blocks, *self.tokens, *self.gateways]
+
+    def start(self) -> None:
+        for program in self.programs:
+            program.start()
+        for program in self.programs:
+            program.wait_until_ready()
+
+    def close(self) -> None:
+        for program in reversed(self.programs):
+            if program.is_alive():
+                program.send(signal.SIGCONT)
+                program.kill()
+        for proxy in self.proxies.values():
+            proxy.close()
+
+
+class Lane:
+    """Injects one fault after another, of its own kinds, until told to stop."""
+
+    def __init__(self, name: str, deployment: Deployment, draw: random.Random,
+                 crash: Callable[[], history.Record]):
+        self._deployment = deployment
+        self._draw = draw
+        self._crash = crash
+        self._stop = threading.Event()
+        self.faults: list[Fault] = []
+        self.failures: list[BaseException] = []
+        self.unavailable: dict[str, str] = {}  # kinds that this machine does not allow, and why
+        self.kinds: dict[str, Callable[[Fault], None]] = {}
+        if name == "token":
+            self._add_tier("token", lambda: deployment.tokens)
+            self.kinds["wrong bits"] = self._wrong_bits
+            self.kinds["request that kills its worker"] = self._killer
+        else:
+            self._add_tier("block", lambda: deployment.blocks)
+            self.kinds["gateway killed"] = self._gateway_killed
+            self.kinds["gateway SIGTERM"] = self._gateway_terminated
+            self.kinds["log disk full"] = self._disk_full
+            if deployment.disk.why_not is not None:
+                self.unavailable["log disk full"] = deployment.disk.why_not
+        self._thread = threading.Thread(target=self._run)
+
+    def _add_tier(self, tier: str, programs) -> None:
+        def pick(fault):
+            victim = self._draw.choice(programs())
+            fault.victim = victim.name
+            return victim
+
+        def killed(fault):
+            victim = pick(fault)
+            victim.kill()
+            self._wait(0.2, 1.0)
+            victim.start()
+            victim.wait_until_ready()
+
+        def frozen(fault):
+            victim = pick(fault)
+            victim.send(signal.SIGSTOP)
+            self._wait(1.5, 4.0)
+            victim.send(signal.SIGCONT)
+
+        def terminated(fault):
+            victim = pick(fault)
+            victim.terminate()
+            victim.start()
+            victim.wait_until_ready()
+
+        def cut(direction):
+            def inject(fault):
+                victim = pick(fault)
+                self._deployment.network.cut(victim.name, direction)
+                self._wait(1.5, 4.0)
+                self._deployment.network.mend(victim.name)
+            return inject
+
+        def delayed(fault):
+            victim = programs()[-1]
+            fault.victim = victim.name
+            proxy = self._deployment.proxies[victim.name]
+            proxy.delay(self._draw.randrange(100, 500))
+            self._wait(1.5, 4.0)
+            proxy.delay(0)
+
+        self.kinds[f"{tier} killed"] = killed
+        self.kinds[f"{tier} frozen"] = frozen
+        self.kinds[f"{tier} SIGTERM, restart"] = terminated
+        for direction in ("in", "out", "both"):
+            kind = f"{tier} packets dropped, {direction}"
+            self.kinds[kind] = cut(direction)
+            if not self._deployment.network.separate:
+                self.unavailable[kind] = self._deployment.network.why_not
+        self.kinds[f"{tier} delayed"] = delayed
+
+    def _wait(self, least: float, most: float) -> None:
+        self._stop.wait(self._draw.uniform(least, most))
+
+    def _wrong_bits(self, fault: Fault) -> None:
+        """A worker that is replaced by one whose bits are wrong, until it has been found."""
+        victim = self._draw.choice(self._deployment.tokens)
+        fault.victim = victim.name
+        victim.terminate()
+        victim.start("--inject-wrong-bits=0.5")
+        victim.wait_until_ready()
+        self._wait(2.0, 4.0)
+        victim.kill()
+        victim.start()
+        victim.wait_until_ready()
+
+    def _killer(self, fault: Fault) -> None:
+        record = self._crash()
+        dead = []
+        for worker in self._deployment.tokens:
+            if worker.process is not None and worker.process.poll() is not None:
+                worker.reap()
+                dead.append(worker)
+        fault.victim = ", ".join(worker.name for worker in dead) or record.name
+        for worker in dead:
+            worker.start()
+        for worker in dead:
+            worker.wait_until_ready()
+
+    def _gateway_killed(self, fault: Fault) -> None:
+        victim = self._draw.choice(self._deployment.gateways)
+        fault.victim = victim.name
+        victim.kill()
+        self._wait(0.2, 1.0)
+        victim.start()
+        victim.wait_until_ready()
+
+    def _gateway_terminated(self, fault: Fault) -> None:
+        victim = self._draw.choice(self._deployment.gateways)
+        fault.victim = victim.name
+        victim.terminate()
+        victim.start()
+        victim.wait_until_ready()
+
+    def _disk_full(self, fault: Fault) -> None:
+        """Everybody's; a gateway that starts then has a lot to log."""
+        fault.victim = "every program's log"
+        self._deployment.disk.fill()
+        victim = self._draw.choice(self._deployment.gateways)
+        victim.terminate()
+        victim.start()
+        victim.wait_until_ready()
+        self._wait(0.5, 1.5)
+        self._deployment.disk.empty()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The fault under way is ended in order."""
+        self._stop.set()
+        self._thread.join()
+
+    def has_fired_all(self) -> bool:
+        fired = {fault.kind for fault in self.faults if fault.end}
+        return fired >= set(self.kinds) - set(self.unavailable)
+
+    def _run(self) -> None:
+        deck: list[str] = []
+        try:
+            while not self._stop.is_set():
+                if not deck:
+                    deck = [kind for kind in self.kinds if kind not in self.unavailable]
+                    self._draw.shuffle(deck)
+                fault = Fault(deck.pop(), "", time.monotonic())
+                self.faults.append(fault)
+                self.kinds[fault.kind](fault)
+                fault.end = time.monotonic()
+                self._wait(0.3, 1.2)
+        except BaseException as error:  # told by the main thread
+            self.failures.append(error)
