@@ -5,6 +5,7 @@ lost process of token workers costs. Needs the built programs alone.
   tools/measure_gateway.py --token-workers 100 --block-replicas 4 --concurrency 1000
   tools/measure_gateway.py --token-workers 1 --token-steps 0 --protocol http      # overhead
   tools/measure_gateway.py --token-workers 20 --processes 2 --kill-after 4        # a loss
+  tools/measure_gateway.py --token-workers 3 --processes 3 --scale                # 1 -> 3 -> 1
 
 Prints one JSON object; --out FILE appends it to a file of JSON lines.
 """
@@ -117,15 +118,17 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
                     f"--block-replicas={options.block_replicas}", f"--block-listen={blocks[0]}",
                     f"--block-steps={options.block_steps}", f"--stats={stats[0]}",
                     wait_for="ready")
-    workers = []
+    workers, commands = [], []
     for index, count in enumerate(groups):
         next_port = free_range(count, next_port + options.block_replicas + 1)
         tokens += [f"127.0.0.1:{next_port + i}" for i in range(count)]
         stats.append(folder / f"tokens{index}.json")
-        workers.append(processes.start(
-            "blockserve-simulate", f"--model={model}", f"--token-workers={count}",
-            f"--token-listen=127.0.0.1:{next_port}", f"--token-steps={options.token_steps}",
-            f"--max-rows={options.max_rows}", f"--stats={stats[-1]}", wait_for="ready"))
+        commands.append(["blockserve-simulate", f"--model={model}", f"--token-workers={count}",
+                         f"--token-listen=127.0.0.1:{next_port}",
+                         f"--token-steps={options.token_steps}", f"--max-rows={options.max_rows}",
+                         f"--stats={stats[-1]}"])
+        if index == 0 or not options.scale:
+            workers.append(processes.start(*commands[-1], wait_for="ready"))
         next_port += count
     port = free_range(2, next_port + 1)
     flags = [f"--model={model}", f"--listen=127.0.0.1:{port}",
@@ -152,6 +155,12 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     if options.kill_after:
         time.sleep(options.kill_after)
         workers[-1].kill()
+    if options.scale:  # a third of the time each
+        time.sleep(options.duration / 3)
+        workers += [processes.start(*command, wait_for="ready") for command in commands[1:]]
+        time.sleep(max(0.0, options.duration * 2 / 3 - (time.monotonic() - begin)))
+        for worker in workers[1:]:
+            worker.send_signal(signal.SIGTERM)
     time.sleep(max(0.0, options.duration - (time.monotonic() - begin)))
     cpu, wall = cpu_seconds(gateway.pid) - begin_cpu, time.monotonic() - begin
     memory = memory_mib(gateway.pid)
@@ -207,6 +216,8 @@ def main() -> int:
     parser.add_argument("--duration", type=float, default=6)
     parser.add_argument("--kill-after", type=float, default=0,
                         help="seconds into the measurement: kill -9 of the last process of workers")
+    parser.add_argument("--scale", action="store_true",
+                        help="start with the first process of workers, add the others, end them")
     parser.add_argument("--gateway-flag", action="append", default=[])
     parser.add_argument("--out", default="")
     options = parser.parse_args()

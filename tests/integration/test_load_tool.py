@@ -148,3 +148,46 @@ def test_simulated_workers_serve_a_gateway_and_share_its_rows(launcher, tmp_path
         assert len(rows) == workers and min(rows) > 0 and max(rows) <= 3 * min(rows), rows
         assert all(replica["steps"] > 0 for replica in result_of(stats)["block_replicas"])
     assert hashes[0] == hashes[1]
+
+
+def test_workers_come_and_go_under_load_without_a_failed_request(launcher, tmp_path):
+    """1 -> 3 -> 1: the new ones take rows, and leave with what they have in hand answered."""
+    model = harness.GOLDEN / "concat_l4"
+    first = consecutive_ports(4)
+    addresses = [f"127.0.0.1:{first + i}" for i in range(4)]
+
+    def simulate(*flags: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [harness.program("blockserve-simulate"), f"--model={model}", *flags],
+            stdout=subprocess.PIPE, text=True)
+        assert "ready" in process.stdout.readline()
+        return process
+
+    started = [simulate("--token-workers=1", f"--token-listen={addresses[0]}", "--token-steps=2",
+                        "--block-replicas=1", f"--block-listen={addresses[3]}")]
+    try:
+        gateway = launcher.start("blockserve-gateway", [
+            f"--model={model}", f"--block-services={addresses[3]}",
+            "--token-services=" + ",".join(addresses[:3])])
+        client = launcher.connected_client(gateway, 1, 1)
+        out, stats = tmp_path / "load.json", tmp_path / "stats.json"
+        running = subprocess.Popen(
+            [harness.program("blockserve-load"), f"--grpc={gateway.address}", "--concurrency=16",
+             "--duration=1h", f"--json={out}", *SHORT])
+        started.append(simulate("--token-workers=2", f"--token-listen={addresses[1]}",
+                                "--token-steps=2", f"--stats={stats}"))
+        harness.wait_until(lambda: client.model().token_workers == 3, "three workers")
+        # Every worker writes some of these.
+        client.generate([1, 2, 3], n=12, max_tokens=40, ignore_eos=True)
+        started[1].terminate()
+        assert started[1].wait(60) == 0
+        harness.wait_until(lambda: client.model().token_workers == 1, "one worker is left")
+        running.terminate()
+        assert running.wait(60) == 0
+        assert result_of(out)["requests"]["failed"] == result_of(out)["errors"].get("CANCELLED", 0)
+        assert min(worker["rows"] for worker in result_of(stats)["token_workers"]) > 0
+        gateway.stop()
+    finally:
+        for process in started:
+            process.terminate()
+            process.wait(60)
