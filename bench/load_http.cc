@@ -9,6 +9,7 @@
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 #include <chrono>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <unordered_set>
@@ -168,7 +169,8 @@ class HttpTransport final : public LoadTransport {
 
     void ReadHead() {
       parser_.emplace();
-      parser_->body_limit(boost::none);
+      // 1.74 takes "no limit" for a limit of nothing where a length is given.
+      parser_->body_limit(std::numeric_limits<uint64_t>::max());
       http::async_read_header(connection_->stream, connection_->buffer, *parser_,
                               [self = shared_from_this()](ErrorCode error, size_t) {
                                 if (error) return self->Fail(error);
@@ -223,7 +225,10 @@ class HttpTransport final : public LoadTransport {
       if (cancelled_) return End("CANCELLED", "");
       if (error == beast::error::timeout) return End("TIMEOUT", "no end before the deadline");
       // The server may close a connection that was idle just when it is used again.
-      if (reused_ && !begun_) return Begin(/*fresh=*/true);
+      const bool closed = error == http::error::end_of_stream || error == asio::error::eof ||
+                          error == asio::error::connection_reset ||
+                          error == asio::error::broken_pipe;
+      if (reused_ && !begun_ && closed) return Begin(/*fresh=*/true);
       End("CONNECTION", error.message());
     }
 
