@@ -18,6 +18,7 @@ constexpr Command kCommands[] = {
     {"tokenize", "token ids of a text", &RunTokenize},
     {"detokenize", "text of token ids", &RunDetokenize},
     {"inspect", "what a model folder holds", &RunInspect},
+    {"keys", "make an API key for a server", &RunKeys},
 };
 
 std::string Help() {

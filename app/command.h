@@ -27,6 +27,7 @@ int RunEvaluate(const Arguments& arguments);
 int RunTokenize(const Arguments& arguments);
 int RunDetokenize(const Arguments& arguments);
 int RunInspect(const Arguments& arguments);
+int RunKeys(const Arguments& arguments);
 
 // Parses a command's flags. An exit code where the process is to end: after --help, --version and
 // bad usage, each already printed.

@@ -33,7 +33,7 @@ absl::Status EmbeddedOptions::Validate() const {
       return absl::InvalidArgumentError(absl::StrCat("--arithmetic: ", parsed.status().message()));
     }
   }
-  return absl::OkStatus();
+  return CheckTlsFiles(tls);
 }
 
 absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions& options) {
@@ -68,8 +68,10 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   if (!token.ok()) return token.status();
   embedded->token_ = *std::move(token);
 
+  ServerOptions tiers_options;
+  tiers_options.channelz = options.api_keys.empty();
   absl::StatusOr<std::unique_ptr<RpcServer>> tiers =
-      RpcServer::Start({}, {embedded->block_->service(), embedded->token_->service()});
+      RpcServer::Start(tiers_options, {embedded->block_->service(), embedded->token_->service()});
   if (!tiers.ok()) return tiers.status();
   embedded->tiers_ = *std::move(tiers);
 
@@ -77,6 +79,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   gateway_config.model_directory = options.model_directory;
   gateway_config.model_name = options.model_name;
   gateway_config.metrics = options.metrics;
+  gateway_config.api_keys = options.api_keys;
   gateway_config.block_services = kTiersAddress;
   gateway_config.token_services = kTiersAddress;
   gateway_config.allow_beyond_positions = options.allow_long_contexts;
@@ -90,6 +93,8 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   ServerOptions server_options;
   server_options.listen_address = options.grpc_address;
   server_options.listen_flag = "--grpc-address";
+  server_options.tls = options.tls;
+  server_options.channelz = options.api_keys.empty();
   absl::StatusOr<std::unique_ptr<RpcServer>> front =
       RpcServer::Start(server_options, {embedded->gateway_->service()});
   if (!front.ok()) return front.status();

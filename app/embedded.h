@@ -18,6 +18,7 @@
 #include "gateway/gateway.h"
 #include "model/checkpoint.h"
 #include "rpc/server.h"
+#include "rpc/tls.h"
 #include "token_service/token_service.h"
 
 namespace blockserve {
@@ -31,6 +32,8 @@ struct EmbeddedOptions {
   bool allow_long_contexts = false;
   // Where clients are served; empty: by channel() alone.
   std::string grpc_address;
+  ServerTlsFiles tls;                 // of grpc_address
+  std::string api_keys;               // file of keys that callers need; empty: none is needed
   MetricRegistry* metrics = nullptr;  // of all three tiers; must outlive this; null: none
 
   // INVALID_ARGUMENT naming the flag.

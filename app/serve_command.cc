@@ -42,6 +42,13 @@ int RunServe(const Arguments& arguments) {
             &options.kv_memory_mib);
   flags.Add("allow_long_contexts", "more blocks than max_position_embeddings",
             &options.allow_long_contexts);
+  flags.Add("tls_cert", "PEM file: certificate of this server; empty: plaintext",
+            &options.tls.certificate);
+  flags.Add("tls_key", "PEM file: its key", &options.tls.key);
+  flags.Add("tls_client_ca", "PEM file: callers must show a certificate of this CA",
+            &options.tls.client_ca);
+  flags.Add("api_keys", "file of API keys that callers need (blockserve keys); empty: none",
+            &options.api_keys);
   flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);
   flags.Add("log_level", "debug, info, warning, error or off", &log_level);
   if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;

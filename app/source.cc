@@ -1,12 +1,23 @@
 #include "app/source.h"
 
+#include <vector>
+
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "app/command.h"
 
 namespace blockserve {
 
 void SourceOptions::AddFlags(FlagTable& flags) {
   flags.Add("model", "folder of a model, to be run in this process", &model);
-  flags.Add("server", "or HOST:PORT of a running server", &server);
+  flags.Add("server", "or HOST:PORT of a running server; several by commas", &server);
+  flags.Add("tls_ca", "with --server: PEM file of its CA, or \"system\"; empty: plaintext",
+            &tls.ca);
+  flags.Add("tls_cert", "with --server: PEM file of a certificate to show", &tls.certificate);
+  flags.Add("tls_key", "with --server: PEM file of its key", &tls.key);
+  flags.Add("tls_name", "with --server: name in its certificate", &tls.server_name);
+  flags.Add("api_key_file", "with --server: file that holds the API key", &api_key_file);
   flags.Add("arithmetic", "with --model: auto, f32, bf16, bf16dot or int8", &arithmetic);
   flags.Add("threads", "with --model: compute threads; 0: one per core", &threads);
   flags.Add("timeout", "limit of the whole call", &timeout);
@@ -20,6 +31,13 @@ absl::Status SourceOptions::Validate() const {
   if (server.has_value() && server->empty()) {
     return absl::InvalidArgumentError("--server is empty; it must be host:port");
   }
+  if (!server.has_value() && !api_key_file.empty()) {
+    return absl::InvalidArgumentError("--api-key-file needs --server");
+  }
+  if (!server.has_value() && tls.enabled()) {
+    return absl::InvalidArgumentError("--tls-ca needs --server");
+  }
+  if (absl::Status status = CheckTlsFiles(tls); !status.ok()) return status;
   if (timeout == absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--timeout must be more than 0");
   }
@@ -31,12 +49,42 @@ absl::Status SourceOptions::Validate() const {
   return embedded.Validate();
 }
 
+namespace {
+
+absl::StatusOr<std::unique_ptr<Client>> Connect(const SourceOptions& options) {
+  ClientOptions client;
+  client.addresses = absl::StrSplit(*options.server, ',', absl::SkipWhitespace());
+  client.max_retries = 3;  // who types a wrong address is not left waiting
+  client.tls = options.tls.enabled();
+  client.server_name = options.tls.server_name;
+  struct File {
+    const char* flag;
+    std::string path;
+    std::string* contents;
+  };
+  for (const File& file : {File{"--tls-ca", options.tls.ca, &client.ca_pem},
+                           File{"--tls-cert", options.tls.certificate, &client.certificate_pem},
+                           File{"--tls-key", options.tls.key, &client.key_pem},
+                           File{"--api-key-file", options.api_key_file, &client.api_key}}) {
+    if (file.path.empty() || (file.contents == &client.ca_pem && file.path == "system")) continue;
+    absl::StatusOr<std::string> contents = ReadInput(file.flag, file.path);
+    if (!contents.ok()) return contents.status();
+    *file.contents = *std::move(contents);
+  }
+  client.api_key = std::string(absl::StripAsciiWhitespace(client.api_key));
+  return Client::Create(client);
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Source>> Source::Open(const SourceOptions& options) {
   std::unique_ptr<Source> source(new Source);
   source->timeout_ = options.timeout;
   if (options.server.has_value()) {
     source->server_ = *options.server;
-    source->client_ = std::make_unique<Client>(*options.server);
+    absl::StatusOr<std::unique_ptr<Client>> client = Connect(options);
+    if (!client.ok()) return client.status();
+    source->client_ = *std::move(client);
     return source;
   }
   EmbeddedOptions embedded;

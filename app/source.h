@@ -13,6 +13,7 @@
 #include "app/embedded.h"
 #include "app/flag_table.h"
 #include "client/client.h"
+#include "rpc/tls.h"
 
 namespace blockserve {
 
@@ -22,6 +23,9 @@ struct SourceOptions {
   std::string arithmetic = "auto";
   int32_t threads = 0;
   absl::Duration timeout = absl::Minutes(10);
+  // Of --server: TLS files and the file that holds the API key.
+  ClientTlsFiles tls;
+  std::string api_key_file;
 
   void AddFlags(FlagTable& flags);
   // INVALID_ARGUMENT unless exactly one of --model and --server is given.

@@ -25,6 +25,9 @@
 ABSL_FLAG(std::string, model, "", "folder of the model: config.json and safetensors");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7071", "address to serve gateways on; port 0: any");
 ABSL_FLAG(std::string, health_listen, "", "plaintext address that serves grpc.health alone");
+ABSL_FLAG(std::string, tls_cert, "", "PEM file: certificate of this server; empty: plaintext");
+ABSL_FLAG(std::string, tls_key, "", "PEM file: its key");
+ABSL_FLAG(std::string, tls_client_ca, "", "PEM file: callers must show a certificate of this CA");
 ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP; empty: none");
@@ -52,9 +55,10 @@ int Main(int argc, char** argv) {
   const ProgramUsage usage = {
       "blockserve-block --model DIR [--listen HOST:PORT]\n"
       "Serves the block tier: embedder, block decoder and the KV of every sequence.",
-      {"model", "listen", "health_listen", "stall_bound", "metrics_listen", "name", "arithmetic",
-       "threads", "kv_memory_mib", "kv_pages", "page_blocks", "max_sequences", "prefill_chunk",
-       "groups", "allow_long_contexts", "prefix_cache", "log_level"}};
+      {"model",        "listen",        "health_listen", "stall_bound",   "metrics_listen",
+       "name",         "arithmetic",    "threads",       "kv_memory_mib", "kv_pages",
+       "page_blocks",  "max_sequences", "prefill_chunk", "groups",        "allow_long_contexts",
+       "prefix_cache", "tls_cert",      "tls_key",       "tls_client_ca", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -89,6 +93,13 @@ int Main(int argc, char** argv) {
   if (absl::Status status = config.Validate(); !status.ok()) {
     return ReportUsageError(kProgram, status);
   }
+  ServerOptions options;
+  options.tls.certificate = absl::GetFlag(FLAGS_tls_cert);
+  options.tls.key = absl::GetFlag(FLAGS_tls_key);
+  options.tls.client_ca = absl::GetFlag(FLAGS_tls_client_ca);
+  if (absl::Status status = CheckTlsFiles(options.tls); !status.ok()) {
+    return ReportUsageError(kProgram, status);
+  }
 
   // Before any thread is started.
   TerminationWaiter termination;
@@ -107,7 +118,6 @@ int Main(int argc, char** argv) {
       BlockService::Create(config, **checkpoint, &pool);
   if (!service.ok()) return ReportFailure(kProgram, service.status());
 
-  ServerOptions options;
   options.listen_address = absl::GetFlag(FLAGS_listen);
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options, {(*service)->service()});

@@ -40,6 +40,7 @@ void RunOnLoop(Loop& loop, const std::function<void()>& task) {
 
 absl::Status GatewayConfig::Validate() const {
   if (model_directory.empty()) return absl::InvalidArgumentError("--model is missing");
+  if (absl::Status status = tier_tls.Validate(); !status.ok()) return status;
   const auto positive = [](absl::Duration duration, absl::string_view flag) {
     if (duration > absl::ZeroDuration()) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrCat(flag, " must be above zero"));
@@ -90,6 +91,7 @@ struct Gateway::Impl {
   ModelConfig model;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<RequestValidator> validator;
+  std::unique_ptr<ApiKeys> api_keys;  // null: everybody may call
   std::unique_ptr<GenerationService> service;
   AsioLoop loop;
   std::unique_ptr<Core> core;
@@ -115,6 +117,11 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
 
   auto impl = std::make_unique<Impl>();
   impl->model = *model;
+  if (!config.api_keys.empty()) {
+    absl::StatusOr<std::unique_ptr<ApiKeys>> keys = ApiKeys::Load(config.api_keys, "--api-keys");
+    if (!keys.ok()) return keys.status();
+    impl->api_keys = *std::move(keys);
+  }
   if (tokenizer.ok()) impl->tokenizer = *std::move(tokenizer);
   ValidatorOptions validator_options;
   validator_options.model_name = config.model_name;
@@ -149,7 +156,13 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   client.hello.set_tokenizer_hash(expected.tokenizer_hash);
   client.channel_factory = config.channel_factory;
   if (!client.channel_factory) {
-    client.channel_factory = [](const std::string& address) { return MakeTierChannel(address); };
+    absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> credentials =
+        MakeChannelCredentials(config.tier_tls);
+    if (!credentials.ok()) return credentials.status();
+    client.channel_factory = [credentials = *std::move(credentials),
+                              name = config.tier_tls.server_name](const std::string& address) {
+      return MakeTierChannel(address, credentials, name);
+    };
   }
   // Each connection has a jitter of its own.
   const auto seeded = [client](const std::string& address) {
@@ -182,11 +195,13 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
     made.block_discovery->Start();
     made.token_discovery->Start();
   });
-  impl->service = std::make_unique<GenerationService>(impl->core.get(), impl->validator.get());
+  impl->service = std::make_unique<GenerationService>(impl->core.get(), impl->validator.get(),
+                                                      impl->api_keys.get());
   return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));
 }
 
 grpc::Service* Gateway::service() { return impl_->service.get(); }
+ApiKeys* Gateway::api_keys() { return impl_->api_keys.get(); }
 GenerationCore& Gateway::core() { return *impl_->core; }
 void Gateway::StartDraining() { impl_->core->StartDraining(); }
 void Gateway::Stop() { impl_->Stop(); }

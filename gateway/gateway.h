@@ -19,7 +19,9 @@
 #include "absl/time/time.h"
 #include "common/metrics.h"
 #include "common/progress.h"
+#include "gateway/api_keys.h"
 #include "gateway/generation.h"
+#include "rpc/tls.h"
 
 namespace blockserve {
 
@@ -32,7 +34,11 @@ struct GatewayConfig {
   // Entries "inproc:NAME" are given to the channel factory as they are.
   std::string block_services;
   std::string token_services;
-  // Makes the channel to an address; empty: plaintext channels with keepalive.
+  // TLS to both tiers.
+  ClientTlsFiles tier_tls;
+  // File of API keys (gateway/api_keys.h), one of which every call needs; empty: none is needed.
+  std::string api_keys;
+  // Makes the channel to an address; empty: channels with keepalive and `tier_tls`.
   std::function<std::shared_ptr<grpc::Channel>(const std::string& address)> channel_factory;
   // Texts beyond the positions that the model was trained on are served.
   bool allow_beyond_positions = false;
@@ -69,6 +75,8 @@ class Gateway {
   // Owned by the gateway, which must outlive the server that it is registered with.
   grpc::Service* service();
   GenerationCore& core();
+  // Who may call; null: everybody.
+  ApiKeys* api_keys();
 
   // New requests are refused with UNAVAILABLE; those that run go on.
   void StartDraining();

@@ -20,6 +20,14 @@ ABSL_FLAG(std::string, block_services, "", "block replicas: host:port or DNS nam
 ABSL_FLAG(std::string, token_services, "", "token workers: host:port or DNS names, by commas");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7070", "address to serve clients on; port 0: any");
 ABSL_FLAG(std::string, health_listen, "", "plaintext address that serves grpc.health alone");
+ABSL_FLAG(std::string, tls_cert, "", "PEM file: certificate of this server; empty: plaintext");
+ABSL_FLAG(std::string, tls_key, "", "PEM file: its key");
+ABSL_FLAG(std::string, tls_client_ca, "", "PEM file: callers must show a certificate of this CA");
+ABSL_FLAG(std::string, tier_tls_ca, "", "PEM file: CA of both tiers; empty: plaintext to them");
+ABSL_FLAG(std::string, tier_tls_cert, "", "PEM file: certificate that is shown to the tiers");
+ABSL_FLAG(std::string, tier_tls_key, "", "PEM file: its key");
+ABSL_FLAG(std::string, tier_tls_name, "", "name in the tiers' certificates; default: their host");
+ABSL_FLAG(std::string, api_keys, "", "file of API keys that callers need; empty: none is needed");
 ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, model_name, "", "what requests may call the model; default: the folder's");
@@ -49,7 +57,8 @@ int Main(int argc, char** argv) {
       {"model", "block_services", "token_services", "listen", "health_listen", "stall_bound",
        "model_name", "tier_wait", "resolve_interval", "progress_bound", "audit_fraction",
        "audit_context_fraction", "audit_hold", "drain_time", "max_live_choices",
-       "max_queued_requests", "allow_long_contexts", "log_level"}};
+       "max_queued_requests", "allow_long_contexts", "tls_cert", "tls_key", "tls_client_ca",
+       "tier_tls_ca", "tier_tls_cert", "tier_tls_key", "tier_tls_name", "api_keys", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -69,15 +78,28 @@ int Main(int argc, char** argv) {
   config.max_live_choices = absl::GetFlag(FLAGS_max_live_choices);
   config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
   config.allow_beyond_positions = absl::GetFlag(FLAGS_allow_long_contexts);
+  config.tier_tls.flags = "--tier-tls";
+  config.tier_tls.ca = absl::GetFlag(FLAGS_tier_tls_ca);
+  config.tier_tls.certificate = absl::GetFlag(FLAGS_tier_tls_cert);
+  config.tier_tls.key = absl::GetFlag(FLAGS_tier_tls_key);
+  config.tier_tls.server_name = absl::GetFlag(FLAGS_tier_tls_name);
+  config.api_keys = absl::GetFlag(FLAGS_api_keys);
+  ServerOptions options;
+  options.listen_address = absl::GetFlag(FLAGS_listen);
+  options.tls.certificate = absl::GetFlag(FLAGS_tls_cert);
+  options.tls.key = absl::GetFlag(FLAGS_tls_key);
+  options.tls.client_ca = absl::GetFlag(FLAGS_tls_client_ca);
+  options.channelz = config.api_keys.empty();
   if (config.model_directory.empty()) return bad_usage("--model is missing");
   if (config.block_services.empty()) return bad_usage("--block-services is missing");
   if (config.token_services.empty()) return bad_usage("--token-services is missing");
   if (absl::GetFlag(FLAGS_stall_bound) <= absl::ZeroDuration()) {
     return bad_usage("--stall-bound must be above zero");
   }
-  if (absl::Status status = config.Validate(); !status.ok()) {
-    return ReportUsageError(kProgram, status);
-  }
+  absl::Status valid = config.Validate();
+  if (valid.ok()) valid = CheckTlsFiles(config.tier_tls);
+  if (valid.ok()) valid = CheckTlsFiles(options.tls);
+  if (!valid.ok()) return ReportUsageError(kProgram, valid);
   LoggingOptions logging;
   logging.program = std::string(kProgram);
   logging.level = absl::GetFlag(FLAGS_log_level);
@@ -92,8 +114,6 @@ int Main(int argc, char** argv) {
   if (!health.ok()) return ReportFailure(kProgram, health.status());
   absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Create(config);
   if (!gateway.ok()) return ReportFailure(kProgram, gateway.status());
-  ServerOptions options;
-  options.listen_address = absl::GetFlag(FLAGS_listen);
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options, {(*gateway)->service()});
   if (!server.ok()) return ReportFailure(kProgram, server.status());

@@ -35,6 +35,7 @@ struct ResumeState {
 // A request that has been validated against the model: every field has its default filled in.
 struct GenerationRequest {
   std::string request_id;
+  std::string key;              // name of the API key's owner; empty: keys are not asked for
   std::vector<int32_t> prompt;  // not empty: an empty prompt is {bos}
   v1::SamplingParameters sampling;
   int32_t max_tokens = 16;
@@ -53,6 +54,7 @@ struct GenerationRequest {
 // Scores `tokens`; those before `first_scored` are context.
 struct ScoringRequest {
   std::string request_id;
+  std::string key;  // as of a GenerationRequest
   std::vector<int32_t> tokens;
   int32_t first_scored = 0;
   Alignment alignment = Alignment::kEnd;

@@ -34,18 +34,6 @@ grpc::Status Serialize(const absl::StatusOr<Message>& message, grpc::ByteBuffer*
   return grpc::SerializationTraits<Message>::Serialize(*message, bytes, &own_buffer);
 }
 
-// Answers a call at once: parse, `answer`, serialize.
-template <class Request, class Answer>
-grpc::ServerUnaryReactor* AnswerNow(grpc::CallbackServerContext* context,
-                                    const grpc::ByteBuffer& request, grpc::ByteBuffer* response,
-                                    Answer answer) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const absl::StatusOr<Request> parsed = Parse<Request>(request);
-  reactor->Finish(parsed.ok() ? Serialize(answer(*parsed), response)
-                              : ToGrpcStatus(parsed.status()));
-  return reactor;
-}
-
 // One Score call. Owns itself until gRPC's OnDone; the core shares the ownership.
 class ScoreCall final : public grpc::ServerUnaryReactor,
                         public ScoringSink,
@@ -107,6 +95,27 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
 
 }  // namespace
 
+absl::StatusOr<std::string> GenerationService::Authenticate(
+    const grpc::CallbackServerContext& context) const {
+  if (keys_ == nullptr) return std::string();
+  const auto found = context.client_metadata().find("authorization");
+  if (found == context.client_metadata().end()) return keys_->AuthenticateHeader("");
+  return keys_->AuthenticateHeader({found->second.data(), found->second.size()});
+}
+
+// Answers a call at once: parse, `answer`, serialize.
+template <class Request, class Answer>
+grpc::ServerUnaryReactor* GenerationService::AnswerNow(grpc::CallbackServerContext* context,
+                                                       const grpc::ByteBuffer& request,
+                                                       grpc::ByteBuffer* response, Answer answer) {
+  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  absl::Status status = Authenticate(*context).status();
+  absl::StatusOr<Request> parsed = status.ok() ? Parse<Request>(request) : status;
+  reactor->Finish(parsed.ok() ? Serialize(answer(*parsed), response)
+                              : ToGrpcStatus(parsed.status()));
+  return reactor;
+}
+
 v1::GetModelResponse GenerationService::DescribeModel() const {
   v1::GetModelResponse response;
   validator_->FillModel(response);
@@ -117,10 +126,21 @@ v1::GetModelResponse GenerationService::DescribeModel() const {
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
   const auto validated = [&]() -> absl::StatusOr<GenerationRequest> {
+    absl::StatusOr<std::string> key = Authenticate(*context);
+    if (!key.ok()) return key.status();
     absl::StatusOr<v1::GenerateRequest> parsed = Parse<v1::GenerateRequest>(*request);
     if (!parsed.ok()) return parsed.status();
-    return validator_->Generation(*parsed, DescribeModel().model_id(),
-                                  RequestDeadline(context->deadline(), absl::Now(), core_->Now()));
+    absl::StatusOr<GenerationRequest> made =
+        validator_->Generation(*parsed, DescribeModel().model_id(),
+                               RequestDeadline(context->deadline(), absl::Now(), core_->Now()));
+    if (!made.ok()) return made;
+    if (keys_ != nullptr) {
+      if (absl::Status status = keys_->CheckPriority(*key, made->priority); !status.ok()) {
+        return status;
+      }
+    }
+    made->key = *std::move(key);
+    return made;
   };
   return GenerateCall::Start(core_, validated());
 }
@@ -129,10 +149,21 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
                                                    const grpc::ByteBuffer* request,
                                                    grpc::ByteBuffer* response) {
   const auto validated = [&]() -> absl::StatusOr<ScoringRequest> {
+    absl::StatusOr<std::string> key = Authenticate(*context);
+    if (!key.ok()) return key.status();
     absl::StatusOr<v1::ScoreRequest> parsed = Parse<v1::ScoreRequest>(*request);
     if (!parsed.ok()) return parsed.status();
-    return validator_->Scoring(*parsed, DescribeModel().model_id(),
-                               RequestDeadline(context->deadline(), absl::Now(), core_->Now()));
+    absl::StatusOr<ScoringRequest> made =
+        validator_->Scoring(*parsed, DescribeModel().model_id(),
+                            RequestDeadline(context->deadline(), absl::Now(), core_->Now()));
+    if (!made.ok()) return made;
+    if (keys_ != nullptr) {
+      if (absl::Status status = keys_->CheckPriority(*key, made->priority); !status.ok()) {
+        return status;
+      }
+    }
+    made->key = *std::move(key);
+    return made;
   };
   return ScoreCall::Start(core_, response, validated());
 }

@@ -5,7 +5,11 @@
 
 #include <grpcpp/support/server_callback.h>
 
+#include <string>
+
+#include "absl/status/statusor.h"
 #include "blockserve/v1/generation.grpc.pb.h"
+#include "gateway/api_keys.h"
 #include "gateway/generation.h"
 #include "gateway/validate.h"
 
@@ -23,9 +27,10 @@ using RawGenerationService = v1::Generation::WithRawCallbackMethod_Generate<
 
 class GenerationService final : public internal::RawGenerationService {
  public:
-  // Both must outlive the service.
-  GenerationService(GenerationCore* core, const RequestValidator* validator)
-      : core_(core), validator_(validator) {}
+  // All must outlive the service. `keys`: null where everybody may call.
+  GenerationService(GenerationCore* core, const RequestValidator* validator,
+                    ApiKeys* keys = nullptr)
+      : core_(core), validator_(validator), keys_(keys) {}
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -44,9 +49,16 @@ class GenerationService final : public internal::RawGenerationService {
 
  private:
   v1::GetModelResponse DescribeModel() const;
+  // The name of the caller's key, empty where none is needed; UNAUTHENTICATED.
+  absl::StatusOr<std::string> Authenticate(const grpc::CallbackServerContext& context) const;
+  template <class Request, class Answer>
+  grpc::ServerUnaryReactor* AnswerNow(grpc::CallbackServerContext* context,
+                                      const grpc::ByteBuffer& request, grpc::ByteBuffer* response,
+                                      Answer answer);
 
   GenerationCore* const core_;
   const RequestValidator* const validator_;
+  ApiKeys* const keys_;
 };
 
 }  // namespace blockserve

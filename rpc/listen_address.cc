@@ -73,6 +73,13 @@ absl::Status CheckListenAddress(absl::string_view flag, absl::string_view addres
   return TryToBind(flag, address, host, port);
 }
 
+bool IsLoopback(absl::string_view address) {
+  for (const absl::string_view start : {"127.", "localhost:", "[::1]:", "unix:"}) {
+    if (absl::StartsWith(address, start)) return true;
+  }
+  return false;
+}
+
 std::string BoundAddress(const std::string& address, int bound_port) {
   absl::string_view host;
   int port = 0;

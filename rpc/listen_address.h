@@ -16,6 +16,9 @@ namespace blockserve {
 absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address);
 absl::Status CannotListen(absl::string_view flag, absl::string_view address, absl::string_view why);
 
+// Whether only this machine reaches it, as far as the address tells.
+bool IsLoopback(absl::string_view address);
+
 // `address` with the port that was bound in place of its own.
 std::string BoundAddress(const std::string& address, int bound_port);
 

@@ -7,7 +7,9 @@
 #include <grpcpp/server_builder.h>
 #include <grpcpp/support/channel_arguments.h>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/logging.h"
 #include "rpc/listen_address.h"
 
 namespace blockserve {
@@ -18,7 +20,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   std::unique_ptr<RpcServer> result(new RpcServer);
   result->max_message_bytes_ = options.max_message_bytes;
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  grpc::channelz::experimental::InitChannelzService();
+  if (options.channelz) grpc::channelz::experimental::InitChannelzService();
 
   grpc::ServerBuilder builder;
   SetServerArguments(builder);
@@ -30,7 +32,15 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
         !status.ok()) {
       return status;
     }
-    builder.AddListeningPort(options.listen_address, grpc::InsecureServerCredentials(), &port);
+    absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials =
+        MakeServerCredentials(options.tls);
+    if (!credentials.ok()) return credentials.status();
+    if (!options.tls.enabled() && !IsLoopback(options.listen_address)) {
+      LogWarning(absl::StrCat(options.listen_flag, " ", options.listen_address,
+                              ": other machines reach it, and it is not encrypted (",
+                              options.tls.flags, "-cert)"));
+    }
+    builder.AddListeningPort(options.listen_address, *credentials, &port);
   }
   for (grpc::Service* service : services) builder.RegisterService(service);
   result->server_ = builder.BuildAndStart();

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "rpc/tls.h"
 
 namespace blockserve {
 
@@ -24,14 +25,19 @@ struct ServerOptions {
   std::string listen_address;
   std::string listen_flag = "--listen";  // what messages call it
   int max_message_bytes = kMaxTierMessageBytes;
+  // Of listen_address alone: the port of --health-listen is for probes, which have no certificate.
+  ServerTlsFiles tls;
+  // Channelz tells who is connected: not for a port that strangers reach.
+  bool channelz = true;
 };
 
-// Every server has grpc.health.v1, reflection and channelz beside its services. Thread-safe.
+// Every server has grpc.health.v1, reflection and (unless left out) channelz beside its services.
+// Thread-safe.
 class RpcServer {
  public:
   // The services must outlive the server. The server starts serving, with health NOT_SERVING until
-  // SetServing(true). Errors: INVALID_ARGUMENT or FAILED_PRECONDITION naming the flag
-  // and the address that cannot be listened on.
+  // SetServing(true). Errors: INVALID_ARGUMENT or FAILED_PRECONDITION naming the flag and the
+  // address that cannot be listened on, or the TLS file that cannot be used.
   static absl::StatusOr<std::unique_ptr<RpcServer>> Start(
       const ServerOptions& options, const std::vector<grpc::Service*>& services);
   // As Shutdown with no grace.

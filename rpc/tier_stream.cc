@@ -21,9 +21,14 @@ grpc::ChannelArguments TierChannelArguments(int max_message_bytes) {
   return arguments;
 }
 
-std::shared_ptr<grpc::Channel> MakeTierChannel(const std::string& address, int max_message_bytes) {
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(),
-                                   TierChannelArguments(max_message_bytes));
+std::shared_ptr<grpc::Channel> MakeTierChannel(
+    const std::string& address, const std::shared_ptr<grpc::ChannelCredentials>& credentials,
+    const std::string& server_name, int max_message_bytes) {
+  grpc::ChannelArguments arguments = TierChannelArguments(max_message_bytes);
+  if (!server_name.empty()) arguments.SetSslTargetNameOverride(server_name);
+  return grpc::CreateCustomChannel(
+      address, credentials == nullptr ? grpc::InsecureChannelCredentials() : credentials,
+      arguments);
 }
 
 }  // namespace blockserve

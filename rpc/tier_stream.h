@@ -41,10 +41,13 @@ namespace blockserve {
 // messages up to `max_message_bytes`, and connections of its own.
 grpc::ChannelArguments TierChannelArguments(int max_message_bytes = kMaxTierMessageBytes);
 
-// A plaintext channel to "host:port" with these arguments. Never fails; an address that cannot be
-// reached shows when a stream is started.
-std::shared_ptr<grpc::Channel> MakeTierChannel(const std::string& address,
-                                               int max_message_bytes = kMaxTierMessageBytes);
+// A channel to "host:port" with these arguments. Never fails; an address that cannot be reached
+// shows when a stream is started. `credentials`: null for plaintext. `server_name`: what the
+// certificate must name; empty: the host.
+std::shared_ptr<grpc::Channel> MakeTierChannel(
+    const std::string& address,
+    const std::shared_ptr<grpc::ChannelCredentials>& credentials = nullptr,
+    const std::string& server_name = {}, int max_message_bytes = kMaxTierMessageBytes);
 
 template <class Request, class Reply>
 class TierStream final : public std::enable_shared_from_this<TierStream<Request, Reply>> {

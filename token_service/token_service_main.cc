@@ -22,6 +22,9 @@
 ABSL_FLAG(std::string, model, "", "folder of the model: config.json, model.safetensors");
 ABSL_FLAG(std::string, listen, "127.0.0.1:7072", "host:port to serve gateways on; port 0: any");
 ABSL_FLAG(std::string, health_listen, "", "host:port that serves grpc.health alone; empty: none");
+ABSL_FLAG(std::string, tls_cert, "", "PEM file: certificate of this server; empty: plaintext");
+ABSL_FLAG(std::string, tls_key, "", "PEM file: its key");
+ABSL_FLAG(std::string, tls_client_ca, "", "PEM file: callers must show a certificate of this CA");
 ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP; empty: none");
@@ -64,6 +67,7 @@ struct TokenProgramConfig {
     if (stall_bound <= absl::ZeroDuration()) {
       return absl::InvalidArgumentError("--stall-bound must be above zero");
     }
+    if (absl::Status status = CheckTlsFiles(server.tls); !status.ok()) return status;
     return service.Validate();
   }
 };
@@ -82,6 +86,9 @@ TokenProgramConfig ConfigFromFlags() {
   config.server.listen_address = absl::GetFlag(FLAGS_listen);
   config.health_listen = absl::GetFlag(FLAGS_health_listen);
   config.stall_bound = absl::GetFlag(FLAGS_stall_bound);
+  config.server.tls.certificate = absl::GetFlag(FLAGS_tls_cert);
+  config.server.tls.key = absl::GetFlag(FLAGS_tls_key);
+  config.server.tls.client_ca = absl::GetFlag(FLAGS_tls_client_ca);
   config.service.arithmetic = absl::GetFlag(FLAGS_arithmetic);
   config.service.max_rows = absl::GetFlag(FLAGS_max_rows);
   config.service.max_queued_rows = absl::GetFlag(FLAGS_max_queued_rows);
@@ -149,8 +156,10 @@ int Main(int argc, char** argv) {
           "blockserve-token --model DIR [flags]\n"
           "A token worker: decodes blocks from context embeddings for any gateway that asks.",
       .flags = {"model", "listen", "health_listen", "stall_bound", "metrics_listen", "arithmetic",
-                "threads", "max_rows", "max_queued_rows", "name", "allow_fault_injection",
-                "inject_wrong_bits", "inject_crash_seed", "inject_hang_seed", "log_level"}};
+                "threads", "max_rows", "max_queued_rows", "name", "tls_cert", "tls_key", "tls_client_ca",
+                "allow_fault_injection",
+                "inject_wrong_bits", "inject_crash_seed",
+                "inject_hang_seed", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   if (!rest.empty()) {
     return ReportUsageError(

@@ -1,0 +1,67 @@
+// blockserve keys: makes an API key, of which the server's file gets the hash alone.
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
+#include <optional>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "app/command.h"
+#include "common/program.h"
+#include "gateway/api_keys.h"
+
+namespace blockserve {
+namespace {
+
+constexpr absl::string_view kProgram = "blockserve keys";
+constexpr absl::string_view kUsage =
+    "blockserve keys --name NAME --file FILE\n"
+    "Makes an API key: appends its hash to the file that servers are given as --api-keys, and "
+    "prints\n"
+    "the key. It is kept nowhere else. To take a key back, delete its line; servers notice by "
+    "themselves.";
+
+}  // namespace
+
+int RunKeys(const Arguments& arguments) {
+  std::string name;
+  std::string path;
+  ApiKeyLimits limits;
+  std::optional<float> rate;
+  int32_t max_tokens = 0;
+  std::string priority = "high";
+  FlagTable flags;
+  flags.Add("name", "whose key it is: for limits and logs", &name);
+  flags.Add("file", "the server's file of keys; made if there is none", &path);
+  flags.Add("max_requests", "in flight at a time, for each gateway; 0: no limit",
+            &limits.max_requests);
+  flags.Add("max_tokens", "in flight at a time, prompts and all that may be generated; 0: no limit",
+            &max_tokens);
+  flags.Add("requests_per_second", "sustained; left out: no limit", &rate);
+  flags.Add("burst", "requests at once above the rate", &limits.burst);
+  flags.AddChoice("highest_priority", "that requests may ask for", {"high", "normal", "batch"},
+                  &priority);
+  if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
+  const auto bad_usage = [](absl::string_view message) {
+    return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
+  };
+  if (name.empty()) return bad_usage("--name is missing");
+  if (path.empty()) return bad_usage("--file is missing");
+  limits.max_tokens = max_tokens;
+  limits.requests_per_second = rate.value_or(0);
+  limits.highest_priority = priority == "high" ? 1 : priority == "normal" ? 2 : 3;
+  absl::StatusOr<NewApiKey> made = MakeApiKey(name, limits);
+  if (!made.ok()) return ReportUsageError(kProgram, made.status());
+
+  std::ofstream file(path, std::ios::app);
+  file << made->line << '\n';
+  file.close();
+  if (!file) {
+    return ReportFailure(
+        kProgram, absl::InvalidArgumentError(absl::StrCat("--file ", path, ": cannot write")));
+  }
+  std::puts(made->key.c_str());
+  return kExitOk;
+}
+
+}  // namespace blockserve
