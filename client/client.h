@@ -13,12 +13,12 @@
 #define BLOCKSERVE_CLIENT_CLIENT_H_
 
 #include <grpcpp/channel.h>
-#include <grpcpp/client_context.h>
 #include <grpcpp/support/sync_stream.h>
 
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -30,11 +30,34 @@
 namespace blockserve {
 
 struct CallOptions {
-  // After it the call ends with DEADLINE_EXCEEDED, on the server too.
+  // After it the call ends with DEADLINE_EXCEEDED, on the server too. Tries again included.
   absl::Duration timeout = absl::Minutes(10);
 };
 
-// One generation that is read event by event. Destroying it before its end cancels it.
+struct ClientOptions {
+  // host:port of gateways of one deployment. Calls go to one of them, and on to the next when it
+  // cannot be reached.
+  std::vector<std::string> addresses;
+  std::string api_key;  // sent with every call; over plaintext everybody on the way can read it
+  bool tls = false;
+  std::string ca_pem;  // whose servers are trusted; empty: the CAs that this machine trusts
+  std::string certificate_pem;  // shown to servers that ask for one; may be empty, with key_pem
+  std::string key_pem;
+  std::string server_name;  // in the servers' certificates; empty: the host of the address
+  // A call that a gateway cannot take (UNAVAILABLE, RESOURCE_EXHAUSTED) is tried again, and a
+  // stream that breaks is resumed, so many times in a row without a new token; 0: never.
+  int32_t max_retries = 5;
+  absl::Duration first_backoff = absl::Milliseconds(100);  // doubles, up to 2 s, with jitter
+};
+
+namespace internal {
+class Gateways;
+class RetryState;
+}  // namespace internal
+
+// One generation that is read event by event. Destroying it before its end cancels it. When its
+// gateway is lost it goes on through another (or the same, once it is there again), and its reader
+// sees the events of an undisturbed stream.
 class GenerationStream {
  public:
   ~GenerationStream();
@@ -47,15 +70,28 @@ class GenerationStream {
   // Cancel was called.
   absl::Status Finish();
   // The server stops working on it. From any thread.
-  void Cancel() { context_->TryCancel(); }
+  void Cancel();
+  // How often it went on after a loss.
+  int32_t resumes() const { return resumes_; }
 
  private:
   friend class Client;
-  GenerationStream() = default;
+  GenerationStream(std::shared_ptr<internal::Gateways> gateways, v1::GenerateRequest request,
+                   absl::Time deadline);
+  void Begin();
+  // Takes the event in; false: it repeats what was told.
+  bool Take(const v1::GenerateResponse& event);
+  bool TryAgain(const absl::Status& status);
 
-  std::unique_ptr<grpc::ClientContext> context_;
-  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader_;
-  bool finished_ = false;
+  const std::shared_ptr<internal::Gateways> gateways_;
+  v1::GenerateRequest request_;
+  const absl::Time deadline_;
+  std::unique_ptr<internal::RetryState> retry_;
+  std::optional<v1::Started> started_;
+  v1::Resume received_;  // choices: what came of each
+  int32_t resumes_ = 0;
+  std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader_;  // null once it is over
+  absl::Status outcome_;
 };
 
 // Thread-safe.
@@ -63,7 +99,9 @@ class Client {
  public:
   // Plaintext, with keepalive; connects when the first call is made. `address`: host:port.
   explicit Client(const std::string& address);
-  // Any channel: with credentials, or in-process.
+  // INVALID_ARGUMENT naming the option.
+  static absl::StatusOr<std::unique_ptr<Client>> Create(const ClientOptions& options);
+  // Any channel: with credentials of one's own, or in-process. Nothing is tried again.
   explicit Client(std::shared_ptr<grpc::Channel> channel);
 
   std::unique_ptr<GenerationStream> Generate(const v1::GenerateRequest& request,
@@ -82,8 +120,9 @@ class Client {
   absl::StatusOr<v1::GetModelResponse> GetModel(CallOptions options = {});
 
  private:
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<v1::Generation::Stub> stub_;
+  explicit Client(std::shared_ptr<internal::Gateways> gateways);
+
+  const std::shared_ptr<internal::Gateways> gateways_;
 };
 
 }  // namespace blockserve

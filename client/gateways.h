@@ -1,0 +1,82 @@
+// Inside of the client library: the gateways that a client knows, and when a call is tried again.
+#ifndef BLOCKSERVE_CLIENT_GATEWAYS_H_
+#define BLOCKSERVE_CLIENT_GATEWAYS_H_
+
+#include <grpcpp/client_context.h>
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/random/random.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "blockserve/v1/generation.grpc.pb.h"
+#include "client/client.h"
+
+namespace blockserve::internal {
+
+struct RetryPolicy {
+  int32_t max_retries = 0;
+  absl::Duration first_backoff = absl::Milliseconds(100);
+};
+
+// Thread-safe.
+class Gateways {
+ public:
+  // At least one channel.
+  Gateways(std::vector<std::shared_ptr<grpc::Channel>> channels, std::string api_key,
+           RetryPolicy policy);
+
+  // The gateway that calls go to at the moment.
+  size_t current() const { return current_.load(); }
+  v1::Generation::Stub& stub(size_t index) { return *stubs_[index]; }
+  // `failed` could not be reached: the next one is current, unless another call has moved on.
+  void MoveOn(size_t failed);
+  size_t size() const { return stubs_.size(); }
+  const RetryPolicy& policy() const { return policy_; }
+
+  std::unique_ptr<grpc::ClientContext> MakeContext(absl::Time deadline) const;
+
+ private:
+  const std::string authorization_;
+  const RetryPolicy policy_;
+  std::vector<std::unique_ptr<v1::Generation::Stub>> stubs_;
+  std::atomic<size_t> current_{0};
+};
+
+// One call, which may be made several times.
+class RetryState {
+ public:
+  RetryState(std::shared_ptr<Gateways> gateways, absl::Time deadline)
+      : gateways_(std::move(gateways)), deadline_(deadline) {}
+
+  // The context and stub of the next try; the context lives until the next call.
+  grpc::ClientContext* NewContext();
+  v1::Generation::Stub& stub() { return gateways_->stub(used_); }
+  void Progress() { failures_ = 0; }
+  // Whether the call is to be made again after this status, once it is time: waits.
+  bool AfterFailure(const absl::Status& status);
+  // From any thread: the try under way ends, and no other is made.
+  void Cancel();
+
+ private:
+  const std::shared_ptr<Gateways> gateways_;
+  const absl::Time deadline_;
+  size_t used_ = 0;
+  int32_t failures_ = 0;  // in a row
+  absl::BitGen random_;
+  absl::Mutex mutex_;
+  bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  std::unique_ptr<grpc::ClientContext> context_ ABSL_GUARDED_BY(mutex_);
+};
+
+// The codes of both have the same numbers (google.rpc.Code). The library stands by itself where it
+// is installed, so that it does not use the conversions of rpc/.
+absl::Status FromGrpc(const grpc::Status& status);
+
+}  // namespace blockserve::internal
+
+#endif  // BLOCKSERVE_CLIENT_GATEWAYS_H_

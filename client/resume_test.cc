@@ -1,0 +1,182 @@
+// Streams that go on and calls that are made again, against gateways that break off where they are
+// told to.
+#include <gmock/gmock.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server_builder.h>
+#include <gtest/gtest.h>
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "client/client.h"
+
+namespace blockserve {
+namespace {
+
+using ::testing::ElementsAre;
+
+constexpr int kTokens = 12;
+constexpr int kAll = 100;
+
+// Writes the tokens 100 … 111 by three, or what is left of them; `plan` tells of each call after
+// how many blocks it breaks off, or below zero the status that it is refused with.
+class Gateway final : public v1::Generation::Service {
+ public:
+  explicit Gateway(std::deque<int> plan) : plan_(std::move(plan)) {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~Gateway() override { server_->Shutdown(); }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+
+  grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
+                        grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    requests.push_back(*request);
+    const auto key = context->client_metadata().find("authorization");
+    keys.push_back(key == context->client_metadata().end()
+                       ? ""
+                       : std::string(key->second.data(), key->second.size()));
+    int blocks = Next();
+    if (blocks < 0) return {static_cast<grpc::StatusCode>(-blocks), "not now"};
+    v1::GenerateResponse event;
+    event.mutable_started()->set_seed(5);
+    event.mutable_started()->set_model_id("m");
+    writer->Write(event);
+    int at = request->has_resume() ? request->resume().choices(0).tokens_size() : 0;
+    while (at < kTokens) {
+      if (blocks-- == 0) return {grpc::StatusCode::UNAVAILABLE, "lost"};
+      v1::Output& output = *event.mutable_output();
+      output.Clear();
+      for (int i = 0; i < 3; ++i) output.add_tokens(100 + at++);
+      writer->Write(event);
+    }
+    event.mutable_finished()->set_reason(v1::FINISH_REASON_LENGTH);
+    writer->Write(event);
+    event.mutable_usage()->set_completion_tokens(kTokens);
+    writer->Write(event);
+    return grpc::Status::OK;
+  }
+  grpc::Status GetModel(grpc::ServerContext*, const v1::GetModelRequest*,
+                        v1::GetModelResponse* response) override {
+    const int verdict = Next();
+    if (verdict < 0) return {static_cast<grpc::StatusCode>(-verdict), "not now"};
+    response->set_name("demo");
+    return grpc::Status::OK;
+  }
+
+  std::vector<v1::GenerateRequest> requests;
+  std::vector<std::string> keys;
+
+ private:
+  int Next() {
+    if (plan_.empty()) return -grpc::StatusCode::INTERNAL;
+    const int next = plan_.front();
+    plan_.pop_front();
+    return next;
+  }
+  std::deque<int> plan_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+std::unique_ptr<Client> Connect(const std::vector<const Gateway*>& gateways, int retries = 5) {
+  ClientOptions options;
+  for (const Gateway* gateway : gateways) options.addresses.push_back(gateway->address());
+  options.api_key = "bsk_1";
+  options.max_retries = retries;
+  options.first_backoff = absl::Milliseconds(1);
+  absl::StatusOr<std::unique_ptr<Client>> client = Client::Create(options);
+  EXPECT_TRUE(client.ok()) << client.status();
+  return *std::move(client);
+}
+
+struct Result {
+  std::vector<int> tokens;
+  int started = 0, finished = 0, usage = 0;
+  int resumes = 0;
+  absl::Status status;
+};
+
+Result Read(Client& client) {
+  v1::GenerateRequest request;
+  request.mutable_tokens()->add_ids(1);
+  const std::unique_ptr<GenerationStream> stream = client.Generate(request);
+  Result result;
+  v1::GenerateResponse event;
+  while (stream->Next(&event)) {
+    result.started += event.has_started();
+    result.finished += event.has_finished();
+    result.usage += event.has_usage();
+    for (const int token : event.output().tokens()) result.tokens.push_back(token);
+  }
+  result.resumes = stream->resumes();
+  result.status = stream->Finish();
+  return result;
+}
+
+const auto kEveryToken = ElementsAre(100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111);
+
+TEST(ClientResume, ABrokenStreamGoesOnElsewhereAsIfNothingHadBeen) {
+  Gateway first({2, kAll}), second({0}), third({1});
+  const auto client = Connect({&first, &second, &third});
+  const Result result = Read(*client);
+  EXPECT_TRUE(result.status.ok()) << result.status;
+  EXPECT_THAT(result.tokens, kEveryToken);
+  EXPECT_EQ(result.started, 1);
+  EXPECT_EQ(result.finished, 1);
+  EXPECT_EQ(result.usage, 1);
+  EXPECT_EQ(result.resumes, 3);
+  EXPECT_FALSE(first.requests[0].has_resume());
+  EXPECT_EQ(second.requests[0].resume().started().seed(), 5u);
+  EXPECT_EQ(second.requests[0].resume().choices(0).tokens_size(), 6);
+  EXPECT_EQ(first.requests[1].resume().choices(0).tokens_size(), 9);
+  EXPECT_THAT(first.keys, ElementsAre("Bearer bsk_1", "Bearer bsk_1"));
+}
+
+TEST(ClientResume, CallsThatFindNoRoomAreMadeAgain) {
+  Gateway gateway({-grpc::StatusCode::RESOURCE_EXHAUSTED, -grpc::StatusCode::UNAVAILABLE, kAll,
+                   -grpc::StatusCode::UNAVAILABLE, 0});
+  const auto client = Connect({&gateway});
+  const Result result = Read(*client);
+  EXPECT_THAT(result.tokens, kEveryToken);
+  EXPECT_EQ(result.resumes, 0);
+  EXPECT_EQ(client->GetModel()->name(), "demo");
+}
+
+TEST(ClientResume, TriesEndUnlessThereIsProgress) {
+  Gateway dead({-grpc::StatusCode::UNAVAILABLE, -grpc::StatusCode::UNAVAILABLE,
+                -grpc::StatusCode::UNAVAILABLE, kAll});
+  EXPECT_EQ(Read(*Connect({&dead}, 2)).status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(dead.requests.size(), 3u);
+  Gateway limping({1, 1, 1, kAll});
+  const Result result = Read(*Connect({&limping}, 1));
+  EXPECT_THAT(result.tokens, kEveryToken);
+  EXPECT_EQ(result.resumes, 3);
+}
+
+TEST(ClientResume, WhatIsFinalIsNotTriedAgain) {
+  for (const grpc::StatusCode code :
+       {grpc::StatusCode::INTERNAL, grpc::StatusCode::INVALID_ARGUMENT,
+        grpc::StatusCode::FAILED_PRECONDITION, grpc::StatusCode::UNAUTHENTICATED}) {
+    Gateway gateway({-code, kAll});
+    EXPECT_EQ(static_cast<int>(Read(*Connect({&gateway})).status.code()), static_cast<int>(code));
+    EXPECT_EQ(gateway.requests.size(), 1u);
+  }
+}
+
+TEST(ClientResume, OptionsAreChecked) {
+  EXPECT_EQ(Client::Create({}).status(), absl::InvalidArgumentError("addresses is empty"));
+  ClientOptions options;
+  options.addresses = {"x:1"};
+  options.ca_pem = "x";
+  EXPECT_EQ(Client::Create(options).status(),
+            absl::InvalidArgumentError("ca_pem and certificate_pem need tls"));
+}
+
+}  // namespace
+}  // namespace blockserve
