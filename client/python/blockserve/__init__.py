@@ -1,5 +1,7 @@
 """Client of blockserve, a serving system for Block Transformers."""
 
+from blockserve._connection import Tls
+from blockserve.aio import AsyncClient, AsyncStream
 from blockserve.client import Client, Stream
 from blockserve.types import (
     Choice,
@@ -16,6 +18,8 @@ from blockserve.types import (
 )
 
 __all__ = [
+    "AsyncClient",
+    "AsyncStream",
     "Choice",
     "Client",
     "Completion",
@@ -27,6 +31,7 @@ __all__ = [
     "Score",
     "Started",
     "Stream",
+    "Tls",
     "TopLogprob",
     "Usage",
 ]

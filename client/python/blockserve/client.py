@@ -1,70 +1,37 @@
-"""Synchronous client of a blockserve gateway."""
+"""Synchronous client of blockserve's gateways."""
 
 from __future__ import annotations
 
-from typing import Iterator, Mapping, Optional, Sequence, Union
+import threading
+from typing import Iterator, Mapping, Optional, Sequence
 
 import grpc
 
-from blockserve import types
+from blockserve import _connection, _wire, types
+from blockserve._connection import Addresses, Tls
+from blockserve._wire import Prompt
 from blockserve.v1 import generation_pb2 as pb
 from blockserve.v1 import generation_pb2_grpc
 
-Prompt = Union[str, Sequence[int]]
-
-_ALIGNMENTS = {
-    None: pb.ALIGNMENT_UNSPECIFIED,
-    "end": pb.ALIGNMENT_END,
-    "start": pb.ALIGNMENT_START,
-    "none": pb.ALIGNMENT_NONE,
-}
-_ALIGNMENT_NAMES = {value: name or "" for name, value in _ALIGNMENTS.items()}
-_PRIORITIES = {
-    None: pb.PRIORITY_UNSPECIFIED,
-    "high": pb.PRIORITY_HIGH,
-    "normal": pb.PRIORITY_NORMAL,
-    "batch": pb.PRIORITY_BATCH,
-}
-_FINISH_REASONS = {
-    pb.FINISH_REASON_STOP: "stop",
-    pb.FINISH_REASON_LENGTH: "length",
-}
-# A long Score with 20 best ids per token, or a long text's ids, pass gRPC's default of 4 MiB.
-_MAX_MESSAGE_BYTES = 64 << 20
-
-
-def _lookup(table: Mapping[Optional[str], int], name: Optional[str], field: str) -> int:
-    if name not in table:
-        known = ", ".join(sorted(key for key in table if key))
-        raise ValueError(f"{field} is {name!r}: use one of {known}")
-    return table[name]
-
-
-def _error(error: grpc.RpcError, request_id: str,
-           started: Optional[types.Started] = None) -> types.Error:
-    return types.Error(error.code(), error.details() or "", request_id, started)
-
-
-def _read_logprobs(
-    entries: Sequence[pb.TokenLogprobs],
-) -> tuple[list[Optional[float]], list[list[types.TopLogprob]]]:
-    own = [entry.logprob if entry.HasField("logprob") else None for entry in entries]
-    top = [[types.TopLogprob(best.token, best.logprob) for best in entry.top] for entry in entries]
-    return own, top
-
-
-def _read_usage(usage: pb.Usage) -> types.Usage:
-    return types.Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens)
-
 
 class Stream:
-    """The events of one generation, in their order; iterate over it. Also a context manager, which
-    cancels what is left of the generation when the block is left."""
+    """The events of one generation, in their order; iterate over it, once. Also a context manager,
+    which cancels what is left of the generation when the block is left.
 
-    def __init__(self, call: grpc.Call, request_id: str):
-        self._call = call
-        self._request_id = request_id
+    When its gateway is lost it goes on through another, and gives the events of an undisturbed
+    stream; `resumes` counts how often.
+    """
+
+    def __init__(self, client: "Client", request: pb.GenerateRequest, timeout: Optional[float]):
+        self._client = client
+        self._request_id = request.request_id
+        self._received = _wire.Received(request)
+        self._attempts = _connection.Attempts(client._settings, client._current, timeout)
+        self._cancelled = threading.Event()
+        self._lock = threading.Lock()
         self.started: Optional[types.Started] = None
+        self.resumes = 0
+        self._call = self._begin()
 
     def __enter__(self) -> "Stream":
         return self
@@ -73,65 +40,72 @@ class Stream:
         self.cancel()
 
     def __iter__(self) -> Iterator[types.Event]:
-        try:
-            for response in self._call:
-                event = self._read(response)
-                if event is not None:
-                    yield event
-        except grpc.RpcError as error:
-            request_id = self.started.request_id if self.started else self._request_id
-            raise _error(error, request_id, self.started) from None
+        while True:
+            try:
+                for response in self._call:
+                    if not self._received.take(response):
+                        continue
+                    event = _wire.read_event(response)
+                    if isinstance(event, types.Started):
+                        self.started = event
+                    elif event is not None:
+                        self._attempts.progress()
+                    if event is not None:
+                        yield event
+                return
+            except grpc.RpcError as error:
+                pause = None
+                if not self._cancelled.is_set():
+                    pause = self._attempts.pause_after(error.code())
+                if pause is None or self._cancelled.wait(pause):
+                    request_id = self.started.request_id if self.started else self._request_id
+                    raise _wire.make_error(error, request_id, self.started) from None
+            self.resumes += self._received.started
+            self._call = self._begin()
 
     def cancel(self) -> None:
         """The server stops working on the generation; iterating ends with Error CANCELLED."""
-        self._call.cancel()
+        with self._lock:
+            self._cancelled.set()
+            self._call.cancel()
 
-    def _read(self, response: pb.GenerateResponse) -> Optional[types.Event]:
-        kind = response.WhichOneof("event")
-        if kind == "started":
-            message = response.started
-            self.started = types.Started(
-                message.request_id, message.model_id, message.block_numeric_id,
-                message.token_numeric_id, message.seed, _ALIGNMENT_NAMES[message.alignment],
-                message.prompt_tokens)
-            return self.started
-        if kind == "output":
-            output = response.output
-            logprobs, top = _read_logprobs(output.logprobs)
-            return types.Output(output.choice, output.position, list(output.tokens), output.text,
-                                logprobs, top, output.worker)
-        if kind == "finished":
-            done = response.finished
-            return types.Finished(
-                done.choice, _FINISH_REASONS.get(done.reason, ""), done.text,
-                done.stop_token if done.HasField("stop_token") else None,
-                done.stop_string if done.HasField("stop_string") else None)
-        if kind == "usage":
-            return _read_usage(response.usage)
-        return None  # an event of a newer server
+    def _begin(self) -> grpc.Call:
+        with self._lock:
+            seconds = self._attempts.begin()
+            call = self._client._stubs[self._attempts.used].Generate(
+                self._received.next_request(), timeout=seconds,
+                metadata=self._client._settings.metadata)
+            if self._cancelled.is_set():
+                call.cancel()
+            return call
 
 
 class Client:
-    """Speaks to one gateway at `address` (host:port, or any gRPC target).
+    """Speaks to the gateways of one deployment. Safe to use from many threads.
 
-    timeout: seconds that a call may take where it does not say otherwise; None leaves it to the
-    server (10 minutes). Safe to use from many threads.
+    address: host:port of a gateway, or several of one deployment. Calls go to one of them, and on to
+        the next when it cannot be reached.
+    timeout: seconds that a call may take, tries again included, where it does not say otherwise; None
+        leaves it to the server (10 minutes).
+    retries: how often in a row, without a new token, a call that a gateway cannot take is tried again
+        and a stream that breaks is resumed. 0: never. backoff: seconds before the first, doubling.
+    api_key: sent with every call; without tls everybody on the way can read it.
+    tls: encrypted, with these files. Or gRPC's own credentials and channel options.
     """
 
-    def __init__(self, address: str, *, timeout: Optional[float] = None,
+    def __init__(self, address: Addresses, *, timeout: Optional[float] = None, retries: int = 5,
+                 backoff: float = 0.1, api_key: Optional[str] = None, tls: Optional[Tls] = None,
                  credentials: Optional[grpc.ChannelCredentials] = None,
                  options: Sequence[tuple[str, object]] = ()):
-        channel_options = [
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            *options,
-        ]
-        if credentials is None:
-            self._channel = grpc.insecure_channel(address, channel_options)
-        else:
-            self._channel = grpc.secure_channel(address, credentials, channel_options)
-        self._stub = generation_pb2_grpc.GenerationStub(self._channel)
-        self._timeout = timeout
+        self._settings = settings = _connection.Settings.make(
+            address, timeout, retries, backoff, api_key, tls, credentials, options)
+        self._current = _connection.Current(len(settings.addresses))
+        self._channels = [
+            grpc.insecure_channel(one, settings.options) if settings.credentials is None
+            else grpc.secure_channel(one, settings.credentials, settings.options)
+            for one in settings.addresses]
+        self._stubs = [generation_pb2_grpc.GenerationStub(channel) for channel in self._channels]
+        self._closed = threading.Event()
 
     def __enter__(self) -> "Client":
         return self
@@ -140,7 +114,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._channel.close()
+        self._closed.set()
+        for channel in self._channels:
+            channel.close()
 
     def stream(
         self,
@@ -168,109 +144,58 @@ class Client:
         request_id: str = "",
         timeout: Optional[float] = None,
     ) -> Stream:
-        """Starts a generation after `prompt`, a text or token ids. What is left out has the server's
-        default (generation.proto). `logprobs` k in 0..20 reports each token's log-probability and
-        the k best."""
-        request = pb.GenerateRequest(
-            request_id=request_id, model=model, n=n, seed=seed, logprobs=logprobs,
-            alignment=_lookup(_ALIGNMENTS, alignment, "alignment"),
-            priority=_lookup(_PRIORITIES, priority, "priority"),
-            sampling=pb.SamplingParameters(
-                temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-                repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-                frequency_penalty=frequency_penalty,
-                logit_bias=[pb.LogitBias(token=token, bias=bias)
-                            for token, bias in (logit_bias or {}).items()]),
-            stop=pb.StopConditions(
-                max_tokens=max_tokens, min_tokens=min_tokens, strings=list(stop),
-                token_ids=list(stop_token_ids), ignore_eos=ignore_eos))
-        if isinstance(prompt, str):
-            request.text = prompt
-        else:
-            request.tokens.SetInParent()
-            request.tokens.ids.extend(prompt)
-        return Stream(self._stub.Generate(request, timeout=self._limit(timeout)), request_id)
+        """Starts a generation after `prompt`, a text or token ids.
+        What is left out has the server's default (generation.proto). `logprobs` k in 0..20 reports
+        each token's log-probability and the k best."""
+        request = _wire.generate_request(
+            prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop,
+            stop_token_ids=stop_token_ids, min_tokens=min_tokens, ignore_eos=ignore_eos, n=n,
+            seed=seed, alignment=alignment, logprobs=logprobs, priority=priority, model=model,
+            request_id=request_id)
+        return Stream(self, request, self._settings.limit(timeout))
 
     def generate(self, prompt: Prompt, **parameters) -> types.Completion:
         """As `stream`, with the same parameters, but returns the whole answer."""
-        stream = self.stream(prompt, **parameters)
-        choices: dict[int, types.Choice] = {}
-        usage = types.Usage()
-        for event in stream:
-            if isinstance(event, types.Output):
-                choice = choices.setdefault(event.choice, types.Choice(event.choice))
-                choice.text += event.text
-                choice.tokens += event.tokens
-                choice.logprobs += event.logprobs
-                choice.top_logprobs += event.top_logprobs
-            elif isinstance(event, types.Finished):
-                choice = choices.setdefault(event.choice, types.Choice(event.choice))
-                choice.text += event.text
-                choice.finish_reason = event.reason
-                choice.stop_token = event.stop_token
-                choice.stop_string = event.stop_string
-            elif isinstance(event, types.Usage):
-                usage = event
-        if stream.started is None:
-            raise types.Error(grpc.StatusCode.INTERNAL, "the stream ended before it had started")
-        return types.Completion(stream.started, [choices[index] for index in sorted(choices)], usage)
+        builder = _wire.CompletionBuilder()
+        for event in self.stream(prompt, **parameters):
+            builder.add(event)
+        return builder.build()
 
     def score(self, continuation: Prompt, *, context: Optional[Prompt] = None,
               alignment: Optional[str] = None, top_logprobs: int = 0,
               priority: Optional[str] = None, model: str = "", request_id: str = "",
               timeout: Optional[float] = None) -> types.Score:
         """Log-probabilities of `continuation` after `context`, or of a text by itself."""
-        request = pb.ScoreRequest(
-            request_id=request_id, model=model, top_logprobs=top_logprobs,
-            alignment=_lookup(_ALIGNMENTS, alignment, "alignment"),
-            priority=_lookup(_PRIORITIES, priority, "priority"))
-        if isinstance(continuation, str):
-            request.continuation_text = continuation
-        else:
-            request.continuation_tokens.SetInParent()
-            request.continuation_tokens.ids.extend(continuation)
-        if isinstance(context, str):
-            request.context_text = context
-        elif context is not None:
-            request.context_tokens.SetInParent()
-            request.context_tokens.ids.extend(context)
-        try:
-            reply = self._stub.Score(request, timeout=self._limit(timeout))
-        except grpc.RpcError as error:
-            raise _error(error, request_id) from None
-        logprobs, top = _read_logprobs(reply.logprobs)
-        return types.Score(reply.request_id, reply.model_id, list(reply.tokens), logprobs, top,
-                           _read_usage(reply.usage))
+        request = _wire.score_request(
+            continuation, context=context, alignment=alignment, top_logprobs=top_logprobs,
+            priority=priority, model=model, request_id=request_id)
+        return _wire.read_score(self._call("Score", request, timeout, request_id))
 
     def tokenize(self, text: str, *, model: str = "",
                  timeout: Optional[float] = None) -> list[int]:
         request = pb.TokenizeRequest(model=model, text=text)
-        try:
-            return list(self._stub.Tokenize(request, timeout=self._limit(timeout)).tokens)
-        except grpc.RpcError as error:
-            raise _error(error, "") from None
+        return list((self._call("Tokenize", request, timeout)).tokens)
 
     def detokenize(self, tokens: Sequence[int], *, skip_special_tokens: bool = False,
                    model: str = "", timeout: Optional[float] = None) -> str:
         request = pb.DetokenizeRequest(model=model, tokens=tokens,
                                        skip_special_tokens=skip_special_tokens)
-        try:
-            return self._stub.Detokenize(request, timeout=self._limit(timeout)).text
-        except grpc.RpcError as error:
-            raise _error(error, "") from None
+        return (self._call("Detokenize", request, timeout)).text
 
     def model(self, *, model: str = "", timeout: Optional[float] = None) -> types.Model:
         """What is served."""
-        try:
-            reply = self._stub.GetModel(pb.GetModelRequest(model=model),
-                                        timeout=self._limit(timeout))
-        except grpc.RpcError as error:
-            raise _error(error, "") from None
-        return types.Model(
-            reply.model_id, reply.name, reply.kind, reply.block_length, reply.vocab_size,
-            reply.max_tokens, reply.bos_token_id, reply.eos_token_id, reply.pad_token_id,
-            _ALIGNMENT_NAMES[reply.default_alignment], reply.has_tokenizer, reply.block_numeric_id,
-            reply.token_numeric_id, reply.block_services, reply.token_workers)
+        return _wire.read_model(self._call("GetModel", pb.GetModelRequest(model=model), timeout))
 
-    def _limit(self, timeout: Optional[float]) -> Optional[float]:
-        return self._timeout if timeout is None else timeout
+    def _call(self, method: str, request, timeout: Optional[float], request_id: str = ""):
+        attempts = _connection.Attempts(self._settings, self._current, self._settings.limit(timeout))
+        while True:
+            seconds = attempts.begin()
+            try:
+                return getattr(self._stubs[attempts.used], method)(
+                    request, timeout=seconds, metadata=self._settings.metadata)
+            except grpc.RpcError as error:
+                pause = attempts.pause_after(error.code())
+                if pause is None or self._closed.wait(pause):
+                    raise _wire.make_error(error, request_id) from None

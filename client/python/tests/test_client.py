@@ -55,7 +55,8 @@ def served():
     generation_pb2_grpc.add_GenerationServicer_to_server(scripted, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with blockserve.Client(f"127.0.0.1:{port}", timeout=30) as client:
+    # Each call once: tries again are the subject of test_resume.py.
+    with blockserve.Client(f"127.0.0.1:{port}", timeout=30, retries=0) as client:
         yield client, scripted
     server.stop(0)
 

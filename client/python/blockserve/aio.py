@@ -1,0 +1,195 @@
+"""The same client for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import AsyncIterator, Mapping, Optional, Sequence
+
+import grpc
+import grpc.aio
+
+from blockserve import _connection, _wire, types
+from blockserve._connection import Addresses, Tls
+from blockserve._wire import Prompt
+from blockserve.v1 import generation_pb2 as pb
+from blockserve.v1 import generation_pb2_grpc
+
+
+class AsyncStream:
+    """As blockserve.Stream: iterate over it, once, with `async for`. Also an asynchronous context
+    manager. Cancelling the task that iterates cancels the generation."""
+
+    def __init__(self, client: "AsyncClient", request: pb.GenerateRequest,
+                 timeout: Optional[float]):
+        self._client = client
+        self._request_id = request.request_id
+        self._received = _wire.Received(request)
+        self._attempts = _connection.Attempts(client._settings, client._current, timeout)
+        self._cancelled = False
+        self.started: Optional[types.Started] = None
+        self.resumes = 0
+        self._call = self._begin()
+
+    async def __aenter__(self) -> "AsyncStream":
+        return self
+
+    async def __aexit__(self, *unused: object) -> None:
+        self.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[types.Event]:
+        try:
+            while True:
+                try:
+                    async for response in self._call:
+                        if not self._received.take(response):
+                            continue
+                        event = _wire.read_event(response)
+                        if isinstance(event, types.Started):
+                            self.started = event
+                        elif event is not None:
+                            self._attempts.progress()
+                        if event is not None:
+                            yield event
+                    return
+                except grpc.RpcError as error:
+                    pause = None if self._cancelled else self._attempts.pause_after(error.code())
+                    if pause is None:
+                        request_id = self.started.request_id if self.started else self._request_id
+                        raise _wire.make_error(error, request_id, self.started) from None
+                await asyncio.sleep(pause)
+                self.resumes += self._received.started
+                self._call = self._begin()
+        finally:
+            self._call.cancel()  # nothing, where it is over
+
+    def cancel(self) -> None:
+        """The server stops working on the generation; iterating ends with Error CANCELLED or
+        asyncio.CancelledError."""
+        self._cancelled = True
+        self._call.cancel()
+
+    def _begin(self):
+        seconds = self._attempts.begin()
+        return self._client._stubs[self._attempts.used].Generate(
+            self._received.next_request(), timeout=seconds,
+            metadata=self._client._settings.metadata)
+
+
+class AsyncClient:
+    """As blockserve.Client, for one event loop.
+
+    address: host:port of a gateway, or several of one deployment. Calls go to one of them, and on to
+        the next when it cannot be reached.
+    timeout: seconds that a call may take, tries again included, where it does not say otherwise; None
+        leaves it to the server (10 minutes).
+    retries: how often in a row, without a new token, a call that a gateway cannot take is tried again
+        and a stream that breaks is resumed. 0: never. backoff: seconds before the first, doubling.
+    api_key: sent with every call; without tls everybody on the way can read it.
+    tls: encrypted, with these files. Or gRPC's own credentials and channel options.
+    """
+
+    def __init__(self, address: Addresses, *, timeout: Optional[float] = None, retries: int = 5,
+                 backoff: float = 0.1, api_key: Optional[str] = None, tls: Optional[Tls] = None,
+                 credentials: Optional[grpc.ChannelCredentials] = None,
+                 options: Sequence[tuple[str, object]] = ()):
+        self._settings = settings = _connection.Settings.make(
+            address, timeout, retries, backoff, api_key, tls, credentials, options)
+        self._current = _connection.Current(len(settings.addresses))
+        self._channels = [
+            grpc.aio.insecure_channel(one, settings.options) if settings.credentials is None
+            else grpc.aio.secure_channel(one, settings.credentials, settings.options)
+            for one in settings.addresses]
+        self._stubs = [generation_pb2_grpc.GenerationStub(channel) for channel in self._channels]
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(self, *unused: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        for channel in self._channels:
+            await channel.close()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        max_tokens: Optional[int] = None,
+        temperature: Optional[float] = None,
+        top_k: Optional[int] = None,
+        top_p: Optional[float] = None,
+        min_p: Optional[float] = None,
+        repetition_penalty: Optional[float] = None,
+        presence_penalty: Optional[float] = None,
+        frequency_penalty: Optional[float] = None,
+        logit_bias: Optional[Mapping[int, float]] = None,
+        stop: Sequence[str] = (),
+        stop_token_ids: Sequence[int] = (),
+        min_tokens: int = 0,
+        ignore_eos: bool = False,
+        n: Optional[int] = None,
+        seed: Optional[int] = None,
+        alignment: Optional[str] = None,
+        logprobs: Optional[int] = None,
+        priority: Optional[str] = None,
+        model: str = "",
+        request_id: str = "",
+        timeout: Optional[float] = None,
+    ) -> AsyncStream:
+        """Starts a generation after `prompt`, a text or token ids.
+        What is left out has the server's default (generation.proto). `logprobs` k in 0..20 reports
+        each token's log-probability and the k best."""
+        request = _wire.generate_request(
+            prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            min_p=min_p, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop,
+            stop_token_ids=stop_token_ids, min_tokens=min_tokens, ignore_eos=ignore_eos, n=n,
+            seed=seed, alignment=alignment, logprobs=logprobs, priority=priority, model=model,
+            request_id=request_id)
+        return AsyncStream(self, request, self._settings.limit(timeout))
+
+    async def generate(self, prompt: Prompt, **parameters) -> types.Completion:
+        """As `stream`, with the same parameters, but returns the whole answer."""
+        builder = _wire.CompletionBuilder()
+        async for event in self.stream(prompt, **parameters):
+            builder.add(event)
+        return builder.build()
+
+    async def score(self, continuation: Prompt, *, context: Optional[Prompt] = None,
+                    alignment: Optional[str] = None, top_logprobs: int = 0,
+                    priority: Optional[str] = None, model: str = "", request_id: str = "",
+                    timeout: Optional[float] = None) -> types.Score:
+        """Log-probabilities of `continuation` after `context`, or of a text by itself."""
+        request = _wire.score_request(
+            continuation, context=context, alignment=alignment, top_logprobs=top_logprobs,
+            priority=priority, model=model, request_id=request_id)
+        return _wire.read_score(await self._call("Score", request, timeout, request_id))
+
+    async def tokenize(self, text: str, *, model: str = "",
+                       timeout: Optional[float] = None) -> list[int]:
+        request = pb.TokenizeRequest(model=model, text=text)
+        return list((await self._call("Tokenize", request, timeout)).tokens)
+
+    async def detokenize(self, tokens: Sequence[int], *, skip_special_tokens: bool = False,
+                         model: str = "", timeout: Optional[float] = None) -> str:
+        request = pb.DetokenizeRequest(model=model, tokens=tokens,
+                                       skip_special_tokens=skip_special_tokens)
+        return (await self._call("Detokenize", request, timeout)).text
+
+    async def model(self, *, model: str = "", timeout: Optional[float] = None) -> types.Model:
+        """What is served."""
+        return _wire.read_model(await self._call("GetModel", pb.GetModelRequest(model=model), timeout))
+
+    async def _call(self, method: str, request, timeout: Optional[float], request_id: str = ""):
+        attempts = _connection.Attempts(self._settings, self._current, self._settings.limit(timeout))
+        while True:
+            seconds = attempts.begin()
+            try:
+                return await getattr(self._stubs[attempts.used], method)(
+                    request, timeout=seconds, metadata=self._settings.metadata)
+            except grpc.RpcError as error:
+                pause = attempts.pause_after(error.code())
+                if pause is None:
+                    raise _wire.make_error(error, request_id) from None
+            await asyncio.sleep(pause)

@@ -1,0 +1,72 @@
+"""The Python package as its users have it: a wheel, installed into an environment of its own."""
+
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+
+import harness
+import pytest
+
+PACKAGE = harness.ROOT / "client" / "python"
+
+
+def run(*command, **options):
+    done = subprocess.run([str(word) for word in command], text=True, capture_output=True,
+                          check=False, **options)
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
+        "--wheel-dir", folder, PACKAGE)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def python(wheel, tmp_path_factory):
+    """The interpreter of an environment that has the wheel. gRPC and protobuf are those of the
+    tests' own environment, so that nothing is fetched."""
+    folder = tmp_path_factory.mktemp("scratch")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    run(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel)
+    site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    with open(f"{site}/of_the_tests.pth", "w", encoding="utf-8") as paths:
+        paths.write(sysconfig.get_path("purelib") + "\n")
+    return python
+
+
+def test_the_wheel_holds_stubs_and_types(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for name in ("client.py", "aio.py", "py.typed", "v1/generation_pb2.py", "v1/generation_pb2.pyi",
+                 "v1/generation_pb2_grpc.py"):
+        assert f"blockserve/{name}" in names
+    assert not [name for name in names if "test" in name]
+
+
+@pytest.fixture(scope="module")
+def server(demo_model, launcher):
+    return launcher.serve(demo_model).wait_until_ready()
+
+
+def test_the_examples_run_with_the_installed_package(python, server, tmp_path):
+    where = run(python, "-c", "import blockserve; print(blockserve.__file__)", cwd=tmp_path)
+    assert str(python.parent.parent) in where
+    text = run(python, PACKAGE / "examples" / "generate.py", "The little dog", server.address,
+               cwd=tmp_path)
+    assert len(text.strip()) > 20
+    lines = run(python, PACKAGE / "examples" / "many.py", server.address, "One day", "The sun",
+                cwd=tmp_path)
+    assert lines.startswith("One day") and "\nThe sun" in lines
+
+
+def test_the_cpp_example_runs(server):
+    """Also built against the installed library, by tests/install."""
+    example = harness.PROGRAMS / "blockserve_example_generate"
+    assert len(run(example, server.address, "The little dog").strip()) > 20
