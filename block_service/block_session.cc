@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "block_service/item_codec.h"
 #include "common/logging.h"
 #include "rpc/context_codec.h"
 #include "rpc/status.h"
@@ -14,45 +15,6 @@ namespace {
 
 // Room for calls that free something, and for refusals that the client has not read yet.
 constexpr int64_t kHardLimitFactor = 4;
-
-std::vector<int32_t> Tokens(const google::protobuf::RepeatedField<int32_t>& tokens) {
-  return {tokens.begin(), tokens.end()};
-}
-
-BlockWorkItem ToItem(v1::BlockRequest& request, StreamId stream, uint64_t incarnation,
-                     absl::Time now) {
-  BlockWorkItem item;
-  item.stream = stream;
-  item.id = request.id();
-  item.sequence = {incarnation, request.sequence()};
-  if (request.header().remaining_ms() > 0) {
-    item.deadline = now + absl::Milliseconds(request.header().remaining_ms());
-  }
-  item.priority = request.header().priority();
-  item.request_key = std::move(*request.mutable_header()->mutable_request_key());
-  switch (request.call_case()) {
-    case v1::BlockRequest::kOpen:
-      item.call = OpenCall{Tokens(request.open().tokens()), request.open().reserve_blocks(),
-                           request.open().first_context(), request.open().close_after()};
-      break;
-    case v1::BlockRequest::kAppend:
-      item.call = AppendCall{request.append().block_index(), Tokens(request.append().tokens())};
-      break;
-    case v1::BlockRequest::kFork:
-      item.call = ForkCall{request.fork().parent(), request.fork().blocks(),
-                           request.fork().reserve_blocks()};
-      break;
-    case v1::BlockRequest::kClose:
-      item.call = CloseCall{};
-      break;
-    case v1::BlockRequest::kCancel:
-      item.call = CancelCall{request.cancel().item()};
-      break;
-    case v1::BlockRequest::CALL_NOT_SET:
-      break;
-  }
-  return item;
-}
 
 bool FreesSomething(const v1::BlockRequest& request) {
   return request.has_close() || request.has_cancel();

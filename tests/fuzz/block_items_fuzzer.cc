@@ -1,0 +1,107 @@
+// Items for a block service, of any bytes, through the scheduler and an engine that checks its
+// pages: every item that waits for an answer gets one, and no page is lost.
+//
+// The input is a number of messages, each with its length before it (two bytes, little endian).
+#include <cstddef>
+#include <cstdint>
+#include <set>
+#include <vector>
+
+#include "block_service/item_codec.h"
+#include "block_service/scheduler.h"
+#include "block_service/test_engine.h"
+#include "blockserve/v1/block_decoder.pb.h"
+
+namespace blockserve {
+namespace {
+
+constexpr int kMaxItems = 64;  // of one input: bounds its time
+
+void Require(bool holds) {
+  if (!holds) __builtin_trap();
+}
+
+class Replica {
+ public:
+  Replica() : engine_(2, 100), scheduler_(Options()) { scheduler_.OpenStream(1, 7, now_); }
+
+  void Submit(v1::BlockRequest& request) {
+    // The gateway's ids are its own affair, but an answer is found by them.
+    if (!waiting_.insert(request.id()).second) return;
+    scheduler_.Submit(ToItem(request, 1, 7, now_), now_);
+    Collect();
+  }
+  void Step() {
+    const BlockStep& step = scheduler_.PlanStep(now_);
+    if (!step.chunks.empty()) {
+      std::vector<float> rows(static_cast<size_t>(step.context_rows) * TestBlockEngine::kWidth);
+      const absl::Status status = engine_.Step(step.chunks, absl::MakeSpan(rows));
+      scheduler_.FinishStep(status, rows);
+      idle_ = false;
+    } else {
+      idle_ = true;
+    }
+    Collect();
+    Require(scheduler_.CheckInvariants().ok());
+    now_ += absl::Milliseconds(5);
+  }
+  bool idle() const { return idle_; }
+
+ private:
+  BlockSchedulerOptions Options() {
+    BlockSchedulerOptions options;
+    options.block_length = 2;
+    options.vocab_size = 100;
+    options.context_width = TestBlockEngine::kWidth;
+    options.num_pages = 24;
+    options.page_blocks = 4;
+    options.max_sequences = 6;
+    options.groups = 2;
+    options.reserve_tokens = 8;
+    Require(engine_.AllocateKv(options.num_pages, options.page_blocks).ok());
+    options.copy_page = [this](int32_t from, int32_t to, int32_t blocks) {
+      engine_.CopyPage(from, to, blocks);
+    };
+    return options;
+  }
+  void Collect() {
+    BlockOutbox& outbox = scheduler_.outbox();
+    size_t rows = 0;
+    for (const BlockItemReply& reply : outbox.items) {
+      Require(waiting_.contains(reply.id));
+      if (reply.last) waiting_.erase(reply.id);
+      rows += static_cast<size_t>(reply.rows);
+    }
+    Require(outbox.contexts.size() == rows * TestBlockEngine::kWidth);
+    outbox.Clear();
+  }
+
+  TestBlockEngine engine_;
+  absl::Time now_ = absl::UnixEpoch();
+  BlockScheduler scheduler_;
+  std::set<uint64_t> waiting_;
+  bool idle_ = false;
+};
+
+}  // namespace
+}  // namespace blockserve
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace blockserve;  // NOLINT: the one function outside
+  Replica replica;
+  int items = 0;
+  while (size >= 2) {
+    const size_t length = std::min<size_t>(size - 2, data[0] | size_t{data[1]} << 8);
+    v1::BlockRequestBatch batch;
+    if (!batch.ParseFromArray(data + 2, static_cast<int>(length))) return 0;
+    for (v1::BlockRequest& request : *batch.mutable_items()) {
+      if (++items > kMaxItems) return 0;
+      replica.Submit(request);
+    }
+    replica.Step();
+    data += 2 + length;
+    size -= 2 + length;
+  }
+  for (int i = 0; i < 2000 && !replica.idle(); ++i) replica.Step();
+  return 0;
+}
