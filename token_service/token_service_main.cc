@@ -156,9 +156,8 @@ int Main(int argc, char** argv) {
           "blockserve-token --model DIR [flags]\n"
           "A token worker: decodes blocks from context embeddings for any gateway that asks.",
       .flags = {"model", "listen", "health_listen", "stall_bound", "metrics_listen", "arithmetic",
-                "threads", "max_rows", "max_queued_rows", "name", "tls_cert", "tls_key", "tls_client_ca",
-                "allow_fault_injection",
-                "inject_wrong_bits", "inject_crash_seed",
+                "threads", "max_rows", "max_queued_rows", "name", "tls_cert", "tls_key",
+                "tls_client_ca", "allow_fault_injection", "inject_wrong_bits", "inject_crash_seed",
                 "inject_hang_seed", "log_level"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   if (!rest.empty()) {

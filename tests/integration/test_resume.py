@@ -1,0 +1,193 @@
+"""A gateway is lost, and its streams go on through another one with exactly the rest."""
+
+import asyncio
+import types
+
+import blockserve
+import grpc
+import harness
+import pytest
+from answers import ask, read_answer
+from blockserve import _wire
+from blockserve.v1 import generation_pb2 as pb
+from blockserve.v1 import generation_pb2_grpc
+from test_failover import assert_undisturbed, requests_of_every_kind, run_disturbed
+
+STREAMS = 16
+
+
+@pytest.fixture(scope="module")
+def tiers(demo_model, launcher):
+    """Two gateways before one block service and two token workers; `spare` is left alone."""
+    block = launcher.block(demo_model)
+    tokens = [launcher.token(demo_model) for _ in range(2)]
+
+    def gateway(*flags):
+        server = launcher.gateway(demo_model, [block], tokens, *flags)
+        launcher.connected_client(server, 1, 2)
+        return server
+
+    return types.SimpleNamespace(gateway=gateway, spare=gateway())
+
+
+@pytest.fixture(scope="module")
+def stub(tiers):
+    with grpc.insecure_channel(tiers.spare.address) as channel:
+        yield generation_pb2_grpc.GenerationStub(channel)
+
+
+def sdk(*servers, **options):
+    return blockserve.Client([server.address for server in servers], timeout=120, **options)
+
+
+def test_kill_9_of_a_gateway_under_16_streams(tiers, launcher):
+    requests = requests_of_every_kind(launcher.client(tiers.spare))[:STREAMS]
+    with sdk(tiers.spare) as client:
+        expected = [ask(client, request) for request in requests]
+    doomed = tiers.gateway()
+    with sdk(doomed, tiers.spare) as client:
+        answers, _ = run_disturbed(types.SimpleNamespace(client=client), requests, doomed.kill)
+    assert_undisturbed(answers, requests, expected)
+
+
+def test_kill_9_of_a_gateway_under_asyncio(tiers, launcher):
+    requests = [{"prompt": "One day, a dog", "max_tokens": 200, "ignore_eos": True, "seed": seed,
+                 "logprobs": 1} for seed in range(8)]
+    with sdk(tiers.spare) as client:
+        expected = [client.generate(**request) for request in requests]
+    doomed = tiers.gateway()
+
+    async def run():
+        under_way = asyncio.Barrier(len(requests)) if hasattr(asyncio, "Barrier") else None
+        started = []
+
+        async def one(client, request):
+            builder = _wire.CompletionBuilder()
+            stream = client.stream(**request)
+            async for event in stream:
+                builder.add(event)
+                if isinstance(event, blockserve.Output) and request["seed"] not in started:
+                    started.append(request["seed"])
+                    if under_way is not None:
+                        await under_way.wait()
+                    if doomed.is_alive():
+                        doomed.kill()
+            return builder.build(), stream.resumes
+
+        addresses = [doomed.address, tiers.spare.address]
+        async with blockserve.AsyncClient(addresses, timeout=120) as client:
+            return await asyncio.gather(*(one(client, request) for request in requests))
+
+    results = asyncio.run(run())
+    assert sum(resumes for _, resumes in results) > 0
+    for (completion, _), undisturbed in zip(results, expected):
+        assert completion.choices == undisturbed.choices
+        assert completion.started.seed == undisturbed.started.seed
+        assert completion.usage.completion_tokens == undisturbed.usage.completion_tokens
+
+
+def test_a_gateway_that_drains_hands_its_streams_over(tiers):
+    request = {"prompt": "In the forest", "max_tokens": 240, "ignore_eos": True, "seed": 3, "n": 2}
+    with sdk(tiers.spare) as client:
+        expected = ask(client, request)
+    leaving = tiers.gateway("--drain-time=0s")
+    stopped = []
+
+    def stop(output):
+        if not stopped:
+            stopped.append(leaving)
+            leaving.stop()
+
+    with sdk(leaving, tiers.spare) as client:
+        stream = client.stream(**request)
+        assert read_answer(stream, stop) == expected
+        assert stopped and stream.resumes == 1
+
+
+def test_with_one_address_the_stream_waits_for_its_gateway(tiers, demo_model, launcher):
+    request = {"prompt": "Tom and Sue", "max_tokens": 240, "ignore_eos": True, "seed": 4}
+    with sdk(tiers.spare) as client:
+        expected = ask(client, request)
+    doomed = tiers.gateway()
+    replaced = []
+
+    def replace(output):
+        if not replaced:
+            doomed.kill()
+            block, tokens = (next(flag.split("=")[1] for flag in doomed.process.args
+                                  if flag.startswith(f"--{tier}-services=")).split(",")
+                             for tier in ("block", "token"))
+            replaced.append(launcher.start("blockserve-gateway", [
+                f"--model={demo_model}", "--block-services=" + ",".join(block),
+                "--token-services=" + ",".join(tokens)], port=int(doomed.address.split(":")[1])))
+
+    with sdk(doomed, retries=50) as client:
+        assert read_answer(client.stream(**request), replace) == expected
+
+
+def read(stub, request):
+    return list(stub.Generate(request, timeout=120))
+
+
+def joined(responses, choice):
+    """Tokens, log-probabilities and text of a choice, and its end."""
+    tokens, logprobs, text, end = [], [], "", None
+    for response in responses:
+        if response.HasField("output") and response.output.choice == choice:
+            tokens += response.output.tokens
+            logprobs += response.output.logprobs
+            text += response.output.text
+        elif response.HasField("finished") and response.finished.choice == choice:
+            end = response.finished
+            text += end.text
+    return tokens, logprobs, text, end
+
+
+@pytest.mark.parametrize("alignment", ["end", "start"])
+def test_every_cut_of_a_stream_with_penalties_and_logprobs(stub, alignment):
+    """Through the real arithmetic: the log-probabilities of a cut block are the same bits."""
+    request = _wire.generate_request(
+        "The little girl", max_tokens=21, seed=11, alignment=alignment, n=2, logprobs=2,
+        temperature=0.9, repetition_penalty=1.2, frequency_penalty=0.3, ignore_eos=True)
+    whole = read(stub, request)
+    tokens = [joined(whole, choice)[0] for choice in range(2)]
+    for cut in range(22):
+        resumed = pb.GenerateRequest()
+        resumed.CopyFrom(request)
+        resumed.resume.started.CopyFrom(whole[0].started)
+        cuts = (cut, 21 - cut)
+        for choice in range(2):
+            resumed.resume.choices.add(tokens=tokens[choice][:cuts[choice]])
+        rest = read(stub, resumed)
+        assert rest[0].started.seed == 11
+        for choice in range(2):
+            got, want = joined(rest, choice), joined(whole, choice)
+            assert got[0] == want[0][cuts[choice]:], (cut, choice)
+            assert got[1] == want[1][cuts[choice]:], (cut, choice)
+            assert want[2].endswith(got[2]) and got[3].reason == want[3].reason
+        assert rest[-1].usage.completion_tokens == 42
+
+
+def test_ids_that_nobody_serves_are_a_failed_precondition(tiers):
+    strict = tiers.gateway("--tier-wait=0s")
+    with grpc.insecure_channel(strict.address) as channel:
+        stub = generation_pb2_grpc.GenerationStub(channel)
+        request = _wire.generate_request("The sun was", max_tokens=9, seed=1)
+        request.resume.started.CopyFrom(read(stub, request)[0].started)
+        request.resume.choices.add()
+        assert len(read(stub, request)) > 2
+        request.resume.started.token_numeric_id = "f32-of-another-machine"
+        with pytest.raises(grpc.RpcError) as caught:
+            read(stub, request)
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert "f32-of-another-machine" in caught.value.details()
+
+
+def test_a_resume_that_does_not_fit_names_its_field(stub):
+    request = _wire.generate_request("The sun was", max_tokens=4, seed=1)
+    request.resume.started.CopyFrom(read(stub, request)[0].started)
+    request.resume.choices.add(tokens=[1, 2, 3, 4, 5])
+    with pytest.raises(grpc.RpcError) as caught:
+        read(stub, request)
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith("resume.choices[0].tokens: ")

@@ -1,0 +1,283 @@
+"""TLS on every port, certificates between the tiers, API keys: over real processes."""
+
+import re
+import socket
+import ssl
+import subprocess
+import types
+
+import blockserve
+import grpc
+import harness
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+PROMPT = {"prompt": "The little dog", "max_tokens": 8, "seed": 1, "temperature": 0.0}
+
+
+def make_certificates(folder, *names, also=None):
+    extra = ["--also", also] if also else []
+    subprocess.run([harness.ROOT / "scripts" / "make_certificates", folder, *extra, *names],
+                   check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory):
+    """Two authorities: of the tiers, and of the port that clients see."""
+    return types.SimpleNamespace(
+        tiers=make_certificates(tmp_path_factory.mktemp("tiers"), "gateway", "block", "token",
+                                also="DNS:blockserve-tiers"),
+        public=make_certificates(tmp_path_factory.mktemp("public"), "server", "client"))
+
+
+def server_flags(folder, name, client_ca=None):
+    flags = [f"--tls-cert={folder}/{name}.crt", f"--tls-key={folder}/{name}.key"]
+    return flags + ([f"--tls-client-ca={client_ca}"] if client_ca else [])
+
+
+def keys_command(*arguments):
+    return subprocess.run([harness.program("blockserve"), "keys", *arguments], text=True,
+                          capture_output=True, check=False)
+
+
+def health(address, credentials=None):
+    channel = (grpc.insecure_channel(address) if credentials is None
+               else grpc.secure_channel(address, credentials))
+    with channel:
+        request = health_pb2.HealthCheckRequest()
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=20).status
+
+
+def wait_for_log(server, text):
+    harness.wait_until(lambda: text in server.log(), f"{server.name} says {text!r}")
+
+
+@pytest.fixture(scope="module")
+def secured(pki, demo_model, launcher, tmp_path_factory):
+    """Three tiers, each connection encrypted, each caller known."""
+    ca = f"{pki.tiers}/ca.crt"
+    keys = tmp_path_factory.mktemp("keys") / "api.keys"
+    key = keys_command("--name=alice", f"--file={keys}").stdout.strip()
+    block = launcher.block(demo_model, *server_flags(pki.tiers, "block", ca))
+    token = launcher.token(demo_model, *server_flags(pki.tiers, "token", ca))
+    gateway = launcher.gateway(
+        demo_model, [block], [token], *server_flags(pki.public, "server"), f"--api-keys={keys}",
+        f"--tier-tls-ca={ca}", f"--tier-tls-cert={pki.tiers}/gateway.crt",
+        f"--tier-tls-key={pki.tiers}/gateway.key", "--tier-tls-name=blockserve-tiers")
+    for server in (block, token):
+        wait_for_log(gateway, f"at {server.address} connected")
+    wait_for_log(gateway, "listening on")
+    return types.SimpleNamespace(block=block, token=token, gateway=gateway, keys=keys, key=key)
+
+
+@pytest.fixture
+def client(secured, pki):
+    tls = blockserve.Tls(ca=pki.public / "ca.crt")
+    with blockserve.Client(secured.gateway.address, tls=tls, api_key=secured.key,
+                           timeout=60) as made:
+        yield made
+
+
+def test_text_is_written_with_everything_encrypted(client):
+    assert client.generate(**PROMPT).choices[0].tokens
+    assert list(client.stream(**PROMPT))
+
+
+def test_the_command_line_speaks_to_it(secured, pki, tmp_path):
+    (tmp_path / "key").write_text(secured.key + "\n")
+    done = subprocess.run(
+        [harness.program("blockserve"), "generate", f"--server={secured.gateway.address}",
+         f"--tls-ca={pki.public}/ca.crt", f"--api-key-file={tmp_path}/key", "--prompt=A dog",
+         "--max-tokens=4"], text=True, capture_output=True, check=False)
+    assert done.returncode == 0 and done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("key", [None, "bsk_00000000_x", "nonsense"])
+def test_without_a_key_every_call_is_unauthenticated(secured, pki, key):
+    tls = blockserve.Tls(ca=pki.public / "ca.crt")
+    with blockserve.Client(secured.gateway.address, tls=tls, api_key=key, timeout=60) as client:
+        for call in (lambda: client.generate(**PROMPT), lambda: client.score("text"),
+                     lambda: client.tokenize("text"), lambda: client.detokenize([1]), client.model):
+            with pytest.raises(blockserve.Error) as caught:
+                call()
+            assert caught.value.code == grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_health_needs_no_key(secured, pki):
+    credentials = blockserve.Tls(ca=pki.public / "ca.crt").credentials()
+    assert health(secured.gateway.address, credentials) == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("tier", ["block", "token"])
+def test_a_tier_refuses_callers_without_a_certificate(secured, pki, tier):
+    address = getattr(secured, tier).address
+    strangers = {
+        "plaintext": None,
+        "no certificate": blockserve.Tls(ca=pki.tiers / "ca.crt").credentials(),
+        "a certificate of another CA": blockserve.Tls(
+            ca=pki.tiers / "ca.crt", certificate=pki.public / "client.crt",
+            key=pki.public / "client.key").credentials(),
+    }
+    for who, credentials in strangers.items():
+        with pytest.raises(grpc.RpcError) as caught:
+            health(address, credentials)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, who
+    known = blockserve.Tls(ca=pki.tiers / "ca.crt", certificate=pki.tiers / "gateway.crt",
+                           key=pki.tiers / "gateway.key").credentials()
+    assert health(address, known) == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_a_client_does_not_trust_another_authority(secured, pki):
+    tls = blockserve.Tls(ca=pki.tiers / "ca.crt")
+    with blockserve.Client(secured.gateway.address, tls=tls, api_key=secured.key, timeout=60,
+                           retries=0) as client:
+        with pytest.raises(blockserve.Error) as caught:
+            client.model()
+    assert caught.value.code == grpc.StatusCode.UNAVAILABLE
+
+
+def test_keys_are_taken_in_and_back_while_it_runs(secured, pki, client):
+    made = keys_command("--name=bob", f"--file={secured.keys}", "--highest-priority=normal")
+    tls = blockserve.Tls(ca=pki.public / "ca.crt")
+    with blockserve.Client(secured.gateway.address, tls=tls, api_key=made.stdout.strip(),
+                           timeout=60) as bob:
+        def is_let_in():
+            try:
+                return bool(bob.model())
+            except blockserve.Error as error:
+                assert error.code == grpc.StatusCode.UNAUTHENTICATED
+                return False
+
+        harness.wait_until(is_let_in, "the new key is known")
+        with pytest.raises(blockserve.Error) as caught:
+            bob.generate(**PROMPT, priority="high")
+        assert caught.value.code == grpc.StatusCode.PERMISSION_DENIED
+        assert bob.generate(**PROMPT, priority="normal").choices
+        lines = secured.keys.read_text().splitlines(keepends=True)
+        # A file that is broken for a while changes nothing.
+        secured.keys.write_text("".join(lines) + "oops\n")
+        harness.wait_until(
+            lambda: is_let_in() and "the keys stay as they were" in secured.gateway.log(),
+            "the gateway has noticed, and lets the key in")
+        secured.keys.write_text(lines[0])
+        harness.wait_until(lambda: not is_let_in(), "the key that was taken back is refused")
+    assert client.model().name
+
+
+def test_certificates_are_renewed_while_it_runs(secured, pki, client):
+    def shown():
+        """Serial number of the certificate that the port shows."""
+        host, port = secured.gateway.address.split(":")
+        context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
+        with socket.create_connection((host, int(port)), timeout=20) as plain:
+            with context.wrap_socket(plain, server_hostname=host) as connection:
+                return connection.getpeercert()["serialNumber"]
+
+    before = shown()
+    make_certificates(pki.public, "server")
+    harness.wait_until(lambda: shown() != before, "the new certificate is shown")
+    assert client.generate(**PROMPT).choices
+
+
+def test_nothing_secret_is_logged(secured, client):
+    client.generate("a prompt nobody else should read", max_tokens=2, request_id="the-request")
+    for server in (secured.gateway, secured.block, secured.token):
+        log = server.log()
+        assert "nobody else should read" not in log and secured.key not in log
+        assert secured.key.split("_", 2)[2] not in secured.keys.read_text()
+
+
+@pytest.fixture
+def files(pki, tmp_path):
+    (tmp_path / "empty").touch()
+    (tmp_path / "text").write_text("no certificate\n")
+    return types.SimpleNamespace(cert=f"{pki.tiers}/block.crt", key=f"{pki.tiers}/block.key",
+                                 other_key=f"{pki.tiers}/token.key", folder=tmp_path)
+
+
+@pytest.mark.parametrize("program", ["blockserve serve", "blockserve-gateway", "blockserve-block",
+                                     "blockserve-token"])
+def test_a_tls_file_that_cannot_be_used_is_named(program, demo_model, files):
+    cases = [
+        ([f"--tls-cert={files.cert}"], "--tls-cert needs --tls-key"),
+        ([f"--tls-key={files.key}"], "--tls-key needs --tls-cert"),
+        ([f"--tls-client-ca={files.cert}"], "--tls-client-ca needs --tls-cert"),
+        ([f"--tls-cert={files.folder}/none", f"--tls-key={files.key}"],
+         f"--tls-cert {files.folder}/none: No such file or directory"),
+        ([f"--tls-cert={files.folder}/empty", f"--tls-key={files.key}"],
+         f"--tls-cert {files.folder}/empty: is empty or cannot be read"),
+        ([f"--tls-cert={files.folder}/text", f"--tls-key={files.key}"],
+         f"--tls-cert {files.folder}/text: is no certificate: "),
+        ([f"--tls-cert={files.cert}", f"--tls-key={files.other_key}"],
+         f"--tls-key {files.other_key}: is not the key of {files.cert}: "),
+        ([f"--tls-cert={files.cert}", f"--tls-key={files.key}",
+          f"--tls-client-ca={files.folder}/text"],
+         f"--tls-client-ca {files.folder}/text: holds no CA certificate: "),
+    ]
+    name, *subcommand = program.split()
+    common = [f"--model={demo_model}"]
+    if name == "blockserve-gateway":
+        common += ["--block-services=127.0.0.1:1", "--token-services=127.0.0.1:1"]
+        cases += [([f"--tier-tls-cert={files.cert}", f"--tier-tls-key={files.key}"],
+                   "--tier-tls-cert needs --tier-tls-ca"),
+                  ([f"--tier-tls-ca={files.folder}/none"],
+                   f"--tier-tls-ca {files.folder}/none: No such file or directory")]
+    for flags, message in cases:
+        done = subprocess.run([harness.program(name), *subcommand, *common, *flags], text=True,
+                              capture_output=True, timeout=60, check=False)
+        assert done.returncode == 2, (flags, done)
+        assert done.stderr.startswith(f"{program}: {message}"), (flags, done.stderr)
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_file_of_keys_that_cannot_be_used_is_named(demo_model, tmp_path):
+    (tmp_path / "keys").write_text("# ours\nnot a key\n")
+    done = subprocess.run(
+        [harness.program("blockserve"), "serve", f"--model={demo_model}", "--grpc-address=127.0.0.1:0",
+         f"--api-keys={tmp_path}/keys"], text=True, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"blockserve serve: --api-keys {tmp_path}/keys: line 2: is no JSON object")
+
+
+@pytest.mark.parametrize("program", ["blockserve serve", "blockserve-gateway", "blockserve-block",
+                                     "blockserve-token"])
+def test_nothing_listens_beyond_loopback_unless_asked(program):
+    name, *subcommand = program.split()
+    text = subprocess.run([harness.program(name), *subcommand, "--help"], text=True,
+                          capture_output=True, check=True).stdout
+    listening = [line for line in text.splitlines()
+                 if re.match(r"\s*--\S*(listen|address)\b", line)]
+    assert listening, text
+    for line in listening:
+        default = re.search(r"\[?([\w.]+)\]?:\d+", line)
+        assert default is None or default[1] == "127.0.0.1", line
+    assert any("127.0.0.1:" in line for line in listening), text
+
+
+def test_the_example_of_the_document_works_as_written(demo_model, tmp_path):
+    text = (harness.ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    servers, call = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    ports = {port: str(harness.free_port()) for port in ("7070", "7071", "7072")}
+
+    def here(commands):
+        commands = commands.replace("pki/", f"{tmp_path}/pki/").replace(
+            "build/bin/", f"{harness.PROGRAMS}/")
+        return re.sub(r"127\.0\.0\.1:(\d+)", lambda found: "127.0.0.1:" + ports[found[1]], commands)
+
+    with open(tmp_path / "log", "wb") as log:
+        shell = subprocess.Popen(
+            ["bash", "-euc", f"trap 'kill $(jobs -p)' TERM\n{here(servers)}\nwait"],
+            cwd=harness.ROOT, stdout=log, stderr=log)
+        try:
+            def answers():
+                assert shell.poll() is None, (tmp_path / "log").read_text()
+                done = subprocess.run(["bash", "-euc", here(call)], cwd=harness.ROOT, text=True,
+                                      capture_output=True, check=False)
+                return done.returncode == 0 and bool(done.stdout.strip())
+
+            harness.wait_until(answers, "the example's call is answered")
+        finally:
+            shell.terminate()
+            shell.wait(harness.STOP_LIMIT_S)
