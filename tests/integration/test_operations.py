@@ -19,7 +19,7 @@ def test_the_calculator_knows_the_kv_of_a_token(folder):
          "--format=json"], text=True, capture_output=True, check=True).stdout)
     model = size_deployment.Model.load(harness.GOLDEN / folder)
     for arithmetic in ("f32", "bf16"):
-        value_bytes = size_deployment.KV_BYTES[arithmetic]
+        value_bytes = size_deployment.VALUE_BYTES[arithmetic]
         assert model.kv_bytes_per_block(value_bytes) / model.block_length == (
             shown["kv_bytes_per_token"][arithmetic])
 
