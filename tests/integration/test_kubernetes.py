@@ -167,8 +167,7 @@ def flags_of(program):
 
 
 # Flags of the manifests that other parts of this change bring.
-COMING = {"--metrics-listen", "--http-listen", "--tls-cert", "--tls-key", "--tls-client-ca", "--tier-tls-ca",
-          "--tier-tls-cert", "--tier-tls-key", "--tier-tls-name", "--api-keys"}
+COMING = {"--metrics-listen", "--http-listen"}
 
 
 @every_overlay

@@ -44,7 +44,7 @@ def test_flags_that_the_page_names_exist():
                                    capture_output=True, check=True).stdout
                     for program in programs)
     shown += (harness.ROOT / "tools" / "size_deployment.py").read_text(encoding="utf-8")
-    others = {"--target", "--tag", "--build-arg", "--prefix", "--previous", "--install",  # others' tools
+    others = {"--target", "--tag", "--build-arg", "--prefix", "--previous", "--install", "--also", "--from-file", "--file",  # others' tools
               "--prompt", "--generate", "--sequences", "--format", "--output", "--model"}
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - others:
         assert re.search(rf"{flag}\b", shown), flag
