@@ -1,6 +1,9 @@
 // blockserve evaluate: how well a model predicts a text.
+#include <unistd.h>
+
 #include <algorithm>
 #include <cstdio>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <string>
@@ -8,8 +11,10 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "app/command.h"
 #include "app/evaluation.h"
+#include "app/evaluation_plot.h"
 #include "app/request_flags.h"
 #include "app/source.h"
 #include "common/logging.h"
@@ -32,7 +37,9 @@ struct EvaluateOptions {
   int32_t stride = 512;
   int32_t limit = 0;
   std::string alignment = "start";
-  std::string format = "text";
+  std::string format = "table";
+  std::string plot;
+  std::vector<std::string> compare;
 
   absl::Status Validate() const {
     if (file.empty()) return absl::InvalidArgumentError("--text is missing");
@@ -48,9 +55,32 @@ struct EvaluateOptions {
       return absl::InvalidArgumentError(
           absl::StrCat("--limit is ", limit, "; it must be 0 or more"));
     }
+    if (!compare.empty() && plot.empty()) {
+      return absl::InvalidArgumentError("--compare is for --plot, which is missing");
+    }
     return source.Validate();
   }
 };
+
+// One line that a person at a terminal sees growing.
+class ProgressLine {
+ public:
+  ProgressLine() : shown_(isatty(STDERR_FILENO) != 0) {}
+  ~ProgressLine() {
+    if (shown_) std::fputs("\r\033[K", stderr);
+  }
+  void Show(const std::string& text) {
+    if (shown_) std::fprintf(stderr, "\r\033[K%s", text.c_str());
+  }
+
+ private:
+  const bool shown_;
+};
+
+// "f32" of the numeric id "f32-9a3c…": the arithmetic that was really used.
+std::string ArithmeticOf(const std::string& numeric_id) {
+  return numeric_id.substr(0, numeric_id.rfind('-'));
+}
 
 absl::StatusOr<nlohmann::ordered_json> Evaluate(const EvaluateOptions& options) {
   absl::StatusOr<std::string> text = ReadInput("--text", options.file);
@@ -79,7 +109,12 @@ absl::StatusOr<nlohmann::ordered_json> Evaluate(const EvaluateOptions& options) 
   shape.block_length = model->block_length();
   Evaluation evaluation(shape.block_length);
   const int64_t num_tokens = static_cast<int64_t>(tokens->size());
-  for (const Window& window : LayWindows(num_tokens, options.window, options.stride)) {
+  const std::vector<Window> windows = LayWindows(num_tokens, options.window, options.stride);
+  ProgressLine progress;
+  size_t done = 0;
+  for (const Window& window : windows) {
+    progress.Show(absl::StrFormat("%d of %d windows, loss so far %.4f", done++, windows.size(),
+                                  evaluation.MeanLoss()));
     v1::ScoreRequest request;
     request.mutable_continuation_tokens()->mutable_ids()->Add(tokens->begin() + window.begin,
                                                               tokens->begin() + window.end);
@@ -104,7 +139,40 @@ absl::StatusOr<nlohmann::ordered_json> Evaluate(const EvaluateOptions& options) 
   if (!all.ok()) return source.Explain(all.status());
   absl::StatusOr<std::string> first = source.client().Detokenize({tokens->front()});
   if (!first.ok()) return source.Explain(first.status());
-  return evaluation.Json(static_cast<int64_t>(all->size()) - static_cast<int64_t>(first->size()));
+  nlohmann::ordered_json json = {{"model", model->name()},
+                                 {"arithmetic", ArithmeticOf(model->block_numeric_id())},
+                                 {"block_length", model->block_length()},
+                                 {"text", options.file},
+                                 {"alignment", options.alignment},
+                                 {"window", options.window},
+                                 {"stride", options.stride}};
+  json.update(
+      evaluation.Json(static_cast<int64_t>(all->size()) - static_cast<int64_t>(first->size())));
+  return json;
+}
+
+// Earlier evaluations, to be drawn beside this one. Errors name the file.
+absl::StatusOr<std::vector<nlohmann::ordered_json>> ReadEvaluations(
+    const std::vector<std::string>& files) {
+  std::vector<nlohmann::ordered_json> evaluations;
+  for (const std::string& file : files) {
+    absl::StatusOr<std::string> text = ReadInput("--compare", file);
+    if (!text.ok()) return text.status();
+    nlohmann::ordered_json json = nlohmann::ordered_json::parse(*text, nullptr, false);
+    if (absl::Status status = CheckEvaluation(json); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("--compare ", file, ": ", status.message()));
+    }
+    evaluations.push_back(std::move(json));
+  }
+  return evaluations;
+}
+
+absl::Status WriteFile(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  if (!file) return absl::InvalidArgumentError(absl::StrCat("--plot ", path, " cannot be written"));
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -119,14 +187,26 @@ int RunEvaluate(const Arguments& arguments) {
   flags.Add("limit", "tokens of the text at most; 0: all", &options.limit);
   flags.AddChoice("alignment", "where blocks begin: end, start or none", {"end", "start", "none"},
                   &options.alignment);
-  flags.AddChoice("format", "text or json", {"text", "json"}, &options.format);
+  flags.AddChoice("format", "table or json", {"table", "json"}, &options.format);
+  flags.Add("plot", "SVG file to write", &options.plot);
+  flags.AddRepeated("compare", "with --plot: JSON of an earlier run, to be drawn beside this one",
+                    &options.compare);
   if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
   if (absl::Status status = options.Validate(); !status.ok()) {
     return ReportUsageError(kProgram, status);
   }
   (void)ConfigureLogging({std::string(kProgram), "error"});
+  // Before the long part: a file that is not there is told at once.
+  absl::StatusOr<std::vector<nlohmann::ordered_json>> plotted = ReadEvaluations(options.compare);
+  if (!plotted.ok()) return ReportFailure(kProgram, plotted.status());
   absl::StatusOr<nlohmann::ordered_json> json = Evaluate(options);
   if (!json.ok()) return ReportFailure(kProgram, json.status());
+  if (!options.plot.empty()) {
+    plotted->push_back(*json);
+    if (absl::Status status = WriteFile(options.plot, EvaluationPlot(*plotted)); !status.ok()) {
+      return ReportFailure(kProgram, status);
+    }
+  }
   const std::string text =
       options.format == "json" ? json->dump() + "\n" : Evaluation::Table(*json);
   std::fputs(text.c_str(), stdout);

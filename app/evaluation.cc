@@ -69,9 +69,15 @@ ordered_json Evaluation::Json(int64_t bytes) const {
 }
 
 std::string Evaluation::Table(const ordered_json& json) {
-  std::string text =
-      absl::StrFormat("%d tokens, loss %.4f, perplexity %.3f", json["tokens"].get<int64_t>(),
-                      json["loss"].get<double>(), json["perplexity"].get<double>());
+  std::string text;
+  if (json.contains("model")) {
+    absl::StrAppendFormat(&text, "%s, %s, alignment %s, windows of %d tokens every %d\n",
+                          json["model"].get<std::string>(), json["arithmetic"].get<std::string>(),
+                          json["alignment"].get<std::string>(), json["window"].get<int64_t>(),
+                          json["stride"].get<int64_t>());
+  }
+  text += absl::StrFormat("%d tokens, loss %.4f, perplexity %.3f", json["tokens"].get<int64_t>(),
+                          json["loss"].get<double>(), json["perplexity"].get<double>());
   if (json["bits_per_byte"].is_number()) {
     absl::StrAppendFormat(&text, ", %.4f bits per byte", json["bits_per_byte"].get<double>());
   }

@@ -33,6 +33,10 @@ class Evaluation {
   // front of the window's first token.
   void Add(const Window& window, absl::Span<const std::optional<float>> logprobs, int64_t pads);
 
+  // Natural, of the tokens so far; 0 without any.
+  double MeanLoss() const {
+    return all_.tokens > 0 ? all_.loss / static_cast<double>(all_.tokens) : 0;
+  }
   // `bytes`: of the text of the scored tokens.
   nlohmann::ordered_json Json(int64_t bytes) const;
   static std::string Table(const nlohmann::ordered_json& json);

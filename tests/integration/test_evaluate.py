@@ -1,0 +1,68 @@
+"""blockserve evaluate on the demo model: what it tells, and the picture that it draws."""
+
+import json
+import math
+import subprocess
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from harness import DEMO_MODEL, ROOT, program
+
+TEXT = ("Once upon a time there was a little fox who lived at the edge of a dark forest. Every "
+        "morning the fox went to the river to drink, and every evening it came home. ") * 6
+
+
+def evaluate(*arguments):
+    return subprocess.run([program("blockserve"), "evaluate", *arguments], cwd=ROOT, text=True,
+                          capture_output=True, timeout=120)
+
+
+@pytest.fixture(name="text")
+def text_file(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return file
+
+
+def test_positions_and_contexts_add_up_to_the_whole_and_windows_count_each_token_once(text):
+    flags = [f"--model={DEMO_MODEL}", f"--text={text}", "--threads=1", "--format=json"]
+    whole, short = (json.loads(evaluate(*flags, *more).stdout)
+                    for more in ([], ["--window=64", "--stride=32"]))
+    assert whole["tokens"] == short["tokens"] > 100
+    for report in (whole, short):
+        assert report["model"] == "demo-block" and report["arithmetic"] in ("f32", "bf16")
+        assert len(report["by_position_in_block"]) == report["block_length"]
+        for parts in (report["by_position_in_block"], report["by_context_length"]):
+            assert sum(part["tokens"] for part in parts) == report["tokens"]
+            loss = sum(part["tokens"] * part["loss"] for part in parts)
+            assert loss == pytest.approx(report["loss"] * report["tokens"])
+        assert report["perplexity"] == pytest.approx(math.exp(report["loss"]))
+    # The text repeats itself: who sees more of it knows more of what comes.
+    assert whole["loss"] < short["loss"]
+
+
+def test_plot_is_one_svg_that_also_shows_an_earlier_run(text, tmp_path):
+    flags = [f"--model={DEMO_MODEL}", f"--text={text}", "--threads=1"]
+    earlier, plot = tmp_path / "earlier.json", tmp_path / "plot.svg"
+    earlier.write_text(evaluate(*flags, "--alignment=end", "--format=json").stdout)
+    result = evaluate(*flags, f"--plot={plot}", f"--compare={earlier}")
+    assert result.returncode == 0, result.stderr
+    assert "bits per byte" in result.stdout and "position in block" in result.stdout
+    drawn = ElementTree.parse(plot)
+    lines = [node for node in drawn.iter() if node.tag.endswith("polyline")]
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--stride=200", "--window=100"], ["--stride", "--window"]),
+    (["--compare=x.json"], ["--compare", "--plot"]),
+    (["--plot=x.svg", "--compare=/no/such/file"], ["/no/such/file"]),
+    (["--plot=x.svg", "--compare=models/demo-block/config.json"], ["config.json", "perplexity"]),
+])
+def test_bad_usage_is_one_line(text, flags, words):
+    result = evaluate(f"--model={DEMO_MODEL}", f"--text={text}", *flags)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    for word in words:
+        assert word in result.stderr
