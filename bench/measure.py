@@ -1,0 +1,124 @@
+#!/usr/bin/env python3
+"""Makes the runs behind docs/performance.md: one JSON file for each in bench/results/.
+
+  bench/measure.py --models DIR [--only WORD …] [--again] [--list]
+
+DIR holds random models as tools/make_random_model.py writes them, each in a folder of the size's name;
+--make makes those that are missing. A run whose file is there is left alone unless --again is given.
+--prefix CMD puts a command before each run, e.g. one that keeps the machine quiet for that time.
+"""
+
+import argparse
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+BLOCK, PLAIN = "block_main_b4_85", "vanilla_160"
+# Comparisons: prompt, generate, sequences, repeats of the block model.
+ROWS = [(2048, 128, 16, 3), (8192, 128, 4, 3), (128, 512, 1, 3)]
+# Long generations, measured in their middle: at the mean length of context the rate is the mean one,
+# since the work of a token grows linearly with its context. prompt, generate, sequences: of 128/512
+# with 64 sequences, and of 128/2048 with 32.
+MIDDLES = [(352, 64, 64), (1088, 64, 32)]
+BATCHES = [1, 4, 16, 64, 256, 512]
+CONTEXTS = [512, 2048]
+LENGTHS = [1, 2, 8, 16]
+
+
+def run(name, model, prompt, generate, sequences, arithmetic="f32", repeat=1, more=()):
+    flags = [f"--prompt={prompt}", f"--generate={generate}", f"--sequences={sequences}",
+             f"--arithmetic={arithmetic}", f"--repeat={repeat}", *more]
+    return name, model, flags
+
+
+def all_runs():
+    runs = []
+    for prompt, generate, sequences, repeat in ROWS + [(*middle, 3) for middle in MIDDLES]:
+        row = f"row-{prompt}-{generate}-{sequences}"
+        runs.append(run(f"{row}-block", BLOCK, prompt, generate, sequences, "f32", repeat))
+        runs.append(run(f"{row}-vanilla", PLAIN, prompt, generate, sequences, "f32",
+                        3 if sequences == 1 else 1))
+    # The whole of a row of which only the middle is measured otherwise.
+    runs.append(run("whole-128-512-64-block", BLOCK, 128, 512, 64))
+    for sequences in BATCHES:
+        runs.append(run(f"batch-{sequences}-block", BLOCK, 128, 32, sequences, "f32", 3))
+        if sequences <= 256:  # more KV of the plain model than most machines have memory
+            runs.append(run(f"batch-{sequences}-vanilla", PLAIN, 128, 32, sequences))
+    for arithmetic in ("bf16", "bf16dot", "int8"):
+        for sequences, generate in ((64, 32), (1, 128)):
+            runs.append(run(f"arithmetic-{arithmetic}-{sequences}-block", BLOCK, 128, generate,
+                            sequences, arithmetic, 3))
+    for arithmetic in ("f32", "int8"):
+        runs.append(run(f"avx2-{arithmetic}-block", BLOCK, 128, 32, 64, arithmetic, 3,
+                        ["--kernels=avx2"]))
+    for prompt in CONTEXTS:
+        runs.append(run(f"context-{prompt}-block", BLOCK, prompt, 128, 4))
+        runs.append(run(f"context-{prompt}-vanilla", PLAIN, prompt, 128, 4))
+    for length in LENGTHS:
+        runs.append(run(f"length-{length}-block", f"{BLOCK}_L{length}", 128, 32, 64, "f32", 3))
+    runs.append(run("tiers-block", BLOCK, 128, 128, 64, repeat=3, more=["--tiers"]))
+    runs.append(run("tiers-vanilla", PLAIN, 128, 64, 64, repeat=1, more=["--tiers"]))
+    return runs
+
+
+def make_model(folder):
+    name, _, length = folder.name.partition("_L")
+    command = [sys.executable, ROOT / "tools" / "make_random_model.py", "--out", folder, "--size",
+               name, *(["--block-length", length] if length else [])]
+    subprocess.run(command, check=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=pathlib.Path, help="folder of the models' folders")
+    parser.add_argument("--make", action="store_true", help="make the models that are missing")
+    parser.add_argument("--only", nargs="*", default=[], help="runs whose name begins so")
+    parser.add_argument("--again", action="store_true", help="also runs whose result is there")
+    parser.add_argument("--list", action="store_true", help="print the runs and do nothing")
+    parser.add_argument("--prefix", default="", help="command to put before each run")
+    args = parser.parse_args()
+    runs = [r for r in all_runs()
+            if not args.only or any(r[0].startswith(word) for word in args.only)]
+    if args.list:
+        for name, model, flags in runs:
+            print(f"{name:32} {model:20} {' '.join(flags)}")
+        return 0
+    if args.models is None:
+        parser.error("--models is missing")
+    program = ROOT / "build" / "bin" / "blockserve-bench"
+    known = subprocess.run([program, "--version"], text=True, capture_output=True, check=True)
+    failed = 0
+    RESULTS.mkdir(exist_ok=True)
+    for name, model, flags in runs:
+        file = RESULTS / f"{name}.json"
+        arithmetic = next(f for f in flags if f.startswith("--arithmetic=")).split("=")[1]
+        if arithmetic not in known.stdout.replace(",", " ").split():
+            print(f"{name}: this build has no {arithmetic}", flush=True)
+            continue
+        if file.exists() and not args.again:
+            continue
+        if args.make and not (args.models / model / "config.json").exists():
+            make_model(args.models / model)
+        # Run where the models are: their names alone go into the command that results tell.
+        result = subprocess.run(
+            [*shlex.split(args.prefix), str(program), f"--model={model}", *flags, "--format=json"],
+            cwd=args.models, text=True, capture_output=True)
+        if result.returncode != 0:
+            print(f"{name}: {result.stderr.strip() or result.returncode}", flush=True)
+            failed += 1
+            continue
+        report = json.loads(result.stdout)
+        file.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{name}: {report['output_tokens_per_s']:.1f} tokens/s, "
+              f"{100 * report.get('share_of_peak', 0):.1f} % of peak, "
+              f"disturbed {100 * report.get('share_of_time_without_a_core', 0):.1f} %", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
