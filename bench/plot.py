@@ -30,9 +30,9 @@ class Results:
         file = self.folder / f"{name}.json"
         return json.loads(file.read_text()) if file.exists() else None
 
-    def series(self, pattern, values):
-        """[(value, result)] of those that were measured."""
-        found = [(value, self.get(pattern.format(value))) for value in values]
+    def series(self, names):
+        """[(value, result)] of those that were measured; `names`: {value: name}."""
+        found = [(value, self.get(name)) for value, name in names.items()]
         return [(value, result) for value, result in found if result]
 
 
@@ -51,40 +51,44 @@ def finish(axes, title, x, y, ticks=None):
 
 def save(figure, folder, name):
     figure.tight_layout()
-    figure.savefig(folder / name, metadata={"Date": None})
+    figure.savefig(folder / name, metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
     print(folder / name)
 
 
-def rates_over(results, folder, kind, values, x, name, key="decode_tokens_per_s", extra=None):
+def rates_over(results, folder, names, x, file):
+    """`names`: {value: name of the run, with {} for the model}."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7))
-    series = {m: results.series(f"{kind}-{{}}-{m}", values) for m in NAMES}
+    series = {model: results.series({v: name.format(model) for v, name in names.items()})
+              for model in NAMES}
     for model, points in series.items():
         label, colour, marker = NAMES[model]
-        if points:
-            left.plot([v for v, _ in points], [r[key] for _, r in points], marker=marker,
-                      color=colour, label=label)
+        left.plot([v for v, _ in points], [r["decode_tokens_per_s"] for _, r in points],
+                  marker=marker, color=colour, label=label)
     plain = dict(series["vanilla"])
-    both = [(v, r[key] / plain[v][key]) for v, r in series["block"] if v in plain]
-    whole = [(v, r["output_tokens_per_s"] / plain[v]["output_tokens_per_s"])
-             for v, r in series["block"] if v in plain]
-    right.plot(*zip(*both), marker="o", color="#009e73", label="generating")
-    right.plot(*zip(*whole), marker="^", color="#cc79a7", label="prompt included")
+    for key, label, colour, marker in (
+        ("decode_tokens_per_s", "generating", "#009e73", "o"),
+        ("output_tokens_per_s", "prompt included", "#cc79a7", "^"),
+    ):
+        both = [(v, r[key] / plain[v][key]) for v, r in series["block"] if v in plain]
+        right.plot([v for v, _ in both], [ratio for _, ratio in both], marker=marker, color=colour,
+                   label=label)
     right.axhline(1, color="#333333", linewidth=0.8)
     ticks = [v for v, _ in series["block"]]
     for axes in (left, right):
-        axes.set_xscale("log", base=2)
+        if ticks:
+            axes.set_xscale("log", base=2)
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False)
     finish(left, "tokens per second while generating", x, "tokens/s", ticks)
     finish(right, "block against plain", x, "times as fast", ticks)
-    save(figure, folder, name)
+    save(figure, folder, file)
 
 
 def over_length(results, folder):
-    points = results.series("length-{}-block", [1, 2, 4, 8, 16])
-    if not points:
-        return
+    names = {length: f"length-{length}-block" for length in (1, 2, 4, 8, 16)}
+    names[4] = "batch-64-block"
+    points = results.series(names)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.7))
     lengths = [v for v, _ in points]
     left.plot(lengths, [r["decode_tokens_per_s"] for _, r in points], marker="o", color=BLOCK,
@@ -102,7 +106,8 @@ def over_length(results, folder):
         right.bar([str(v) for v in lengths], heights, bottom=bottom, color=colour, label=part)
         bottom = [a + b for a, b in zip(bottom, heights)]
     right.legend(frameon=False, fontsize=8, loc="upper right")
-    left.set_xscale("log", base=2)
+    if lengths:
+        left.set_xscale("log", base=2)
     finish(left, "tokens per second while generating", "block length L, tokens", "tokens/s",
            lengths)
     finish(right, "where the time of a token goes", "block length L, tokens", "µs per token")
@@ -110,36 +115,37 @@ def over_length(results, folder):
 
 
 def kv(results, folder):
-    names = [("block-f32", "block, f32", BLOCK), ("vanilla-f32", "plain, f32", PLAIN),
-             ("block-bf16", "block, bf16", BLOCK), ("vanilla-bf16", "plain, bf16", PLAIN)]
-    bars = [(label, results.get(f"row-128-512-64-{n}"), colour) for n, label, colour in names]
-    bars = [(label, r, colour) for label, r, colour in bars if r]
-    if not bars:
-        return
+    bars = []
+    for model, label, colour in (("block", "block", BLOCK), ("vanilla", "plain", PLAIN)):
+        result = results.get(f"row-352-64-64-{model}")
+        if result:  # measured in float32; bfloat16 halves it
+            per_token, length = (result["model"][key] for key in
+                                 ("kv_bytes_per_token", "block_length"))
+            bars += [(f"{label}, f32", per_token, length, colour),
+                     (f"{label}, bf16", per_token / 2, length, colour)]
+    bars = bars[::-1]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.2))
-    for axes, title, value in (
-        (left, "KV cache of a token of text", lambda r: r["model"]["kv_bytes_per_token"] / 1e3),
-        (right, "read for a generated token at 1,000 tokens of context",
-         lambda r: r["model"]["kv_bytes_per_token"] * 1000 / r["model"]["block_length"] / 1e6),
+    for axes, title, unit, value in (
+        (left, "KV cache of a token of text", "kB", lambda kv, length: kv / 1e3),
+        (right, "read for a generated token, 1,000 before it", "MB",
+         lambda kv, length: kv * 1000 / length / 1e6),
     ):
-        values = [value(r) for _, r, _ in bars]
-        labels = [label for label, _, _ in bars][::-1]
-        axes.barh(labels, values[::-1], color=[c for _, _, c in bars][::-1])
-        for i, v in enumerate(values[::-1]):
+        values = [value(kv, length) for _, kv, length, _ in bars]
+        axes.barh([label for label, *_ in bars], values, color=[bar[3] for bar in bars])
+        for i, v in enumerate(values):
             axes.text(v, i, f" {v:.1f}" if v >= 10 else f" {v:.2f}", va="center", fontsize=9)
-        axes.set_xlim(0, max(values) * 1.18)
-        finish(axes, title, "kB" if axes is left else "MB", "")
+        axes.set_xlim(0, max(values, default=1) * 1.18)
+        finish(axes, title, unit, "")
     save(figure, folder, "kv_cache.svg")
 
 
 def where_time_goes(results, folder):
-    rows = [("block", "row-128-512-64-block-f32"), ("block, one sequence", "row-128-512-1-block-f32"),
-            ("plain", "row-128-512-64-vanilla-f32"),
-            ("plain, one sequence", "row-128-512-1-vanilla-f32")]
+    rows = [("block, 64 sequences", "row-352-64-64-block"),
+            ("block, one sequence", "row-128-512-1-block"),
+            ("plain, 64 sequences", "row-352-64-64-vanilla"),
+            ("plain, one sequence", "row-128-512-1-vanilla")]
     rows = [(label, results.get(name)) for label, name in rows]
     rows = [(label, r) for label, r in rows if r][::-1]
-    if not rows:
-        return
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.4))
     start = [0.0] * len(rows)
     for part, colour in zip(PARTS, COLOURS):
@@ -147,7 +153,7 @@ def where_time_goes(results, folder):
                               if p["part"] == part), 0) for _, r in rows]
         left.barh([label for label, _ in rows], widths, left=start, color=colour, label=part)
         start = [a + b for a, b in zip(start, widths)]
-    left.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.4, -0.62))
+    left.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.4, -0.7))
     start = [0.0] * len(rows)
     kinds = [("matrix_products_seconds", "matrix products", "#0072b2"),
              ("attention_seconds", "attention", "#d55e00"),
@@ -159,7 +165,7 @@ def where_time_goes(results, folder):
         right.barh([name for name, _ in rows], widths, left=start, color=colour, label=label)
         start = [a + b for a, b in zip(start, widths)]
     right.set_yticklabels([])
-    right.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.62))
+    right.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.7))
     finish(left, "generating, by part", "% of the time", "")
     finish(right, "by kind of work", "% of the time", "")
     save(figure, folder, "where_time_goes.svg")
@@ -173,9 +179,11 @@ def main():
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.results)
-    rates_over(results, args.out, "batch", [1, 2, 4, 8, 16, 32, 64, 128, 256, 512],
+    rates_over(results, args.out, {n: f"batch-{n}-{{}}" for n in (1, 4, 16, 64, 256, 512)},
                "sequences at once (prompt 128)", "batch_size.svg")
-    rates_over(results, args.out, "context", [128, 512, 2048, 8192],
+    rates_over(results, args.out,
+               {128: "batch-4-{}", 512: "context-512-{}", 2048: "context-2048-{}",
+                8192: "row-8192-128-4-{}"},
                "tokens of prompt (4 sequences)", "context_length.svg")
     over_length(results, args.out)
     kv(results, args.out)

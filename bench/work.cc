@@ -54,9 +54,7 @@ double WeightBytes(Arithmetic arithmetic) {
   return name == "int8" ? 1 : 2;
 }
 
-double KvBytes(Arithmetic arithmetic) {
-  return StoresBf16(arithmetic) ? 2 : 4;
-}
+double KvBytes(Arithmetic arithmetic) { return StoresBf16(arithmetic) ? 2 : 4; }
 
 double ModelBytes(const ModelConfig& config, Arithmetic arithmetic) {
   const double vocab = config.vocab_size, width = config.block.hidden_size;
@@ -95,6 +93,13 @@ Work CountWork(const ModelConfig& config, Arithmetic arithmetic, const Workload&
   block_weights += embed_weights;
   work.prefill = StackWork(config.block, 0, static_cast<double>(prompt), sequences, kv);
   work.prefill.product_flop += 2 * embed_weights * sequences * static_cast<double>(prompt);
+  // The rows of a step read the keys and values before them together.
+  double read = 0;
+  for (int64_t at = 0; at < prompt; at += batching.prefill_blocks) {
+    read += static_cast<double>(std::min(prompt, at + batching.prefill_blocks));
+  }
+  work.prefill.kv_bytes = 2.0 * config.block.hidden_size * config.block.num_layers * kv *
+                          sequences * (read + static_cast<double>(prompt));
   work.prefill.weight_bytes =
       static_cast<double>(DivideUp(prompt * workload.sequences, batching.prefill_blocks)) *
       block_weights * weight;

@@ -84,6 +84,14 @@ TEST(CountWork, ReadsWeightsOncePerPass) {
   EXPECT_DOUBLE_EQ(b.head.weight_bytes, 2 * a.head.weight_bytes);
 }
 
+TEST(CountWork, ReadsTheCacheOncePerStepOfAPrompt) {
+  Batching batching;
+  batching.prefill_blocks = 4;
+  // 10 blocks in steps of 4: contexts of 4, 8 and 10 are read, 10 blocks written.
+  const Work work = CountWork(Block85M(), Arithmetic::kF32, {40, 4, 3}, batching);
+  EXPECT_DOUBLE_EQ(work.prefill.kv_bytes, 3 * (4 + 8 + 10 + 10) * 2.0 * 768 * 6 * 4);
+}
+
 TEST(KvBytesPerToken, IsEightTimesLessForTheBlockTransformer) {
   EXPECT_DOUBLE_EQ(KvBytesPerToken(Block85M(), Arithmetic::kBf16), 4608);
   EXPECT_DOUBLE_EQ(KvBytesPerToken(Vanilla160M(), Arithmetic::kBf16), 36864);
