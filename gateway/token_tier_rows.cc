@@ -1,6 +1,7 @@
 // TokenTier: rows come in, wait, and go to workers.
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -86,27 +87,40 @@ void TokenTier::Pump() {
   pump_posted_ = false;
   PumpAlone();
   std::vector<TokenWorkerView> views(workers_.size());
+  // Whose fresh rows (not sent before, welcome everywhere) `views` is for. With hundreds of
+  // workers, looking at all of them again for every row is most of what a row costs.
+  std::optional<TierGroup> views_of;
   std::set<TierGroup> full;  // groups that take nothing more in this turn
   const absl::Time now = loop_.Now();
+  const auto view_of = [now](const Worker& worker, const RowJob& job) {
+    return TokenWorkerView{
+        worker.takes_rows(job.group, now) && !worker.reserved && worker.may_do(job),
+        worker.health.ejected(), static_cast<int32_t>(worker.attempts.size()),
+        worker.load.waiting(), worker.health.Allowed(worker.most_in_flight)};
+  };
   for (auto next = waiting_.waiting().begin(); next != waiting_.waiting().end();) {
     const uint64_t handle = next->second;
     ++next;  // SendRow takes the row out of the queue
     Row& row = *rows_.at(handle);
     if (full.contains(row.job.group)) continue;
-    for (size_t i = 0; i < workers_.size(); ++i) {
-      const Worker& worker = *workers_[i];
-      views[i] = {
-          worker.takes_rows(row.job.group, now) && !worker.reserved && worker.may_do(row.job),
-          worker.health.ejected(), static_cast<int32_t>(worker.attempts.size()),
-          worker.load.waiting(), worker.health.Allowed(worker.most_in_flight)};
-      // Of a row that somebody has already, nobody is asked who may be frozen himself.
-      if (!row.attempts.empty()) views[i].usable &= !worker.health.ejected();
-      for (const auto& [tried, attempt] : row.attempts) views[i].usable &= tried != &worker;
+    const bool fresh = row.attempts.empty() && row.job.not_by.empty();
+    if (!fresh || views_of != row.job.group) {
+      for (size_t i = 0; i < workers_.size(); ++i) {
+        const Worker& worker = *workers_[i];
+        views[i] = view_of(worker, row.job);
+        // Of a row that somebody has already, nobody is asked who may be frozen himself.
+        if (!row.attempts.empty()) views[i].usable &= !worker.health.ejected();
+        for (const auto& [tried, attempt] : row.attempts) views[i].usable &= tried != &worker;
+      }
+      views_of.reset();
+      if (fresh) views_of = row.job.group;
     }
     const int chosen = router_.Pick(views);
     if (chosen >= 0) {
-      SendRow(handle, row, *workers_[static_cast<size_t>(chosen)], /*alone=*/false);
-    } else if (row.attempts.empty() && row.job.not_by.empty()) {
+      Worker& worker = *workers_[static_cast<size_t>(chosen)];
+      SendRow(handle, row, worker, /*alone=*/false);
+      views[static_cast<size_t>(chosen)] = view_of(worker, row.job);
+    } else if (fresh) {
       full.insert(row.job.group);
     }
   }

@@ -72,6 +72,23 @@ def test_the_same_requests_have_the_same_answers_whatever_the_load(server, tmp_p
     assert result_of(merged)["requests"]["ok"] == 40
 
 
+def test_over_http_events_are_counted_against_usage(launcher, tmp_path):
+    """One event per token; refusals and wrong answers would be failures."""
+    help_text = subprocess.run([harness.program("blockserve"), "serve", "--help"],
+                               capture_output=True, text=True, check=True).stdout
+    if "--http-address" not in help_text:
+        pytest.skip("this build of blockserve has no HTTP front")
+    port, out = harness.free_port(), tmp_path / "http.json"
+    launcher.serve(harness.GOLDEN / "concat_l4", "--arithmetic=f32",
+                   f"--http-address=127.0.0.1:{port}").wait_until_ready()
+    load(f"--http=http://127.0.0.1:{port}", "--concurrency=4", "--requests=20", "--n=2",
+         f"--json={out}", "--max-failed=0", "--prompt-tokens=uniform:2:9",
+         "--output-tokens=uniform:3:11", "--noprogress")
+    result = result_of(out)
+    assert result["usage_check"] == {"checked": 20, "wrong": 0}
+    assert result["target"]["protocol"] == "http"
+
+
 def test_a_trace_is_played_with_its_lengths(server, tmp_path):
     trace, out = tmp_path / "trace.csv", tmp_path / "out.csv"
     trace.write_text("arrival_s,prompt,output\n0,3,5\n0.01,4,6\n0.02,5,7\n")
