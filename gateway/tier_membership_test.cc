@@ -78,6 +78,34 @@ TEST(TierPresence, TellsTheLargestGroupAndSinceWhenTheOthersAreAway) {
   EXPECT_EQ(presence.workers(), 1);
 }
 
+TEST(BestPair, TakesTheLargestPairOfOneModelAndNeverMixesTwo) {
+  TierPresence blocks(absl::UnixEpoch()), tokens(absl::UnixEpoch());
+  EXPECT_FALSE(BestPair(blocks, tokens).has_value());
+  const auto add = [](TierPresence& presence, const char* id, const char* model, int workers) {
+    for (int i = 0; i < workers; ++i) presence.Add({"part", id, model});
+  };
+  add(blocks, "b-new", "new", 3);
+  add(tokens, "t-old", "old", 5);
+  EXPECT_FALSE(BestPair(blocks, tokens).has_value());
+  add(blocks, "b-old", "old", 1);
+  std::optional<TierPair> pair = BestPair(blocks, tokens);
+  ASSERT_TRUE(pair.has_value());
+  EXPECT_EQ(pair->block.numeric_id + pair->token.numeric_id, "b-oldt-old");
+  add(tokens, "t-new", "new", 2);
+  pair = BestPair(blocks, tokens);
+  EXPECT_EQ(pair->block.numeric_id + pair->token.numeric_id, "b-newt-new");
+  // Of two that fit the same replicas, the one with more workers.
+  add(tokens, "t-new-2", "new", 4);
+  EXPECT_EQ(BestPair(blocks, tokens)->token.numeric_id, "t-new-2");
+}
+
+TEST(BestPair, ATierThatDoesNotTellItsModelPairsWithAny) {
+  TierPresence blocks(absl::UnixEpoch()), tokens(absl::UnixEpoch());
+  blocks.Add({"part", "b", ""});
+  tokens.Add({"part", "t", "model"});
+  EXPECT_TRUE(BestPair(blocks, tokens).has_value());
+}
+
 TEST(TierMembership, VerdictWaitsThenRefuses) {
   const absl::Time start = absl::FromUnixSeconds(1000);
   TierMembership tier("token worker", Expected(), start);
