@@ -172,7 +172,10 @@ class Client:
 
     @staticmethod
     def _may_go_on(code: grpc.StatusCode, details: str) -> bool:
-        """A gateway that is lost or leaves; not one that says that a tier is gone."""
+        """A gateway that is lost or leaves; not one that says that a tier is gone. gRPC's server tells
+        CANCELLED to a call that reaches it in the moment in which it stops listening."""
+        if code == grpc.StatusCode.CANCELLED:  # not by this client: that was returned before
+            return True
         if code != grpc.StatusCode.UNAVAILABLE:
             return False
         return "worker is" not in details and "service is" not in details
