@@ -1,9 +1,16 @@
 #include "common/logging.h"
 
+#include <unistd.h>
+
+#include <cmath>
 #include <memory>
 #include <optional>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "common/utf8.h"
+#include "spdlog/pattern_formatter.h"
 #include "spdlog/sinks/stdout_sinks.h"
 #include "spdlog/spdlog.h"
 
@@ -35,6 +42,75 @@ std::optional<LogLevel> ParseLevel(absl::string_view name) {
   return std::nullopt;
 }
 
+// A JSON string. Bytes that are not UTF-8 become question marks: a log line is never lost for them.
+void AppendJsonString(std::string& out, absl::string_view text) {
+  const bool utf8 = IsValidUtf8(text);
+  out += '"';
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (c == '\n') {
+      out += "\\n";
+    } else if (byte < 0x20 || byte == 0x7f) {
+      absl::StrAppendFormat(&out, "\\u%04x", byte);
+    } else {
+      out += byte >= 0x80 && !utf8 ? '?' : c;
+    }
+  }
+  out += '"';
+}
+
+void AppendText(std::string& out, absl::string_view text) {
+  const bool plain = !text.empty() && text.find_first_of(" \"\\\n\r\t=") == absl::string_view::npos;
+  if (plain && IsValidUtf8(text)) {
+    absl::StrAppend(&out, text);
+  } else {
+    AppendJsonString(out, text);
+  }
+}
+
+std::string Number(double value) {
+  return std::isfinite(value) ? absl::StrFormat("%.6g", value) : "null";
+}
+
+bool Empty(const LogField& field) {
+  const auto* text = std::get_if<absl::string_view>(&field.value);
+  return text != nullptr && text->empty();
+}
+
+template <class AppendString>
+void AppendValue(std::string& out, const LogField& field, AppendString append_string) {
+  if (const auto* text = std::get_if<absl::string_view>(&field.value)) {
+    append_string(out, *text);
+  } else if (const auto* integer = std::get_if<int64_t>(&field.value)) {
+    absl::StrAppend(&out, *integer);
+  } else if (const auto* real = std::get_if<double>(&field.value)) {
+    absl::StrAppend(&out, Number(*real));
+  } else {
+    absl::StrAppend(&out, std::get<bool>(field.value) ? "true" : "false");
+  }
+}
+
+// Lines whose message is the members of an object already: see Log.
+constexpr char kTextPattern[] = "%Y-%m-%dT%H:%M:%S.%eZ %^%l%$ %n[%P] %v";
+constexpr char kJsonPattern[] =
+    R"({"time":"%Y-%m-%dT%H:%M:%S.%eZ","level":"%l","program":"%n","pid":%P,%v})";
+
+// The one object that spdlog keeps for the process tells how lines are to look.
+class JsonLogger final : public spdlog::logger {
+ public:
+  using spdlog::logger::logger;
+};
+
+bool WritesJson() { return dynamic_cast<JsonLogger*>(spdlog::default_logger_raw()) != nullptr; }
+
+void Write(LogLevel level, absl::string_view line) {
+  spdlog::default_logger_raw()->log(ToSpdlog(level),
+                                    spdlog::string_view_t(line.data(), line.size()));
+}
+
 }  // namespace
 
 absl::Status ConfigureLogging(const LoggingOptions& options) {
@@ -43,10 +119,20 @@ absl::Status ConfigureLogging(const LoggingOptions& options) {
     return absl::InvalidArgumentError(absl::StrCat("--log-level is \"", options.level,
                                                    "\"; use debug, info, warning, error or off"));
   }
-  auto logger = std::make_shared<spdlog::logger>(options.program,
-                                                 std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  if (options.format != "text" && options.format != "json") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--log-format is \"", options.format, "\"; use text or json"));
+  }
+  const bool json = options.format == "json";
+  auto sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+  std::shared_ptr<spdlog::logger> logger;
+  if (json) {
+    logger = std::make_shared<JsonLogger>(options.program, std::move(sink));
+  } else {
+    logger = std::make_shared<spdlog::logger>(options.program, std::move(sink));
+  }
   // UTC, so that lines of several machines can be laid side by side.
-  logger->set_pattern("%Y-%m-%dT%H:%M:%S.%eZ %^%l%$ %n[%P] %v", spdlog::pattern_time_type::utc);
+  logger->set_pattern(json ? kJsonPattern : kTextPattern, spdlog::pattern_time_type::utc);
   logger->set_level(ToSpdlog(*level));
   logger->flush_on(spdlog::level::debug);
   spdlog::set_default_logger(std::move(logger));
@@ -58,8 +144,38 @@ bool LogEnabled(LogLevel level) {
 }
 
 void Log(LogLevel level, absl::string_view message) {
-  spdlog::default_logger_raw()->log(ToSpdlog(level),
-                                    spdlog::string_view_t(message.data(), message.size()));
+  if (!LogEnabled(level)) return;
+  if (WritesJson()) {
+    Write(level, FormatJsonEvent(message, {}));
+  } else {
+    Write(level, message);
+  }
+}
+
+void LogEvent(LogLevel level, absl::string_view message, LogFields fields) {
+  if (!LogEnabled(level)) return;
+  Write(level, WritesJson() ? FormatJsonEvent(message, fields) : FormatTextEvent(message, fields));
+}
+
+std::string FormatTextEvent(absl::string_view message, LogFields fields) {
+  std::string line(message);
+  for (const LogField& field : fields) {
+    if (Empty(field)) continue;
+    absl::StrAppend(&line, " ", field.name, "=");
+    AppendValue(line, field, AppendText);
+  }
+  return line;
+}
+
+std::string FormatJsonEvent(absl::string_view message, LogFields fields) {
+  std::string line = "\"message\":";
+  AppendJsonString(line, message);
+  for (const LogField& field : fields) {
+    if (Empty(field)) continue;
+    absl::StrAppend(&line, ",\"", field.name, "\":");
+    AppendValue(line, field, AppendJsonString);
+  }
+  return line;
 }
 
 }  // namespace blockserve

@@ -1,11 +1,14 @@
-// One line of text per event, to standard error.
+// One line per event, to standard error: text for people, or JSON for machines.
 //
-// What users send or receive (prompts, tokens, texts) never goes into a log: requests are named by
-// their ids. Lines are written at once, whole, from any thread.
+// What users send or receive (prompts, tokens, texts) never goes into a log unless asked for:
+// requests are named by their ids. Lines are written at once, whole, from any thread.
 #ifndef BLOCKSERVE_COMMON_LOGGING_H_
 #define BLOCKSERVE_COMMON_LOGGING_H_
 
+#include <cstdint>
+#include <initializer_list>
 #include <string>
+#include <variant>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -15,12 +18,13 @@ namespace blockserve {
 enum class LogLevel { kDebug, kInfo, kWarning, kError, kOff };
 
 struct LoggingOptions {
-  std::string program;         // put into every line
-  std::string level = "info";  // debug, info, warning, error or off
+  std::string program;          // put into every line
+  std::string level = "info";   // debug, info, warning, error or off
+  std::string format = "text";  // text or json
 };
 
-// Called once, in main. Without it lines of `info` and above are written under no program name.
-// INVALID_ARGUMENT: an unknown level, naming --log-level.
+// Called once, in main. Without it lines of `info` and above are written as text under no program
+// name. INVALID_ARGUMENT: an unknown level or format, naming --log-level or --log-format.
 absl::Status ConfigureLogging(const LoggingOptions& options);
 
 // False when a line of this level would be dropped: for messages that are dear to build.
@@ -31,6 +35,23 @@ inline void LogDebug(absl::string_view message) { Log(LogLevel::kDebug, message)
 inline void LogInfo(absl::string_view message) { Log(LogLevel::kInfo, message); }
 inline void LogWarning(absl::string_view message) { Log(LogLevel::kWarning, message); }
 inline void LogError(absl::string_view message) { Log(LogLevel::kError, message); }
+
+// What an event tells beside its message. Names are constants in snake_case, with their unit.
+struct LogField {
+  absl::string_view name;
+  std::variant<absl::string_view, int64_t, double, bool> value;
+};
+using LogFields = std::initializer_list<LogField>;
+
+// As text: "message name=value …", strings quoted where they need it. As JSON: a member of the
+// line's object for each field, beside time, level, program, pid and message. Fields with an empty
+// string are left out.
+void LogEvent(LogLevel level, absl::string_view message, LogFields fields);
+
+// The line's form, for tests: without time, level, program and pid.
+std::string FormatTextEvent(absl::string_view message, LogFields fields);
+// Members without the braces.
+std::string FormatJsonEvent(absl::string_view message, LogFields fields);
 
 }  // namespace blockserve
 

@@ -9,6 +9,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "common/status_catalogue.h"
 
 namespace blockserve {
 namespace {
@@ -53,6 +55,15 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(absl::string
     return absl::FailedPreconditionError(
         absl::StrCat("cannot listen on ", address, " for metrics: ", error.what()));
   }
+}
+
+absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::StartIfAsked(
+    absl::string_view address, MetricRegistry& registry) {
+  if (address.empty()) return std::unique_ptr<MetricsServer>();
+  absl::StatusOr<std::unique_ptr<MetricsServer>> server = Start(address, registry);
+  if (!server.ok()) return Annotate(server.status(), "--metrics-listen");
+  LogInfo(absl::StrCat("metrics on ", (*server)->address()));
+  return server;
 }
 
 }  // namespace blockserve

@@ -19,6 +19,9 @@ class MetricsServer {
   // FAILED_PRECONDITION: it cannot be listened on.
   static absl::StatusOr<std::unique_ptr<MetricsServer>> Start(absl::string_view address,
                                                               MetricRegistry& registry);
+  // For mains: null where `address` (--metrics-listen) is empty; tells the log where it listens.
+  static absl::StatusOr<std::unique_ptr<MetricsServer>> StartIfAsked(absl::string_view address,
+                                                                     MetricRegistry& registry);
   ~MetricsServer();
 
   // With the port that was found where 0 was asked for.

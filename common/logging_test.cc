@@ -1,0 +1,36 @@
+#include "common/logging.h"
+
+#include <gtest/gtest.h>
+
+namespace blockserve {
+namespace {
+
+TEST(Logging, TextShowsTheFieldsBehindTheMessage) {
+  EXPECT_EQ(FormatTextEvent("request finished", {{"request_id", "r-1"},
+                                                 {"tokens", int64_t{5}},
+                                                 {"total_ms", 1.5},
+                                                 {"sampled", true},
+                                                 {"key", ""},
+                                                 {"error", "no \"room\""}}),
+            R"(request finished request_id=r-1 tokens=5 total_ms=1.5 sampled=true )"
+            R"(error="no \"room\"")");
+}
+
+TEST(Logging, JsonEscapesWhatTheClientsWrote) {
+  EXPECT_EQ(FormatJsonEvent("a\nb", {{"request_id", "x\"},{\x01"}, {"n", int64_t{-1}}}),
+            R"("message":"a\nb","request_id":"x\"},{\u0001","n":-1)");
+}
+
+TEST(Logging, JsonHasNoInvalidUtf8AndNoInfinity) {
+  EXPECT_EQ(FormatJsonEvent("m", {{"id", "\xff\xfe"}, {"x", 1.0 / 0.0}}),
+            R"("message":"m","id":"??","x":null)");
+  EXPECT_EQ(FormatJsonEvent("m", {{"id", "\xc3\xa9"}}), "\"message\":\"m\",\"id\":\"\xc3\xa9\"");
+}
+
+TEST(Logging, RefusesUnknownFormats) {
+  EXPECT_EQ(ConfigureLogging({.program = "p", .level = "info", .format = "xml"}).message(),
+            "--log-format is \"xml\"; use text or json");
+}
+
+}  // namespace
+}  // namespace blockserve
