@@ -80,6 +80,12 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   gateway_config.model_name = options.model_name;
   gateway_config.metrics = options.metrics;
   gateway_config.api_keys = options.api_keys;
+  gateway_config.max_queued_requests = options.max_queued_requests;
+  gateway_config.max_starting_requests = options.max_starting_requests;
+  gateway_config.limits_file = options.limits_file;
+  gateway_config.log_requests = options.log_requests;
+  gateway_config.log_prompts = options.log_prompts;
+  gateway_config.trace_sample_ratio = options.trace_sample_ratio.value_or(0);
   gateway_config.block_services = kTiersAddress;
   gateway_config.token_services = kTiersAddress;
   gateway_config.allow_beyond_positions = options.allow_long_contexts;

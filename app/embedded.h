@@ -6,6 +6,7 @@
 #include <grpcpp/channel.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -35,6 +36,14 @@ struct EmbeddedOptions {
   ServerTlsFiles tls;                 // of grpc_address
   std::string api_keys;               // file of keys that callers need; empty: none is needed
   MetricRegistry* metrics = nullptr;  // of all three tiers; must outlive this; null: none
+
+  // As in GatewayConfig.
+  int32_t max_queued_requests = 1024;
+  int32_t max_starting_requests = 64;
+  std::string limits_file;
+  bool log_requests = false;
+  bool log_prompts = false;
+  std::optional<float> trace_sample_ratio;  // none: 0
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;

@@ -7,6 +7,8 @@
 #include "app/command.h"
 #include "app/embedded.h"
 #include "common/logging.h"
+#include "common/metrics_server.h"
+#include "common/process_metrics.h"
 #include "common/program.h"
 #include "rpc/health_server.h"
 #include "rpc/signals.h"
@@ -24,10 +26,13 @@ constexpr absl::string_view kUsage =
 int RunServe(const Arguments& arguments) {
   EmbeddedOptions options;
   options.grpc_address = "127.0.0.1:7070";
+  options.log_requests = true;
   absl::Duration drain_time = absl::Seconds(30);
   absl::Duration stall_bound = absl::Seconds(60);
   std::string health_listen;
   std::string log_level = "info";
+  std::string log_format = "text";
+  std::string metrics_listen;
   FlagTable flags;
   flags.Add("model", "folder of the model", &options.model_directory);
   flags.Add("grpc_address", "address to serve clients on; port 0: any", &options.grpc_address);
@@ -50,7 +55,20 @@ int RunServe(const Arguments& arguments) {
   flags.Add("api_keys", "file of API keys that callers need (blockserve keys); empty: none",
             &options.api_keys);
   flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);
+  flags.Add("metrics_listen", "IP:port that shows metrics over HTTP; empty: none", &metrics_listen);
+  flags.Add("max_queued_requests", "requests that wait; more are refused",
+            &options.max_queued_requests);
+  flags.Add("max_starting_requests", "requests between the queue and their first block",
+            &options.max_starting_requests);
+  flags.Add("limits_file", "JSON: what each API key may have; empty: no limits",
+            &options.limits_file);
+  flags.Add("log_requests", "a line for each request that is over", &options.log_requests);
+  flags.Add("log_prompts", "with its prompt: what users wrote goes into the log",
+            &options.log_prompts);
+  flags.Add("trace_sample_ratio", "share of requests whose spans are logged; 0: none",
+            &options.trace_sample_ratio);
   flags.Add("log_level", "debug, info, warning, error or off", &log_level);
+  flags.Add("log_format", "text, or json: an object a line", &log_format);
   if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
   absl::Status status = options.Validate();
   if (status.ok() && options.grpc_address.empty()) {
@@ -59,11 +77,17 @@ int RunServe(const Arguments& arguments) {
   if (status.ok() && stall_bound <= absl::ZeroDuration()) {
     status = absl::InvalidArgumentError("--stall-bound must be above zero");
   }
-  if (status.ok()) status = ConfigureLogging({std::string(kProgram), log_level});
+  if (status.ok()) status = ConfigureLogging({std::string(kProgram), log_level, log_format});
   if (!status.ok()) return ReportUsageError(kProgram, status);
 
   // Before any thread is started.
   TerminationWaiter termination;
+  MetricRegistry metrics;
+  const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
+  options.metrics = &metrics;
+  absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
+      MetricsServer::StartIfAsked(metrics_listen, metrics);
+  if (!metrics_server.ok()) return ReportFailure(kProgram, metrics_server.status());
   absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start(health_listen);
   if (!health.ok()) return ReportFailure(kProgram, health.status());
   absl::StatusOr<std::unique_ptr<Embedded>> embedded = Embedded::Start(options);

@@ -15,7 +15,6 @@
 #include "common/metrics_server.h"
 #include "common/process_metrics.h"
 #include "common/program.h"
-#include "common/status_catalogue.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "rpc/health_server.h"
@@ -43,6 +42,7 @@ ABSL_FLAG(int32_t, groups, 2, "groups that take turns, so that neither tier wait
 ABSL_FLAG(bool, allow_long_contexts, false, "more blocks than max_position_embeddings");
 ABSL_FLAG(bool, prefix_cache, true, "share KV of prompts that begin alike");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
+ABSL_FLAG(std::string, log_format, "text", "text, or json: an object a line");
 
 namespace blockserve {
 namespace {
@@ -58,7 +58,8 @@ int Main(int argc, char** argv) {
       {"model",        "listen",        "health_listen", "stall_bound",   "metrics_listen",
        "name",         "arithmetic",    "threads",       "kv_memory_mib", "kv_pages",
        "page_blocks",  "max_sequences", "prefill_chunk", "groups",        "allow_long_contexts",
-       "prefix_cache", "tls_cert",      "tls_key",       "tls_client_ca", "log_level"}};
+       "prefix_cache", "tls_cert",      "tls_key",       "tls_client_ca", "log_level",
+       "log_format"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -75,6 +76,7 @@ int Main(int argc, char** argv) {
   LoggingOptions logging;
   logging.program = std::string(kProgram);
   logging.level = absl::GetFlag(FLAGS_log_level);
+  logging.format = absl::GetFlag(FLAGS_log_format);
   if (absl::Status status = ConfigureLogging(logging); !status.ok()) {
     return ReportUsageError(kProgram, status);
   }
@@ -122,15 +124,9 @@ int Main(int argc, char** argv) {
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options, {(*service)->service()});
   if (!server.ok()) return ReportFailure(kProgram, server.status());
-  std::unique_ptr<MetricsServer> metrics_server;
-  if (const std::string address = absl::GetFlag(FLAGS_metrics_listen); !address.empty()) {
-    absl::StatusOr<std::unique_ptr<MetricsServer>> started = MetricsServer::Start(address, metrics);
-    if (!started.ok()) {
-      return ReportFailure(kProgram, Annotate(started.status(), "--metrics-listen"));
-    }
-    metrics_server = *std::move(started);
-    LogInfo(absl::StrCat("metrics on ", metrics_server->address()));
-  }
+  absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
+      MetricsServer::StartIfAsked(absl::GetFlag(FLAGS_metrics_listen), metrics);
+  if (!metrics_server.ok()) return ReportFailure(kProgram, metrics_server.status());
   (*service)->WaitUntilKnown();
   (*server)->SetServing(true);
   (*health)->WatchProgress({(*service)->progress()}, absl::GetFlag(FLAGS_stall_bound));

@@ -16,6 +16,10 @@ namespace {
 // Room for calls that free something, and for refusals that the client has not read yet.
 constexpr int64_t kHardLimitFactor = 4;
 
+absl::string_view SpanName(const v1::BlockRequest& request) {
+  return request.has_open() ? "block.open" : request.has_fork() ? "block.fork" : "block.append";
+}
+
 bool FreesSomething(const v1::BlockRequest& request) {
   return request.has_close() || request.has_cancel();
 }
@@ -71,6 +75,8 @@ void BlockSession::OnMessage(v1::BlockRequestBatch&& batch) {
     if (++outstanding > context_->max_items && !FreesSomething(request)) {
       items.refused.push_back(request.id());
     } else {
+      spans_.Begin(request.id(), SpanName(request), request.header().traceparent(),
+                   request.header().request_key(), now);
       items.items.push_back(ToItem(request, id_, incarnation_, now));
     }
   }
@@ -116,7 +122,10 @@ void BlockSession::Add(const BlockItemReply& reply, absl::Span<const float> rows
   item.set_suspended(reply.suspended);
   item.set_cached_blocks(reply.cached_blocks);
   AppendContexts(rows, context_->hello.context_type(), *batch_.mutable_contexts());
-  if (reply.last) outstanding_.fetch_sub(1);
+  if (reply.last) {
+    outstanding_.fetch_sub(1);
+    spans_.End(reply.id, reply.status.code(), context_->clock->Now());
+  }
 }
 
 void BlockSession::Flush(const BlockLoadReport& load) {

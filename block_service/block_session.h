@@ -11,6 +11,7 @@
 #include "block_service/engine_loop.h"
 #include "blockserve/v1/block_decoder.pb.h"
 #include "common/clock.h"
+#include "common/open_spans.h"
 #include "rpc/server_stream.h"
 
 namespace blockserve {
@@ -32,7 +33,10 @@ class BlockSession final : public BlockServerStream::Handler,
  public:
   BlockSession(std::shared_ptr<BlockServerStream> stream, StreamId id,
                std::shared_ptr<const BlockSessionContext> context)
-      : stream_(std::move(stream)), id_(id), context_(std::move(context)) {}
+      : stream_(std::move(stream)),
+        id_(id),
+        context_(std::move(context)),
+        spans_(context_->hello.tier().incarnation() + id) {}
 
   // On gRPC's threads, one at a time.
   void OnMessage(v1::BlockRequestBatch&& batch) override;
@@ -61,6 +65,7 @@ class BlockSession final : public BlockServerStream::Handler,
   // The loop's side.
   v1::BlockReplyBatch batch_;
 
+  OpenSpans spans_;
   std::atomic<int64_t> outstanding_{0};  // items without their last reply
 };
 

@@ -114,6 +114,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
     last_heard = now;
     suspect = false;
     if (!batch.has_load()) return;
+    load = batch.load();
     free_pages = batch.load().free_pages() + batch.load().cached_pages();
     if (full && free_pages > full_pages) full = false;
   }
@@ -170,6 +171,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   int32_t max_sequences = 0;
   int32_t max_blocks = 0;
   int64_t free_pages = 0;  // by its last report, cached ones included
+  v1::BlockLoad load;      // its last report
   bool full = false;       // refused an open, and has not reported more room since
   int64_t full_pages = 0;
   absl::Time full_until;

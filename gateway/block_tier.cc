@@ -165,6 +165,26 @@ void BlockTier::CountDeath(Replica& replica) {
   }
 }
 
+std::vector<WorkerStatus> BlockTier::WorkerStatuses() const {
+  std::vector<WorkerStatus> statuses;
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    WorkerStatus& status = statuses.emplace_back();
+    status.address = replica->member.address;
+    status.name = replica->member.identity.name;
+    status.connected = replica->member.connected;
+    status.usable = replica->member.usable();
+    status.in_flight = static_cast<int64_t>(replica->items.size());
+    status.sequences = static_cast<int64_t>(replica->sequences.size());
+    if (!status.connected) continue;
+    status.batch = static_cast<int32_t>(status.in_flight);
+    status.steps = replica->load.steps();
+    status.busy_share = replica->load.busy_share();
+    status.pages = replica->pages;
+    status.free_pages = replica->free_pages;
+  }
+  return statuses;
+}
+
 // ---- what replicas say
 
 void BlockTier::OnMessage(Replica& replica, v1::BlockReplyBatch batch) {

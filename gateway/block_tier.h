@@ -26,6 +26,7 @@
 #include "blockserve/v1/block_decoder.pb.h"
 #include "gateway/audit.h"
 #include "gateway/context_row.h"
+#include "gateway/deployment_status.h"
 #include "gateway/loop.h"
 #include "gateway/retry.h"
 #include "gateway/routing.h"
@@ -52,6 +53,7 @@ struct SequenceSpec {
   absl::Time deadline;
   std::string request_key;
   std::vector<uint64_t> not_by;  // incarnations of replicas that must not hold it
+  std::string traceparent;
   // The row of the last block (scoring: of each block asked for, once and in order).
   std::function<void(int64_t block, ContextRowPtr row)> on_context;
   // The sequence is gone, and the request with it. Nothing more is called.
@@ -109,6 +111,7 @@ class BlockTier {
   const TierMembership& membership() const { return membership_; }
   const BlockTierStats& stats() const { return stats_; }
   const AuditStats& audit_stats() const { return audit_stats_; }
+  std::vector<WorkerStatus> WorkerStatuses() const;
   int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
   int64_t waiting() const { return static_cast<int64_t>(queue_.waiting().size()); }
   // Called whenever a replica comes or goes.

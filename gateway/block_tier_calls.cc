@@ -113,6 +113,7 @@ v1::BlockRequest& BlockTier::AddItem(Replica& replica, BlockCall call, uint64_t 
     header.set_remaining_ms(RemainingMs(sequence.spec.deadline, loop_.Now()));
     header.set_priority(sequence.spec.priority);
     header.set_request_key(sequence.spec.request_key);
+    if (!sequence.spec.traceparent.empty()) header.set_traceparent(sequence.spec.traceparent);
   }
   SchedulePump();
   return request;

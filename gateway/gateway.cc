@@ -8,13 +8,18 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/logging.h"
+#include "gateway/admitted_core.h"
 #include "gateway/asio_loop.h"
 #include "gateway/core.h"
 #include "gateway/discovery.h"
 #include "gateway/dns_resolver.h"
 #include "gateway/generation_service.h"
+#include "gateway/limits_file.h"
+#include "gateway/metric_definitions.h"
 #include "gateway/tier_client.h"
+#include "gateway/tier_metrics.h"
 #include "gateway/validate.h"
 #include "model/fingerprint.h"
 
@@ -25,6 +30,9 @@ uint64_t DrawIncarnation() {
   std::random_device device;
   return (static_cast<uint64_t>(device()) << 32) | device();
 }
+
+// Between two looks at the workers.
+constexpr absl::Duration kTierMetricsInterval = absl::Milliseconds(100);
 
 // Runs `task` on the loop and returns when it is done. Not from the loop's thread.
 void RunOnLoop(Loop& loop, const std::function<void()>& task) {
@@ -37,6 +45,20 @@ void RunOnLoop(Loop& loop, const std::function<void()>& task) {
 }
 
 }  // namespace
+
+absl::StatusOr<AdmissionOptions> GatewayConfig::Admission() const {
+  AdmissionOptions options;
+  options.max_queued = max_queued_requests;
+  options.max_starting = max_starting_requests;
+  options.max_running_choices = max_live_choices;
+  if (!limits_file.empty()) {
+    if (absl::Status status = ReadLimitsFile(limits_file, options); !status.ok()) {
+      return absl::Status(status.code(), absl::StrCat("--limits-file ", status.message()));
+    }
+  }
+  if (absl::Status status = options.Validate(); !status.ok()) return status;
+  return options;
+}
 
 absl::Status GatewayConfig::Validate() const {
   if (model_directory.empty()) return absl::InvalidArgumentError("--model is missing");
@@ -60,11 +82,9 @@ absl::Status GatewayConfig::Validate() const {
   if (tier_wait < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--tier-wait must not be negative");
   }
-  if (max_queued_requests < 0) {
-    return absl::InvalidArgumentError("--max-queued-requests must not be negative");
-  }
-  if (max_live_choices < 1) {
-    return absl::InvalidArgumentError("--max-live-choices must be at least 1");
+  if (absl::Status status = Admission().status(); !status.ok()) return status;
+  if (!(trace_sample_ratio >= 0 && trace_sample_ratio <= 1)) {
+    return absl::InvalidArgumentError("--trace-sample-ratio must be 0 to 1");
   }
   if (auto targets = ParseTargets(block_services, "--block-services"); !targets.ok()) {
     return targets.status();
@@ -76,7 +96,11 @@ struct Gateway::Impl {
   ~Impl() {
     Stop();
     // What lives on the loop ends on the loop.
-    RunOnLoop(loop, [this] { core.reset(); });
+    RunOnLoop(loop, [this] {
+      core.reset();
+      admitted.reset();
+      tier_metrics.reset();
+    });
     loop.Join();
   }
 
@@ -84,8 +108,16 @@ struct Gateway::Impl {
     RunOnLoop(loop, [this] {
       block_discovery.reset();
       token_discovery.reset();
-      if (core != nullptr) core->EndAll(absl::UnavailableError("the gateway is stopping"));
+      const absl::Status stopping = absl::UnavailableError("the gateway is stopping");
+      if (admitted != nullptr) admitted->EndQueued(stopping);
+      if (core != nullptr) core->EndAll(stopping);
     });
+  }
+
+  void UpdateTierMetrics() {
+    if (core == nullptr || tier_metrics == nullptr) return;
+    tier_metrics->Update(core->block_tier(), core->token_tier());
+    loop.PostAfter(kTierMetricsInterval, [this] { UpdateTierMetrics(); });
   }
 
   ModelConfig model;
@@ -95,6 +127,8 @@ struct Gateway::Impl {
   std::unique_ptr<GenerationService> service;
   AsioLoop loop;
   std::unique_ptr<Core> core;
+  std::unique_ptr<AdmittedCore> admitted;  // before it
+  std::unique_ptr<TierMetrics> tier_metrics;
   std::unique_ptr<Discovery> block_discovery;
   std::unique_ptr<Discovery> token_discovery;
 };
@@ -146,8 +180,32 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   core_options.tier.audit = {.rows = config.audit_fraction,
                              .contexts = config.audit_context_fraction,
                              .hold = config.audit_hold};
-  core_options.tier.max_queued = config.max_queued_requests;
-  core_options.max_live_choices = config.max_live_choices;
+  // As many as admission has starting at a time.
+  core_options.tier.max_queued = int64_t{2} * config.max_starting_requests;
+  // What is over may still be counted there when admission sends the next.
+  core_options.max_live_choices = int64_t{2} * config.max_live_choices;
+  absl::StatusOr<AdmissionOptions> admission = config.Admission();
+  if (!admission.ok()) return admission.status();
+  AdmittedCoreOptions admitted_options;
+  admitted_options.admission = *std::move(admission);
+  admitted_options.log_requests = config.log_requests;
+  admitted_options.trace_sample_ratio = config.trace_sample_ratio;
+  admitted_options.trace_seed = DrawIncarnation();
+  if (config.log_prompts) {
+    admitted_options.describe_prompt = [tokenizer = impl->tokenizer.get()](
+                                           const std::vector<int32_t>& prompt) {
+      if (tokenizer != nullptr) {
+        absl::StatusOr<std::string> text = tokenizer->Decode(prompt, /*skip_special_tokens=*/false);
+        if (text.ok()) return *std::move(text);
+      }
+      return absl::StrJoin(prompt, ",");
+    };
+  }
+  RequestMetrics metrics;
+  if (config.metrics != nullptr) {
+    config.metrics->Declare(kGatewayMetrics);
+    metrics = RequestMetrics(*config.metrics);
+  }
 
   TierClientOptions client;
   client.hello.set_protocol_version(kTierProtocolVersion);
@@ -182,6 +240,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
         [&loop, seeded](const std::string& address) {
           return std::make_unique<TierClient<TokenProtocol>>(loop, address, seeded(address));
         });
+    made.admitted = std::make_unique<AdmittedCore>(loop, *made.core, admitted_options, metrics);
     BlockTier& blocks = made.core->block_tier();
     TokenTier& tokens = made.core->token_tier();
     made.block_discovery = std::make_unique<Discovery>(
@@ -192,20 +251,24 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
         loop, "--token-services", token_targets, config.resolve_interval, MakeDnsResolver(loop),
         Discovery::Listener{[&tokens](const std::string& address) { tokens.AddWorker(address); },
                             [&tokens](const std::string& a) { tokens.RemoveWorker(a); }});
+    if (config.metrics != nullptr) {
+      made.tier_metrics = std::make_unique<TierMetrics>(*config.metrics);
+      made.UpdateTierMetrics();
+    }
     made.block_discovery->Start();
     made.token_discovery->Start();
   });
-  impl->service = std::make_unique<GenerationService>(impl->core.get(), impl->validator.get(),
+  impl->service = std::make_unique<GenerationService>(impl->admitted.get(), impl->validator.get(),
                                                       impl->api_keys.get());
   return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));
 }
 
 grpc::Service* Gateway::service() { return impl_->service.get(); }
 ApiKeys* Gateway::api_keys() { return impl_->api_keys.get(); }
-GenerationCore& Gateway::core() { return *impl_->core; }
-void Gateway::StartDraining() { impl_->core->StartDraining(); }
+GenerationCore& Gateway::core() { return *impl_->admitted; }
+void Gateway::StartDraining() { impl_->admitted->StartDraining(); }
 void Gateway::Stop() { impl_->Stop(); }
 std::shared_ptr<const Progress> Gateway::progress() const { return impl_->loop.progress(); }
-int64_t Gateway::live_requests() const { return impl_->core->live_requests(); }
+int64_t Gateway::live_requests() const { return impl_->admitted->live_requests(); }
 
 }  // namespace blockserve

@@ -19,6 +19,7 @@
 #include "absl/time/time.h"
 #include "common/metrics.h"
 #include "common/progress.h"
+#include "gateway/admission.h"
 #include "gateway/api_keys.h"
 #include "gateway/generation.h"
 #include "rpc/tls.h"
@@ -53,10 +54,20 @@ struct GatewayConfig {
   double audit_fraction = 0;
   double audit_context_fraction = 0;
   bool audit_hold = false;
-  int32_t max_queued_requests = 1024;  // waiting for KV; beyond: RESOURCE_EXHAUSTED
-  int32_t max_live_choices = 16384;    // of all requests together; beyond: RESOURCE_EXHAUSTED
+  int32_t max_queued_requests = 1024;  // that wait to be admitted; beyond: RESOURCE_EXHAUSTED
+  int32_t max_starting_requests = 64;  // admitted, and without their first block yet
+  int32_t max_live_choices = 16384;    // of all admitted requests together
+  std::string limits_file;             // of keys (gateway/limits_file.h); empty: no limits
+
+  bool log_requests = true;  // a line for each request that is over
+  bool log_prompts = false;  // with its prompt
+  // Share of requests whose spans are logged (gateway/admitted_core.h); 0: none.
+  double trace_sample_ratio = 0;
 
   MetricRegistry* metrics = nullptr;  // must outlive the gateway; null: none are kept
+
+  // What `limits_file` and the fields say. INVALID_ARGUMENT naming the field.
+  absl::StatusOr<AdmissionOptions> Admission() const;
 
   // INVALID_ARGUMENT naming the field.
   absl::Status Validate() const;

@@ -9,6 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "common/logging.h"
+#include "common/metrics_server.h"
+#include "common/process_metrics.h"
 #include "common/program.h"
 #include "gateway/gateway.h"
 #include "rpc/health_server.h"
@@ -30,6 +32,7 @@ ABSL_FLAG(std::string, tier_tls_name, "", "name in the tiers' certificates; defa
 ABSL_FLAG(std::string, api_keys, "", "file of API keys that callers need; empty: none is needed");
 ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
+ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP; empty: none");
 ABSL_FLAG(std::string, model_name, "", "what requests may call the model; default: the folder's");
 ABSL_FLAG(absl::Duration, tier_wait, absl::Seconds(10), "how long requests wait for a lost tier");
 ABSL_FLAG(absl::Duration, drain_time, absl::Seconds(30), "after SIGTERM, for requests that run");
@@ -40,10 +43,16 @@ ABSL_FLAG(double, audit_context_fraction, 0,
 ABSL_FLAG(bool, audit_hold, false, "send no audited block before it has been compared");
 ABSL_FLAG(absl::Duration, progress_bound, absl::Seconds(10),
           "without an answer for so long, a row or block is sent elsewhere");
-ABSL_FLAG(int32_t, max_live_choices, 16384, "choices of all requests together; more are refused");
-ABSL_FLAG(int32_t, max_queued_requests, 1024, "requests that wait for KV; more are refused");
+ABSL_FLAG(int32_t, max_live_choices, 16384, "choices that are generated at a time; more wait");
+ABSL_FLAG(int32_t, max_queued_requests, 1024, "requests that wait; more are refused");
+ABSL_FLAG(int32_t, max_starting_requests, 64, "requests between the queue and their first block");
+ABSL_FLAG(std::string, limits_file, "", "JSON: what each API key may have; empty: no limits");
 ABSL_FLAG(bool, allow_long_contexts, false, "more blocks than max_position_embeddings");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
+ABSL_FLAG(std::string, log_format, "text", "text, or json: an object a line");
+ABSL_FLAG(bool, log_requests, true, "a line for each request that is over");
+ABSL_FLAG(bool, log_prompts, false, "with its prompt: what users wrote goes into the log");
+ABSL_FLAG(double, trace_sample_ratio, 0, "share of requests whose spans are logged; 0: none");
 
 namespace blockserve {
 namespace {
@@ -54,11 +63,39 @@ int Main(int argc, char** argv) {
   const ProgramUsage usage = {
       "blockserve-gateway --model DIR --block-services LIST --token-services LIST\n"
       "Takes requests and drives the block and token tiers.",
-      {"model", "block_services", "token_services", "listen", "health_listen", "stall_bound",
-       "model_name", "tier_wait", "resolve_interval", "progress_bound", "audit_fraction",
-       "audit_context_fraction", "audit_hold", "drain_time", "max_live_choices",
-       "max_queued_requests", "allow_long_contexts", "tls_cert", "tls_key", "tls_client_ca",
-       "tier_tls_ca", "tier_tls_cert", "tier_tls_key", "tier_tls_name", "api_keys", "log_level"}};
+      {"model",
+       "block_services",
+       "token_services",
+       "listen",
+       "health_listen",
+       "stall_bound",
+       "metrics_listen",
+       "model_name",
+       "tier_wait",
+       "resolve_interval",
+       "progress_bound",
+       "audit_fraction",
+       "audit_context_fraction",
+       "audit_hold",
+       "drain_time",
+       "max_live_choices",
+       "max_queued_requests",
+       "max_starting_requests",
+       "limits_file",
+       "allow_long_contexts",
+       "tls_cert",
+       "tls_key",
+       "tls_client_ca",
+       "tier_tls_ca",
+       "tier_tls_cert",
+       "tier_tls_key",
+       "tier_tls_name",
+       "api_keys",
+       "log_level",
+       "log_format",
+       "log_requests",
+       "log_prompts",
+       "trace_sample_ratio"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -77,6 +114,11 @@ int Main(int argc, char** argv) {
   config.audit_hold = absl::GetFlag(FLAGS_audit_hold);
   config.max_live_choices = absl::GetFlag(FLAGS_max_live_choices);
   config.max_queued_requests = absl::GetFlag(FLAGS_max_queued_requests);
+  config.max_starting_requests = absl::GetFlag(FLAGS_max_starting_requests);
+  config.limits_file = absl::GetFlag(FLAGS_limits_file);
+  config.log_requests = absl::GetFlag(FLAGS_log_requests);
+  config.log_prompts = absl::GetFlag(FLAGS_log_prompts);
+  config.trace_sample_ratio = absl::GetFlag(FLAGS_trace_sample_ratio);
   config.allow_beyond_positions = absl::GetFlag(FLAGS_allow_long_contexts);
   config.tier_tls.flags = "--tier-tls";
   config.tier_tls.ca = absl::GetFlag(FLAGS_tier_tls_ca);
@@ -103,12 +145,16 @@ int Main(int argc, char** argv) {
   LoggingOptions logging;
   logging.program = std::string(kProgram);
   logging.level = absl::GetFlag(FLAGS_log_level);
+  logging.format = absl::GetFlag(FLAGS_log_format);
   if (absl::Status status = ConfigureLogging(logging); !status.ok()) {
     return ReportUsageError(kProgram, status);
   }
 
   // Before any thread is started.
   TerminationWaiter termination;
+  MetricRegistry metrics;
+  const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
+  config.metrics = &metrics;
   absl::StatusOr<std::unique_ptr<HealthServer>> health =
       HealthServer::Start(absl::GetFlag(FLAGS_health_listen));
   if (!health.ok()) return ReportFailure(kProgram, health.status());
@@ -117,6 +163,9 @@ int Main(int argc, char** argv) {
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options, {(*gateway)->service()});
   if (!server.ok()) return ReportFailure(kProgram, server.status());
+  absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
+      MetricsServer::StartIfAsked(absl::GetFlag(FLAGS_metrics_listen), metrics);
+  if (!metrics_server.ok()) return ReportFailure(kProgram, metrics_server.status());
   // Ready is what can answer: without workers that is UNAVAILABLE after the tier wait.
   (*server)->SetServing(true);
   (*health)->WatchProgress({(*gateway)->progress()}, absl::GetFlag(FLAGS_stall_bound));

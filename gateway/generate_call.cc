@@ -4,15 +4,18 @@
 
 #include <utility>
 
+#include "gateway/call_metadata.h"
 #include "rpc/status.h"
 
 namespace blockserve {
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Start(
-    GenerationCore* core, absl::StatusOr<GenerationRequest> request) {
-  std::shared_ptr<GenerateCall> call(new GenerateCall(core));
+    GenerationCore* core, grpc::CallbackServerContext* context,
+    absl::StatusOr<GenerationRequest> request) {
+  std::shared_ptr<GenerateCall> call(new GenerateCall(core, context));
   call->self_ = call;
   if (!request.ok()) {
+    core->CountRefused(/*scoring=*/false, request.status());
     call->OnDone(request.status(), {});
     return call.get();
   }
@@ -62,7 +65,7 @@ void GenerateCall::OnDone(absl::Status status, v1::Usage usage) {
       *event.mutable_usage() = std::move(usage);
       waiting_.push_back(std::move(event));
     }
-    outcome_ = ToGrpcStatus(status);
+    outcome_ = std::move(status);
   }
   Pump();
 }
@@ -131,7 +134,7 @@ void GenerateCall::Pump() {
       waiting_.pop_front();
       finish = !outcome.ok();
     } else if (gone_ || outcome_.has_value()) {
-      outcome = gone_ ? grpc::Status::CANCELLED : *outcome_;
+      outcome = gone_ ? grpc::Status::CANCELLED : FinalStatus(*outcome_, *context_);
       finish = true;
     } else {
       return;

@@ -26,7 +26,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   // Starts the generation, or finishes the call with the request's error.
   static grpc::ServerWriteReactor<grpc::ByteBuffer>* Start(
-      GenerationCore* core, absl::StatusOr<GenerationRequest> request);
+      GenerationCore* core, grpc::CallbackServerContext* context,
+      absl::StatusOr<GenerationRequest> request);
 
   void OnStarted(v1::Started started) override;
   void OnOutput(v1::Output output) override;
@@ -39,7 +40,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone() override;
 
  private:
-  explicit GenerateCall(GenerationCore* core) : core_(core) {}
+  GenerateCall(GenerationCore* core, grpc::CallbackServerContext* context)
+      : core_(core), context_(context) {}
 
   void Enqueue(v1::GenerateResponse event);
   void Stop();
@@ -47,12 +49,13 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Pump();
 
   GenerationCore* const core_;
-  grpc::ByteBuffer writing_buffer_;  // of the write under way
+  grpc::CallbackServerContext* const context_;  // gRPC's, until OnDone
+  grpc::ByteBuffer writing_buffer_;             // of the write under way
   mutable Mutex mutex_;
   std::deque<v1::GenerateResponse> waiting_ ABSL_GUARDED_BY(mutex_);
   // Not known before Core::Generate returns, while the core's events may come earlier.
   std::optional<GenerationId> id_ ABSL_GUARDED_BY(mutex_);
-  std::optional<grpc::Status> outcome_ ABSL_GUARDED_BY(mutex_);
+  std::optional<absl::Status> outcome_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool gone_ ABSL_GUARDED_BY(mutex_) = false;            // the client has left
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;        // Finish was called

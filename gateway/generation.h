@@ -15,9 +15,16 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "blockserve/v1/generation.pb.h"
+#include "common/trace_context.h"
 #include "model/config.h"
 
 namespace blockserve {
+
+// Where a request comes from, as its front knows.
+struct RequestOrigin {
+  TraceContext trace;       // the caller's; without a trace id: none
+  std::string traceparent;  // for the tiers; set on admission, empty where no spans are recorded
+};
 
 // What a client that goes on with a broken stream has of it.
 struct ResumeState {
@@ -49,6 +56,7 @@ struct GenerationRequest {
   uint32_t priority = 2;
   absl::Time deadline;  // by the core's clock
   std::optional<ResumeState> resume;
+  RequestOrigin origin;
 };
 
 // Scores `tokens`; those before `first_scored` are context.
@@ -61,6 +69,7 @@ struct ScoringRequest {
   int32_t top_logprobs = 0;
   uint32_t priority = 2;
   absl::Time deadline;  // by the core's clock
+  RequestOrigin origin;
 };
 
 // Receives the events of one generation. Called on the loop thread. After OnDone nothing more
@@ -98,6 +107,8 @@ class GenerationCore {
   virtual void Cancel(GenerationId id) = 0;
   // The sink wants more again.
   virtual void Resume(GenerationId id) = 0;
+  // A front has refused a request (malformed, without a key, …) before it came here.
+  virtual void CountRefused(bool scoring, const absl::Status& status) {}
   // What GetModel tells of the workers in use: model id, numeric ids, how many are connected.
   virtual void FillModelStatus(v1::GetModelResponse& response) const = 0;
   // The clock of requests' deadlines: not the wall clock, which may be set. Thread-safe.

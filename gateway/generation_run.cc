@@ -125,6 +125,7 @@ SequenceSpec GenerationRun::SpecOf(size_t index) {
   spec.priority = request_.priority;
   spec.deadline = request_.deadline;
   spec.request_key = request_.request_id;
+  spec.traceparent = request_.origin.traceparent;
   spec.on_context = [this, index](int64_t block, ContextRowPtr row) {
     OnContext(index, block, std::move(row));
   };
@@ -213,6 +214,7 @@ void GenerationRun::SubmitRow(size_t index) {
   v1::TokenRowRequest& row = job.row;
   row.mutable_header()->set_priority(request_.priority);
   row.mutable_header()->set_request_key(request_.request_id);
+  row.mutable_header()->set_traceparent(request_.origin.traceparent);
   row.mutable_forced()->Add(plan->forced.begin(), plan->forced.end());
   row.set_forced_in_prompt(plan->forced_in_prompt);
   row.set_limit(plan->limit);

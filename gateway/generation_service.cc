@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/mutex.h"
+#include "gateway/call_metadata.h"
 #include "gateway/generate_call.h"
 #include "rpc/status.h"
 
@@ -39,11 +40,13 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
                         public ScoringSink,
                         public std::enable_shared_from_this<ScoreCall> {
  public:
-  static grpc::ServerUnaryReactor* Start(GenerationCore* core, grpc::ByteBuffer* response,
+  static grpc::ServerUnaryReactor* Start(GenerationCore* core, grpc::CallbackServerContext* context,
+                                         grpc::ByteBuffer* response,
                                          absl::StatusOr<ScoringRequest> request) {
-    std::shared_ptr<ScoreCall> call(new ScoreCall(core, response));
+    std::shared_ptr<ScoreCall> call(new ScoreCall(core, context, response));
     call->self_ = call;
     if (!request.ok()) {
+      core->CountRefused(/*scoring=*/true, request.status());
       call->OnDone(request.status());
       return call.get();
     }
@@ -63,7 +66,8 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
       MutexLock lock(&mutex_);
       if (std::exchange(finished_, true)) return;
     }
-    Finish(Serialize(response, response_));
+    Finish(response.ok() ? Serialize(response, response_)
+                         : FinalStatus(response.status(), *context_));
   }
 
   void OnCancel() override {
@@ -82,10 +86,12 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   void OnDone() override { std::exchange(self_, nullptr).reset(); }
 
  private:
-  ScoreCall(GenerationCore* core, grpc::ByteBuffer* response) : core_(core), response_(response) {}
+  ScoreCall(GenerationCore* core, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
+      : core_(core), context_(context), response_(response) {}
 
   GenerationCore* const core_;
-  grpc::ByteBuffer* const response_;  // gRPC's, until OnDone
+  grpc::CallbackServerContext* const context_;  // gRPC's, until OnDone
+  grpc::ByteBuffer* const response_;            // gRPC's, until OnDone
   Mutex mutex_;
   std::optional<GenerationId> id_ ABSL_GUARDED_BY(mutex_);
   bool gone_ ABSL_GUARDED_BY(mutex_) = false;      // the client has left
@@ -140,9 +146,10 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
       }
     }
     made->key = *std::move(key);
+    made->origin.trace = CallerTrace(*context);
     return made;
   };
-  return GenerateCall::Start(core_, validated());
+  return GenerateCall::Start(core_, context, validated());
 }
 
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
@@ -163,9 +170,10 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
       }
     }
     made->key = *std::move(key);
+    made->origin.trace = CallerTrace(*context);
     return made;
   };
-  return ScoreCall::Start(core_, response, validated());
+  return ScoreCall::Start(core_, context, response, validated());
 }
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,

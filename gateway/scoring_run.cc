@@ -55,6 +55,7 @@ void ScoringRun::Start(const Binding& binding) {
   spec.priority = request_.priority;
   spec.deadline = request_.deadline;
   spec.request_key = request_.request_id;
+  spec.traceparent = request_.origin.traceparent;
   spec.on_context = [this](int64_t block, ContextRowPtr row) {
     if (over()) return;
     cached_blocks_ = environment_.block_tier->cached_blocks(sequence_);
@@ -89,6 +90,7 @@ void ScoringRun::SubmitRow(int64_t block, ContextRowPtr context) {
   v1::TokenRowRequest& row = job.row;
   row.mutable_header()->set_priority(request_.priority);
   row.mutable_header()->set_request_key(request_.request_id);
+  row.mutable_header()->set_traceparent(request_.origin.traceparent);
   row.mutable_forced()->Add(plan_.padded.begin() + begin, plan_.padded.begin() + end);
   row.set_limit(static_cast<int32_t>(end - begin));
   row.set_position(end - plan_.num_pads);

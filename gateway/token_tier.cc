@@ -92,6 +92,23 @@ void TokenTier::RetireIfEmpty(Worker& worker) {
   });
 }
 
+std::vector<WorkerStatus> TokenTier::WorkerStatuses() const {
+  std::vector<WorkerStatus> statuses;
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    WorkerStatus& status = statuses.emplace_back();
+    status.address = worker->member.address;
+    status.name = worker->member.identity.name;
+    status.connected = worker->member.connected;
+    status.usable = worker->member.usable();
+    status.in_flight = static_cast<int64_t>(worker->attempts.size());
+    if (!status.connected) continue;
+    status.steps = worker->load.steps();
+    status.batch = worker->load.running();
+    status.busy_share = worker->load.busy_share();
+  }
+  return statuses;
+}
+
 // ---- what workers say
 
 void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {

@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "blockserve/v1/token_decoder.pb.h"
 #include "gateway/context_row.h"
+#include "gateway/deployment_status.h"
 #include "gateway/loop.h"
 #include "gateway/retry.h"
 #include "gateway/routing.h"
@@ -87,7 +88,12 @@ class TokenTier {
 
   const TierMembership& membership() const { return membership_; }
   const TokenTierStats& stats() const { return stats_; }
+  std::vector<WorkerStatus> WorkerStatuses() const;
   int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
+  // Of these, those that wait for a worker.
+  int64_t waiting() const {
+    return static_cast<int64_t>(waiting_.waiting().size() + waiting_alone_.waiting().size());
+  }
   // Called whenever a worker comes or goes.
   void set_on_change(std::function<void()> on_change) { on_change_ = std::move(on_change); }
 

@@ -11,7 +11,6 @@
 #include "common/metrics_server.h"
 #include "common/process_metrics.h"
 #include "common/program.h"
-#include "common/status_catalogue.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "rpc/health_server.h"
@@ -38,6 +37,7 @@ ABSL_FLAG(double, inject_wrong_bits, 0, "for tests: share of rows that are answe
 ABSL_FLAG(uint64_t, inject_crash_seed, 0, "for tests: a row with this seed kills this worker");
 ABSL_FLAG(uint64_t, inject_hang_seed, 0, "for tests: a row with this seed hangs this worker");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
+ABSL_FLAG(std::string, log_format, "text", "text, or json: an object a line");
 
 namespace blockserve {
 namespace {
@@ -51,6 +51,7 @@ struct TokenProgramConfig {
   std::string model;
   int threads = 0;
   std::string log_level;
+  std::string log_format;
   std::string health_listen;
   absl::Duration stall_bound;
   std::string metrics_listen;
@@ -82,6 +83,7 @@ TokenProgramConfig ConfigFromFlags() {
   config.model = absl::GetFlag(FLAGS_model);
   config.threads = absl::GetFlag(FLAGS_threads);
   config.log_level = absl::GetFlag(FLAGS_log_level);
+  config.log_format = absl::GetFlag(FLAGS_log_format);
   config.metrics_listen = absl::GetFlag(FLAGS_metrics_listen);
   config.server.listen_address = absl::GetFlag(FLAGS_listen);
   config.health_listen = absl::GetFlag(FLAGS_health_listen);
@@ -122,14 +124,9 @@ absl::Status Serve(TokenProgramConfig config, TerminationWaiter& termination) {
   absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(config.server, {(*service)->service()});
   if (!server.ok()) return server.status();
-  std::unique_ptr<MetricsServer> metrics_server;
-  if (!config.metrics_listen.empty()) {
-    absl::StatusOr<std::unique_ptr<MetricsServer>> started =
-        MetricsServer::Start(config.metrics_listen, metrics);
-    if (!started.ok()) return Annotate(started.status(), "--metrics-listen");
-    metrics_server = *std::move(started);
-    LogInfo(absl::StrCat("metrics on ", metrics_server->address()));
-  }
+  absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
+      MetricsServer::StartIfAsked(config.metrics_listen, metrics);
+  if (!metrics_server.ok()) return metrics_server.status();
   (*service)->WaitUntilKnown();
   (*server)->SetServing(true);
   (*health)->WatchProgress({(*service)->progress()}, config.stall_bound);
@@ -158,7 +155,7 @@ int Main(int argc, char** argv) {
       .flags = {"model", "listen", "health_listen", "stall_bound", "metrics_listen", "arithmetic",
                 "threads", "max_rows", "max_queued_rows", "name", "tls_cert", "tls_key",
                 "tls_client_ca", "allow_fault_injection", "inject_wrong_bits", "inject_crash_seed",
-                "inject_hang_seed", "log_level"}};
+                "inject_hang_seed", "log_level", "log_format"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   if (!rest.empty()) {
     return ReportUsageError(
@@ -167,7 +164,8 @@ int Main(int argc, char** argv) {
   const TokenProgramConfig config = ConfigFromFlags();
   absl::Status status = config.Validate();
   if (status.ok()) {
-    status = ConfigureLogging({.program = std::string(kProgram), .level = config.log_level});
+    status = ConfigureLogging(
+        {.program = std::string(kProgram), .level = config.log_level, .format = config.log_format});
   }
   if (!status.ok()) return ReportUsageError(kProgram, status);
   TerminationWaiter termination;  // before any thread

@@ -31,6 +31,7 @@ TokenSession::TokenSession(StreamId id, std::shared_ptr<TokenServerStream> strea
       stream_(std::move(stream)),
       context_(context),
       hooks_(std::move(hooks)),
+      spans_(context.trace_seed + id),
       before_hello_(kBeforeHello, MergeTokenReplies) {}
 
 absl::Status TokenSession::CheckHello(const v1::TokenRequestBatch& message) const {
@@ -96,6 +97,8 @@ void TokenSession::TakeRows(const v1::TokenRequestBatch& message) {
       refused.push_back(std::move(answer));
       continue;
     }
+    spans_.Begin(request.id(), "token.row", request.header().traceparent(),
+                 request.header().request_key(), now);
     QueuedRow queued;
     queued.stream = id_;
     queued.id = request.id();
@@ -156,7 +159,11 @@ void TokenSession::Reply(v1::TokenReplyBatch reply) {
 void TokenSession::Deliver(const std::vector<const RowAnswer*>& answers) {
   v1::TokenReplyBatch reply;
   reply.mutable_rows()->Reserve(static_cast<int>(answers.size()));
-  for (const RowAnswer* answer : answers) FillReply(*answer, *reply.add_rows());
+  const absl::Time now = context_.clock.Now();
+  for (const RowAnswer* answer : answers) {
+    FillReply(*answer, *reply.add_rows());
+    spans_.End(answer->id, answer->status.code(), now);
+  }
   FillLoad(context_.worker.load(), reply);
   Reply(std::move(reply));
 }

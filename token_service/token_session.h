@@ -12,6 +12,7 @@
 #include "blockserve/v1/token_decoder.pb.h"
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/open_spans.h"
 #include "rpc/outgoing_queue.h"
 #include "rpc/server_stream.h"
 #include "token_service/token_worker.h"
@@ -27,6 +28,7 @@ struct TokenSessionContext {
   TokenWorker& worker;
   std::string config_hash;
   std::string tokenizer_hash;
+  uint64_t trace_seed = 0;  // of the ids of spans
 };
 
 class TokenSession final : public TokenServerStream::Handler {
@@ -65,6 +67,7 @@ class TokenSession final : public TokenServerStream::Handler {
   const TokenSessionContext& context_;
   const Hooks hooks_;
   bool refused_ = false;  // used by the reading side alone
+  OpenSpans spans_;
   Mutex mutex_;
   HelloState hello_state_ ABSL_GUARDED_BY(mutex_) = HelloState::kNotAccepted;
   // Replies to rows that came before the hello was said.

@@ -119,6 +119,7 @@ WorkerLoad TokenWorker::load() const {
   load.steps = steps_;
   load.waiting = queue_.waiting();
   load.running = queue_.running();
+  if (load.running == 0 && delivering_) load.running = last_batch_;
   load.busy_share = busy_.Share(now);
   load.draining = queue_.draining();
   return load;
@@ -194,6 +195,7 @@ void TokenWorker::Decode(std::vector<QueuedRow> batch, std::vector<RowAnswer>& a
   metrics_.tokens.Add(static_cast<double>(tokens));
   MutexLock lock(&mutex_);
   queue_.FinishBatch();
+  last_batch_ = static_cast<int32_t>(batch.size());
   ++steps_;
   busy_.Add(begin, end);
 }

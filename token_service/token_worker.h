@@ -31,7 +31,7 @@ struct RowAnswer {
 struct WorkerLoad {
   uint64_t steps = 0;  // since the start
   int32_t waiting = 0;
-  int32_t running = 0;
+  int32_t running = 0;  // rows of the batch that is decoded, or whose answers are on their way
   float busy_share = 0;
   bool draining = false;
 };
@@ -86,6 +86,7 @@ class TokenWorker {
   BusyMeter busy_ ABSL_GUARDED_BY(mutex_);
   int64_t counted_rows_ ABSL_GUARDED_BY(mutex_) = 0;  // as `progress_` was told
   uint64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
+  int32_t last_batch_ ABSL_GUARDED_BY(mutex_) = 0;   // rows of the last step
   bool delivering_ ABSL_GUARDED_BY(mutex_) = false;  // answers are on their way
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread thread_;  // last: it uses all the others

@@ -8,7 +8,7 @@ import harness
 import pytest
 
 DOCUMENTS = ["README.md", "docs/architecture.md", "docs/development.md", "docs/failures.md",
-             "docs/operations.md", "docs/resume.md", "docs/sampling.md", "docs/security.md",
+             "docs/metrics.md", "docs/operations.md", "docs/resume.md", "docs/sampling.md", "docs/security.md",
              "client/python/README.md"]
 FILE = re.compile(r"`([\w./-]+\.(?:cc|h|py|proto|md|cmake|json))`")
 LINK = re.compile(r"\]\((?!https?:)([\w./-]+)\)")

@@ -71,7 +71,7 @@ def test_overload_is_neither_unready_nor_dead(launcher):
     block, block_health = with_health(launcher.block, MODEL, "--max-sequences=1")
     token, token_health = with_health(launcher.token, MODEL, "--max-queued-rows=1")
     gateway, health = with_health(launcher.gateway, MODEL, [block], [token],
-                                  "--max-queued-requests=4")
+                                  "--max-queued-requests=4", "--max-starting-requests=1")
     client = launcher.connected_client(gateway, 1, 1)
     outcomes = []
 

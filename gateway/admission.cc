@@ -1,0 +1,324 @@
+#include "gateway/admission.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "gateway/retry_after.h"
+
+namespace blockserve {
+namespace {
+
+constexpr absl::Duration kShortestRetry = absl::Seconds(1);
+constexpr absl::Duration kLongestRetry = absl::Seconds(60);
+// Weight of the newest request in the mean of how long requests run.
+constexpr double kRunSmoothing = 0.1;
+// Fewer starts say nothing of the pace.
+constexpr size_t kLeastStarts = 8;
+// What a request that leaves the queue needs at least.
+constexpr absl::Duration kLeastRunTime = absl::Milliseconds(200);
+
+absl::Status Refused(std::string message, absl::Duration retry_after) {
+  return WithRetryAfter(absl::ResourceExhaustedError(message),
+                        std::clamp(retry_after, kShortestRetry, kLongestRetry));
+}
+
+std::string NameOf(const std::string& key) {
+  return key.empty() ? "requests without a key" : absl::StrCat("key '", key, "'");
+}
+
+}  // namespace
+
+absl::Status KeyLimits::Validate() const {
+  const auto bad = [](absl::string_view field, absl::string_view rule) {
+    return absl::InvalidArgumentError(absl::StrCat(field, " ", rule));
+  };
+  if (max_requests < 0) return bad("max_requests", "must be 0 (no limit) or more");
+  if (max_tokens < 0) return bad("max_tokens", "must be 0 (no limit) or more");
+  if (!std::isfinite(requests_per_second) || requests_per_second < 0) {
+    return bad("requests_per_second", "must be 0 (no limit) or more");
+  }
+  if (burst < 0) return bad("burst", "must be 0 (a second's worth) or more");
+  if (!std::isfinite(weight) || weight < 0.001 || weight > 1000) {
+    return bad("weight", "must be 0.001 to 1000");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AdmissionOptions::Validate() const {
+  if (max_queued < 0) {
+    return absl::InvalidArgumentError("--max-queued-requests must not be negative");
+  }
+  if (max_starting < 1) {
+    return absl::InvalidArgumentError("--max-starting-requests must be at least 1");
+  }
+  if (max_running_choices < 1) {
+    return absl::InvalidArgumentError("--max-live-choices must be at least 1");
+  }
+  if (absl::Status status = default_limits.Validate(); !status.ok()) return status;
+  for (const auto& [name, key] : limits) {
+    if (absl::Status status = key.Validate(); !status.ok()) {
+      return absl::Status(status.code(),
+                          absl::StrCat("limits of ", NameOf(name), ": ", status.message()));
+    }
+  }
+  return absl::OkStatus();
+}
+
+double Admission::Burst(const KeyLimits& limits) {
+  return limits.burst > 0 ? limits.burst : std::max(1.0, limits.requests_per_second);
+}
+
+void Admission::Refill(Key& key, absl::Time now) {
+  key.allowance = std::min(Burst(key.limits),
+                           key.allowance + key.limits.requests_per_second *
+                                               absl::ToDoubleSeconds(now - key.allowance_at));
+  key.allowance_at = now;
+}
+
+Admission::Key& Admission::KeyOf(const std::string& name, absl::Time now) {
+  const auto [found, is_new] = keys_.try_emplace(name);
+  Key& key = found->second;
+  if (is_new) {
+    const auto limits = options_.limits.find(name);
+    key.limits = limits != options_.limits.end() ? limits->second : options_.default_limits;
+    key.allowance = Burst(key.limits);
+    key.allowance_at = now;
+  }
+  return key;
+}
+
+void Admission::ForgetIfIdle(const std::string& name, absl::Time now) {
+  const auto found = keys_.find(name);
+  if (found == keys_.end() || found->second.requests > 0) return;
+  Key& key = found->second;
+  Refill(key, now);
+  const bool rate_spent = key.limits.requests_per_second > 0 && key.allowance < Burst(key.limits);
+  // Who goes with more work than the others may not come back with less.
+  if (!rate_spent && key.work <= work_floor_) keys_.erase(found);
+}
+
+absl::Status Admission::CheckKey(const std::string& name, const Key& key,
+                                 const AdmissionRequest& request, absl::Time now) const {
+  const KeyLimits& limits = key.limits;
+  const absl::Duration wait = ExpectedWait(name, request.priority, now);
+  if (limits.max_tokens > 0 && request.tokens > limits.max_tokens) {
+    return absl::ResourceExhaustedError(absl::StrCat("the request may take ", request.tokens,
+                                                     " tokens; ", NameOf(name), " may have ",
+                                                     limits.max_tokens, " in flight"));
+  }
+  if (limits.max_requests > 0 && key.requests >= limits.max_requests) {
+    return Refused(
+        absl::StrCat(NameOf(name), ": ", key.requests, " requests are in flight, the most allowed"),
+        wait);
+  }
+  if (limits.max_tokens > 0 && key.tokens + request.tokens > limits.max_tokens) {
+    return Refused(absl::StrCat(NameOf(name), ": ", key.tokens, " tokens are in flight, of ",
+                                limits.max_tokens, " allowed"),
+                   wait);
+  }
+  if (limits.requests_per_second > 0 && key.allowance < 1) {
+    return Refused(absl::StrCat(NameOf(name), ": more than ", limits.requests_per_second,
+                                " requests in a second"),
+                   absl::Seconds((1 - key.allowance) / limits.requests_per_second));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, absl::Time now) {
+  if (request.deadline <= now) {
+    return absl::DeadlineExceededError("the deadline passed before the request began");
+  }
+  if (request.choices > options_.max_running_choices) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(request.choices, " choices of a request; at most ",
+                     options_.max_running_choices, " can be generated at a time"));
+  }
+  Key& key = KeyOf(request.key, now);
+  Refill(key, now);
+  const auto refuse = [&](absl::Status status) {
+    ForgetIfIdle(request.key, now);
+    return status;
+  };
+  if (absl::Status status = CheckKey(request.key, key, request, now); !status.ok()) {
+    return refuse(std::move(status));
+  }
+  const int level = Level(request.priority);
+  const absl::Duration wait = ExpectedWait(request.key, request.priority, now);
+  const int64_t free = options_.max_queued - queued_;
+  // Nobody waits, and there is room: it only passes through the queue.
+  const bool straight_on = queued_ == 0 && starting_ < options_.max_starting &&
+                           running_choices_ + request.choices <= options_.max_running_choices;
+  if (!straight_on) {
+    if (free <= 0) {
+      return refuse(
+          Refused(absl::StrCat(queued_, " requests wait already; try again later"), wait));
+    }
+    const int64_t places = level == 0 ? 4 * free : level == 1 ? free : (free + 1) / 2;
+    if (key.queued >= places) {
+      return refuse(Refused(absl::StrCat(NameOf(request.key), ": ", key.queued,
+                                         " requests wait already; try again later"),
+                            wait));
+    }
+    if (wait > absl::ZeroDuration() && now + wait + RunTime() > request.deadline) {
+      return refuse(
+          Refused(absl::StrCat("requests wait ",
+                               absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(1))),
+                               " at the moment: the deadline would pass before this one could end"),
+                  wait));
+    }
+  }
+
+  if (key.requests == 0) key.work = std::max(key.work, work_floor_);
+  ++key.requests;
+  key.tokens += request.tokens;
+  if (key.limits.requests_per_second > 0) key.allowance -= 1;
+  Entry& entry = requests_[id];
+  entry.request = request;
+  entry.key = &key;
+  entry.arrival = next_arrival_++;
+  entry.submitted = now;
+  key.queues[level].emplace(entry.arrival, id);
+  ++key.queued;
+  LevelState& state = levels_[level];
+  if (state.queued++ == 0) state.passed_over = 0;
+  state.keys.insert(request.key);
+  ++queued_;
+  deadlines_.emplace(request.deadline, id);
+  return absl::OkStatus();
+}
+
+std::optional<uint64_t> Admission::TakeNext(absl::Time now) {
+  int level = -1;
+  for (int i = 0; i < kLevels; ++i) {
+    if (levels_[i].queued == 0) continue;
+    // The lowest of those whose turn has come, else the highest that waits.
+    if (level < 0 || levels_[i].passed_over >= kTurnsBefore[i]) level = i;
+  }
+  if (level < 0) return std::nullopt;
+  const int64_t most_starting = int64_t{options_.max_starting} * (level == 0 ? 2 : 1);
+  if (starting_ >= most_starting) return std::nullopt;
+
+  Key* next = nullptr;
+  for (const std::string& name : levels_[level].keys) {
+    Key& key = keys_.at(name);
+    if (next == nullptr || key.work < next->work) next = &key;
+  }
+  const uint64_t id = next->queues[level].begin()->second;
+  Entry& entry = requests_.at(id);
+  if (running_choices_ + entry.request.choices > options_.max_running_choices) return std::nullopt;
+
+  work_floor_ = std::max(work_floor_, next->work);
+  next->work +=
+      static_cast<double>(std::max<int64_t>(1, entry.request.tokens)) / next->limits.weight;
+  TakeOut(entry);
+  levels_[level].passed_over = 0;
+  for (int i = level + 1; i < kLevels; ++i) {
+    if (levels_[i].queued > 0) ++levels_[i].passed_over;
+  }
+  entry.state = State::kStarting;
+  entry.taken = now;
+  ++starting_;
+  running_choices_ += entry.request.choices;
+  return id;
+}
+
+void Admission::TakeOut(Entry& entry) {
+  const int level = Level(entry.request.priority);
+  const auto place = entry.key->queues[level].find(entry.arrival);
+  deadlines_.erase({entry.request.deadline, place->second});
+  entry.key->queues[level].erase(place);
+  if (entry.key->queues[level].empty()) levels_[level].keys.erase(entry.request.key);
+  --entry.key->queued;
+  --levels_[level].queued;
+  --queued_;
+}
+
+void Admission::Started(uint64_t id, absl::Time now) {
+  const auto found = requests_.find(id);
+  if (found == requests_.end() || found->second.state != State::kStarting) return;
+  found->second.state = State::kRunning;
+  --starting_;
+  // The pace is that of a backlog: without one it would be the clients' own.
+  if (queued_ == 0) return starts_.clear();
+  starts_.push_back(now);
+  if (starts_.size() > kStartsKept) starts_.pop_front();
+}
+
+void Admission::Finished(uint64_t id, absl::Time now) {
+  const auto found = requests_.find(id);
+  if (found == requests_.end()) return;
+  Entry& entry = found->second;
+  if (entry.state == State::kQueued) {
+    TakeOut(entry);
+  } else {
+    if (entry.state == State::kStarting) --starting_;
+    running_choices_ -= entry.request.choices;
+  }
+  if (entry.state == State::kRunning) {
+    const double seconds = absl::ToDoubleSeconds(now - entry.taken);
+    run_seconds_ += (run_seconds_ == 0 ? 1 : kRunSmoothing) * (seconds - run_seconds_);
+  }
+  --entry.key->requests;
+  entry.key->tokens -= entry.request.tokens;
+  const std::string key = std::move(entry.request.key);
+  requests_.erase(found);
+  ForgetIfIdle(key, now);
+}
+
+absl::Duration Admission::RunTime() const {
+  return std::max(kLeastRunTime, absl::Seconds(run_seconds_));
+}
+
+std::vector<uint64_t> Admission::TakeHopeless(absl::Time now) {
+  std::vector<uint64_t> hopeless;
+  const absl::Duration run_time = RunTime();
+  for (const auto& [deadline, id] : deadlines_) {
+    if (deadline > now + run_time) break;
+    const Entry& entry = requests_.at(id);
+    // Half of its time it may wait in any case: it may be shorter than others.
+    if (deadline - std::min(run_time, (deadline - entry.submitted) / 2) <= now) {
+      hopeless.push_back(id);
+    }
+  }
+  for (const uint64_t id : hopeless) Finished(id, now);
+  return hopeless;
+}
+
+std::vector<uint64_t> Admission::TakeQueued(absl::Time now) {
+  std::vector<uint64_t> queued;
+  while (!deadlines_.empty()) {
+    queued.push_back(deadlines_.begin()->second);
+    Finished(queued.back(), now);
+  }
+  return queued;
+}
+
+double Admission::StartsPerSecond(absl::Time now) const {
+  if (starts_.size() < kLeastStarts) return 0;
+  // Up to now: where nothing starts any more, the pace falls.
+  const double seconds = absl::ToDoubleSeconds(now - starts_.front());
+  return seconds <= 0 ? 0 : static_cast<double>(starts_.size()) / seconds;
+}
+
+absl::Duration Admission::ExpectedWait(const std::string& key, uint32_t priority,
+                                       absl::Time now) const {
+  const int level = Level(priority);
+  int64_t ahead = 0;
+  for (int i = 0; i <= level; ++i) ahead += levels_[i].queued;
+  // The keys take turns: whoever has little queued does not wait for all of the others.
+  const auto found = keys_.find(key);
+  const int64_t own =
+      found == keys_.end() ? 0 : static_cast<int64_t>(found->second.queues[level].size());
+  const int64_t keys = static_cast<int64_t>(levels_[level].keys.size()) +
+                       (levels_[level].keys.contains(key) ? 0 : 1);
+  int64_t above = 0;
+  for (int i = 0; i < level; ++i) above += levels_[i].queued;
+  ahead = std::min(ahead, above + (own + 1) * keys);
+  if (ahead == 0) return absl::ZeroDuration();
+  const double pace = StartsPerSecond(now);
+  if (pace <= 0) return absl::ZeroDuration();
+  return absl::Seconds(static_cast<double>(ahead + starting_) / pace);
+}
+
+}  // namespace blockserve

@@ -1,0 +1,158 @@
+// Which requests go to the tiers, in which order, and which are refused at once.
+//
+// Policy alone: no threads, no clock, no sinks. A request is submitted, and then refused or queued;
+// TakeNext tells which of the queued ones starts next, as soon as there is room; Started and
+// Finished tell what became of it.
+//
+// Order. Higher priorities go first, and none waits for ever: a priority that was passed over so
+// many times in a row has its turn (kTurnsBefore). Within a priority the key that has had least
+// work (in tokens, by its weight) goes first; within a key the first come.
+//
+// Room. Only so many requests stand between the queue and their first block at a time, so that what
+// waits for KV waits here, where order and fairness hold, and not in the tiers.
+//
+// Refusal. A request is refused at once when its key is beyond a limit, when the queue is full,
+// when its key holds as many places of the queue as are free (high priority may take more, batch
+// less: nobody fills the queue alone), or when, at the pace at which requests now start, its
+// deadline would pass before it could end. All but the hopeless sizes tell when to come again.
+#ifndef BLOCKSERVE_GATEWAY_ADMISSION_H_
+#define BLOCKSERVE_GATEWAY_ADMISSION_H_
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+
+namespace blockserve {
+
+// Of one key, in one gateway process. 0: no limit.
+struct KeyLimits {
+  int32_t max_requests = 0;        // in flight: queued or running
+  int64_t max_tokens = 0;          // in flight: prompts and all that may be generated
+  double requests_per_second = 0;  // sustained
+  int32_t burst = 0;               // at once, above the rate; 0: a second's worth, at least 1
+  double weight = 1;               // share against other keys; above 0
+
+  // INVALID_ARGUMENT naming the field.
+  absl::Status Validate() const;
+};
+
+struct AdmissionOptions {
+  int32_t max_queued = 1024;
+  int32_t max_starting = 64;  // between queue and first block; high priority: twice as many
+  int64_t max_running_choices = 16384;      // of all requests that have left the queue
+  KeyLimits default_limits;                 // of keys that have none of their own
+  std::map<std::string, KeyLimits> limits;  // by key name; "": requests without a key
+
+  absl::Status Validate() const;
+};
+
+struct AdmissionRequest {
+  std::string key;        // name of the API key; empty: none was given
+  uint32_t priority = 2;  // 1 high, 2 normal, 3 batch; others count as normal
+  int64_t tokens = 0;     // prompt, and what all choices may generate
+  int32_t choices = 1;
+  absl::Time deadline = absl::InfiniteFuture();
+};
+
+// Not thread-safe. Times come from one clock that never goes back.
+class Admission {
+ public:
+  explicit Admission(const AdmissionOptions& options) : options_(options) {}
+
+  // OK: it is queued under `id`, which is new. Otherwise it is refused, and nothing is kept of it:
+  // RESOURCE_EXHAUSTED, mostly with a retry-after (gateway/retry_after.h); DEADLINE_EXCEEDED.
+  absl::Status Submit(uint64_t id, const AdmissionRequest& request, absl::Time now);
+
+  // The next request to hand to the tiers; none where nothing waits or there is no room.
+  std::optional<uint64_t> TakeNext(absl::Time now);
+  // It has its first block: room for another one.
+  void Started(uint64_t id, absl::Time now);
+  // It is over, wherever it stood. Unknown ids are ignored.
+  void Finished(uint64_t id, absl::Time now);
+  // Takes those out of the queue that could not end in time any more, going by how long requests
+  // run of late; they are over, and their clients are to be told as of a refusal.
+  std::vector<uint64_t> TakeHopeless(absl::Time now);
+  // Takes all out of the queue; they are over.
+  std::vector<uint64_t> TakeQueued(absl::Time now);
+
+  int64_t queued() const { return queued_; }
+  int64_t queued(uint32_t priority) const { return levels_[Level(priority)].queued; }
+  int64_t starting() const { return starting_; }
+  int64_t running() const { return static_cast<int64_t>(requests_.size()) - queued_; }
+  // How long a request of this key and priority would wait in the queue, by the pace of late; zero
+  // where nothing is known.
+  absl::Duration ExpectedWait(const std::string& key, uint32_t priority, absl::Time now) const;
+
+ private:
+  static constexpr int kLevels = 3;
+  // A level that waits goes before the higher ones when it was passed over so many times in a row.
+  static constexpr std::array<int32_t, kLevels> kTurnsBefore = {1 << 30, 8, 32};
+  static constexpr size_t kStartsKept = 32;
+
+  static int Level(uint32_t priority) { return priority == 1 ? 0 : priority == 3 ? 2 : 1; }
+
+  struct Key {
+    KeyLimits limits;
+    int64_t requests = 0;  // in flight
+    int64_t tokens = 0;
+    double allowance = 0;  // requests that its rate still grants
+    absl::Time allowance_at;
+    double work = 0;  // tokens by weight that it has had, as far as it counts: see TakeNext
+    std::array<std::map<uint64_t, uint64_t>, kLevels> queues;  // id by arrival
+    int64_t queued = 0;
+  };
+  enum class State { kQueued, kStarting, kRunning };
+  struct Entry {
+    AdmissionRequest request;
+    State state = State::kQueued;
+    uint64_t arrival = 0;
+    absl::Time submitted;
+    absl::Time taken;  // out of the queue
+    Key* key = nullptr;
+  };
+  struct LevelState {
+    int64_t queued = 0;
+    int32_t passed_over = 0;
+    std::set<std::string> keys;  // that have something queued
+  };
+
+  Key& KeyOf(const std::string& name, absl::Time now);
+  static double Burst(const KeyLimits& limits);
+  static void Refill(Key& key, absl::Time now);
+  absl::Status CheckKey(const std::string& name, const Key& key, const AdmissionRequest& request,
+                        absl::Time now) const;
+  // How many requests start in a second of late; 0: not known.
+  double StartsPerSecond(absl::Time now) const;
+  // What a request takes from the queue to its end, by those of late.
+  absl::Duration RunTime() const;
+  void TakeOut(Entry& entry);  // of its queue
+  void ForgetIfIdle(const std::string& name, absl::Time now);
+
+  const AdmissionOptions options_;
+  std::unordered_map<uint64_t, Entry> requests_;
+  std::map<std::string, Key> keys_;  // with something in flight, or a rate to remember
+  std::array<LevelState, kLevels> levels_;
+  std::set<std::pair<absl::Time, uint64_t>> deadlines_;  // of queued requests
+  std::deque<absl::Time> starts_;                        // the last ones of this backlog
+  double work_floor_ = 0;   // work of the key that went last: who comes anew begins there
+  double run_seconds_ = 0;  // from the queue to the end, of late; 0: not known
+  uint64_t next_arrival_ = 0;
+  int64_t queued_ = 0;
+  int64_t starting_ = 0;
+  int64_t running_choices_ = 0;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_ADMISSION_H_

@@ -1,0 +1,283 @@
+#include "gateway/admitted_core.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "gateway/retry_after.h"
+
+namespace blockserve {
+namespace {
+
+constexpr absl::Duration kTick = absl::Milliseconds(20);
+
+AdmissionRequest AdmissionOf(const GenerationRequest& request) {
+  return {request.key, request.priority,
+          static_cast<int64_t>(request.prompt.size()) + int64_t{request.max_tokens} * request.n,
+          request.n, request.deadline};
+}
+
+AdmissionRequest AdmissionOf(const ScoringRequest& request) {
+  return {request.key, request.priority, static_cast<int64_t>(request.tokens.size()),
+          /*choices=*/1, request.deadline};
+}
+
+}  // namespace
+
+// One request: the sink that the core knows, before the front's own. Lives on the loop.
+class AdmittedCore::Ticket final : public GenerationSink,
+                                   public ScoringSink,
+                                   public std::enable_shared_from_this<Ticket> {
+ public:
+  Ticket(AdmittedCore& owner, GenerationRequest request, std::shared_ptr<GenerationSink> sink)
+      : admission(AdmissionOf(request)),
+        owner_(owner),
+        alive_(owner.alive_),
+        generation_(std::move(request)),
+        sink_(std::move(sink)) {
+    record.request_id = generation_.request_id;
+    record.prompt_tokens = static_cast<int64_t>(generation_.prompt.size());
+    record.choices = generation_.n;
+    if (owner.options_.describe_prompt) {
+      record.prompt = owner.options_.describe_prompt(generation_.prompt);
+    }
+  }
+  Ticket(AdmittedCore& owner, ScoringRequest request, std::shared_ptr<ScoringSink> sink)
+      : admission(AdmissionOf(request)),
+        owner_(owner),
+        alive_(owner.alive_),
+        scoring_(std::move(request)),
+        score_sink_(std::move(sink)) {
+    record.method = RequestMethod::kScore;
+    record.request_id = scoring_.request_id;
+    record.prompt_tokens = static_cast<int64_t>(scoring_.tokens.size());
+    if (owner.options_.describe_prompt) {
+      record.prompt = owner.options_.describe_prompt(scoring_.tokens);
+    }
+  }
+
+  RequestOrigin& origin() { return scores() ? scoring_.origin : generation_.origin; }
+  bool scores() const { return score_sink_ != nullptr; }
+
+  // To the tiers.
+  void Begin() {
+    inner = scores() ? owner_.core_.Score(std::move(scoring_), shared_from_this())
+                     : owner_.core_.Generate(std::move(generation_), shared_from_this());
+  }
+  // It was not handed to the core, or the core hears no more of it.
+  void Tell(const absl::Status& status) {
+    if (scores()) {
+      score_sink_->OnDone(status);
+    } else {
+      sink_->OnDone(status, record.usage);
+    }
+  }
+
+  void OnStarted(v1::Started started) override {
+    if (over) return;
+    if (*alive_) {
+      owner_.admission_.Started(id, owner_.loop_.Now());
+      owner_.SchedulePump();
+    }
+    sink_->OnStarted(std::move(started));
+  }
+  void OnOutput(v1::Output output) override {
+    if (over) return;
+    if (*alive_) {
+      record.Tokens(output.choice(), output.tokens_size(), owner_.loop_.Now(), owner_.metrics_);
+    }
+    sink_->OnOutput(std::move(output));
+  }
+  void OnFinished(v1::Finished finished) override {
+    if (!over) sink_->OnFinished(std::move(finished));
+  }
+  void OnDone(absl::Status status, v1::Usage usage) override {
+    if (over) return;
+    record.usage = usage;
+    if (*alive_) owner_.Forget(*this, status);
+    sink_->OnDone(std::move(status), std::move(usage));
+  }
+  bool WantsMore() const override { return !over && sink_->WantsMore(); }
+  void OnDone(absl::StatusOr<v1::ScoreResponse> response) override {
+    if (over) return;
+    if (response.ok()) record.usage = response->usage();
+    if (*alive_) {
+      owner_.admission_.Started(id, owner_.loop_.Now());
+      owner_.Forget(*this, response.status());
+    }
+    score_sink_->OnDone(std::move(response));
+  }
+
+  const AdmissionRequest admission;
+  GenerationId id = 0;
+  std::optional<GenerationId> inner;  // the core's name for it, once it has left the queue
+  bool over = false;
+  RequestRecord record;
+
+ private:
+  AdmittedCore& owner_;
+  const std::shared_ptr<bool> alive_;  // whether the owner is
+  GenerationRequest generation_;
+  ScoringRequest scoring_;
+  const std::shared_ptr<GenerationSink> sink_;
+  const std::shared_ptr<ScoringSink> score_sink_;
+};
+
+AdmittedCore::AdmittedCore(Loop& loop, GenerationCore& core, const AdmittedCoreOptions& options,
+                           const RequestMetrics& metrics)
+    : loop_(loop),
+      core_(core),
+      options_(options),
+      metrics_(metrics),
+      admission_(options.admission),
+      trace_ids_(options.trace_seed) {
+  ScheduleTick();
+}
+
+AdmittedCore::~AdmittedCore() { *alive_ = false; }
+
+GenerationId AdmittedCore::Generate(GenerationRequest request,
+                                    std::shared_ptr<GenerationSink> sink) {
+  return Accept(std::make_shared<Ticket>(*this, std::move(request), std::move(sink)));
+}
+
+GenerationId AdmittedCore::Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) {
+  return Accept(std::make_shared<Ticket>(*this, std::move(request), std::move(sink)));
+}
+
+GenerationId AdmittedCore::Accept(std::shared_ptr<Ticket> ticket) {
+  const GenerationId id = next_id_.fetch_add(1);
+  ticket->id = id;
+  ticket->record.arrived = loop_.Now();
+  ticket->record.key = ticket->admission.key;
+  Trace(ticket->record, ticket->origin());
+  live_requests_.fetch_add(1);
+  loop_.Post([this, alive = alive_, ticket = std::move(ticket)] {
+    if (*alive) Submit(ticket);
+  });
+  return id;
+}
+
+void AdmittedCore::Trace(RequestRecord& record, RequestOrigin& origin) {
+  record.trace = origin.trace;
+  const bool continues = !origin.trace.trace_id.empty();
+  if (options_.trace_sample_ratio <= 0) return;
+  if (!(continues ? origin.trace.sampled : trace_ids_.Sample(options_.trace_sample_ratio))) return;
+  if (!continues) record.trace.trace_id = trace_ids_.NewTraceId();
+  record.span_id = trace_ids_.NewSpanId();
+  origin.traceparent = FormatTraceparent({record.trace.trace_id, record.span_id, true});
+}
+
+void AdmittedCore::Submit(const std::shared_ptr<Ticket>& ticket) {
+  absl::Status status = closed_;
+  if (status.ok() && draining_.load()) {
+    status = absl::UnavailableError("the gateway is draining");
+  }
+  if (status.ok()) status = admission_.Submit(ticket->id, ticket->admission, loop_.Now());
+  tickets_.emplace(ticket->id, ticket);
+  if (!status.ok()) {
+    Forget(*ticket, status);
+    ticket->Tell(status);
+    return;
+  }
+  Pump();
+}
+
+void AdmittedCore::SchedulePump() {
+  if (pump_posted_) return;
+  pump_posted_ = true;
+  loop_.Post([this, alive = alive_] {
+    if (!*alive) return;
+    pump_posted_ = false;
+    Pump();
+  });
+}
+
+void AdmittedCore::Pump() {
+  const absl::Time now = loop_.Now();
+  while (const std::optional<uint64_t> id = admission_.TakeNext(now)) {
+    Ticket& ticket = *tickets_.at(*id);
+    ticket.record.LeftQueue(now, metrics_);
+    ticket.Begin();
+  }
+}
+
+void AdmittedCore::Forget(Ticket& ticket, const absl::Status& outcome) {
+  const auto found = tickets_.find(ticket.id);
+  if (found == tickets_.end()) return;
+  const std::shared_ptr<Ticket> kept = std::move(found->second);
+  tickets_.erase(found);
+  ticket.over = true;
+  const absl::Time now = loop_.Now();
+  admission_.Finished(ticket.id, now);
+  ticket.record.Finish(outcome, now, metrics_, options_.log_requests);
+  live_requests_.fetch_sub(1);
+  SchedulePump();
+}
+
+void AdmittedCore::Cancel(GenerationId id) {
+  loop_.Post([this, alive = alive_, id] {
+    if (!*alive) return;
+    const auto found = tickets_.find(id);
+    if (found == tickets_.end()) return;
+    const std::shared_ptr<Ticket> ticket = found->second;
+    if (ticket->inner.has_value()) core_.Cancel(*ticket->inner);
+    Forget(*ticket, absl::CancelledError("the client has gone"));
+  });
+}
+
+void AdmittedCore::Resume(GenerationId id) {
+  loop_.Post([this, alive = alive_, id] {
+    if (!*alive) return;
+    const auto found = tickets_.find(id);
+    if (found != tickets_.end() && found->second->inner.has_value()) {
+      core_.Resume(*found->second->inner);
+    }
+  });
+}
+
+void AdmittedCore::CountRefused(bool scoring, const absl::Status& status) {
+  metrics_.Requests(scoring ? RequestMethod::kScore : RequestMethod::kGenerate, status.code())
+      .Add();
+}
+
+void AdmittedCore::EndQueued(const absl::Status& status) {
+  closed_ = status;
+  for (const uint64_t id : admission_.TakeQueued(loop_.Now())) {
+    const std::shared_ptr<Ticket> ticket = tickets_.at(id);
+    Forget(*ticket, status);
+    ticket->Tell(status);
+  }
+}
+
+void AdmittedCore::ScheduleTick() {
+  loop_.PostAfter(kTick, [this, alive = alive_] {
+    if (!*alive) return;
+    Tick();
+    ScheduleTick();
+  });
+}
+
+void AdmittedCore::Tick() {
+  const absl::Time now = loop_.Now();
+  for (const uint64_t id : admission_.TakeHopeless(now)) {
+    const std::shared_ptr<Ticket> ticket = tickets_.at(id);
+    const absl::Duration wait =
+        admission_.ExpectedWait(ticket->admission.key, ticket->admission.priority, now);
+    const absl::Status status = WithRetryAfter(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the request has waited for ", absl::FormatDuration(now - ticket->record.arrived),
+            " and could not end before its deadline any more")),
+        std::max(wait, absl::Seconds(1)));
+    Forget(*ticket, status);
+    ticket->Tell(status);
+  }
+  Pump();
+  metrics_.queued[0].Set(static_cast<double>(admission_.queued(1)));
+  metrics_.queued[1].Set(static_cast<double>(admission_.queued(2)));
+  metrics_.queued[2].Set(static_cast<double>(admission_.queued(3)));
+  metrics_.starting.Set(static_cast<double>(admission_.starting()));
+  metrics_.streams.Set(static_cast<double>(live_requests_.load()));
+}
+
+}  // namespace blockserve

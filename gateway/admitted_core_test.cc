@@ -1,0 +1,177 @@
+// Admission before the core over simulated tiers: what clients get when there is too much, and what
+// the metrics tell of it.
+#include "gateway/admitted_core.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "common/metrics.h"
+#include "gateway/core_fixture.h"
+#include "gateway/metric_definitions.h"
+#include "gateway/retry_after.h"
+
+namespace blockserve {
+namespace {
+
+using ::testing::HasSubstr;
+
+class AdmittedCoreTest : public CoreFixture {
+ protected:
+  void Make(int block_replicas, int token_workers) {
+    MakeCore(block_replicas, token_workers);
+    metrics_ = RequestMetrics(registry_);
+    admitted_ = std::make_unique<AdmittedCore>(loop_, *core_, admitted_options_, metrics_);
+    Connect();
+  }
+  Stream Ask(GenerationRequest request) {
+    Stream stream{request, std::make_shared<RecordingSink>(), 0};
+    stream.id = admitted_->Generate(std::move(request), stream.sink);
+    return stream;
+  }
+  double Count(absl::StatusCode outcome) {
+    return metrics_.Requests(RequestMethod::kGenerate, outcome).Value();
+  }
+
+  MetricRegistry registry_;
+  RequestMetrics metrics_;
+  AdmittedCoreOptions admitted_options_;
+  std::unique_ptr<AdmittedCore> admitted_;
+};
+
+TEST_F(AdmittedCoreTest, GivesTheSameTokensAndCountsThem) {
+  Make(1, 2);
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 20; ++i) streams.push_back(Ask(Request(7, 13, i)));
+  EXPECT_EQ(admitted_->live_requests(), 20);
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+  EXPECT_EQ(Count(absl::StatusCode::kOk), 20);
+  EXPECT_EQ(metrics_.completion_tokens.Value(), 20 * 13);
+  EXPECT_EQ(metrics_.prompt_tokens.Value(), 20 * 7);
+  const std::string text = registry_.RenderText();
+  EXPECT_THAT(text, HasSubstr("blockserve_gateway_time_to_first_token_seconds_count 20\n"));
+  EXPECT_THAT(text, HasSubstr("blockserve_gateway_queue_seconds_count 20\n"));
+  EXPECT_THAT(text,
+              HasSubstr("blockserve_gateway_request_seconds_count{method=\"generate\"} 20\n"));
+  EXPECT_EQ(admitted_->live_requests(), 0);
+  ExpectNothingLeft();
+}
+
+TEST_F(AdmittedCoreTest, TooManyEndRefusedAtOnceAndTheOthersInFull) {
+  admitted_options_.admission.max_starting = 4;
+  admitted_options_.admission.max_queued = 40;
+  Make(1, 1);
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 500; ++i) streams.push_back(Ask(Request(5, 20, i)));
+  loop_.RunReady();
+  int refused = 0;
+  for (const Stream& stream : streams) {
+    if (stream.sink->done == 0) continue;
+    ++refused;
+    EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(RetryAfter(stream.sink->status).has_value());
+  }
+  EXPECT_GE(refused, 450);
+  ASSERT_TRUE(RunUntilDone(streams));
+  int ok = 0;
+  for (const Stream& stream : streams) {
+    EXPECT_EQ(stream.sink->done, 1);
+    if (!stream.sink->status.ok()) continue;
+    ++ok;
+    ExpectExact(stream);
+  }
+  EXPECT_EQ(ok + refused, 500);
+  EXPECT_EQ(Count(absl::StatusCode::kResourceExhausted), refused);
+  ExpectNothingLeft();
+}
+
+TEST_F(AdmittedCoreTest, QueuedRequestsAreRefusedBeforeTheirDeadline) {
+  admitted_options_.admission.max_starting = 1;
+  Make(1, 1);
+  blocks_[0]->frozen = true;
+  Stream first = Ask(Request(5, 20, 1));
+  loop_.RunReady();
+  GenerationRequest request = Request(5, 20, 2);
+  request.deadline = loop_.Now() + absl::Seconds(3);
+  const Stream waits = Ask(request);
+  loop_.Advance(absl::Seconds(2));
+  EXPECT_EQ(waits.sink->done, 0);
+  loop_.Advance(absl::Seconds(1));
+  EXPECT_EQ(waits.sink->done, 1);
+  EXPECT_EQ(waits.sink->status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(RetryAfter(waits.sink->status).has_value());
+  admitted_->Cancel(first.id);
+  loop_.Advance(absl::Milliseconds(1));
+}
+
+TEST_F(AdmittedCoreTest, ClientsThatGoAreTakenOutOfTheQueueAndOffTheTiers) {
+  admitted_options_.admission.max_starting = 2;
+  Make(1, 1);
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 10; ++i) streams.push_back(Ask(Request(5, 2000, i)));
+  loop_.Advance(absl::Milliseconds(100));
+  for (const Stream& stream : streams) admitted_->Cancel(stream.id);
+  loop_.Advance(absl::Seconds(1));
+  EXPECT_EQ(Count(absl::StatusCode::kCancelled), 10);
+  EXPECT_EQ(admitted_->live_requests(), 0);
+  for (const Stream& stream : streams) EXPECT_EQ(stream.sink->done, 0);
+  const Stream next = Ask(Request(5, 8, 99));
+  ASSERT_TRUE(RunUntilDone({next}));
+  ExpectExact(next);
+  ExpectNothingLeft();
+}
+
+TEST_F(AdmittedCoreTest, DrainingRefusesNewRequestsAndServesTheQueue) {
+  admitted_options_.admission.max_starting = 1;
+  Make(1, 1);
+  const Stream runs = Ask(Request(5, 20, 1));
+  const Stream queued = Ask(Request(5, 20, 2));
+  loop_.RunReady();
+  admitted_->StartDraining();
+  const Stream late = Ask(Request(5, 20, 3));
+  ASSERT_TRUE(RunUntilDone({runs, queued, late}));
+  ExpectExact(runs);
+  ExpectExact(queued);
+  EXPECT_EQ(late.sink->status.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(AdmittedCoreTest, EndingTellsEveryQueuedRequest) {
+  admitted_options_.admission.max_starting = 1;
+  Make(1, 1);
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 5; ++i) streams.push_back(Ask(Request(5, 20, i)));
+  loop_.RunReady();
+  admitted_->EndQueued(absl::UnavailableError("the gateway is stopping"));
+  core_->EndAll(absl::UnavailableError("the gateway is stopping"));
+  streams.push_back(Ask(Request(5, 20, 9)));
+  loop_.RunReady();
+  for (const Stream& stream : streams) {
+    EXPECT_EQ(stream.sink->done, 1);
+    EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kUnavailable);
+  }
+  EXPECT_EQ(admitted_->live_requests(), 0);
+}
+
+TEST_F(AdmittedCoreTest, ScoresToo) {
+  admitted_options_.admission.max_starting = 1;
+  Make(1, 1);
+  std::vector<std::shared_ptr<RecordingScoreSink>> sinks;
+  for (int i = 0; i < 5; ++i) {
+    ScoringRequest request;
+    for (int32_t j = 0; j < 11; ++j) request.tokens.push_back(j + i);
+    request.first_scored = 1;
+    request.deadline = loop_.Now() + absl::Minutes(1);
+    sinks.push_back(std::make_shared<RecordingScoreSink>());
+    admitted_->Score(std::move(request), sinks.back());
+  }
+  loop_.Advance(absl::Seconds(5));
+  for (const auto& sink : sinks) {
+    EXPECT_EQ(sink->done, 1);
+    EXPECT_TRUE(sink->response.ok()) << sink->response.status();
+  }
+  EXPECT_EQ(metrics_.Requests(RequestMethod::kScore, absl::StatusCode::kOk).Value(), 5);
+  EXPECT_EQ(admitted_->live_requests(), 0);
+}
+
+}  // namespace
+}  // namespace blockserve

@@ -1,0 +1,33 @@
+// The gateway's series of requests, resolved once.
+#ifndef BLOCKSERVE_GATEWAY_REQUEST_METRICS_H_
+#define BLOCKSERVE_GATEWAY_REQUEST_METRICS_H_
+
+#include <array>
+
+#include "absl/status/status.h"
+#include "common/metrics.h"
+
+namespace blockserve {
+
+enum class RequestMethod { kGenerate, kScore };
+inline constexpr int kRequestMethods = 2;
+absl::string_view MethodName(RequestMethod method);
+
+// Without a registry it counts nothing.
+struct RequestMetrics {
+  RequestMetrics() = default;
+  explicit RequestMetrics(MetricRegistry& registry);
+
+  const MetricCounter& Requests(RequestMethod method, absl::StatusCode outcome) const;
+
+  std::array<std::array<MetricCounter, 17>, kRequestMethods> requests;  // by google.rpc.Code
+  std::array<MetricHistogram, kRequestMethods> seconds;
+  MetricHistogram queue_seconds, first_token_seconds, inter_token_seconds;
+  MetricCounter prompt_tokens, cached_prompt_tokens, completion_tokens;
+  std::array<MetricGauge, 3> queued;  // high, normal, batch
+  MetricGauge starting, streams;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_REQUEST_METRICS_H_

@@ -1,0 +1,49 @@
+// The gateway's series of its workers: looked at now and then, on the loop.
+#ifndef BLOCKSERVE_GATEWAY_TIER_METRICS_H_
+#define BLOCKSERVE_GATEWAY_TIER_METRICS_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/metrics.h"
+#include "gateway/block_tier.h"
+#include "gateway/deployment_status.h"
+#include "gateway/token_tier.h"
+
+namespace blockserve {
+
+class TierMetrics {
+ public:
+  // `registry` must outlive this.
+  explicit TierMetrics(MetricRegistry& registry);
+
+  void Update(const BlockTier& blocks, const TokenTier& tokens);
+
+ private:
+  // A worker's series; they go with it.
+  struct Worker {
+    MetricGauge in_flight, batch, busy;
+    MetricGauge pages_used, pages_available;  // block tier
+    uint64_t seen = 0;                        // in which update
+  };
+  using WorkerName = std::pair<std::string, std::string>;  // tier, address
+
+  void UpdateTier(const std::string& tier, const MetricGauge& usable,
+                  const std::vector<WorkerStatus>& statuses);
+  void ForgetGone();
+
+  MetricRegistry& registry_;
+  MetricGauge block_workers_, token_workers_, sequences_waiting_, rows_, rows_waiting_;
+  MetricCounter retried_died_, retried_silent_, retried_refused_, hedged_, hedges_won_, ejected_,
+      returned_, condemned_, reopened_lost_, reopened_silent_, reopened_leaving_,
+      reopened_suspended_;
+  std::map<WorkerName, Worker> workers_;
+  uint64_t updates_ = 0;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_TIER_METRICS_H_

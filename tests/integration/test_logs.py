@@ -1,0 +1,107 @@
+"""Structured logs and spans, through all three tiers."""
+
+import json
+
+import blockserve
+import grpc
+import harness
+import pytest
+from blockserve.v1 import generation_pb2, generation_pb2_grpc
+
+MODEL = harness.GOLDEN / "concat_l4"
+JSON = "--log-format=json"
+TRACE = "0af7651916cd43dd8448eb211c80319c"
+SPAN = "b7ad6b7169203331"
+
+
+def lines(server):
+    """Every line of a program's log is one JSON object."""
+    return [json.loads(line) for line in server.log().splitlines()]
+
+
+def events(server, message):
+    return [line for line in lines(server) if line["message"] == message]
+
+
+@pytest.fixture(scope="module")
+def tiers(launcher):
+    block = launcher.block(MODEL, "--arithmetic=f32", JSON)
+    token = launcher.token(MODEL, "--arithmetic=f32", JSON)
+    gateway = launcher.gateway(MODEL, [block], [token], JSON, "--trace-sample-ratio=1e-9")
+    return block, token, gateway, launcher.connected_client(gateway, 1, 1)
+
+
+def test_each_request_leaves_one_line_that_tells_what_became_of_it(tiers):
+    *_, gateway, client = tiers
+    client.generate([7] * 11, max_tokens=6, ignore_eos=True, request_id="the-first")
+    with pytest.raises(blockserve.Error):
+        client.generate([7] * 11, max_tokens=7000, n=8, ignore_eos=True, request_id="too-slow",
+                        timeout=0.1)
+    harness.wait_until(lambda: len(events(gateway, "request finished")) >= 2, "both lines")
+    by_id = {line["request_id"]: line for line in events(gateway, "request finished")}
+    first = by_id["the-first"]
+    assert first["outcome"] == "OK" and first["method"] == "generate"
+    assert (first["prompt_tokens"], first["completion_tokens"]) == (11, 6)
+    assert 0 <= first["queue_ms"] <= first["first_token_ms"] <= first["total_ms"]
+    assert {"time", "level", "program", "pid"} <= set(first)
+    assert first["program"] == "blockserve-gateway"
+    assert by_id["too-slow"]["outcome"] in ("DEADLINE_EXCEEDED", "CANCELLED")
+    assert all("prompt" not in line for line in lines(gateway))
+
+
+def test_prompts_are_logged_only_where_that_is_asked_for(launcher):
+    server = launcher.serve(MODEL, JSON, "--log-prompts").wait_until_ready()
+    launcher.client(server).generate([7, 8, 9], max_tokens=3, ignore_eos=True, request_id="r")
+    harness.wait_until(lambda: "request finished" in server.log(), "the line")
+    line, = [json.loads(text) for text in server.log().splitlines()
+             if text.startswith("{") and "request finished" in text]
+    assert line["prompt"] == "7,8,9"
+
+
+def generate(gateway, request_id, traceparent):
+    with grpc.insecure_channel(gateway.address) as channel:
+        stub = generation_pb2_grpc.GenerationStub(channel)
+        message = generation_pb2.GenerateRequest(
+            request_id=request_id, tokens=generation_pb2.TokenIds(ids=[3] * 9),
+            stop=generation_pb2.StopConditions(max_tokens=8, ignore_eos=True), seed=1)
+        return list(stub.Generate(message, timeout=60, metadata=[("traceparent", traceparent)]))
+
+
+def test_a_callers_trace_goes_through_all_tiers(tiers):
+    block, token, gateway, _ = tiers
+    generate(gateway, "traced", f"00-{TRACE}-{SPAN}-01")
+
+    def spans(server):
+        return [line for line in events(server, "span") if line["request_id"] == "traced"]
+
+    harness.wait_until(lambda: len(spans(gateway)) == 1, "the gateway's span")
+    root, = spans(gateway)
+    assert (root["span"], root["trace_id"], root["parent_span_id"]) == ("gateway.request", TRACE, SPAN)
+    harness.wait_until(lambda: {span["span"] for span in spans(block)} ==
+                       {"block.open", "block.append"} and spans(token), "the tiers' spans")
+    inner = spans(block) + spans(token)
+    assert {span["span"] for span in inner} == {"block.open", "block.append", "token.row"}
+    for span in inner:
+        assert (span["trace_id"], span["parent_span_id"]) == (TRACE, root["span_id"])
+        assert 0 <= span["duration_ms"] <= root["duration_ms"] + 1
+        assert span["outcome"] == "OK"
+    ids = [span["span_id"] for span in inner + [root]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_what_the_caller_does_not_sample_and_what_is_malformed_leave_no_spans(tiers):
+    block, token, gateway, _ = tiers
+    generate(gateway, "unsampled", f"00-{TRACE}-{SPAN}-00")
+    generate(gateway, "malformed", "00-nothing-of-the-kind-01")
+    harness.wait_until(lambda: {"unsampled", "malformed"} <=
+                       {line["request_id"] for line in events(gateway, "request finished")}, "lines")
+    for server in (block, token, gateway):
+        assert not {"unsampled", "malformed"} & \
+            {line["request_id"] for line in events(server, "span")}
+
+
+def test_unknown_formats_are_bad_usage(launcher):
+    server = launcher.start("blockserve-token", [f"--model={MODEL}", "--log-format=xml"])
+    assert server.process.wait(harness.START_LIMIT_S) == 2
+    server._expect_exit_0 = False
+    assert '--log-format is "xml"; use text or json' in server.log()
