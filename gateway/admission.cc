@@ -82,6 +82,11 @@ Admission::Key& Admission::KeyOf(const std::string& name, absl::Time now) {
   if (is_new) {
     const auto limits = options_.limits.find(name);
     key.limits = limits != options_.limits.end() ? limits->second : options_.default_limits;
+  }
+  if (options_.limits_of && !name.empty()) {
+    if (const std::optional<KeyLimits> own = options_.limits_of(name)) key.limits = *own;
+  }
+  if (is_new) {
     key.allowance = Burst(key.limits);
     key.allowance_at = now;
   }

@@ -21,6 +21,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -53,6 +54,9 @@ struct AdmissionOptions {
   int64_t max_running_choices = 16384;      // of all requests that have left the queue
   KeyLimits default_limits;                 // of keys that have none of their own
   std::map<std::string, KeyLimits> limits;  // by key name; "": requests without a key
+  // Those that come with the key itself, asked for at each request, so that they may change while
+  // it runs; none: of `limits`. May be null.
+  std::function<std::optional<KeyLimits>(const std::string& key)> limits_of;
 
   absl::Status Validate() const;
 };

@@ -208,6 +208,24 @@ TEST_F(AdmissionTest, LimitsRequestsInFlightByKey) {
   EXPECT_TRUE(Submit("small").ok());
 }
 
+TEST_F(AdmissionTest, LimitsThatComeWithTheKeyWinAndMayChangeWhileItRuns) {
+  options_.limits["small"].max_requests = 5;
+  int32_t most = 1;
+  options_.limits_of = [&](const std::string& key) -> std::optional<KeyLimits> {
+    if (key != "small") return std::nullopt;
+    KeyLimits own;
+    own.max_requests = most;
+    return own;
+  };
+  Make();
+  ASSERT_TRUE(Submit("small").ok());
+  EXPECT_EQ(Submit("small").code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(Submit("other").ok());
+  most = 2;
+  EXPECT_TRUE(Submit("small").ok());
+  EXPECT_EQ(Submit("small").code(), absl::StatusCode::kResourceExhausted);
+}
+
 TEST_F(AdmissionTest, LimitsTokensInFlightByKey) {
   options_.default_limits.max_tokens = 1000;
   Make();

@@ -28,6 +28,8 @@ struct ApiKeyLimits {
   int32_t burst = 0;               // at once, above the rate
   double weight = 1;               // share against other keys
   uint32_t highest_priority = 1;   // 1 high, 2 normal, 3 batch
+
+  bool operator==(const ApiKeyLimits&) const = default;
 };
 
 struct ApiKey {

@@ -188,6 +188,21 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   if (!admission.ok()) return admission.status();
   AdmittedCoreOptions admitted_options;
   admitted_options.admission = *std::move(admission);
+  if (ApiKeys* const keys = impl->api_keys.get()) {
+    admitted_options.admission.limits_of =
+        [keys](const std::string& name) -> std::optional<KeyLimits> {
+      ApiKeyLimits own = keys->Limits(name);
+      own.highest_priority = 1;                        // is the fronts' affair
+      if (own == ApiKeyLimits()) return std::nullopt;  // the line says nothing of limits
+      KeyLimits limits;
+      limits.max_requests = own.max_requests;
+      limits.max_tokens = own.max_tokens;
+      limits.requests_per_second = own.requests_per_second;
+      limits.burst = own.burst;
+      limits.weight = own.weight;
+      return limits;
+    };
+  }
   admitted_options.log_requests = config.log_requests;
   admitted_options.trace_sample_ratio = config.trace_sample_ratio;
   admitted_options.trace_seed = DrawIncarnation();
