@@ -1,6 +1,7 @@
 #include "model/block_engine_cpu.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -21,7 +22,9 @@ absl::StatusOr<std::unique_ptr<BlockEngine>> CpuBlockEngine::Load(const Checkpoi
 
 absl::Status CpuBlockEngine::LoadWeights(const Checkpoint& checkpoint, int64_t max_rows) {
   ThreadPool::Turn turn(pool_);
-  const LoadContext context{checkpoint, arithmetic_, pool_};
+  LoadProgress progress("the block decoder", StoredBytes(checkpoint, CheckpointPart::kBlock),
+                        std::chrono::steady_clock::now());
+  const LoadContext context{checkpoint, arithmetic_, pool_, &progress};
   const bool vanilla = config_.kind == ModelKind::kVanilla;
   const int64_t width = config_.block.hidden_size;
 

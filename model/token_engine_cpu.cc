@@ -1,6 +1,7 @@
 #include "model/token_engine_cpu.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -36,7 +37,9 @@ absl::StatusOr<std::unique_ptr<TokenEngine>> CpuTokenEngine::Load(const Checkpoi
 
 absl::Status CpuTokenEngine::LoadWeights(const Checkpoint& checkpoint) {
   ThreadPool::Turn turn(pool_);
-  const LoadContext context{checkpoint, arithmetic_, pool_};
+  LoadProgress progress("the token decoder", StoredBytes(checkpoint, CheckpointPart::kToken),
+                        std::chrono::steady_clock::now());
+  const LoadContext context{checkpoint, arithmetic_, pool_, &progress};
   const int64_t width = config_.token.hidden_size;
   const std::string prefix = head_only() ? "" : "token_decoder.";
 

@@ -1,12 +1,14 @@
 #include "model/weights.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <string>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/logging.h"
 #include "kernels/bf16.h"
 #include "model/run_matmul.h"
 
@@ -43,6 +45,14 @@ absl::StatusOr<Elements> FindElements(const LoadContext& context, absl::string_v
       absl::StrCat("tensor ", name, " has dtype ", tensor->dtype_name, ", not F32, F16 or BF16"));
 }
 
+// After the tensor's `bytes` were packed: they are not needed twice in memory.
+void Packed(const LoadContext& context, int64_t bytes) {
+  context.checkpoint.ReleasePages();
+  if (context.progress == nullptr) return;
+  const std::string line = context.progress->Add(bytes, std::chrono::steady_clock::now());
+  if (!line.empty()) LogInfo(line);
+}
+
 absl::Status NoMemory(absl::string_view name, int64_t bytes) {
   return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes of ", name));
 }
@@ -65,8 +75,7 @@ absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string
   }
   absl::StatusOr<PackedMatrix> packed =
       PackedMatrix::Pack(source, n, k, WeightFormatOf(context.arithmetic), context.pool);
-  // What was packed is not needed twice in memory.
-  context.checkpoint.ReleasePages();
+  Packed(context, n * k * ElementBytes(source.type));
   return packed;
 }
 
@@ -121,7 +130,7 @@ absl::StatusOr<EmbeddingTable> EmbeddingTable::Load(const LoadContext& context,
       }
     }
   });
-  context.checkpoint.ReleasePages();
+  Packed(context, rows * width * ElementBytes(elements->type));
   return table;
 }
 

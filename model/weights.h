@@ -11,6 +11,7 @@
 #include "kernels/cpu/packed_matrix.h"
 #include "model/arithmetic.h"
 #include "model/checkpoint.h"
+#include "model/load_progress.h"
 
 namespace blockserve {
 
@@ -19,6 +20,7 @@ struct LoadContext {
   const Checkpoint& checkpoint;
   Arithmetic arithmetic;
   ThreadPool& pool;
+  LoadProgress* progress = nullptr;  // not owned
 };
 
 // A matrix product's weight `name`.weight [n, k] (or a convolution [n, k / kernel_size,
