@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 
 import grpc
 import harness
@@ -95,7 +96,11 @@ def test_deadlines_hold_while_queued(launcher):
     client = launcher.connected_client(gateway, 1, 1)
     with client.stream([1] * 20, max_tokens=7000, ignore_eos=True) as holds:
         next(iter(holds))
-        results = offer(gateway.address, [request(seed) for seed in range(3)], limit_s=3)
+        token.process.send_signal(signal.SIGSTOP)
+        try:
+            results = offer(gateway.address, [request(seed) for seed in range(3)], limit_s=3)
+        finally:
+            token.process.send_signal(signal.SIGCONT)
     codes = [code for code, *_ in results]
     # The first has left the queue, and waits for KV.
     assert codes.count(REFUSED) >= 2
