@@ -18,8 +18,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 BLOCK, PLAIN = "block_main_b4_85", "vanilla_160"
-# Comparisons: prompt, generate, sequences, repeats of the block model.
-ROWS = [(2048, 128, 16, 3), (8192, 128, 4, 3), (128, 512, 1, 3)]
+# Comparisons: prompt, generate, sequences.
+ROWS = [(2048, 128, 16), (8192, 128, 4), (128, 512, 1)]
 # Long generations, measured in their middle: at the mean length of context the rate is the mean one,
 # since the work of a token grows linearly with its context. prompt, generate, sequences: of 128/512
 # with 64 sequences, and of 128/2048 with 32.
@@ -35,33 +35,32 @@ def run(name, model, prompt, generate, sequences, arithmetic="f32", repeat=1, mo
     return name, model, flags
 
 
-def all_runs():
+def all_runs(args):
     runs = []
-    for prompt, generate, sequences, repeat in ROWS + [(*middle, 3) for middle in MIDDLES]:
+    for prompt, generate, sequences in ROWS + MIDDLES:
         row = f"row-{prompt}-{generate}-{sequences}"
-        runs.append(run(f"{row}-block", BLOCK, prompt, generate, sequences, "f32", repeat))
-        runs.append(run(f"{row}-vanilla", PLAIN, prompt, generate, sequences, "f32",
-                        3 if sequences == 1 else 1))
+        runs.append(run(f"{row}-block", BLOCK, prompt, generate, sequences, repeat=args.repeat))
+        runs.append(run(f"{row}-vanilla", PLAIN, prompt, generate, sequences))
     # The whole of a row of which only the middle is measured otherwise.
     runs.append(run("whole-128-512-64-block", BLOCK, 128, 512, 64))
     for sequences in BATCHES:
-        runs.append(run(f"batch-{sequences}-block", BLOCK, 128, 32, sequences, "f32", 3))
+        runs.append(run(f"batch-{sequences}-block", BLOCK, 128, 32, sequences, repeat=args.repeat))
         if sequences <= 256:  # more KV of the plain model than most machines have memory
             runs.append(run(f"batch-{sequences}-vanilla", PLAIN, 128, 32, sequences))
     for arithmetic in ("bf16", "bf16dot", "int8"):
         for sequences, generate in ((64, 32), (1, 128)):
             runs.append(run(f"arithmetic-{arithmetic}-{sequences}-block", BLOCK, 128, generate,
-                            sequences, arithmetic, 3))
+                            sequences, arithmetic, args.repeat))
     for arithmetic in ("f32", "int8"):
-        runs.append(run(f"avx2-{arithmetic}-block", BLOCK, 128, 32, 64, arithmetic, 3,
+        runs.append(run(f"avx2-{arithmetic}-block", BLOCK, 128, 32, 64, arithmetic, args.repeat,
                         ["--kernels=avx2"]))
     for prompt in CONTEXTS:
         runs.append(run(f"context-{prompt}-block", BLOCK, prompt, 128, 4))
         runs.append(run(f"context-{prompt}-vanilla", PLAIN, prompt, 128, 4))
     for length in LENGTHS:
-        runs.append(run(f"length-{length}-block", f"{BLOCK}_L{length}", 128, 32, 64, "f32", 3))
-    runs.append(run("tiers-block", BLOCK, 128, 128, 64, repeat=3, more=["--tiers"]))
-    runs.append(run("tiers-vanilla", PLAIN, 128, 64, 64, repeat=1, more=["--tiers"]))
+        runs.append(run(f"length-{length}-block", f"{BLOCK}_L{length}", 128, 32, 64, repeat=args.repeat))
+    runs.append(run("tiers-block", BLOCK, 128, 128, 64, repeat=args.repeat, more=["--tiers"]))
+    runs.append(run("tiers-vanilla", PLAIN, 128, 64, 64, more=["--tiers"]))
     return runs
 
 
@@ -80,9 +79,11 @@ def main():
     parser.add_argument("--only", nargs="*", default=[], help="runs whose name begins so")
     parser.add_argument("--again", action="store_true", help="also runs whose result is there")
     parser.add_argument("--list", action="store_true", help="print the runs and do nothing")
+    parser.add_argument("--repeat", type=int, default=3,
+                        help="runs of which the middle one is told; long ones are run once")
     parser.add_argument("--prefix", default="", help="command to put before each run")
     args = parser.parse_args()
-    runs = [r for r in all_runs()
+    runs = [r for r in all_runs(args)
             if not args.only or any(r[0].startswith(word) for word in args.only)]
     if args.list:
         for name, model, flags in runs:
