@@ -33,7 +33,8 @@ absl::Status EmbeddedOptions::Validate() const {
       return absl::InvalidArgumentError(absl::StrCat("--arithmetic: ", parsed.status().message()));
     }
   }
-  return CheckTlsFiles(tls);
+  if (absl::Status status = CheckTlsFiles(tls); !status.ok()) return status;
+  return http.Validate();
 }
 
 absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions& options) {
@@ -106,8 +107,21 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   if (!front.ok()) return front.status();
   embedded->front_ = *std::move(front);
 
+  if (!options.http.server.listen_address.empty()) {
+    HttpFrontOptions http_options = options.http;
+    http_options.tls = options.tls;
+    if (options.metrics != nullptr) {
+      http_options.api.metrics = [metrics = options.metrics] { return metrics->RenderText(); };
+    }
+    absl::StatusOr<std::unique_ptr<HttpFront>> http =
+        HttpFront::Start(http_options, *embedded->gateway_);
+    if (!http.ok()) return http.status();
+    embedded->http_ = *std::move(http);
+  }
+
   if (absl::Status status = embedded->WaitForTiers(); !status.ok()) return status;
   embedded->front_->SetServing(true);
+  if (embedded->http_ != nullptr) embedded->http_->SetServing(true);
   return embedded;
 }
 
@@ -132,7 +146,10 @@ void Embedded::Stop(absl::Duration grace) {
   if (front_ != nullptr) {
     front_->SetServing(false);
     if (grace > absl::ZeroDuration()) gateway_->StartDraining();
+    const absl::Time drained = gateway_->core().Now() + grace;
+    if (http_ != nullptr) http_->StartDraining();
     front_->Shutdown(grace);
+    if (http_ != nullptr) http_->Shutdown(drained - gateway_->core().Now());
   }
   if (gateway_ != nullptr) gateway_->Stop();
   if (token_ != nullptr) token_->Stop();

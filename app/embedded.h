@@ -17,6 +17,7 @@
 #include "common/metrics.h"
 #include "common/thread_pool.h"
 #include "gateway/gateway.h"
+#include "gateway/http/front.h"
 #include "model/checkpoint.h"
 #include "rpc/server.h"
 #include "rpc/tls.h"
@@ -35,6 +36,7 @@ struct EmbeddedOptions {
   std::string grpc_address;
   ServerTlsFiles tls;                 // of grpc_address
   std::string api_keys;               // file of keys that callers need; empty: none is needed
+  HttpFrontOptions http;              // its listen_address empty: no HTTP
   MetricRegistry* metrics = nullptr;  // of all three tiers; must outlive this; null: none
 
   // As in GatewayConfig.
@@ -63,6 +65,8 @@ class Embedded {
   std::shared_ptr<grpc::Channel> channel() { return front_->InProcessChannel(); }
   // Bound address; empty without grpc_address.
   const std::string& address() const { return front_->address(); }
+  // Bound address; empty without http.
+  std::string http_address() const { return http_ == nullptr ? "" : http_->address(); }
   // Of the threads that do the work, for liveness.
   std::vector<std::shared_ptr<const Progress>> progress() const {
     return {gateway_->progress(), block_->progress(), token_->progress()};
@@ -84,6 +88,7 @@ class Embedded {
   std::unique_ptr<RpcServer> tiers_;  // both services, without a socket
   std::unique_ptr<Gateway> gateway_;
   std::unique_ptr<RpcServer> front_;
+  std::unique_ptr<HttpFront> http_;
   bool stopped_ = false;
 };
 

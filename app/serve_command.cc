@@ -18,7 +18,7 @@ namespace {
 
 constexpr absl::string_view kProgram = "blockserve serve";
 constexpr absl::string_view kUsage =
-    "blockserve serve --model DIR [--grpc-address HOST:PORT]\n"
+    "blockserve serve --model DIR [--http-address HOST:PORT] [--grpc-address HOST:PORT]\n"
     "Serves a model: gateway, block service and token service in one process.";
 
 }  // namespace
@@ -39,6 +39,11 @@ int RunServe(const Arguments& arguments) {
   flags.Add("health_listen", "plaintext address that serves grpc.health alone", &health_listen);
   flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
             &stall_bound);
+  options.http.server.listen_flag = "--http-address";
+  flags.Add("http_address", "address to serve HTTP clients on; empty: none",
+            &options.http.server.listen_address);
+  flags.Add("http_cors_origin", "origin whose pages browsers let in; *: all",
+            &options.http.api.cors_origin);
   flags.Add("model_name", "what requests may call the model; default: the folder's",
             &options.model_name);
   flags.Add("arithmetic", "auto, f32, bf16, bf16dot or int8", &options.arithmetic);
@@ -94,9 +99,11 @@ int RunServe(const Arguments& arguments) {
   if (!embedded.ok()) return ReportFailure(kProgram, embedded.status());
   (*health)->WatchProgress((*embedded)->progress(), stall_bound);
   (*health)->SetReady();
-  std::puts(
-      absl::StrCat("blockserve serves ", options.model_directory, " on ", (*embedded)->address())
-          .c_str());
+  const std::string http = (*embedded)->http_address();
+  std::puts(absl::StrCat("blockserve serves ", options.model_directory, " on ",
+                         (*embedded)->address(),
+                         http.empty() ? "" : absl::StrCat(" (gRPC) and http://", http, "/"))
+                .c_str());
   std::fflush(stdout);
 
   const int signal = termination.Wait();

@@ -81,12 +81,12 @@ class AdmittedCore::Ticket final : public GenerationSink,
     }
     sink_->OnStarted(std::move(started));
   }
-  void OnOutput(v1::Output output) override {
+  void OnOutput(v1::Output output, OutputDetail detail) override {
     if (over) return;
     if (*alive_) {
       record.Tokens(output.choice(), output.tokens_size(), owner_.loop_.Now(), owner_.metrics_);
     }
-    sink_->OnOutput(std::move(output));
+    sink_->OnOutput(std::move(output), std::move(detail));
   }
   void OnFinished(v1::Finished finished) override {
     if (!over) sink_->OnFinished(std::move(finished));

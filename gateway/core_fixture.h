@@ -24,7 +24,7 @@ class RecordingSink final : public GenerationSink {
     ++started;
     first = std::move(message);
   }
-  void OnOutput(v1::Output message) override {
+  void OnOutput(v1::Output message, OutputDetail /*detail*/) override {
     EXPECT_EQ(started, 1);
     EXPECT_FALSE(finished.contains(message.choice()));
     EXPECT_LE(message.tokens_size(), kSimulatedLength);

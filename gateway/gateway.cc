@@ -120,6 +120,7 @@ struct Gateway::Impl {
     loop.PostAfter(kTierMetricsInterval, [this] { UpdateTierMetrics(); });
   }
 
+  std::string model_directory;
   ModelConfig model;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<RequestValidator> validator;
@@ -150,6 +151,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
       *ParseTargets(config.token_services, "--token-services");
 
   auto impl = std::make_unique<Impl>();
+  impl->model_directory = config.model_directory;
   impl->model = *model;
   if (!config.api_keys.empty()) {
     absl::StatusOr<std::unique_ptr<ApiKeys>> keys = ApiKeys::Load(config.api_keys, "--api-keys");
@@ -281,6 +283,19 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
 grpc::Service* Gateway::service() { return impl_->service.get(); }
 ApiKeys* Gateway::api_keys() { return impl_->api_keys.get(); }
 GenerationCore& Gateway::core() { return *impl_->admitted; }
+const RequestValidator& Gateway::validator() const { return *impl_->validator; }
+const std::string& Gateway::model_directory() const { return impl_->model_directory; }
+void Gateway::ReadStatus(std::function<void(DeploymentStatus)> done) {
+  impl_->loop.Post([impl = impl_.get(), done = std::move(done)] {
+    DeploymentStatus status;
+    if (impl->core != nullptr) {
+      status.block = impl->core->block_tier().WorkerStatuses();
+      status.token = impl->core->token_tier().WorkerStatuses();
+      status.live_requests = impl->core->live_requests();
+    }
+    done(std::move(status));
+  });
+}
 void Gateway::StartDraining() { impl_->admitted->StartDraining(); }
 void Gateway::Stop() { impl_->Stop(); }
 std::shared_ptr<const Progress> Gateway::progress() const { return impl_->loop.progress(); }

@@ -21,10 +21,13 @@
 #include "common/progress.h"
 #include "gateway/admission.h"
 #include "gateway/api_keys.h"
+#include "gateway/deployment_status.h"
 #include "gateway/generation.h"
 #include "rpc/tls.h"
 
 namespace blockserve {
+
+class RequestValidator;
 
 struct GatewayConfig {
   // Folder with config.json and, for text, tokenizer.json; no weights are read.
@@ -88,6 +91,10 @@ class Gateway {
   GenerationCore& core();
   // Who may call; null: everybody.
   ApiKeys* api_keys();
+  const RequestValidator& validator() const;
+  const std::string& model_directory() const;
+  // `done` is called on the loop's thread.
+  void ReadStatus(std::function<void(DeploymentStatus)> done);
 
   // New requests are refused with UNAVAILABLE; those that run go on.
   void StartDraining();

@@ -13,6 +13,7 @@
 #include "common/process_metrics.h"
 #include "common/program.h"
 #include "gateway/gateway.h"
+#include "gateway/http/front.h"
 #include "rpc/health_server.h"
 #include "rpc/server.h"
 #include "rpc/signals.h"
@@ -48,6 +49,17 @@ ABSL_FLAG(int32_t, max_queued_requests, 1024, "requests that wait; more are refu
 ABSL_FLAG(int32_t, max_starting_requests, 64, "requests between the queue and their first block");
 ABSL_FLAG(std::string, limits_file, "", "JSON: what each API key may have; empty: no limits");
 ABSL_FLAG(bool, allow_long_contexts, false, "more blocks than max_position_embeddings");
+ABSL_FLAG(std::string, http_listen, "", "address to serve HTTP clients on; empty: none");
+ABSL_FLAG(int32_t, http_threads, 1, "threads of the HTTP connections");
+ABSL_FLAG(int32_t, http_max_connections, 4096, "HTTP connections; more are answered 503");
+ABSL_FLAG(int32_t, http_max_header_bytes, 16 << 10, "of an HTTP request; more: 431");
+ABSL_FLAG(int32_t, http_max_body_bytes, 4 << 20, "of an HTTP request; more: 413");
+ABSL_FLAG(absl::Duration, http_header_timeout, absl::Seconds(10), "for a request's headers");
+ABSL_FLAG(absl::Duration, http_body_timeout, absl::Seconds(60), "for a request's body");
+ABSL_FLAG(absl::Duration, http_idle_timeout, absl::Seconds(120), "between two requests");
+ABSL_FLAG(absl::Duration, http_write_timeout, absl::Seconds(30),
+          "a client that has not read what waits for it is cut off");
+ABSL_FLAG(std::string, http_cors_origin, "", "origin whose pages browsers let in; *: all");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
 ABSL_FLAG(std::string, log_format, "text", "text, or json: an object a line");
 ABSL_FLAG(bool, log_requests, true, "a line for each request that is over");
@@ -58,6 +70,22 @@ namespace blockserve {
 namespace {
 
 constexpr absl::string_view kProgram = "blockserve-gateway";
+
+HttpFrontOptions HttpOptionsFromFlags() {
+  HttpFrontOptions options;
+  options.server.listen_address = absl::GetFlag(FLAGS_http_listen);
+  options.server.threads = absl::GetFlag(FLAGS_http_threads);
+  options.server.max_connections = absl::GetFlag(FLAGS_http_max_connections);
+  HttpConnectionLimits& limits = options.server.limits;
+  limits.read.max_header_bytes = absl::GetFlag(FLAGS_http_max_header_bytes);
+  limits.read.max_body_bytes = absl::GetFlag(FLAGS_http_max_body_bytes);
+  limits.header_timeout = absl::GetFlag(FLAGS_http_header_timeout);
+  limits.body_timeout = absl::GetFlag(FLAGS_http_body_timeout);
+  limits.idle_timeout = absl::GetFlag(FLAGS_http_idle_timeout);
+  limits.write_timeout = absl::GetFlag(FLAGS_http_write_timeout);
+  options.api.cors_origin = absl::GetFlag(FLAGS_http_cors_origin);
+  return options;
+}
 
 int Main(int argc, char** argv) {
   const ProgramUsage usage = {
@@ -91,6 +119,16 @@ int Main(int argc, char** argv) {
        "tier_tls_key",
        "tier_tls_name",
        "api_keys",
+       "http_listen",
+       "http_threads",
+       "http_max_connections",
+       "http_max_header_bytes",
+       "http_max_body_bytes",
+       "http_header_timeout",
+       "http_body_timeout",
+       "http_idle_timeout",
+       "http_write_timeout",
+       "http_cors_origin",
        "log_level",
        "log_format",
        "log_requests",
@@ -141,6 +179,9 @@ int Main(int argc, char** argv) {
   absl::Status valid = config.Validate();
   if (valid.ok()) valid = CheckTlsFiles(config.tier_tls);
   if (valid.ok()) valid = CheckTlsFiles(options.tls);
+  HttpFrontOptions http_options = HttpOptionsFromFlags();
+  http_options.tls = options.tls;
+  if (valid.ok()) valid = http_options.Validate();
   if (!valid.ok()) return ReportUsageError(kProgram, valid);
   LoggingOptions logging;
   logging.program = std::string(kProgram);
@@ -166,6 +207,15 @@ int Main(int argc, char** argv) {
   absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
       MetricsServer::StartIfAsked(absl::GetFlag(FLAGS_metrics_listen), metrics);
   if (!metrics_server.ok()) return ReportFailure(kProgram, metrics_server.status());
+  std::unique_ptr<HttpFront> http;
+  if (!http_options.server.listen_address.empty()) {
+    http_options.api.metrics = [&metrics] { return metrics.RenderText(); };
+    absl::StatusOr<std::unique_ptr<HttpFront>> started = HttpFront::Start(http_options, **gateway);
+    if (!started.ok()) return ReportFailure(kProgram, started.status());
+    http = *std::move(started);
+    http->SetServing(true);
+    LogInfo(absl::StrCat("HTTP on ", http->address()));
+  }
   // Ready is what can answer: without workers that is UNAVAILABLE after the tier wait.
   (*server)->SetServing(true);
   (*health)->WatchProgress({(*gateway)->progress()}, absl::GetFlag(FLAGS_stall_bound));
@@ -177,7 +227,10 @@ int Main(int argc, char** argv) {
   (*health)->SetDraining();
   (*server)->SetServing(false);
   (*gateway)->StartDraining();
+  const absl::Time drained = (*gateway)->core().Now() + absl::GetFlag(FLAGS_drain_time);
+  if (http != nullptr) http->StartDraining();
   (*server)->Shutdown(absl::GetFlag(FLAGS_drain_time));
+  if (http != nullptr) http->Shutdown(drained - (*gateway)->core().Now());
   (*gateway)->Stop();
   return kExitOk;
 }

@@ -44,7 +44,7 @@ void GenerateCall::OnStarted(v1::Started started) {
   Enqueue(std::move(event));
 }
 
-void GenerateCall::OnOutput(v1::Output output) {
+void GenerateCall::OnOutput(v1::Output output, OutputDetail /*detail*/) {
   v1::GenerateResponse event;
   *event.mutable_output() = std::move(output);
   Enqueue(std::move(event));

@@ -30,7 +30,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       absl::StatusOr<GenerationRequest> request);
 
   void OnStarted(v1::Started started) override;
-  void OnOutput(v1::Output output) override;
+  void OnOutput(v1::Output output, OutputDetail detail) override;
   void OnFinished(v1::Finished finished) override;
   void OnDone(absl::Status status, v1::Usage usage) override;
   bool WantsMore() const override;

@@ -72,13 +72,21 @@ struct ScoringRequest {
   RequestOrigin origin;
 };
 
+// What an Output's message does not tell, for a front that sends token by token.
+struct OutputDetail {
+  // Bytes of the message's `text` that are there with each token; one per token. Text that is held
+  // back comes with a later token.
+  std::vector<int32_t> text_ends;
+  bool ends_choice = false;  // OnFinished follows at once
+};
+
 // Receives the events of one generation. Called on the loop thread. After OnDone nothing more
 // comes.
 class GenerationSink {
  public:
   virtual ~GenerationSink() = default;
   virtual void OnStarted(v1::Started started) = 0;
-  virtual void OnOutput(v1::Output output) = 0;
+  virtual void OnOutput(v1::Output output, OutputDetail detail) = 0;
   virtual void OnFinished(v1::Finished finished) = 0;
   // OK after every choice has finished, or the one error that ends the stream.
   virtual void OnDone(absl::Status status, v1::Usage usage) = 0;

@@ -275,7 +275,7 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
                              tokens] {
       if (!*alive || over()) return;
       TextOutput::Result text = choices_[index].text.Append(tokens, false);
-      Emit(index, *kept, position, tokens.size(), std::move(text.text));
+      Emit(index, *kept, position, std::move(text), /*ends_choice=*/false);
     });
     return;
   }
@@ -284,7 +284,7 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
   const size_t kept = static_cast<size_t>(text.tokens_kept);
   if (*verdict == BlockVerdict::kGoesOn && !text.stop_string.has_value()) {
     if (absl::Status status = go_on(); !status.ok()) return End(status);
-    Emit(index, answer, position, kept, std::move(text.text));
+    Emit(index, answer, position, std::move(text), /*ends_choice=*/false);
     return;
   }
 
@@ -305,20 +305,21 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
     finished.set_reason(v1::FINISH_REASON_LENGTH);
   }
   finished.set_text(choice.text.Flush());
-  Emit(index, answer, position, kept, std::move(text.text));
+  Emit(index, answer, position, std::move(text), /*ends_choice=*/true);
   if (!over()) FinishChoice(index, std::move(finished));
 }
 
-void GenerationRun::Emit(size_t index, const TokenRowAnswer& answer, int64_t position, size_t kept,
-                         std::string text) {
+void GenerationRun::Emit(size_t index, const TokenRowAnswer& answer, int64_t position,
+                         TextOutput::Result text, bool ends_choice) {
   const v1::TokenRowReply& reply = answer.reply;
+  const size_t kept = static_cast<size_t>(text.tokens_kept);
   usage_.set_completion_tokens(usage_.completion_tokens() + static_cast<int64_t>(kept));
   v1::Output output;
   output.set_choice(static_cast<uint32_t>(index));
   output.set_position(position);
   output.mutable_tokens()->Add(reply.tokens().begin(),
                                reply.tokens().begin() + static_cast<int>(kept));
-  output.set_text(std::move(text));
+  output.set_text(std::move(text.text));
   output.set_worker(answer.worker);
   if (request_.logprobs.has_value()) {
     const int best = reply.top_tokens_size() / std::max(1, reply.logprobs_size());
@@ -332,7 +333,7 @@ void GenerationRun::Emit(size_t index, const TokenRowAnswer& answer, int64_t pos
       }
     }
   }
-  sink_->OnOutput(std::move(output));
+  sink_->OnOutput(std::move(output), {std::move(text.ends), ends_choice});
 }
 
 void GenerationRun::FinishChoice(size_t index, v1::Finished finished) {

@@ -60,8 +60,8 @@ class GenerationRun final : public Run {
   void SubmitRow(size_t index);
   void OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer);
   void OnBlock(size_t index, TokenRowAnswer answer);
-  void Emit(size_t index, const TokenRowAnswer& answer, int64_t position, size_t kept,
-            std::string text);
+  void Emit(size_t index, const TokenRowAnswer& answer, int64_t position, TextOutput::Result text,
+            bool ends_choice);
   void FinishChoice(size_t index, v1::Finished finished);
   // Every choice has finished.
   void Complete();

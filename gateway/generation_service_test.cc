@@ -101,8 +101,8 @@ TEST_F(GenerationServiceTest, StreamsTheEventsInOrderAndEndsWithUsage) {
     v1::Started started;
     started.set_request_id(request.request_id);
     sink->OnStarted(started);
-    sink->OnOutput(Block(1));
-    sink->OnOutput(Block(5));
+    sink->OnOutput(Block(1), {});
+    sink->OnOutput(Block(5), {});
     v1::Finished finished;
     finished.set_reason(v1::FINISH_REASON_LENGTH);
     sink->OnFinished(finished);
@@ -127,7 +127,7 @@ TEST_F(GenerationServiceTest, StreamsTheEventsInOrderAndEndsWithUsage) {
 
 TEST_F(GenerationServiceTest, DeliversWhatCameBeforeAnError) {
   core_.on_generate = [](const GenerationRequest&, const std::shared_ptr<GenerationSink>& sink) {
-    sink->OnOutput(Block(1));
+    sink->OnOutput(Block(1), {});
     sink->OnDone(absl::InternalError("row has non-finite logits"), {});
   };
   grpc::ClientContext context;
@@ -176,7 +176,7 @@ TEST_F(GenerationServiceTest, SaysWhatIsWrongWithAStringThatIsNotUtf8) {
 
 TEST_F(GenerationServiceTest, TellsTheCoreWhenTheClientLeaves) {
   core_.on_generate = [](const GenerationRequest&, const std::shared_ptr<GenerationSink>& sink) {
-    sink->OnOutput(Block(1));
+    sink->OnOutput(Block(1), {});
   };
   grpc::ClientContext context;
   auto reader = stub_->Generate(&context, OneToken());
@@ -195,7 +195,7 @@ TEST_F(GenerationServiceTest, AsksTheCoreToPauseForAClientThatDoesNotReadAndToGo
   int sent = 0;
   core_.on_generate = [&](const GenerationRequest&, const std::shared_ptr<GenerationSink>& sink) {
     stream = sink;
-    while (sink->WantsMore() && sent < 100'000) sink->OnOutput(Block(4 * sent++));
+    while (sink->WantsMore() && sent < 100'000) sink->OnOutput(Block(4 * sent++), {});
   };
   core_.on_resume = [&] { resumed.Notify(); };
   grpc::ClientContext context;

@@ -30,6 +30,7 @@ class TextOutput {
     // `stop_string`.
     int32_t tokens_kept = 0;
     std::optional<std::string> stop_string;
+    std::vector<int32_t> ends;  // bytes of `text` with each of the tokens kept
   };
 
   // The next tokens of the output. `ends_with_stop_token`: the last of them is an end-of-text id or

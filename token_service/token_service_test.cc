@@ -4,7 +4,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <thread>
 
 #include "rpc/server.h"
@@ -97,24 +96,6 @@ TEST_F(TokenServiceTest, SaysHelloWhenTheHashIsKnownAndAnswersAfterIt) {
   ASSERT_TRUE(early.WaitForHello().has_value());
   EXPECT_EQ(early.WaitForRows(3).size(), 3u);
   EXPECT_EQ(early.faults(), 0);
-}
-
-TEST_F(TokenServiceTest, IsKnownWhenItsPartHasBeenHashed) {
-  Gate hash_gate;
-  hash_gate.Close();
-  Start({}, &hash_gate);
-  std::atomic<bool> opened = false;
-  std::thread opener([&] {
-    hash_gate.WaitForArrivals(1);
-    opened = true;
-    hash_gate.Open();
-  });
-  service_->WaitUntilKnown();
-  EXPECT_TRUE(opened);
-  opener.join();
-  TokenClient client(channel_);
-  client.Send(HelloMessage());
-  EXPECT_TRUE(client.WaitForHello().has_value());
 }
 
 TEST_F(TokenServiceTest, RefusesAHelloThatDoesNotFit) {

@@ -19,8 +19,9 @@ import math
 import pathlib
 import sys
 
-# Of a value in KV and in a context row.
-VALUE_BYTES = {"f32": 4, "bf16": 2, "bf16dot": 2, "int8": 2}
+# Of a value in KV, and in a context row on the wire.
+KV_BYTES = {"f32": 4, "bf16": 2, "bf16dot": 2, "int8": 2}
+ROW_BYTES = {"f32": 4, "bf16": 2, "bf16dot": 4, "int8": 4}
 TOKEN_PARTS = {"expansion", "first step", "later steps", "head", "sampling"}
 # A block replica reserves so many tokens ahead of each sequence.
 RESERVED_AHEAD_TOKENS = 256
@@ -108,7 +109,7 @@ def size(model: Model, rates: Rates, load: Load, kv_memory_mib: int, page_blocks
                + load.output_tokens * load.inter_token_ms / 1e3)
     live = load.requests_per_s * seconds
 
-    value_bytes = VALUE_BYTES[rates.arithmetic]
+    value_bytes = KV_BYTES[rates.arithmetic]
     page_bytes = page_blocks * model.kv_bytes_per_block(value_bytes)
     # On the mean half of the output is written; the next tokens are reserved.
     held = load.prompt_tokens + min(load.output_tokens,
@@ -126,7 +127,7 @@ def size(model: Model, rates: Rates, load: Load, kv_memory_mib: int, page_blocks
     blocks = max(1, by_time, by_memory) + load.spare
     tokens = max(1, up(token_busy / load.busy)) + load.spare
     gateways = max(1, up(gateway_busy / load.busy), up(live / streams_per_gateway)) + load.spare
-    row_bytes = model.width * value_bytes
+    row_bytes = model.width * ROW_BYTES[rates.arithmetic]
     return {
         "load": {
             "requests_per_s": load.requests_per_s,
@@ -213,7 +214,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--prefill-tokens-per-s", type=positive, help="of a block replica")
     parser.add_argument("--block-tokens-per-s", type=positive, help="of a block replica, decoding")
     parser.add_argument("--token-tokens-per-s", type=positive, help="of a token worker")
-    parser.add_argument("--arithmetic", choices=sorted(VALUE_BYTES), help="with the three rates")
+    parser.add_argument("--arithmetic", choices=sorted(KV_BYTES), help="with the three rates")
     parser.add_argument("--inter-token-ms", type=positive, default=20,
                         help="time between two tokens of a stream [20]")
     parser.add_argument("--busy", type=share, default=0.7, help="planned share of time [0.7]")
@@ -237,7 +238,7 @@ def main(arguments: list[str]) -> int:
             if any(rates) or flags.arithmetic:
                 raise Problem("--bench has the rates and the arithmetic: give either it or them")
             measured = Rates.from_bench(flags.bench)
-            if measured.arithmetic not in VALUE_BYTES:
+            if measured.arithmetic not in KV_BYTES:
                 raise Problem(f"--bench: arithmetic '{measured.arithmetic}' is not known")
         elif all(rates) and flags.arithmetic:
             measured = Rates(*rates, flags.arithmetic)

@@ -8,7 +8,8 @@ import harness
 import pytest
 
 DOCUMENTS = ["README.md", "docs/architecture.md", "docs/development.md", "docs/failures.md",
-             "docs/metrics.md", "docs/operations.md", "docs/resume.md", "docs/sampling.md", "docs/security.md",
+             "docs/http_api.md", "docs/metrics.md", "docs/operations.md", "docs/resume.md",
+             "docs/sampling.md", "docs/security.md",
              "client/python/README.md"]
 FILE = re.compile(r"`([\w./-]+\.(?:cc|h|py|proto|md|cmake|json))`")
 LINK = re.compile(r"\]\((?!https?:)([\w./-]+)\)")
@@ -29,7 +30,7 @@ def test_files_that_are_named_exist():
         for path in FILE.findall(text):
             exists = (harness.ROOT / path).exists() if "/" in path else path in known
             # Files of a model folder, wherever it is.
-            if not exists and path not in ("config.json", "tokenizer.json"):
+            if not exists and path not in ("config.json", "tokenizer.json", "chat_format.json"):
                 missing.append(f"{name}: {path}")
         for path in LINK.findall(text):
             if not ((harness.ROOT / name).parent / path).exists():

@@ -19,7 +19,7 @@ def test_the_calculator_knows_the_kv_of_a_token(folder):
          "--format=json"], text=True, capture_output=True, check=True).stdout)
     model = size_deployment.Model.load(harness.GOLDEN / folder)
     for arithmetic in ("f32", "bf16"):
-        value_bytes = size_deployment.VALUE_BYTES[arithmetic]
+        value_bytes = size_deployment.KV_BYTES[arithmetic]
         assert model.kv_bytes_per_block(value_bytes) / model.block_length == (
             shown["kv_bytes_per_token"][arithmetic])
 
@@ -44,7 +44,7 @@ def test_flags_that_the_page_names_exist():
                                    capture_output=True, check=True).stdout
                     for program in programs)
     shown += (harness.ROOT / "tools" / "size_deployment.py").read_text(encoding="utf-8")
-    others = {"--target", "--tag", "--build-arg", "--prefix", "--previous", "--install", "--also", "--from-file", "--file",  # others' tools
+    others = {"--target", "--tag", "--build-arg", "--prefix", "--previous", "--install",  # others' tools
               "--prompt", "--generate", "--sequences", "--format", "--output", "--model"}
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - others:
         assert re.search(rf"{flag}\b", shown), flag

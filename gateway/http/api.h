@@ -1,0 +1,86 @@
+// The routes of the HTTP front and what each answers.
+#ifndef BLOCKSERVE_GATEWAY_HTTP_API_H_
+#define BLOCKSERVE_GATEWAY_HTTP_API_H_
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/mutex.h"
+#include "gateway/deployment_status.h"
+#include "gateway/generation.h"
+#include "gateway/http/chat_format.h"
+#include "gateway/http/completion_call.h"
+#include "gateway/http/deployment_probe.h"
+#include "gateway/http/exchange.h"
+
+namespace blockserve {
+
+class RequestValidator;
+
+struct HttpApiOptions {
+  // Access-Control-Allow-Origin of every answer; empty: browsers' pages of other origins are not
+  // let in.
+  std::string cors_origin;
+  // What /metrics shows, in Prometheus' text format; null: 404.
+  std::function<std::string()> metrics;
+  // The name of the key that a bearer token is; UNAUTHENTICATED where it is none. Null: everybody
+  // may do everything. Called on the server's threads.
+  std::function<absl::StatusOr<std::string>(absl::string_view token)> authenticate;
+  // Whether the key of this name may ask for this priority; null: any may.
+  std::function<absl::Status(absl::string_view name, uint32_t priority)> check_priority;
+};
+
+// What the routes work with; must outlive the server.
+struct HttpBackend {
+  GenerationCore* core = nullptr;
+  const RequestValidator* validator = nullptr;
+  absl::StatusOr<ChatFormat> chat_format;
+  // `done` may be called on any thread.
+  std::function<void(std::function<void(DeploymentStatus)> done)> read_status;
+};
+
+class HttpApi {
+ public:
+  HttpApi(HttpApiOptions options, HttpBackend backend);
+
+  // On any of the server's threads.
+  void Handle(const std::shared_ptr<HttpExchange>& exchange);
+  HttpResponse Error(int status, const std::string& message) const;
+  // Whether /ready says so.
+  void SetServing(bool serving) { serving_ = serving; }
+
+ private:
+  void Dispatch(const std::shared_ptr<HttpExchange>& exchange);
+  void Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
+                const std::string& key_name);
+  absl::StatusOr<HttpCompletionJob> MakeJob(const HttpRequest& request, bool chat,
+                                            const std::string& key_name);
+  absl::StatusOr<HttpPromptJob> MakePromptJob(const HttpCompletion& wanted, HttpPrompt prompt,
+                                              absl::string_view model_id, absl::Time deadline) const;
+  HttpResponse Tokenize(const HttpRequest& request) const;
+  HttpResponse Detokenize(const HttpRequest& request) const;
+  // The special tokens: what lm-evaluation-harness asks a server for that tokenizes.
+  HttpResponse TokenizerInfo() const;
+  HttpResponse Models(absl::string_view name) const;
+  void Ready(const std::shared_ptr<HttpExchange>& exchange);
+  void Status(const std::shared_ptr<HttpExchange>& exchange);
+  v1::GetModelResponse DescribeModel() const;
+  void LogUnknownFields(const std::vector<std::string>& fields);
+
+  const HttpApiOptions options_;
+  const HttpBackend backend_;
+  const int64_t started_s_;  // Unix time
+  const std::shared_ptr<DeploymentProbe> probe_;
+  std::atomic<bool> serving_{false};
+  Mutex mutex_;
+  std::set<std::string> logged_fields_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_HTTP_API_H_

@@ -1,0 +1,168 @@
+#include "gateway/http/openai_request.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+
+namespace blockserve {
+namespace {
+
+HttpCompletion Parsed(absl::string_view body, bool chat = false) {
+  absl::StatusOr<HttpCompletion> parsed = ParseCompletion(body, chat);
+  EXPECT_TRUE(parsed.ok()) << parsed.status() << " of " << body;
+  return parsed.ok() ? *std::move(parsed) : HttpCompletion();
+}
+
+// The field that the refusal names.
+std::string Refused(absl::string_view body, bool chat = false) {
+  absl::StatusOr<HttpCompletion> parsed = ParseCompletion(body, chat);
+  if (parsed.ok()) return "taken";
+  EXPECT_TRUE(absl::IsInvalidArgument(parsed.status()));
+  return FieldOfMessage(parsed.status().message());
+}
+
+TEST(ParseCompletion, TakesAPromptInItsFourForms) {
+  EXPECT_EQ(Parsed(R"({"prompt":"a"})").prompts[0].text, "a");
+  const HttpCompletion strings = Parsed(R"({"prompt":["a","b"]})");
+  ASSERT_EQ(strings.prompts.size(), 2u);
+  EXPECT_EQ(strings.prompts[1].text, "b");
+  const HttpCompletion ids = Parsed(R"({"prompt":[1,2,3]})");
+  ASSERT_EQ(ids.prompts.size(), 1u);
+  EXPECT_EQ(ids.prompts[0].ids, (std::vector<int32_t>{1, 2, 3}));
+  const HttpCompletion lists = Parsed(R"({"prompt":[[1,2],[]]})");
+  ASSERT_EQ(lists.prompts.size(), 2u);
+  EXPECT_EQ(lists.prompts[0].ids, (std::vector<int32_t>{1, 2}));
+  EXPECT_TRUE(lists.prompts[1].ids.empty());
+  for (const char* bad : {"{}", R"({"prompt":null})", R"({"prompt":[]})", R"({"prompt":7})",
+                          R"({"prompt":["a",1]})", R"({"prompt":[[1],"a"]})"}) {
+    EXPECT_EQ(Refused(bad), "prompt") << bad;
+  }
+  EXPECT_EQ(Refused(R"({"prompt":[1,"a"]})"), "prompt[1]");
+  EXPECT_EQ(Refused(R"({"prompt":[[1],[1,-2]]})"), "prompt[1][1]");
+  EXPECT_EQ(Refused(R"({"prompt":[1.5]})"), "prompt[0]");
+}
+
+TEST(ParseCompletion, FillsEveryFieldOfTheRequest) {
+  const HttpCompletion parsed = Parsed(R"({"model":"m","prompt":"a","max_tokens":7,"n":2,"best_of":2,
+    "echo":true,"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true,
+    "per_block":true,"include_worker":true},"logprobs":3,"stop":["x","y"],"stop_token_ids":[4,5],
+    "ignore_eos":true,"min_tokens":2,"seed":-1,"temperature":0.5,"top_p":0.25,"top_k":-1,
+    "min_p":0.125,"repetition_penalty":1.5,"presence_penalty":0.75,"frequency_penalty":-0.75,
+    "logit_bias":{"12":-100,"13":1.5},"alignment":"start","priority":"batch",
+    "return_token_ids":true,"user":"somebody"})");
+  const v1::GenerateRequest& request = parsed.request;
+  EXPECT_EQ(request.model(), "m");
+  EXPECT_EQ(parsed.max_tokens, 7);
+  EXPECT_EQ(request.n(), 2);
+  EXPECT_TRUE(parsed.echo && parsed.stream && parsed.include_usage && parsed.continuous_usage &&
+              parsed.per_block && parsed.include_worker && parsed.return_token_ids);
+  EXPECT_EQ(request.logprobs(), 3);
+  EXPECT_EQ(request.stop().strings(1), "y");
+  EXPECT_EQ(request.stop().token_ids(0), 4);
+  EXPECT_TRUE(request.stop().ignore_eos());
+  EXPECT_EQ(request.stop().min_tokens(), 2);
+  EXPECT_EQ(request.seed(), ~uint64_t{0});
+  EXPECT_EQ(request.sampling().temperature(), 0.5f);
+  EXPECT_EQ(request.sampling().top_p(), 0.25f);
+  EXPECT_EQ(request.sampling().top_k(), 0);
+  EXPECT_EQ(request.sampling().min_p(), 0.125f);
+  EXPECT_EQ(request.sampling().repetition_penalty(), 1.5f);
+  EXPECT_EQ(request.sampling().presence_penalty(), 0.75f);
+  EXPECT_EQ(request.sampling().frequency_penalty(), -0.75f);
+  ASSERT_EQ(request.sampling().logit_bias_size(), 2);
+  EXPECT_EQ(request.sampling().logit_bias(0).token(), 12);
+  EXPECT_EQ(request.sampling().logit_bias(0).bias(), -100.0f);
+  EXPECT_EQ(request.alignment(), v1::ALIGNMENT_START);
+  EXPECT_EQ(request.priority(), v1::PRIORITY_BATCH);
+  EXPECT_TRUE(parsed.unknown_fields.empty());
+}
+
+TEST(ParseCompletion, NullIsAbsent) {
+  const HttpCompletion parsed = Parsed(
+      R"({"prompt":"a","suffix":null,"max_tokens":null,"n":null,"stop":null,"logprobs":null,
+          "seed":null,"temperature":null,"stream_options":null,"tools":null,"logit_bias":null})");
+  EXPECT_FALSE(parsed.max_tokens.has_value());
+  EXPECT_FALSE(parsed.request.has_n() || parsed.request.has_logprobs() ||
+               parsed.request.has_seed() || parsed.request.sampling().has_temperature());
+}
+
+TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
+  const auto refused = [](absl::string_view field) {
+    return Refused(absl::StrCat(R"({"prompt":"a",)", field, "}"));
+  };
+  EXPECT_EQ(refused(R"("suffix":"b")"), "suffix");
+  EXPECT_EQ(refused(R"("tools":[])"), "tools");
+  EXPECT_EQ(refused(R"("response_format":{"type":"json_object"})"), "response_format");
+  EXPECT_EQ(refused(R"("max_tokens":"7")"), "max_tokens");
+  EXPECT_EQ(refused(R"("max_tokens":1.5)"), "max_tokens");
+  EXPECT_EQ(refused(R"("max_tokens":0)"), "max_tokens") << "without echo";
+  EXPECT_EQ(refused(R"("max_tokens":99999999999)"), "max_tokens");
+  EXPECT_EQ(refused(R"("n":0)"), "n");
+  EXPECT_EQ(refused(R"("n":2,"best_of":3)"), "best_of");
+  EXPECT_EQ(refused(R"("stream":1)"), "stream");
+  EXPECT_EQ(refused(R"("stream_options":{})"), "stream_options") << "without stream";
+  EXPECT_EQ(refused(R"("stream":true,"stream_options":{"include_usage":1})"),
+            "stream_options.include_usage");
+  EXPECT_EQ(refused(R"("logprobs":true)"), "logprobs");
+  EXPECT_EQ(refused(R"("stop":[1])"), "stop");
+  EXPECT_EQ(refused(R"("temperature":"hot")"), "temperature");
+  EXPECT_EQ(refused(R"("logit_bias":{"a":1})"), "logit_bias");
+  EXPECT_EQ(refused(R"("alignment":"middle")"), "alignment");
+  EXPECT_EQ(refused(R"("echo":true,"alignment":"end")"), "alignment");
+  EXPECT_EQ(refused(R"("priority":1)"), "priority");
+  EXPECT_EQ(refused(R"("seed":1.5)"), "seed");
+}
+
+TEST(ParseCompletion, RefusesWhatIsNoJsonObject) {
+  for (const char* body : {"", "{", "[]", "7", "{\"prompt\":\"\xff\"}", "{\"a\":1e999}",
+                           "{\"prompt\":\"\\ud800\"}"}) {
+    EXPECT_EQ(Refused(body), "body") << body;
+  }
+  EXPECT_EQ(Refused(std::string(100'000, '[')), "body");
+}
+
+TEST(ParseCompletion, UnknownFieldsAreIgnoredAndTold) {
+  const HttpCompletion parsed = Parsed(
+      R"({"prompt":"a","stream":true,"store":true,"stream_options":{"x":1},"use_beam_search":false})");
+  EXPECT_EQ(parsed.unknown_fields,
+            (std::vector<std::string>{"stream_options.x", "store", "use_beam_search"}));
+}
+
+TEST(ParseCompletion, EchoAndChatAlignAtTheStart) {
+  EXPECT_EQ(Parsed(R"({"prompt":"a","echo":true,"max_tokens":0})").request.alignment(),
+            v1::ALIGNMENT_START);
+  const HttpCompletion chat = Parsed(
+      R"({"messages":[{"role":"user","content":[{"type":"text","text":"a"},
+          {"type":"text","text":"b"}]}],"logprobs":true,"top_logprobs":2,
+          "max_completion_tokens":9})",
+      true);
+  EXPECT_EQ(chat.request.alignment(), v1::ALIGNMENT_START);
+  ASSERT_EQ(chat.messages.size(), 1u);
+  EXPECT_EQ(chat.messages[0].content, "ab");
+  EXPECT_EQ(chat.request.logprobs(), 2);
+  EXPECT_EQ(chat.max_tokens, 9);
+}
+
+TEST(ParseCompletion, NamesTheMessageThatDoesNotFit) {
+  EXPECT_EQ(Refused(R"({"messages":[]})", true), "messages");
+  EXPECT_EQ(Refused(R"({"messages":[{"content":"a"}]})", true), "messages[0].role");
+  EXPECT_EQ(Refused(R"({"messages":[{"role":"user"}]})", true), "messages[0].content");
+  EXPECT_EQ(Refused(R"({"messages":[{"role":"user","content":[{"type":"image_url"}]}]})", true),
+            "messages[0].content");
+  EXPECT_EQ(Refused(R"({"messages":[{"role":"user","content":"a"}],"top_logprobs":2})", true),
+            "top_logprobs");
+}
+
+TEST(WithHttpFieldName, TellsFieldsByTheNamesThatClientsUse) {
+  EXPECT_EQ(WithHttpFieldName("stop.max_tokens: too many"), "max_tokens: too many");
+  EXPECT_EQ(WithHttpFieldName("stop.strings[1]: x"), "stop[1]: x");
+  EXPECT_EQ(WithHttpFieldName("sampling.top_p: x"), "top_p: x");
+  EXPECT_EQ(WithHttpFieldName("prompt.tokens[3]: x"), "prompt[3]: x");
+  EXPECT_EQ(WithHttpFieldName("n: x"), "n: x");
+  EXPECT_EQ(FieldOfMessage("no field: here"), "");
+}
+
+}  // namespace
+}  // namespace blockserve

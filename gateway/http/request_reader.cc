@@ -1,0 +1,136 @@
+#include "gateway/http/request_reader.h"
+
+#include <boost/asio/buffer.hpp>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/string_body.hpp>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace blockserve {
+namespace {
+
+namespace http = boost::beast::http;
+
+}  // namespace
+
+absl::string_view HttpReason(int status) {
+  const boost::beast::string_view reason = http::obsolete_reason(http::int_to_status(
+      static_cast<unsigned>(status < 100 || status > 599 ? 500 : status)));
+  if (reason == "<unknown-status>") return "Error";
+  return {reason.data(), reason.size()};
+}
+
+struct HttpRequestReader::Parser {
+  http::request_parser<http::string_body> parser;
+};
+
+HttpRequestReader::HttpRequestReader(HttpReadLimits limits)
+    : limits_(limits), parser_(std::make_unique<Parser>()) {
+  parser_->parser.header_limit(static_cast<std::uint32_t>(limits_.max_header_bytes));
+  parser_->parser.body_limit(limits_.max_body_bytes);
+  parser_->parser.eager(true);
+}
+
+HttpRequestReader::~HttpRequestReader() = default;
+
+HttpRequestReader::State HttpRequestReader::Fail(int status, std::string message) {
+  failure_status_ = status;
+  failure_ = std::move(message);
+  return state_ = State::kFailed;
+}
+
+bool HttpRequestReader::TakeExpectation() {
+  return state_ == State::kBody && std::exchange(expects_continue_, false);
+}
+
+HttpRequestReader::State HttpRequestReader::Feed(absl::string_view bytes) {
+  if (bytes.empty()) return state_;
+  pending_.append(bytes.data(), bytes.size());
+  if (state_ == State::kIdle) {
+    // An empty line before a request is tolerated (RFC 9112, section 2.2).
+    const size_t begin = pending_.find_first_not_of("\r\n");
+    if (begin == std::string::npos) {
+      pending_.resize(pending_.size() > 1 ? 1 : pending_.size());
+      return state_;
+    }
+    pending_.erase(0, begin);
+    state_ = State::kHeader;
+  }
+  auto& parser = parser_->parser;
+  size_t taken = 0;
+  while (taken < pending_.size() && !parser.is_done()) {
+    boost::system::error_code error;
+    const size_t n = parser.put(
+        boost::asio::buffer(pending_.data() + taken, pending_.size() - taken), error);
+    taken += n;
+    if (error == http::error::need_more) {
+      error = {};
+      if (n == 0) break;
+    }
+    if (error == http::error::header_limit) {
+      return Fail(431, absl::StrCat("request line and headers have more than ",
+                                    limits_.max_header_bytes, " bytes"));
+    }
+    if (error == http::error::body_limit) {
+      return Fail(413, absl::StrCat("the body has more than ", limits_.max_body_bytes, " bytes"));
+    }
+    if (error == http::error::bad_version) return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
+    if (error) return Fail(400, absl::StrCat("not an HTTP request: ", error.message()));
+    if (!header_seen_ && parser.is_header_done()) {
+      header_seen_ = true;
+      state_ = State::kBody;
+      const auto& message = parser.get();
+      const auto version = message.version();
+      if (version != 11 && version != 10) {
+        return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
+      }
+      const auto hosts = message.count(http::field::host);
+      if (hosts > 1 || (hosts == 0 && version == 11)) {
+        return Fail(400, "there must be one Host header");
+      }
+      // Beast does not look at both: who does may see another end of the request than we do.
+      if (message.count(http::field::transfer_encoding) > 0) {
+        if (message.count(http::field::content_length) > 0) {
+          return Fail(400, "Content-Length and Transfer-Encoding exclude each other");
+        }
+        if (!parser.chunked()) return Fail(501, "of transfer encodings only chunked is known");
+      }
+      const boost::beast::string_view expect = message[http::field::expect];
+      if (!expect.empty()) {
+        if (!absl::EqualsIgnoreCase({expect.data(), expect.size()}, "100-continue")) {
+          return Fail(417, "of expectations only 100-continue is known");
+        }
+        expects_continue_ = version == 11;
+      }
+    }
+  }
+  pending_.erase(0, taken);
+  if (!parser.is_done()) {
+    // The parser takes whole lines, and looks at its limit only when it has one.
+    if (!header_seen_ && pending_.size() > limits_.max_header_bytes) {
+      return Fail(431, absl::StrCat("request line and headers have more than ",
+                                    limits_.max_header_bytes, " bytes"));
+    }
+    return state_;
+  }
+  return Finish();
+}
+
+HttpRequestReader::State HttpRequestReader::Finish() {
+  http::request<http::string_body> message = parser_->parser.release();
+  request_.method = std::string(message.method_string());
+  const std::string target(message.target());
+  const size_t question = target.find('?');
+  request_.path = target.substr(0, question);
+  if (question != std::string::npos) request_.query = target.substr(question + 1);
+  request_.http_1_0 = message.version() == 10;
+  request_.keep_alive = message.keep_alive();
+  request_.body = std::move(message.body());
+  request_.fields = std::move(static_cast<http::fields&>(message.base()));
+  return state_ = State::kDone;
+}
+
+}  // namespace blockserve

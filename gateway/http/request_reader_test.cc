@@ -1,0 +1,111 @@
+#include "gateway/http/request_reader.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+
+namespace blockserve {
+namespace {
+
+using State = HttpRequestReader::State;
+
+constexpr char kPost[] =
+    "POST /v1/completions?x=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody";
+
+TEST(HttpRequestReader, ReadsARequestInPiecesOfAnySize) {
+  const std::string bytes = kPost;
+  for (size_t piece = 1; piece <= bytes.size(); ++piece) {
+    HttpRequestReader reader({});
+    State state = State::kIdle;
+    for (size_t at = 0; at < bytes.size(); at += piece) {
+      ASSERT_NE(state, State::kDone);
+      state = reader.Feed(bytes.substr(at, piece));
+    }
+    ASSERT_EQ(state, State::kDone) << reader.failure();
+    EXPECT_EQ(reader.request().method, "POST");
+    EXPECT_EQ(reader.request().path, "/v1/completions");
+    EXPECT_EQ(reader.request().query, "x=1");
+    EXPECT_EQ(reader.request().body, "body");
+    EXPECT_EQ(reader.request().header("host"), "a");
+    EXPECT_TRUE(reader.request().keep_alive);
+    EXPECT_FALSE(reader.has_surplus());
+  }
+}
+
+TEST(HttpRequestReader, UndoesChunkedTransfer) {
+  HttpRequestReader reader({});
+  const State state = reader.Feed(
+      "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+      "3\r\nabc\r\n2;x=y\r\nde\r\n0\r\n\r\n");
+  ASSERT_EQ(state, State::kDone) << reader.failure();
+  EXPECT_EQ(reader.request().body, "abcde");
+}
+
+TEST(HttpRequestReader, TellsOfASecondRequestBehindTheFirst) {
+  HttpRequestReader reader({});
+  EXPECT_EQ(reader.Feed(absl::StrCat(kPost, "GET / HTTP/1.1\r\n")), State::kDone);
+  EXPECT_TRUE(reader.has_surplus());
+}
+
+TEST(HttpRequestReader, BoundsHeaderAndBody) {
+  HttpReadLimits limits;
+  limits.max_header_bytes = 512;
+  limits.max_body_bytes = 10;
+  const auto status_of = [&](const std::string& bytes) {
+    HttpRequestReader reader(limits);
+    return reader.Feed(bytes) == State::kFailed ? reader.failure_status() : 0;
+  };
+  EXPECT_EQ(status_of(absl::StrCat("GET /", std::string(600, 'a'))), 431);
+  EXPECT_EQ(status_of(absl::StrCat("GET / HTTP/1.1\r\nHost: a\r\nX: ", std::string(600, 'a'))), 431);
+  EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n"), 413);
+  EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+                      "b\r\n01234567890\r\n"),
+            413);
+  EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789"), 0);
+}
+
+TEST(HttpRequestReader, RefusesWhatIsNoPlainHttp1Request) {
+  const auto status_of = [](const std::string& bytes) {
+    HttpRequestReader reader({});
+    return reader.Feed(bytes) == State::kFailed ? reader.failure_status() : 0;
+  };
+  EXPECT_EQ(status_of("hello\r\n\r\n"), 400);
+  EXPECT_EQ(status_of("GET / HTTP/1.1\r\n\r\n"), 400) << "no Host";
+  EXPECT_EQ(status_of("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), 400);
+  EXPECT_EQ(status_of("GET / HTTP/3.0\r\nHost: a\r\n\r\n"), 505);
+  EXPECT_NE(status_of("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"
+                      "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+            0)
+      << "two ends of one request";
+  EXPECT_NE(status_of("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"
+                      "Content-Length: 4\r\n\r\nabcd"),
+            0);
+  EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n"), 501);
+  EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 1\r\n\r\n"),
+            417);
+  EXPECT_EQ(status_of("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 505);
+}
+
+TEST(HttpRequestReader, AsksForAnExpectedContinueOnce) {
+  HttpRequestReader reader({});
+  EXPECT_EQ(reader.Feed("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\n"
+                        "Content-Length: 2\r\n\r\n"),
+            State::kBody);
+  EXPECT_TRUE(reader.TakeExpectation());
+  EXPECT_FALSE(reader.TakeExpectation());
+  EXPECT_EQ(reader.Feed("ab"), State::kDone);
+}
+
+TEST(HttpRequestReader, EmptyLinesBeforeARequestAreNoRequest) {
+  HttpRequestReader reader({});
+  EXPECT_EQ(reader.Feed("\r\n"), State::kIdle);
+  EXPECT_EQ(reader.Feed("\r"), State::kIdle);
+  EXPECT_EQ(reader.Feed("\nGET / HTTP/1.0\r\n\r\n"), State::kDone);
+  EXPECT_TRUE(reader.request().http_1_0);
+  EXPECT_FALSE(reader.request().keep_alive);
+}
+
+}  // namespace
+}  // namespace blockserve

@@ -1,0 +1,228 @@
+#include "gateway/http/server.h"
+
+#include <atomic>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/socket_base.hpp>
+#include <future>
+#include <unordered_set>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "gateway/asio_loop.h"
+
+namespace blockserve {
+namespace {
+
+using Tcp = boost::asio::ip::tcp;
+
+// Bounds what the network holds of a stream whose client does not read: what is in there has been
+// decoded already.
+constexpr int kSendBufferBytes = 64 << 10;
+// Connections beyond the limit that are told so; those beyond are closed without a word.
+constexpr int64_t kRefusedConnections = 64;
+constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
+
+absl::StatusOr<Tcp::endpoint> Resolve(boost::asio::io_context& context, const std::string& address,
+                                      const std::string& flag) {
+  const auto bad = [&](absl::string_view why) {
+    return absl::InvalidArgumentError(absl::StrCat(flag, ": \"", address, "\" ", why));
+  };
+  const size_t colon = address.rfind(':');
+  if (colon == std::string::npos || colon == 0) return bad("is not host:port");
+  std::string host = address.substr(0, colon);
+  int port = 0;
+  if (!absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
+    return bad("has no port of 0 to 65535");
+  }
+  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+  }
+  boost::system::error_code error;
+  Tcp::resolver resolver(context);
+  const auto found = resolver.resolve(host, std::to_string(port), Tcp::resolver::passive, error);
+  if (error || found.empty()) return bad(absl::StrCat("cannot be resolved: ", error.message()));
+  return found.begin()->endpoint();
+}
+
+}  // namespace
+
+struct HttpServer::Impl {
+  // The connections of one thread.
+  struct Worker {
+    AsioLoop loop;
+    std::shared_ptr<HttpMailbox> mailbox = std::make_shared<HttpMailbox>(&loop);
+    std::shared_ptr<HttpSessionContext> context;
+    std::unordered_set<HttpSession*> sessions;  // on the loop
+  };
+
+  ~Impl() { Shutdown(absl::ZeroDuration()); }
+
+  void Accept() {
+    Worker& worker = *workers[next_worker++ % workers.size()];
+    acceptor->async_accept(
+        worker.loop.context(), [this, &worker](boost::system::error_code error, Tcp::socket socket) {
+          if (draining || error == boost::asio::error::operation_aborted) return;
+          if (error) {
+            // Out of descriptors, most likely: others must end first.
+            LogWarning(absl::StrCat("accepting an HTTP connection: ", error.message()));
+            workers[0]->loop.PostAfter(kAcceptPause, [this] {
+              if (!draining) Accept();
+            });
+            return;
+          }
+          TakeConnection(worker, std::move(socket));
+          Accept();
+        });
+  }
+
+  void TakeConnection(Worker& worker, Tcp::socket socket) {
+    const int64_t before = connections.fetch_add(1);
+    if (before >= options.max_connections + kRefusedConnections) {
+      connections.fetch_sub(1);
+      return;
+    }
+    const bool refuse = before >= options.max_connections;
+    boost::system::error_code ignored;
+    socket.set_option(Tcp::no_delay(true), ignored);
+    socket.set_option(boost::asio::socket_base::send_buffer_size(kSendBufferBytes), ignored);
+    std::shared_ptr<boost::asio::ssl::context> tls = options.tls ? options.tls() : nullptr;
+    boost::asio::steady_timer timer(worker.loop.context());
+    auto session = std::make_shared<HttpSession>(
+        tls == nullptr ? MakePlainTransport(std::move(socket))
+                       : MakeTlsTransport(std::move(socket), std::move(tls)),
+        std::move(timer), worker.context, [this, &worker](HttpSession* over) {
+          worker.sessions.erase(over);
+          if (connections.fetch_sub(1) == 1 && draining) NoteEmpty();
+        });
+    worker.loop.Post([this, &worker, session = std::move(session), refuse] {
+      if (cut_off) return session->Abort();
+      worker.sessions.insert(session.get());
+      if (refuse) {
+        session->Refuse(503, absl::StrCat("there are ", options.max_connections,
+                                          " connections already; try again later"));
+      } else {
+        session->Start();
+        if (draining) session->Drain();
+      }
+    });
+  }
+
+  void NoteEmpty() {
+    MutexLock lock(&mutex);
+    empty = true;
+    changed.SignalAll();
+  }
+
+  void ForEachSession(void (HttpSession::*act)()) {
+    for (const std::unique_ptr<Worker>& worker : workers) {
+      std::promise<void> done;
+      worker->loop.Post([&] {
+        const std::unordered_set<HttpSession*> sessions = worker->sessions;
+        for (HttpSession* session : sessions) (session->shared_from_this().get()->*act)();
+        done.set_value();
+      });
+      done.get_future().wait();
+    }
+  }
+
+  void StartDraining() {
+    if (draining.exchange(true)) return;
+    std::promise<void> closed;
+    workers[0]->loop.Post([&] {
+      boost::system::error_code ignored;
+      acceptor->close(ignored);
+      closed.set_value();
+    });
+    closed.get_future().wait();
+    ForEachSession(&HttpSession::Drain);
+    if (connections.load() == 0) NoteEmpty();
+  }
+
+  void Shutdown(absl::Duration grace) {
+    if (std::exchange(shut_down, true)) return;
+    StartDraining();
+    {
+      const absl::Time limit = workers[0]->loop.Now() + grace;
+      MutexLock lock(&mutex);
+      while (!empty) {
+        const absl::Duration left = limit - workers[0]->loop.Now();
+        if (left <= absl::ZeroDuration()) break;
+        changed.WaitWithTimeout(&mutex, left);
+      }
+    }
+    cut_off = true;
+    ForEachSession(&HttpSession::Abort);
+    for (const std::unique_ptr<Worker>& worker : workers) {
+      worker->mailbox->Close();
+      worker->loop.Join();
+    }
+  }
+
+  HttpServerOptions options;
+  std::string address;
+  std::vector<std::unique_ptr<Worker>> workers;
+  std::unique_ptr<Tcp::acceptor> acceptor;  // on the first worker's loop
+  size_t next_worker = 0;
+  std::atomic<int64_t> connections{0};
+  std::atomic<bool> draining{false};
+  std::atomic<bool> cut_off{false};
+  bool shut_down = false;
+  Mutex mutex;
+  CondVar changed;
+  bool empty ABSL_GUARDED_BY(mutex) = false;
+};
+
+HttpServer::HttpServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+HttpServer::~HttpServer() = default;
+
+absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
+    const HttpServerOptions& options, HttpHandler handler,
+    std::function<HttpResponse(int status, const std::string& message)> make_error) {
+  auto impl = std::make_unique<Impl>();
+  impl->options = options;
+  for (int32_t i = 0; i < options.threads; ++i) {
+    auto worker = std::make_unique<Impl::Worker>();
+    worker->context = std::make_shared<HttpSessionContext>();
+    worker->context->limits = options.limits;
+    worker->context->headers = options.headers;
+    worker->context->handler = handler;
+    worker->context->make_error = make_error;
+    worker->context->mailbox = worker->mailbox;
+    impl->workers.push_back(std::move(worker));
+  }
+  boost::asio::io_context& context = impl->workers[0]->loop.context();
+  impl->acceptor = std::make_unique<Tcp::acceptor>(context);
+  absl::StatusOr<Tcp::endpoint> endpoint =
+      Resolve(context, options.listen_address, options.listen_flag);
+  if (!endpoint.ok()) {
+    impl->draining = true;
+    return endpoint.status();
+  }
+  boost::system::error_code error;
+  impl->acceptor->open(endpoint->protocol(), error);
+  if (!error) impl->acceptor->set_option(Tcp::acceptor::reuse_address(true), error);
+  if (!error) impl->acceptor->bind(*endpoint, error);
+  if (!error) impl->acceptor->listen(boost::asio::socket_base::max_listen_connections, error);
+  if (error) {
+    impl->draining = true;
+    return absl::FailedPreconditionError(absl::StrCat(options.listen_flag, ": cannot listen on ",
+                                                      options.listen_address, ": ",
+                                                      error.message()));
+  }
+  const Tcp::endpoint bound = impl->acceptor->local_endpoint();
+  const std::string host = options.listen_address.substr(0, options.listen_address.rfind(':'));
+  impl->address = absl::StrCat(host, ":", bound.port());
+  Impl& made = *impl;
+  made.workers[0]->loop.Post([&made] { made.Accept(); });
+  return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
+}
+
+const std::string& HttpServer::address() const { return impl_->address; }
+int64_t HttpServer::connections() const { return impl_->connections.load(); }
+void HttpServer::StartDraining() { impl_->StartDraining(); }
+void HttpServer::Shutdown(absl::Duration grace) { impl_->Shutdown(grace); }
+
+}  // namespace blockserve

@@ -1,0 +1,59 @@
+// Listens for HTTP connections and gives each to a thread of its own few.
+#ifndef BLOCKSERVE_GATEWAY_HTTP_SERVER_H_
+#define BLOCKSERVE_GATEWAY_HTTP_SERVER_H_
+
+#include <boost/asio/ssl/context.hpp>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "gateway/http/session.h"
+
+namespace blockserve {
+
+struct HttpServerOptions {
+  std::string listen_address;               // "host:port" or "[v6]:port"; port 0: any
+  std::string listen_flag = "--http-listen";  // what messages call it
+  int32_t threads = 1;
+  int32_t max_connections = 4096;  // further ones are answered 503 and closed
+  HttpConnectionLimits limits;
+  std::vector<std::pair<std::string, std::string>> headers;  // of every answer
+  // Called for each new connection; null, or returning null: plain.
+  std::function<std::shared_ptr<boost::asio::ssl::context>()> tls;
+};
+
+class HttpServer {
+ public:
+  // `handler` is called on any of the server's threads. Errors: INVALID_ARGUMENT or
+  // FAILED_PRECONDITION naming the address that cannot be listened on.
+  static absl::StatusOr<std::unique_ptr<HttpServer>> Start(
+      const HttpServerOptions& options, HttpHandler handler,
+      std::function<HttpResponse(int status, const std::string& message)> make_error);
+  // As Shutdown with no grace.
+  ~HttpServer();
+  HttpServer(const HttpServer&) = delete;
+  HttpServer& operator=(const HttpServer&) = delete;
+
+  // As bound, port 0 resolved.
+  const std::string& address() const;
+  int64_t connections() const;
+
+  // No new connections; those without a request are closed, the others when theirs is answered.
+  void StartDraining();
+  // As StartDraining, then waits for `grace`, and cuts off what is left. Returns when the threads
+  // have ended: no handler is called any more. Further calls do nothing.
+  void Shutdown(absl::Duration grace);
+
+ private:
+  struct Impl;
+  explicit HttpServer(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_HTTP_SERVER_H_

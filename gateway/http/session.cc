@@ -1,0 +1,361 @@
+#include "gateway/http/session.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+
+namespace blockserve {
+namespace {
+
+// What a client may send ahead before we stop listening to it (and notice no more if it leaves).
+constexpr size_t kMaxDiscardedBytes = size_t{1} << 20;
+constexpr absl::Duration kLingerTime = absl::Seconds(2);
+
+std::string DateNow() {
+  return absl::FormatTime("%a, %d %b %Y %H:%M:%S GMT", absl::Now(), absl::UTCTimeZone());
+}
+
+}  // namespace
+
+void HttpMailbox::Post(std::function<void()> task) {
+  MutexLock lock(&mutex_);
+  if (loop_ != nullptr) loop_->Post(std::move(task));
+}
+
+void HttpMailbox::Close() {
+  MutexLock lock(&mutex_);
+  loop_ = nullptr;
+}
+
+class HttpSession::Exchange final : public HttpExchange {
+ public:
+  Exchange(std::shared_ptr<HttpSession> session, HttpRequest request)
+      : session_(std::move(session)),
+        mailbox_(session_->context_->mailbox),
+        request_(std::move(request)) {}
+
+  HttpRequest& request() override { return request_; }
+  void Post(std::function<void()> task) override { mailbox_->Post(std::move(task)); }
+
+  void Respond(HttpResponse response) override {
+    if (session_ == nullptr) return;
+    session_->WriteResponse(response);
+  }
+  void StartStream(HttpResponse head) override {
+    if (session_ == nullptr) return;
+    session_->streaming_ = true;
+    session_->chunked_ = !session_->http_1_0_;
+    if (session_->http_1_0_) session_->close_after_ = true;
+    session_->stream_head_ =
+        session_->Head(head, session_->chunked_ ? "Transfer-Encoding: chunked\r\n" : "");
+  }
+  void Write(std::string bytes) override {
+    if (session_ == nullptr || bytes.empty()) return;
+    std::string framed = std::exchange(session_->stream_head_, {});
+    if (session_->chunked_) {
+      absl::StrAppend(&framed, absl::Hex(bytes.size()), "\r\n", bytes, "\r\n");
+    } else {
+      framed += bytes;
+    }
+    session_->Append(std::move(framed));
+  }
+  void EndStream() override {
+    if (session_ == nullptr) return;
+    std::string framed = std::exchange(session_->stream_head_, {});
+    if (session_->chunked_) framed += "0\r\n\r\n";
+    session_->answered_ = true;
+    session_->Append(std::move(framed));
+  }
+  void set_on_drained(std::function<void()> on_drained) override {
+    if (session_ != nullptr) on_drained_ = std::move(on_drained);
+  }
+  void set_on_lost(std::function<void(HttpLoss)> on_lost) override {
+    if (session_ != nullptr) on_lost_ = std::move(on_lost);
+  }
+
+  void Drained() {
+    if (on_drained_) on_drained_();
+  }
+  // The answer is out, or the client is lost: nothing of this reaches the session any more.
+  void Release(const HttpLoss* loss) {
+    const std::shared_ptr<HttpSession> session = std::move(session_);
+    session_ = nullptr;
+    on_drained_ = nullptr;
+    const std::function<void(HttpLoss)> on_lost = std::exchange(on_lost_, nullptr);
+    if (loss != nullptr && on_lost) on_lost(*loss);
+  }
+
+ private:
+  std::shared_ptr<HttpSession> session_;
+  const std::shared_ptr<HttpMailbox> mailbox_;
+  HttpRequest request_;
+  std::function<void()> on_drained_;
+  std::function<void(HttpLoss)> on_lost_;
+};
+
+HttpSession::HttpSession(std::unique_ptr<HttpTransport> transport, boost::asio::steady_timer timer,
+                         std::shared_ptr<const HttpSessionContext> context,
+                         std::function<void(HttpSession*)> on_over)
+    : transport_(std::move(transport)),
+      timer_(std::move(timer)),
+      context_(std::move(context)),
+      on_over_(std::move(on_over)) {}
+
+HttpSession::~HttpSession() = default;
+
+void HttpSession::Start() {
+  SetDeadline(context_->limits.header_timeout);
+  transport_->Handshake([this, self = shared_from_this()](boost::system::error_code error) {
+    if (phase_ == Phase::kClosed) return;
+    if (error) return CloseNow();
+    BeginReading();
+  });
+}
+
+void HttpSession::Refuse(int status, const std::string& message) {
+  SetDeadline(context_->limits.header_timeout);
+  transport_->Handshake(
+      [this, self = shared_from_this(), status, message](boost::system::error_code error) {
+        if (phase_ == Phase::kClosed) return;
+        if (error) return CloseNow();
+        phase_ = Phase::kReading;
+        RespondAndClose(status, message);
+      });
+}
+
+void HttpSession::Drain() {
+  if (phase_ == Phase::kClosed) return;
+  draining_ = true;
+  close_after_ = true;
+  const bool idle = phase_ == Phase::kOpening ||
+                    (phase_ == Phase::kReading &&
+                     reader_->state() == HttpRequestReader::State::kIdle && early_.empty());
+  if (idle) CloseNow();
+}
+
+void HttpSession::Abort() { Lose(HttpLoss::kServerStops); }
+
+void HttpSession::BeginReading() {
+  phase_ = Phase::kReading;
+  reader_ = std::make_unique<HttpRequestReader>(context_->limits.read);
+  head_only_ = http_1_0_ = streaming_ = chunked_ = answered_ = false;
+  stream_head_.clear();
+  SetDeadline(context_->limits.idle_timeout);
+  if (!early_.empty()) {
+    OnRequestBytes(std::exchange(early_, {}));
+    if (phase_ != Phase::kReading) return;
+  }
+  ReadMore();
+}
+
+void HttpSession::ReadMore() {
+  if (reading_ || phase_ == Phase::kClosed) return;
+  reading_ = true;
+  transport_->ReadSome(boost::asio::buffer(input_),
+                       [this, self = shared_from_this()](boost::system::error_code error,
+                                                         size_t bytes) { OnRead(error, bytes); });
+}
+
+void HttpSession::OnRead(boost::system::error_code error, size_t bytes) {
+  reading_ = false;
+  const absl::string_view input(input_.data(), bytes);
+  switch (phase_) {
+    case Phase::kReading:
+      if (error) return CloseNow();
+      OnRequestBytes(input);
+      if (phase_ == Phase::kReading) ReadMore();
+      return;
+    case Phase::kAnswering:
+      if (error) return Lose(HttpLoss::kClientGone);
+      if (answered_ && out_.empty() && !close_after_ && early_.size() < input_.size()) {
+        // The answer may have reached the client before we were told of it.
+        early_.append(input.data(), input.size());
+        if (early_.size() < input_.size()) ReadMore();
+        return;
+      }
+      close_after_ = true;
+      [[fallthrough]];
+    case Phase::kLingering:
+      if (error) return CloseNow();
+      discarded_bytes_ += bytes;
+      if (discarded_bytes_ <= kMaxDiscardedBytes) ReadMore();
+      return;
+    case Phase::kOpening:
+    case Phase::kClosed:
+      return;
+  }
+}
+
+void HttpSession::OnRequestBytes(absl::string_view bytes) {
+  const HttpRequestReader::State before = reader_->state();
+  const HttpRequestReader::State after = reader_->Feed(bytes);
+  using State = HttpRequestReader::State;
+  if (after == State::kFailed) {
+    return RespondAndClose(reader_->failure_status(), reader_->failure());
+  }
+  if (after == State::kDone) return Dispatch();
+  if (after == before) return;
+  if (after == State::kHeader) SetDeadline(context_->limits.header_timeout);
+  if (after == State::kBody) {
+    SetDeadline(context_->limits.body_timeout);
+    if (reader_->TakeExpectation()) {
+      out_ += "HTTP/1.1 100 Continue\r\n\r\n";
+      Pump();
+    }
+  }
+}
+
+void HttpSession::Dispatch() {
+  HttpRequest request = std::move(reader_->request());
+  phase_ = Phase::kAnswering;
+  ClearDeadline();
+  // The next request must not come before this one's answer.
+  if (!request.keep_alive || reader_->has_surplus()) close_after_ = true;
+  reader_.reset();
+  discarded_bytes_ = 0;
+  head_only_ = request.method == "HEAD";
+  http_1_0_ = request.http_1_0;
+  exchange_ = std::make_shared<Exchange>(shared_from_this(), std::move(request));
+  // Not before the handler has run: it may answer at once.
+  context_->handler(exchange_);
+  // To notice when the client leaves.
+  if (phase_ == Phase::kAnswering) ReadMore();
+}
+
+void HttpSession::RespondAndClose(int status, const std::string& message) {
+  phase_ = Phase::kAnswering;
+  close_after_ = true;
+  WriteResponse(context_->make_error(status, message));
+}
+
+std::string HttpSession::Head(const HttpResponse& response, absl::string_view framing) const {
+  std::string head = absl::StrCat("HTTP/1.1 ", response.status, " ", HttpReason(response.status),
+                                  "\r\nDate: ", DateNow(), "\r\nServer: blockserve\r\n", framing);
+  if (!response.content_type.empty()) {
+    absl::StrAppend(&head, "Content-Type: ", response.content_type, "\r\n");
+  }
+  for (const auto& [name, value] : response.headers) {
+    absl::StrAppend(&head, name, ": ", value, "\r\n");
+  }
+  for (const auto& [name, value] : context_->headers) {
+    absl::StrAppend(&head, name, ": ", value, "\r\n");
+  }
+  if (close_after_) {
+    head += "Connection: close\r\n";
+  } else if (http_1_0_) {
+    head += "Connection: keep-alive\r\n";
+  }
+  head += "\r\n";
+  return head;
+}
+
+void HttpSession::WriteResponse(const HttpResponse& response) {
+  std::string bytes =
+      Head(response, response.status == 204
+                         ? ""
+                         : absl::StrCat("Content-Length: ", response.body.size(), "\r\n"));
+  if (!head_only_ && response.status != 204) bytes += response.body;
+  answered_ = true;
+  Append(std::move(bytes));
+}
+
+void HttpSession::Append(std::string bytes) {
+  if (out_.empty()) {
+    out_ = std::move(bytes);
+  } else {
+    out_ += bytes;
+  }
+  Pump();
+}
+
+void HttpSession::Pump() {
+  if (write_under_way_ || phase_ == Phase::kClosed) return;
+  if (out_.empty()) {
+    if (answered_ && phase_ == Phase::kAnswering) OnAnswered();
+    return;
+  }
+  writing_.clear();
+  std::swap(writing_, out_);
+  write_under_way_ = true;
+  if (phase_ == Phase::kAnswering) SetDeadline(context_->limits.write_timeout);
+  transport_->Write(boost::asio::buffer(writing_),
+                    [this, self = shared_from_this()](boost::system::error_code error, size_t) {
+                      OnWritten(error);
+                    });
+}
+
+void HttpSession::OnWritten(boost::system::error_code error) {
+  write_under_way_ = false;
+  if (phase_ == Phase::kClosed) return;
+  if (error) return Lose(HttpLoss::kClientGone);
+  if (phase_ == Phase::kAnswering && out_.empty()) ClearDeadline();
+  if (out_.empty() && !answered_ && exchange_ != nullptr) {
+    const std::shared_ptr<Exchange> exchange = exchange_;
+    exchange->Drained();
+  }
+  Pump();
+}
+
+void HttpSession::OnAnswered() {
+  if (const std::shared_ptr<Exchange> exchange = std::exchange(exchange_, nullptr)) {
+    exchange->Release(nullptr);
+  }
+  if (close_after_) return Linger();
+  BeginReading();
+}
+
+void HttpSession::Linger() {
+  // Closing while the client still sends would take our answer away from it.
+  phase_ = Phase::kLingering;
+  SetDeadline(kLingerTime);
+  transport_->ShutdownWrite([self = shared_from_this()] {});
+  ReadMore();
+}
+
+void HttpSession::Lose(HttpLoss loss) {
+  const std::shared_ptr<Exchange> exchange = std::exchange(exchange_, nullptr);
+  CloseNow();
+  if (exchange != nullptr) exchange->Release(&loss);
+}
+
+void HttpSession::CloseNow() {
+  if (std::exchange(phase_, Phase::kClosed) == Phase::kClosed) return;
+  ClearDeadline();
+  timer_.cancel();
+  transport_->Close();
+  if (on_over_) std::exchange(on_over_, nullptr)(this);
+}
+
+void HttpSession::SetDeadline(absl::Duration from_now) {
+  deadline_ = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(from_now);
+  // A timer that fires too early is cheaper than one that is set anew with every write.
+  if (deadline_ < armed_) ArmTimer();
+}
+
+void HttpSession::ArmTimer() {
+  armed_ = deadline_;
+  timer_.expires_at(armed_);
+  timer_.async_wait([this, self = shared_from_this()](boost::system::error_code error) {
+    if (!error) OnTimer();
+  });
+}
+
+void HttpSession::OnTimer() {
+  armed_ = std::chrono::steady_clock::time_point::max();
+  if (phase_ == Phase::kClosed || deadline_ == std::chrono::steady_clock::time_point::max()) return;
+  if (std::chrono::steady_clock::now() < deadline_) return ArmTimer();
+  switch (phase_) {
+    case Phase::kReading:
+      if (reader_->state() == HttpRequestReader::State::kIdle) return CloseNow();
+      return RespondAndClose(408, "the request did not arrive in time");
+    case Phase::kAnswering:
+      return Lose(HttpLoss::kClientSlow);
+    case Phase::kOpening:
+    case Phase::kLingering:
+    case Phase::kClosed:
+      return CloseNow();
+  }
+}
+
+}  // namespace blockserve

@@ -1,0 +1,132 @@
+// One HTTP connection: requests one after the other, each answered before the next is read.
+#ifndef BLOCKSERVE_GATEWAY_HTTP_SESSION_H_
+#define BLOCKSERVE_GATEWAY_HTTP_SESSION_H_
+
+#include <array>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "common/mutex.h"
+#include "gateway/http/exchange.h"
+#include "gateway/http/request_reader.h"
+#include "gateway/http/transport.h"
+#include "gateway/loop.h"
+
+namespace blockserve {
+
+struct HttpConnectionLimits {
+  HttpReadLimits read;
+  absl::Duration header_timeout = absl::Seconds(10);  // from the first byte to the last header
+  absl::Duration body_timeout = absl::Seconds(60);
+  absl::Duration idle_timeout = absl::Seconds(120);  // between two requests
+  absl::Duration write_timeout = absl::Seconds(30);  // for what waits, of a client that reads slowly
+};
+
+// Where other threads leave work for a connection's thread, as long as there is one.
+class HttpMailbox {
+ public:
+  explicit HttpMailbox(Loop* loop) : loop_(loop) {}
+  void Post(std::function<void()> task);
+  // What comes later is dropped.
+  void Close();
+
+ private:
+  Mutex mutex_;
+  Loop* loop_ ABSL_GUARDED_BY(mutex_);
+};
+
+struct HttpSessionContext {
+  HttpConnectionLimits limits;
+  HttpHandler handler;
+  // Makes what every answer but those of the handler is: the reader's refusals, timeouts.
+  std::function<HttpResponse(int status, const std::string& message)> make_error;
+  std::vector<std::pair<std::string, std::string>> headers;  // of every answer
+  std::shared_ptr<HttpMailbox> mailbox;
+};
+
+// Lives on its connection's thread, and as long as anything is under way there.
+class HttpSession final : public std::enable_shared_from_this<HttpSession> {
+ public:
+  HttpSession(std::unique_ptr<HttpTransport> transport, boost::asio::steady_timer timer,
+              std::shared_ptr<const HttpSessionContext> context,
+              std::function<void(HttpSession*)> on_over);
+  ~HttpSession();
+
+  void Start();
+  // Answers with `status` without reading a request, and closes.
+  void Refuse(int status, const std::string& message);
+  // Closes when the request under way, if there is one, has been answered.
+  void Drain();
+  // Closes at once.
+  void Abort();
+
+ private:
+  class Exchange;
+  enum class Phase {
+    kOpening,
+    kReading,
+    kAnswering,
+    kLingering,  // nothing more is written; the client may still read
+    kClosed,
+  };
+
+  void ReadMore();
+  void OnRead(boost::system::error_code error, size_t bytes);
+  void OnRequestBytes(absl::string_view bytes);
+  void BeginReading();
+  void Dispatch();
+  void RespondAndClose(int status, const std::string& message);
+  void WriteResponse(const HttpResponse& response);
+  std::string Head(const HttpResponse& response, absl::string_view framing) const;
+
+  void Append(std::string bytes);
+  void Pump();
+  void OnWritten(boost::system::error_code error);
+  void OnAnswered();
+  void Linger();
+  void Lose(HttpLoss loss);
+  void CloseNow();
+
+  void SetDeadline(absl::Duration from_now);
+  void ClearDeadline() { deadline_ = std::chrono::steady_clock::time_point::max(); }
+  void ArmTimer();
+  void OnTimer();
+
+  const std::unique_ptr<HttpTransport> transport_;
+  boost::asio::steady_timer timer_;
+  const std::shared_ptr<const HttpSessionContext> context_;
+  std::function<void(HttpSession*)> on_over_;
+
+  Phase phase_ = Phase::kOpening;
+  std::unique_ptr<HttpRequestReader> reader_;
+  std::array<char, 4096> input_;
+  bool reading_ = false;       // a read is under way
+  size_t discarded_bytes_ = 0;  // sent by the client before it had its answer
+  bool draining_ = false;
+  bool close_after_ = false;
+
+  std::shared_ptr<Exchange> exchange_;  // of the request that is being answered
+  bool head_only_ = false;              // HEAD
+  bool http_1_0_ = false;
+  bool streaming_ = false;
+  bool chunked_ = false;
+  std::string stream_head_;  // until the first write
+  bool answered_ = false;    // everything of the answer is in out_ or on its way
+  std::string early_;        // of the next request: sent when the answer's last bytes had left
+  std::string out_;          // [bytes] to be written next
+  std::string writing_;      // [bytes] on their way
+  bool write_under_way_ = false;
+
+  std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::time_point::max();
+  std::chrono::steady_clock::time_point armed_ = std::chrono::steady_clock::time_point::max();
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_HTTP_SESSION_H_

@@ -1,0 +1,77 @@
+#include "gateway/http/tls.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/logging.h"
+
+namespace blockserve {
+namespace {
+
+namespace ssl = boost::asio::ssl;
+
+absl::StatusOr<std::shared_ptr<ssl::context>> MakeContext(const ServerTlsFiles& files) {
+  if (absl::Status status = CheckTlsFiles(files); !status.ok()) return status;
+  auto context = std::make_shared<ssl::context>(ssl::context::tls_server);
+  boost::system::error_code error;
+  context->set_options(ssl::context::default_workarounds | ssl::context::no_sslv2 |
+                           ssl::context::no_sslv3 | ssl::context::no_tlsv1 |
+                           ssl::context::no_tlsv1_1,
+                       error);
+  if (!error) context->use_certificate_chain_file(files.certificate, error);
+  if (!error) context->use_private_key_file(files.key, ssl::context::pem, error);
+  if (!error && !files.client_ca.empty()) {
+    context->load_verify_file(files.client_ca, error);
+    if (!error) {
+      context->set_verify_mode(ssl::verify_peer | ssl::verify_fail_if_no_peer_cert, error);
+    }
+  }
+  if (error) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(files.flags, "-cert: TLS over HTTP: ", error.message()));
+  }
+  return context;
+}
+
+}  // namespace
+
+HttpTls::Times HttpTls::Changed() const {
+  Times times;
+  for (const std::string& path : {files_.certificate, files_.key, files_.client_ca}) {
+    std::error_code ignored;
+    times.push_back(std::filesystem::last_write_time(path, ignored));
+  }
+  return times;
+}
+
+absl::StatusOr<std::shared_ptr<HttpTls>> HttpTls::Load(const ServerTlsFiles& files) {
+  std::shared_ptr<HttpTls> tls(new HttpTls(files));
+  MutexLock lock(&tls->mutex_);
+  tls->changed_ = tls->Changed();
+  tls->looked_at_ = absl::Now();
+  absl::StatusOr<std::shared_ptr<ssl::context>> context = MakeContext(files);
+  if (!context.ok()) return context.status();
+  tls->context_ = *std::move(context);
+  return tls;
+}
+
+std::shared_ptr<ssl::context> HttpTls::Current() {
+  MutexLock lock(&mutex_);
+  const absl::Time now = absl::Now();
+  if (now - looked_at_ < absl::Seconds(kTlsReloadSeconds)) return context_;
+  looked_at_ = now;
+  Times changed = Changed();
+  if (changed == changed_) return context_;
+  changed_ = std::move(changed);
+  absl::StatusOr<std::shared_ptr<ssl::context>> context = MakeContext(files_);
+  if (context.ok()) {
+    context_ = *std::move(context);
+  } else {
+    LogWarning(absl::StrCat("the TLS files have changed and cannot be used: ",
+                            context.status().message()));
+  }
+  return context_;
+}
+
+}  // namespace blockserve

@@ -1,0 +1,269 @@
+"""OpenAI's interface over HTTP: what each field does, against what gRPC says of the same request."""
+
+import json
+import subprocess
+
+import harness
+import http_tools
+import numpy as np
+import pytest
+from answers import ask
+
+PROMPT = "The little dog went to the"
+
+
+@pytest.fixture(scope="module")
+def server(launcher, demo_model):
+    return http_tools.serve(launcher, demo_model)
+
+
+@pytest.fixture(scope="module")
+def client(launcher, server):
+    return launcher.client(server.server)
+
+
+def ids_of(server, text):
+    status, _, answer = server.request("POST", "/tokenize", {"prompt": text})
+    assert status == 200 and answer["count"] == len(answer["tokens"])
+    return answer["tokens"]
+
+
+def test_a_completion_is_what_grpc_answers(server, client):
+    fields = {"max_tokens": 24, "temperature": 0.8, "seed": 7, "n": 2, "top_k": 50, "top_p": 0.9,
+              "min_p": 0.01, "repetition_penalty": 1.1, "presence_penalty": 0.5, "frequency_penalty": 0.2,
+              "ignore_eos": True}
+    answer = server.complete(prompt=PROMPT, return_token_ids=True, best_of=2, logit_bias={"11": -5.0}, **fields)
+    same = client.generate(PROMPT, logit_bias={11: -5.0}, **fields)
+    assert [choice["token_ids"] for choice in answer["choices"]] == [
+        list(choice.tokens) for choice in same.choices]
+    assert [choice["text"] for choice in answer["choices"]] == [choice.text for choice in same.choices]
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["length", "length"]
+    prompt_ids = ids_of(server, PROMPT)
+    assert answer["choices"][0]["prompt_token_ids"] == prompt_ids
+    assert answer["usage"]["completion_tokens"] == 48
+    assert answer["usage"]["prompt_tokens"] == len(prompt_ids)
+    assert answer["usage"]["total_tokens"] == 48 + len(prompt_ids)
+
+
+def test_the_four_forms_of_a_prompt_are_one(server):
+    ids = ids_of(server, PROMPT)
+    fields = {"max_tokens": 8, "temperature": 0}
+    texts = [server.complete(prompt=prompt, **fields)["choices"][0]["text"]
+             for prompt in (PROMPT, ids, [PROMPT], [ids])]
+    assert len(set(texts)) == 1
+    several = server.complete(prompt=[PROMPT, "Once", PROMPT], n=2, **fields)["choices"]
+    assert [choice["index"] for choice in several] == list(range(6))
+    assert several[0]["text"] == several[1]["text"] == several[4]["text"] == texts[0]
+
+
+@pytest.mark.parametrize("stop", [None, "e", ["zzz", " the"]])
+def test_a_stream_has_one_event_per_token_and_the_same_text(server, stop):
+    fields = {"prompt": PROMPT, "max_tokens": 40, "temperature": 0.9, "seed": 3, "n": 2, "logprobs": 2}
+    if stop is not None:
+        fields["stop"] = stop
+    whole = server.complete(**fields)
+    events = server.events(stream_options={"include_usage": True}, return_token_ids=True, **fields)
+    *tokens, (_, last) = [event for event in events]
+    assert last["choices"] == [] and last["usage"] == whole["usage"]
+    assert len(tokens) == whole["usage"]["completion_tokens"]
+    assert all(len(data["choices"]) == 1 for _, data in tokens)
+    assert all(data["usage"] is None for _, data in tokens)
+    for choice in whole["choices"]:
+        mine = [data["choices"][0] for _, data in tokens if data["choices"][0]["index"] == choice["index"]]
+        assert "".join(event["text"] for event in mine) == choice["text"]
+        assert [event["finish_reason"] for event in mine] == [None] * (len(mine) - 1) + [choice["finish_reason"]]
+        assert all(len(event["token_ids"]) == 1 for event in mine)
+        for field in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            assert sum((event["logprobs"][field] for event in mine), []) == choice["logprobs"][field]
+
+
+def test_events_carry_request_id_and_position(server):
+    status, headers, text = server.request(
+        "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 6, "stream": True, "seed": 255,
+                                    "ignore_eos": True}, {"X-Request-Id": "mine"})
+    assert status == 200 and headers["X-Request-Id"] == "mine"
+    assert [event_id for event_id, _ in http_tools.parse_events(text)] == [f"mine:ff:{i}" for i in range(1, 7)]
+
+
+def test_one_event_per_block_and_the_worker_on_request(server):
+    events = server.events(prompt=PROMPT, max_tokens=40, ignore_eos=True, return_token_ids=True,
+                           stream_options={"per_block": True, "include_worker": True,
+                                           "continuous_usage_stats": True})
+    counts = [len(data["choices"][0]["token_ids"]) for _, data in events]
+    assert sum(counts) == 40 and max(counts) > 1
+    assert all(data["choices"][0]["worker"] for _, data in events)
+    assert [data["usage"]["completion_tokens"] for _, data in events] == [
+        sum(counts[:i + 1]) for i in range(len(counts))]
+
+
+def test_echo_scores_every_token_but_the_first(server, client):
+    """What lm-evaluation-harness asks for; and equal to Score, bit for bit."""
+    text = "The little dog went to the garden and saw a bird."
+    scored = client.score(text, top_logprobs=1)
+    for most in (0, 1):
+        choice = server.complete(prompt=text, echo=True, logprobs=1, max_tokens=most, temperature=0)["choices"][0]
+        logprobs = choice["logprobs"]
+        values = logprobs["token_logprobs"]
+        assert len(values) == len(scored.tokens) + most
+        assert values[0] is None and None not in values[1:]
+        assert np.array_equal(np.float32(values[1:len(scored.tokens)]), np.float32(scored.logprobs[1:]))
+        assert choice["text"].startswith(text)
+        for token, offset in zip(logprobs["tokens"], logprobs["text_offset"]):
+            assert choice["text"][offset:offset + len(token)] == token
+        for token, value, best in zip(logprobs["tokens"][1:], values[1:], logprobs["top_logprobs"][1:]):
+            assert best[token] == value and value <= max(best.values())
+
+
+def test_echo_aligns_the_generated_tokens_too(server, client):
+    fields = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    echoed = server.complete(prompt=PROMPT, echo=True, **fields)["choices"][0]["text"]
+    start = client.generate(PROMPT, alignment="start", **fields).choices[0].text
+    assert echoed == PROMPT + start
+    events = server.events(prompt=PROMPT, echo=True, **fields)
+    assert len(events) == 20
+    assert "".join(data["choices"][0]["text"] for _, data in events) == echoed
+
+
+@pytest.mark.parametrize("fields, param", [
+    ({"suffix": "x"}, "suffix"),
+    ({"tools": []}, "tools"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"max_tokens": 1_000_000}, "max_tokens"),
+    ({"temperature": -1}, "temperature"),
+    ({"top_p": 0}, "top_p"),
+    ({"n": 65}, "n"),
+    ({"logprobs": 21}, "logprobs"),
+    ({"stop": [""]}, "stop[0]"),
+    ({"stop_token_ids": [10**9]}, "stop_token_ids[0]"),
+    ({"logit_bias": {"10000000": 1}}, "logit_bias[0].token"),
+    ({"prompt": [10**9]}, "prompt[0]"),
+    ({"prompt": [[1], [10**9]]}, "prompt[1][0]"),
+])
+def test_what_cannot_be_served_is_named(server, fields, param):
+    status, error = server.refusal(**{"prompt": "a", **fields})
+    assert status == 400 and error["type"] == "invalid_request_error"
+    assert error["param"] == param and param in error["message"]
+
+
+def test_another_model_is_not_found(server):
+    status, error = server.refusal(prompt="a", model="gpt-x")
+    assert status == 404 and error["code"] == "model_not_found"
+
+
+def test_a_deadline_ends_a_request_with_504(server):
+    status, _, answer = server.request(
+        "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 400, "n": 64, "ignore_eos": True},
+        {"X-Request-Timeout": "0.02"})
+    assert status == 504, answer
+
+
+def test_unknown_fields_are_logged_once_and_by_name_alone(server):
+    for value in ("first secret", "second secret"):
+        server.complete(prompt="a", max_tokens=1, surprise=value)
+    assert server.server.log().count("surprise") == 1
+    assert "secret" not in server.server.log()
+
+
+def test_text_comes_back_from_its_ids(server):
+    text = "naïve 日本語 🙂"
+    status, _, answer = server.request("POST", "/detokenize", {"tokens": ids_of(server, text)})
+    assert status == 200 and answer["prompt"] == text
+
+
+def test_models_health_and_version(server, client):
+    models = server.request("GET", "/v1/models")[2]["data"]
+    assert [model["id"] for model in models] == [client.model().name]
+    assert models[0]["root"] == client.model().model_id
+    assert server.request("GET", f"/v1/models/{models[0]['id']}")[2] == models[0]
+    assert server.request("GET", "/v1/models/other")[0] == 404
+    assert server.request("GET", "/health")[0] == 200
+    assert server.request("GET", "/ready")[0] == 200
+    assert server.request("GET", "/ready?scope=deployment")[0] == 200
+    assert server.request("GET", "/ready?scope=moon")[0] == 400
+    assert server.request("GET", "/version")[2]["version"]
+
+
+def test_head_options_and_what_is_not_there(server):
+    status, headers, body = server.request("HEAD", "/health")
+    assert status == 200 and body == "" and int(headers["Content-Length"]) > 0
+    status, headers, _ = server.request("OPTIONS", "/v1/completions")
+    assert status == 204 and headers["Allow"] == "POST, OPTIONS"
+    assert "Access-Control-Allow-Origin" not in headers
+    assert server.request("GET", "/nothing")[0] == 404
+    status, headers, _ = server.request("GET", "/v1/completions")
+    assert status == 405 and headers["Allow"] == "POST, OPTIONS"
+
+
+def test_curl_streams(server):
+    done = subprocess.run(
+        ["curl", "-sS", "-N", f"{server.url}/v1/completions", "-H", "Content-Type: application/json", "-d",
+         json.dumps({"prompt": PROMPT, "max_tokens": 5, "stream": True, "ignore_eos": True})],
+        capture_output=True, text=True, check=True, timeout=120)
+    assert len(list(http_tools.parse_events(done.stdout))) == 5
+
+
+def test_a_deployment_without_token_workers_is_alive_and_not_ready_to_answer(launcher, demo_model):
+    block = launcher.block(demo_model)
+    token = launcher.token(demo_model)
+    gateway = http_tools.gateway(launcher, demo_model, [block], [token], "--tier-wait=0s",
+                                 "--http-cors-origin=*")
+    status, headers, _ = gateway.request("GET", "/ready?scope=deployment")
+    assert status == 200 and headers["Access-Control-Allow-Origin"] == "*"
+    token.kill()
+    harness.wait_until(lambda: gateway.refusal(prompt="a")[0] == 503, "the tier is missed")
+    status, headers, _ = gateway.request("POST", "/v1/completions", {"prompt": "a"})
+    assert status == 503 and int(headers["Retry-After"]) > 0
+    assert gateway.request("GET", "/health")[0] == gateway.request("GET", "/ready")[0] == 200
+    harness.wait_until(lambda: gateway.request("GET", "/ready?scope=deployment")[0] == 503,
+                       "the last probe is too old, and a new one fails")
+
+
+@pytest.fixture(scope="module")
+def chat_model(demo_model, tmp_path_factory):
+    """The demo model with a role format: it answers in fairy tales, but it answers."""
+    folder = tmp_path_factory.mktemp("models") / "chat"
+    folder.mkdir()
+    for path in demo_model.iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    (folder / "chat_format.json").write_text(json.dumps({
+        "roles": {"system": {"after": "\n"}, "user": {"before": "Q: ", "after": "\n"},
+                  "assistant": {"before": "A: ", "after": "\n"}},
+        "answer": "A:", "stop": ["\nQ:"]}))
+    return folder
+
+
+def test_a_chat_is_the_text_that_its_format_makes(launcher, chat_model):
+    server = http_tools.serve(launcher, chat_model)
+    client = launcher.client(server.server)
+    messages = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Who are you?"}]
+    fields = {"max_tokens": 20, "temperature": 0, "n": 2}
+    answer = server.complete("/v1/chat/completions", messages=messages, logprobs=True, top_logprobs=2, **fields)
+    text = client.generate("Be kind.\nQ: Who are you?\nA:", alignment="start", stop=["\nQ:"],
+                           **fields).choices[0].text
+    assert [choice["message"] for choice in answer["choices"]] == [{"role": "assistant", "content": text}] * 2
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert len(content) == answer["usage"]["completion_tokens"] / 2
+    assert all(len(entry["top_logprobs"]) == 2 for entry in content)
+    events = server.events("/v1/chat/completions", messages=messages, **fields)
+    assert len(events) == answer["usage"]["completion_tokens"]
+    first = [data["choices"][0]["delta"] for _, data in events if data["choices"][0]["index"] == 0]
+    assert first[0]["role"] == "assistant" and "role" not in first[1]
+    assert "".join(delta["content"] for delta in first) == text
+    status, error = server.refusal("/v1/chat/completions", messages=[{"role": "tool", "content": "x"}])
+    assert status == 400 and error["param"] == "messages[0].role"
+
+
+def test_chat_without_a_format_says_what_is_missing(server):
+    status, error = server.refusal("/v1/chat/completions", messages=[{"role": "user", "content": "hi"}])
+    assert status == 400 and error["param"] == "messages" and "chat_format.json" in error["message"]
+
+
+def test_metrics_are_what_prometheus_reads(server):
+    parser = pytest.importorskip("prometheus_client.parser")
+    server.complete(prompt="a", max_tokens=2)
+    status, headers, text = server.request("GET", "/metrics")
+    assert status == 200 and headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    families = list(parser.text_string_to_metric_families(text))
+    assert families and all(family.documentation for family in families)
+    assert all(family.name.startswith(("blockserve_", "process_")) for family in families)

@@ -1,0 +1,154 @@
+"""Each limit of the HTTP front, crossed; clients that do not read, leave, or only wait."""
+
+import contextlib
+import re
+import socket
+
+import harness
+import http_tools
+import pytest
+
+LIMITS = ["--http-max-header-bytes=2048", "--http-max-body-bytes=4096", "--http-header-timeout=500ms",
+          "--http-body-timeout=500ms", "--http-write-timeout=500ms", "--http-max-connections=1100"]
+LONG = {"prompt": "Once", "ignore_eos": True, "max_tokens": 1500, "stream": True, "seed": 1}
+
+
+@pytest.fixture(scope="module")
+def server(launcher, demo_model):
+    block = launcher.block(demo_model)
+    token = launcher.token(demo_model)
+    return http_tools.gateway(launcher, demo_model, [block], [token], *LIMITS)
+
+
+def status_of(server):
+    return server.request("GET", "/status")[2]
+
+
+def ask_raw(server, data):
+    with server.connect() as connection:
+        connection.sendall(data)
+        status, headers, _ = http_tools.read_response(connection)
+        return status, headers, http_tools.read_to_end(connection)
+
+
+@pytest.mark.parametrize("data, status", [
+    (b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 4096 + b"\r\n\r\n", 431),
+    (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n" + b"a" * 5000, 413),
+    (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1400\r\n" + b"a" * 5120, 413),
+    (b"GET /health HTTP/1.1\r\nHo", 408),
+    (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{", 408),
+    (b"nonsense\r\n\r\n", 400),
+    (b"GET /health HTTP/1.1\r\n\r\n", 400),
+    (b"GET /health HTTP/4.2\r\nHost: a\r\n\r\n", 505),
+])
+def test_a_request_beyond_a_limit_is_told_and_cut_off(server, data, status):
+    answered, headers, rest = ask_raw(server, data)
+    assert answered == status and headers["connection"] == "close" and rest == b""
+    assert server.request("GET", "/health")[0] == 200
+
+
+def test_a_connection_serves_one_request_after_the_other(server):
+    with server.connect() as connection:
+        for index in range(20):
+            connection.sendall(http_tools.post("/v1/completions", {"prompt": "a", "max_tokens": 1 + index % 3}))
+            status, headers, _ = http_tools.read_response(connection)
+            assert status == 200 and "connection" not in headers
+
+
+def test_a_request_sent_before_the_answer_to_the_last_one_is_not_taken(server):
+    request = http_tools.post("/v1/completions", {"prompt": "a", "max_tokens": 2})
+    status, headers, rest = ask_raw(server, request + request)
+    assert status == 200 and headers["connection"] == "close" and rest == b""
+
+
+def test_chunked_bodies_and_expected_continues_are_read(server):
+    with server.connect() as connection:
+        body = b'{"prompt":"a","max_tokens":1}'
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n"
+                           b"Expect: 100-continue\r\n\r\n")
+        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        for byte in body:
+            connection.sendall(b"1\r\n" + bytes([byte]) + b"\r\n")
+        connection.sendall(b"0\r\n\r\n")
+        assert http_tools.read_response(connection)[0] == 200
+
+
+def test_http_1_0_gets_a_stream_that_ends_with_the_connection(server):
+    with server.connect() as connection:
+        request = http_tools.post("/v1/completions", {**LONG, "max_tokens": 5}).replace(b"HTTP/1.1", b"HTTP/1.0")
+        connection.sendall(request)
+        head, _, text = http_tools.read_to_end(connection).partition(b"\r\n\r\n")
+        assert b"chunked" not in head and b"Connection: close" in head
+        assert len(list(http_tools.parse_events(text.decode()))) == 5
+
+
+def nothing_is_held(server):
+    status = status_of(server)
+    return (status["live_requests"] == 0
+            and all(worker["sequences"] == 0 for worker in status["block"])
+            and all(worker["in_flight"] == 0 for worker in status["token"]))
+
+
+def test_a_client_that_leaves_frees_what_it_held(server):
+    for stream in (True, False):
+        with server.connect() as connection:
+            connection.sendall(http_tools.post("/v1/completions", {**LONG, "stream": stream, "n": 4}))
+            if stream:
+                assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+            harness.wait_until(lambda: status_of(server)["block"][0]["sequences"] > 0, "its sequences are held")
+        harness.wait_until(lambda: nothing_is_held(server), "everything of the request is given up")
+    assert server.server.log().count("499") >= 2
+
+
+def test_a_client_that_does_not_read_stops_the_work_and_is_cut_off(server):
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.settimeout(60)
+        # Enough to fill what the network holds many times over.
+        connection.sendall(http_tools.post("/v1/completions", {**LONG, "n": 16, "logprobs": 5}))
+        harness.wait_until(lambda: "does not read" in server.server.log(), "it is cut off")
+        harness.wait_until(lambda: nothing_is_held(server), "everything of the request is given up")
+        events = http_tools.read_to_end(connection).count(b"data: {")
+    assert 0 < events < 16 * 1500, "the rest was never written"
+
+
+def test_a_stream_that_is_read_slowly_is_whole(server):
+    whole = server.complete(prompt="Once", ignore_eos=True, max_tokens=300, seed=1, logprobs=5)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(("127.0.0.1", server.port))
+        connection.settimeout(60)
+        connection.sendall(http_tools.post("/v1/completions", {**LONG, "max_tokens": 300, "logprobs": 5},
+                                           "Connection: close"))
+        data = b""
+        while piece := connection.recv(512):
+            data += piece
+    text = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", data.partition(b"\r\n\r\n")[2].partition(b"\r\n")[2] + b"\r\n")
+    text = text.removesuffix(b"\r\n").removesuffix(b"0\r\n").decode()
+    tokens = "".join(data["choices"][0]["text"] for _, data in http_tools.parse_events(
+        text[:text.index("data: [DONE]") + len("data: [DONE]\n\n")]))
+    assert tokens == whole["choices"][0]["text"]
+
+
+def test_a_thousand_idle_connections_are_in_nobodys_way_and_one_too_many_is_told(server):
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(server.connect()) for _ in range(1000)]
+        for connection in idle[::100]:
+            connection.sendall(http_tools.post("/v1/completions", {"prompt": "a", "max_tokens": 2}))
+            assert http_tools.read_response(connection)[0] == 200
+        assert server.complete(prompt="a", max_tokens=4)["usage"]["completion_tokens"] == 4
+        more = [stack.enter_context(server.connect()) for _ in range(120)]
+        statuses = set()
+        for connection in more[-10:]:
+            status, headers, _ = http_tools.read_response(connection)
+            statuses.add((status, "retry-after" in headers))
+        assert statuses == {(503, True)}
+    harness.wait_until(lambda: try_health(server), "connections are free again")
+
+
+def try_health(server):
+    try:
+        return server.request("GET", "/health")[0] == 200
+    except OSError:
+        return False
