@@ -275,9 +275,24 @@ absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, b
   if (given_id.size() > kMaxHttpRequestIdBytes) {
     return FieldError("X-Request-Id", "may have ", kMaxHttpRequestIdBytes, " characters");
   }
-  job.request_id = given_id.empty() ? absl::StrCat(absl::Hex(DrawBits(), absl::kZeroPad16),
+  if (const absl::string_view last = request.header("Last-Event-ID"); !last.empty()) {
+    absl::StatusOr<HttpEventId> id = ParseEventId(last);
+    if (!id.ok()) return id.status();
+    const size_t choices = (chat ? 1 : wanted.prompts.size()) *
+                           static_cast<size_t>(wanted.request.has_n() ? wanted.request.n() : 1);
+    if (!wanted.stream || id->tokens.size() != choices ||
+        (wanted.request.has_seed() && wanted.request.seed() != id->seed)) {
+      return FieldError("Last-Event-ID", "is not of a stream of this request");
+    }
+    job.resume = *std::move(id);
+  }
+  if (job.resume.has_value()) {
+    job.request_id = job.resume->request_id;
+  } else {
+    job.request_id = given_id.empty() ? absl::StrCat(absl::Hex(DrawBits(), absl::kZeroPad16),
                                                    absl::Hex(DrawBits(), absl::kZeroPad16))
                                     : std::string(given_id);
+  }
   absl::StatusOr<absl::Duration> timeout = RequestTimeout(request);
   if (!timeout.ok()) return timeout.status();
   const absl::Time deadline = backend_.core->Now() + *timeout;
@@ -304,7 +319,9 @@ absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, b
     }
   }
   const bool seed_given = wanted.request.has_seed();
-  job.seed = seed_given ? wanted.request.seed() : DrawBits();
+  job.seed = job.resume.has_value() ? job.resume->seed
+             : seed_given           ? wanted.request.seed()
+                                    : DrawBits();
   for (size_t i = 0; i < wanted.prompts.size(); ++i) {
     wanted.request.set_request_id(
         wanted.prompts.size() == 1 ? job.request_id : absl::StrCat(job.request_id, "-", i));
@@ -326,6 +343,8 @@ absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, b
       return absl::Status(prompt.status().code(),
                           absl::StrCat("prompt[", i, "]", absl::StripPrefix(message, "prompt")));
     }
+    if (prompt->generation.has_value()) prompt->generation->key = key_name;
+    if (prompt->scoring.has_value()) prompt->scoring->key = key_name;
     job.prompts.push_back(*std::move(prompt));
   }
   wanted.prompts.clear();

@@ -2,10 +2,47 @@
 
 #include <algorithm>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "common/logging.h"
 
 namespace blockserve {
+namespace {
+
+// FNV-1a, folded: the same in every process.
+uint32_t ShortHash(absl::string_view text) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return static_cast<uint32_t>(hash ^ (hash >> 32));
+}
+
+}  // namespace
+
+absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text) {
+  const absl::Status bad =
+      absl::InvalidArgumentError("Last-Event-ID: is not the id of an event of this interface");
+  HttpEventId id;
+  // A request's id may have colons.
+  const auto cut = [&text](absl::string_view& part) {
+    const size_t colon = text.rfind(':');
+    if (colon == absl::string_view::npos) return false;
+    part = text.substr(colon + 1);
+    text = text.substr(0, colon);
+    return true;
+  };
+  absl::string_view tokens, tiers, seed;
+  if (!cut(tokens) || !cut(tiers) || !cut(seed) || text.empty()) return bad;
+  if (!absl::SimpleHexAtoi(seed, &id.seed)) return bad;
+  id.request_id = std::string(text);
+  id.tiers = std::string(tiers);
+  for (const absl::string_view count : absl::StrSplit(tokens, ',')) {
+    int64_t number = 0;
+    if (!absl::SimpleAtoi(count, &number) || number < 0) return bad;
+    id.tokens.push_back(number);
+  }
+  return id;
+}
 
 class CompletionCall::Sink final : public GenerationSink, public ScoringSink {
  public:
@@ -44,7 +81,8 @@ CompletionCall::CompletionCall(GenerationCore* core, const Tokenizer* tokenizer,
       exchange_(std::move(exchange)),
       wanted_(std::move(job.wanted)),
       request_id_(std::move(job.request_id)),
-      event_id_prefix_(absl::StrCat(request_id_, ":", absl::Hex(job.seed), ":")),
+      seed_(job.seed),
+      resume_(std::move(job.resume)),
       n_(wanted_.request.has_n() ? wanted_.request.n() : 1),
       head_(std::move(job.head)) {
   for (HttpPromptJob& prompt : job.prompts) {
@@ -58,7 +96,9 @@ CompletionCall::CompletionCall(GenerationCore* core, const Tokenizer* tokenizer,
 void CompletionCall::Begin() {
   exchange_->set_on_lost([self = shared_from_this()](HttpLoss loss) { self->OnLost(loss); });
   if (wanted_.stream) {
-    exchange_->set_on_drained([self = shared_from_this()] { self->OnDrained(); });
+    exchange_->set_on_drained([self = shared_from_this()] {
+      self->ReleaseWindow(std::exchange(self->written_blocks_, 0));
+    });
   }
   for (size_t i = 0; i < prompts_.size(); ++i) {
     Prompt& prompt = prompts_[i];
@@ -120,7 +160,7 @@ void CompletionCall::HandleEvents() {
 
 void CompletionCall::Handle(size_t prompt, Event event) {
   if (auto* started = std::get_if<v1::Started>(&event)) {
-    OnStarted(*started);
+    Bound(started->model_id(), started->block_numeric_id(), started->token_numeric_id());
   } else if (auto* block = std::get_if<BlockEvent>(&event)) {
     OnBlock(prompt, std::move(*block));
   } else if (auto* finished = std::get_if<v1::Finished>(&event)) {
@@ -141,10 +181,15 @@ void CompletionCall::Handle(size_t prompt, Event event) {
   }
 }
 
-void CompletionCall::OnStarted(const v1::Started& started) {
-  if (head_.fingerprint.empty()) {
-    head_.fingerprint =
-        absl::StrCat(started.block_numeric_id(), "/", started.token_numeric_id());
+void CompletionCall::Bound(absl::string_view model_id, absl::string_view block_id,
+                           absl::string_view token_id) {
+  if (!head_.fingerprint.empty()) return;
+  head_.fingerprint = absl::StrCat(block_id, "/", token_id);
+  tiers_ = absl::StrCat(
+      absl::Hex(ShortHash(absl::StrCat(model_id, "/", head_.fingerprint)), absl::kZeroPad8));
+  if (resume_.has_value() && resume_->tiers != tiers_) {
+    Fail(absl::FailedPreconditionError(
+        "Last-Event-ID: the model or the arithmetic that wrote this stream is not served here"));
   }
 }
 
@@ -152,10 +197,8 @@ void CompletionCall::OnScore(size_t prompt, absl::StatusOr<v1::ScoreResponse> re
   Prompt& at = prompts_[prompt];
   at.running = 0;
   if (!response.ok()) return Fail(response.status());
-  if (head_.fingerprint.empty()) {
-    head_.fingerprint =
-        absl::StrCat(response->block_numeric_id(), "/", response->token_numeric_id());
-  }
+  Bound(response->model_id(), response->block_numeric_id(), response->token_numeric_id());
+  if (over_) return;
   at.usage.cached_tokens = response->usage().cached_prompt_tokens();
   at.score = *std::move(response);
   if (at.job.generation.has_value()) return Generate(prompt);
@@ -225,7 +268,6 @@ void CompletionCall::TakeBlock(size_t prompt, const BlockEvent& block,
 
 void CompletionCall::WriteEvent(size_t prompt, const BlockEvent& block, size_t begin, size_t end,
                                 absl::string_view text, const v1::Finished* finished) {
-  BeginStream();
   const v1::Output& output = block.output;
   const size_t index = prompt * static_cast<size_t>(n_) + output.choice();
   Choice& choice = choices_[index];
@@ -256,6 +298,9 @@ void CompletionCall::WriteEvent(size_t prompt, const BlockEvent& block, size_t b
   if (wanted_.include_worker) event.worker = output.worker();
   choice.tokens += static_cast<int64_t>(end - begin);
   prompts_[prompt].usage.completion_tokens += static_cast<int64_t>(end - begin);
+  // The client has it from before.
+  if (resume_.has_value() && choice.tokens <= resume_->tokens[index]) return;
+  BeginStream();
   if (wanted_.continuous_usage) {
     const OpenAiUsage usage = TotalUsage();
     events_->AppendChoice(out_, EventId(), event, &usage);
@@ -335,16 +380,18 @@ void CompletionCall::BeginStream() {
 }
 
 void CompletionCall::Flush() {
-  if (out_.empty()) return;
+  // Blocks whose events are left out, or wait for their end, take no room on the way out.
+  if (out_.empty()) return ReleaseWindow(std::exchange(handled_blocks_, 0));
   written_blocks_ += std::exchange(handled_blocks_, 0);
   exchange_->Write(std::exchange(out_, {}));
 }
 
-void CompletionCall::OnDrained() {
+void CompletionCall::ReleaseWindow(int64_t blocks) {
+  if (blocks == 0) return;
   bool resume = false;
   {
     MutexLock lock(&mutex_);
-    window_ -= std::exchange(written_blocks_, 0);
+    window_ -= blocks;
     // Not at every block, so that the core is not woken for each.
     if (paused_ && window_ <= kWindow / 2) {
       paused_ = false;
@@ -409,7 +456,7 @@ OpenAiUsage CompletionCall::TotalUsage() const {
 }
 
 std::string CompletionCall::EventId() const {
-  std::string id = event_id_prefix_;
+  std::string id = absl::StrCat(request_id_, ":", absl::Hex(seed_), ":", tiers_, ":");
   for (size_t i = 0; i < choices_.size(); ++i) {
     absl::StrAppend(&id, i == 0 ? "" : ",", choices_[i].tokens);
   }

@@ -29,11 +29,25 @@ struct HttpPromptJob {
   std::optional<GenerationRequest> generation;  // none where max_tokens is 0
 };
 
+// What the id of a stream's event tells: "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, a
+// hash of the model's and the tiers' ids, and the tokens so far of each choice, by commas. A client
+// that lost its connection sends its request again with the last one that it has (Last-Event-ID);
+// everything is generated again, and what it has is left out.
+struct HttpEventId {
+  std::string request_id;
+  uint64_t seed = 0;
+  std::string tiers;
+  std::vector<int64_t> tokens;
+};
+// INVALID_ARGUMENT naming Last-Event-ID.
+absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text);
+
 struct HttpCompletionJob {
   HttpCompletion wanted;
   OpenAiHead head;
   std::string request_id;
   uint64_t seed = 0;  // the events' ids tell it, so that a stream can be made again
+  std::optional<HttpEventId> resume;  // seed and request id are its
   std::vector<HttpPromptJob> prompts;
 };
 
@@ -91,7 +105,8 @@ class CompletionCall final : public std::enable_shared_from_this<CompletionCall>
   void Generate(size_t prompt);
   void HandleEvents();
   void Handle(size_t prompt, Event event);
-  void OnStarted(const v1::Started& started);
+  // The ids of what serves it are known.
+  void Bound(absl::string_view model_id, absl::string_view block_id, absl::string_view token_id);
   void OnBlock(size_t prompt, BlockEvent block);
   void OnScore(size_t prompt, absl::StatusOr<v1::ScoreResponse> response);
   void PromptDone(size_t prompt);
@@ -105,7 +120,8 @@ class CompletionCall final : public std::enable_shared_from_this<CompletionCall>
   void EchoAlone(size_t prompt);
   void BeginStream();
   void Flush();
-  void OnDrained();
+  // So many blocks are off our hands.
+  void ReleaseWindow(int64_t blocks);
 
   void Fail(const absl::Status& status);
   void OnLost(HttpLoss loss);
@@ -122,9 +138,11 @@ class CompletionCall final : public std::enable_shared_from_this<CompletionCall>
   const std::shared_ptr<HttpExchange> exchange_;
   const HttpCompletion wanted_;
   const std::string request_id_;
-  const std::string event_id_prefix_;
+  const uint64_t seed_;
+  const std::optional<HttpEventId> resume_;
   const int32_t n_;
   OpenAiHead head_;
+  std::string tiers_;  // hash of the ids of model and tiers
   std::vector<Prompt> prompts_;
   std::vector<Choice> choices_;  // [prompts, n]
   std::optional<OpenAiEvents> events_;

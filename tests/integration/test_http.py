@@ -82,7 +82,32 @@ def test_events_carry_request_id_and_position(server):
         "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 6, "stream": True, "seed": 255,
                                     "ignore_eos": True}, {"X-Request-Id": "mine"})
     assert status == 200 and headers["X-Request-Id"] == "mine"
-    assert [event_id for event_id, _ in http_tools.parse_events(text)] == [f"mine:ff:{i}" for i in range(1, 7)]
+    ids = [event_id.split(":") for event_id, _ in http_tools.parse_events(text)]
+    assert [[request, seed, tokens] for request, seed, _, tokens in ids] == [
+        ["mine", "ff", str(tokens)] for tokens in range(1, 7)]
+
+
+@pytest.mark.parametrize("per_block", [False, True])
+def test_a_stream_goes_on_after_the_last_event_that_a_client_has(server, per_block):
+    """Nobody gave a seed: the events' ids tell the one that was drawn."""
+    fields = {"prompt": [PROMPT, "Once"], "n": 2, "max_tokens": 120, "temperature": 1, "logprobs": 0,
+              "stream_options": {"include_usage": True, "per_block": per_block}}
+    events = server.events(**fields)
+    for cut in (0, len(events) // 3, len(events) - 2):
+        status, _, text = server.request("POST", "/v1/completions", {**fields, "stream": True},
+                                         {"Last-Event-ID": events[cut][0]})
+        assert status == 200, text
+        for choice in range(4):
+            texts = [[data["choices"][0] for _, data in part if data["choices"]
+                      and data["choices"][0]["index"] == choice]
+                     for part in (events[cut + 1:], list(http_tools.parse_events(text)))]
+            assert texts[0] == texts[1]
+    assert server.request("POST", "/v1/completions", {**fields, "stream": True},
+                          {"Last-Event-ID": "a:b"})[0] == 400
+    elsewhere = events[3][0].split(":")
+    elsewhere[-2] = "00000000"
+    assert server.request("POST", "/v1/completions", {**fields, "stream": True},
+                          {"Last-Event-ID": ":".join(elsewhere)})[0] == 412
 
 
 def test_one_event_per_block_and_the_worker_on_request(server):
