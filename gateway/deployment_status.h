@@ -10,16 +10,16 @@ namespace blockserve {
 
 struct WorkerStatus {
   std::string address;
-  std::string name;         // as it calls itself; empty before its first hello
+  std::string name;  // as it calls itself; empty before its first hello
   bool connected = false;
-  bool usable = false;      // takes new work
-  int64_t in_flight = 0;    // rows or blocks of ours that it has not answered
-  int64_t sequences = 0;    // block tier: that it holds for us
-  uint64_t steps = 0;       // since its start
-  int32_t batch = 0;        // token tier: rows of the step it is in; block tier: in_flight
-  float busy_share = 0;     // of the last seconds, 0 to 1
-  int64_t pages = 0;        // block tier: of KV
-  int64_t free_pages = 0;   // those that hold prefixes which nobody uses counted in
+  bool usable = false;     // takes new work
+  int64_t in_flight = 0;   // rows or blocks of ours that it has not answered
+  int64_t sequences = 0;   // block tier: that it holds for us
+  uint64_t steps = 0;      // since its start
+  int32_t batch = 0;       // token tier: rows of the step it is in; block tier: in_flight
+  float busy_share = 0;    // of the last seconds, 0 to 1
+  int64_t pages = 0;       // block tier: of KV
+  int64_t free_pages = 0;  // those that hold prefixes which nobody uses counted in
 };
 
 struct DeploymentStatus {

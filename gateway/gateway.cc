@@ -283,6 +283,8 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
 grpc::Service* Gateway::service() { return impl_->service.get(); }
 ApiKeys* Gateway::api_keys() { return impl_->api_keys.get(); }
 GenerationCore& Gateway::core() { return *impl_->admitted; }
+void Gateway::StartDraining() { impl_->admitted->StartDraining(); }
+GenerationCore& Gateway::core_behind_admission() { return *impl_->core; }
 const RequestValidator& Gateway::validator() const { return *impl_->validator; }
 const std::string& Gateway::model_directory() const { return impl_->model_directory; }
 void Gateway::ReadStatus(std::function<void(DeploymentStatus)> done) {
@@ -291,12 +293,11 @@ void Gateway::ReadStatus(std::function<void(DeploymentStatus)> done) {
     if (impl->core != nullptr) {
       status.block = impl->core->block_tier().WorkerStatuses();
       status.token = impl->core->token_tier().WorkerStatuses();
-      status.live_requests = impl->core->live_requests();
+      status.live_requests = impl->admitted->live_requests();
     }
     done(std::move(status));
   });
 }
-void Gateway::StartDraining() { impl_->admitted->StartDraining(); }
 void Gateway::Stop() { impl_->Stop(); }
 std::shared_ptr<const Progress> Gateway::progress() const { return impl_->loop.progress(); }
 int64_t Gateway::live_requests() const { return impl_->admitted->live_requests(); }

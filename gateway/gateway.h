@@ -91,6 +91,8 @@ class Gateway {
   GenerationCore& core();
   // Who may call; null: everybody.
   ApiKeys* api_keys();
+  // Without admission: for probes, which overload must not refuse.
+  GenerationCore& core_behind_admission();
   const RequestValidator& validator() const;
   const std::string& model_directory() const;
   // `done` is called on the loop's thread.

@@ -134,7 +134,7 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     flags = [f"--model={model}", f"--listen=127.0.0.1:{port}",
              "--block-services=" + ",".join(blocks), "--token-services=" + ",".join(tokens)]
     if options.protocol == "http":
-        flags.append(f"--http-address=127.0.0.1:{port + 1}")
+        flags.append(f"--http-listen=127.0.0.1:{port + 1}")
     gateway = processes.start("blockserve-gateway", *flags, *options.gateway_flag,
                               wait_for="listening")
     # Connections to all workers: the load that follows finds them.

@@ -90,8 +90,7 @@ HttpApi::HttpApi(HttpApiOptions options, HttpBackend backend)
       backend_(std::move(backend)),
       started_s_(absl::ToUnixSeconds(absl::Now())),
       probe_(std::make_shared<DeploymentProbe>(
-          backend_.core,
-          [validator = backend_.validator](absl::Time deadline) {
+          backend_.probe_core, [validator = backend_.validator](absl::Time deadline) {
             v1::GenerateRequest request;
             request.mutable_tokens();  // an empty prompt: the model's first token
             request.mutable_sampling()->set_temperature(0);
@@ -148,8 +147,8 @@ void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange) {
   if (options_.authenticate && NeedsKey(path)) {
     absl::string_view token = request.header("Authorization");
     if (!absl::StartsWithIgnoreCase(token, "Bearer ")) {
-      return exchange->Respond(OpenAiError(absl::UnauthenticatedError(
-                                   "an API key is needed: Authorization: Bearer KEY")));
+      return exchange->Respond(OpenAiError(
+          absl::UnauthenticatedError("an API key is needed: Authorization: Bearer KEY")));
     }
     token = absl::StripAsciiWhitespace(token.substr(7));
     absl::StatusOr<std::string> name = options_.authenticate(token);
@@ -194,6 +193,7 @@ void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
                        const std::string& key_name) {
   absl::StatusOr<HttpCompletionJob> job = MakeJob(exchange->request(), chat, key_name);
   if (!job.ok()) {
+    backend_.core->CountRefused(/*scoring=*/false, job.status());
     HttpResponse response = OpenAiError(job.status());
     // There is a model, and a path: what is missing is a format.
     if (chat && absl::IsNotFound(job.status()) && !backend_.chat_format.ok() &&
@@ -290,8 +290,8 @@ absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, b
     job.request_id = job.resume->request_id;
   } else {
     job.request_id = given_id.empty() ? absl::StrCat(absl::Hex(DrawBits(), absl::kZeroPad16),
-                                                   absl::Hex(DrawBits(), absl::kZeroPad16))
-                                    : std::string(given_id);
+                                                     absl::Hex(DrawBits(), absl::kZeroPad16))
+                                      : std::string(given_id);
   }
   absl::StatusOr<absl::Duration> timeout = RequestTimeout(request);
   if (!timeout.ok()) return timeout.status();
@@ -311,13 +311,14 @@ absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, b
       const Tokenizer* tokenizer = backend_.validator->tokenizer();
       if (tokenizer != nullptr && model.max_tokens() > 0) {
         absl::StatusOr<std::vector<int32_t>> ids = tokenizer->Encode(*wanted.prompts[0].text);
-        const int64_t room =
-            ids.ok() ? model.max_tokens() - static_cast<int64_t>(ids->size()) : 1;
-        wanted.max_tokens = static_cast<int32_t>(
-            std::max<int64_t>(1, std::min<int64_t>(kDefaultChatTokens, room)));
+        const int64_t room = ids.ok() ? model.max_tokens() - static_cast<int64_t>(ids->size()) : 1;
+        wanted.max_tokens =
+            static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(kDefaultChatTokens, room)));
       }
     }
   }
+  const TraceContext trace =
+      ParseTraceparent(request.header(kTraceparentKey)).value_or(TraceContext());
   const bool seed_given = wanted.request.has_seed();
   job.seed = job.resume.has_value() ? job.resume->seed
              : seed_given           ? wanted.request.seed()
@@ -330,9 +331,9 @@ absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, b
     absl::StatusOr<HttpPromptJob> prompt =
         MakePromptJob(wanted, std::move(wanted.prompts[i]), model.model_id(), deadline);
     if (prompt.ok() && options_.check_priority) {
-      const uint32_t priority = prompt->generation.has_value() ? prompt->generation->priority
-                                : prompt->scoring.has_value()  ? prompt->scoring->priority
-                                                               : v1::PRIORITY_NORMAL;
+      uint32_t priority = v1::PRIORITY_NORMAL;
+      if (prompt->generation.has_value()) priority = prompt->generation->priority;
+      if (prompt->scoring.has_value()) priority = prompt->scoring->priority;
       if (auto status = options_.check_priority(key_name, priority); !status.ok()) return status;
     }
     if (!prompt.ok()) {
@@ -343,8 +344,14 @@ absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, b
       return absl::Status(prompt.status().code(),
                           absl::StrCat("prompt[", i, "]", absl::StripPrefix(message, "prompt")));
     }
-    if (prompt->generation.has_value()) prompt->generation->key = key_name;
-    if (prompt->scoring.has_value()) prompt->scoring->key = key_name;
+    if (prompt->generation.has_value()) {
+      prompt->generation->key = key_name;
+      prompt->generation->origin.trace = trace;
+    }
+    if (prompt->scoring.has_value()) {
+      prompt->scoring->key = key_name;
+      prompt->scoring->origin.trace = trace;
+    }
     job.prompts.push_back(*std::move(prompt));
   }
   wanted.prompts.clear();
@@ -362,11 +369,10 @@ void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) {
     for (const std::string& field : fields) {
       if (logged_fields_.size() >= kMaxLoggedFields) break;
       // Names come from clients: nothing else of theirs gets into the log by this way.
-      const bool is_name =
-          field.size() <= kMaxLoggedFieldBytes &&
-          std::all_of(field.begin(), field.end(), [](unsigned char c) {
-            return absl::ascii_isalnum(c) || c == '_' || c == '.' || c == '-';
-          });
+      const bool is_name = field.size() <= kMaxLoggedFieldBytes &&
+                           std::all_of(field.begin(), field.end(), [](unsigned char c) {
+                             return absl::ascii_isalnum(c) || c == '_' || c == '.' || c == '-';
+                           });
       if (is_name && logged_fields_.insert(field).second) fresh.push_back(field);
     }
   }
@@ -391,10 +397,10 @@ HttpResponse HttpApi::Tokenize(const HttpRequest& request) const {
       backend_.validator->Tokenize(wanted, model.model_id());
   if (!tokens.ok()) {
     const absl::string_view message = tokens.status().message();
-    return OpenAiError(absl::Status(
-        tokens.status().code(), absl::StartsWith(message, "text: ")
-                                    ? absl::StrCat("prompt", message.substr(4))
-                                    : std::string(message)));
+    return OpenAiError(
+        absl::Status(tokens.status().code(), absl::StartsWith(message, "text: ")
+                                                 ? absl::StrCat("prompt", message.substr(4))
+                                                 : std::string(message)));
   }
   HttpResponse response;
   response.body = "{\"tokens\":";
@@ -467,8 +473,8 @@ HttpResponse HttpApi::Models(absl::string_view name) const {
 void HttpApi::Ready(const std::shared_ptr<HttpExchange>& exchange) {
   const std::string& query = exchange->request().query;
   if (!query.empty() && query != "scope=deployment") {
-    return exchange->Respond(OpenAiError(absl::InvalidArgumentError(
-                                 "scope: must be deployment, or left out")));
+    return exchange->Respond(
+        OpenAiError(absl::InvalidArgumentError("scope: must be deployment, or left out")));
   }
   const auto answer = [](absl::Status status) {
     if (!status.ok()) return OpenAiError(503, status.message());
@@ -492,8 +498,9 @@ void HttpApi::Status(const std::shared_ptr<HttpExchange>& exchange) {
     AppendJsonString(out, model.name());
     out += ",\"model_id\":";
     AppendJsonString(out, model.model_id());
-    absl::StrAppend(&out, ",\"kind\":\"", model.kind(), "\",\"block_length\":",
-                    model.block_length(), ",\"max_model_len\":", model.max_tokens(),
+    absl::StrAppend(&out, ",\"kind\":\"", model.kind(),
+                    "\",\"block_length\":", model.block_length(),
+                    ",\"max_model_len\":", model.max_tokens(),
                     ",\"live_requests\":", status.live_requests, ",\"block\":");
     AppendWorkers(out, status.block);
     out += ",\"token\":";

@@ -38,6 +38,7 @@ struct HttpApiOptions {
 // What the routes work with; must outlive the server.
 struct HttpBackend {
   GenerationCore* core = nullptr;
+  GenerationCore* probe_core = nullptr;  // passes the queue of requests
   const RequestValidator* validator = nullptr;
   absl::StatusOr<ChatFormat> chat_format;
   // `done` may be called on any thread.
@@ -61,7 +62,8 @@ class HttpApi {
   absl::StatusOr<HttpCompletionJob> MakeJob(const HttpRequest& request, bool chat,
                                             const std::string& key_name);
   absl::StatusOr<HttpPromptJob> MakePromptJob(const HttpCompletion& wanted, HttpPrompt prompt,
-                                              absl::string_view model_id, absl::Time deadline) const;
+                                              absl::string_view model_id,
+                                              absl::Time deadline) const;
   HttpResponse Tokenize(const HttpRequest& request) const;
   HttpResponse Detokenize(const HttpRequest& request) const;
   // The special tokens: what lm-evaluation-harness asks a server for that tokenizes.

@@ -165,8 +165,8 @@ void CompletionCall::Handle(size_t prompt, Event event) {
     OnBlock(prompt, std::move(*block));
   } else if (auto* finished = std::get_if<v1::Finished>(&event)) {
     Choice& choice = ChoiceOf(prompt, finished->choice());
-    const BlockEvent last = choice.last_block.has_value() ? *std::move(choice.last_block)
-                                                          : BlockEvent();
+    const BlockEvent last =
+        choice.last_block.has_value() ? *std::move(choice.last_block) : BlockEvent();
     choice.last_block.reset();
     TakeBlock(prompt, last, finished);
     choice.finished = std::move(*finished);
@@ -373,9 +373,8 @@ void CompletionCall::BeginStream() {
   events_.emplace(head_, wanted_.include_usage);
   HttpResponse head;
   head.content_type = "text/event-stream; charset=utf-8";
-  head.headers = {{"Cache-Control", "no-cache"},
-                  {"X-Accel-Buffering", "no"},
-                  {"X-Request-Id", request_id_}};
+  head.headers = {
+      {"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}, {"X-Request-Id", request_id_}};
   exchange_->StartStream(std::move(head));
 }
 

@@ -46,7 +46,7 @@ struct HttpCompletionJob {
   HttpCompletion wanted;
   OpenAiHead head;
   std::string request_id;
-  uint64_t seed = 0;  // the events' ids tell it, so that a stream can be made again
+  uint64_t seed = 0;                  // the events' ids tell it, so that a stream can be made again
   std::optional<HttpEventId> resume;  // seed and request id are its
   std::vector<HttpPromptJob> prompts;
 };
@@ -148,9 +148,9 @@ class CompletionCall final : public std::enable_shared_from_this<CompletionCall>
   std::optional<OpenAiEvents> events_;
   bool streaming_ = false;  // the stream's head is written
   bool over_ = false;
-  std::string out_;                // events not yet given to the exchange
-  int64_t handled_blocks_ = 0;     // whose events are in out_
-  int64_t written_blocks_ = 0;     // whose events are with the exchange
+  std::string out_;             // events not yet given to the exchange
+  int64_t handled_blocks_ = 0;  // whose events are in out_
+  int64_t written_blocks_ = 0;  // whose events are with the exchange
 
   Mutex mutex_;
   std::deque<std::pair<size_t, Event>> queue_ ABSL_GUARDED_BY(mutex_);

@@ -45,7 +45,8 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
   absl::StatusOr<ChatFormat> chat_format = ChatFormat::Load(gateway.model_directory());
   if (!chat_format.ok() && !absl::IsNotFound(chat_format.status())) return chat_format.status();
   std::unique_ptr<HttpFront> front(new HttpFront);
-  HttpBackend backend{&gateway.core(), &gateway.validator(), std::move(chat_format),
+  HttpBackend backend{&gateway.core(), &gateway.core_behind_admission(), &gateway.validator(),
+                      std::move(chat_format),
                       [&gateway](std::function<void(DeploymentStatus)> done) {
                         gateway.ReadStatus(std::move(done));
                       }};

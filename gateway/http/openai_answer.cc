@@ -11,6 +11,7 @@
 #include "common/utf8.h"
 #include "gateway/http/json_text.h"
 #include "gateway/http/openai_request.h"
+#include "gateway/retry_after.h"
 
 namespace blockserve {
 namespace {
@@ -127,7 +128,11 @@ HttpResponse OpenAiError(const absl::Status& status) {
   absl::string_view code;
   if (absl::IsNotFound(status) && param == "model") code = "model_not_found";
   if (absl::IsUnauthenticated(status)) code = "invalid_api_key";
-  return OpenAiError(http_status, message, param, code);
+  HttpResponse response = OpenAiError(http_status, message, param, code);
+  if (const std::optional<absl::Duration> wait = RetryAfter(status)) {
+    response.headers = {{"Retry-After", absl::StrCat(RetryAfterSeconds(*wait))}};
+  }
+  return response;
 }
 
 std::string OpenAiErrorEvent(const absl::Status& status) {

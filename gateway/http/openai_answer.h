@@ -75,16 +75,16 @@ void AppendUsage(std::string& out, const OpenAiUsage& usage);
 struct OpenAiChoice {
   size_t index = 0;
   absl::string_view text;
-  std::string logprobs;             // JSON; empty: null
+  std::string logprobs;  // JSON; empty: null
   const v1::Finished* finished = nullptr;
-  bool first = false;               // of the choice's events: names the role
+  bool first = false;  // of the choice's events: names the role
   std::optional<absl::Span<const int32_t>> token_ids;
   std::optional<absl::Span<const int32_t>> prompt_token_ids;
   std::optional<absl::string_view> worker;
 };
 
-// One event of a stream, in server-sent form. `event_id`: of its `id:` line; `usage`: null where the
-// events have none.
+// One event of a stream, in server-sent form. `event_id`: of its `id:` line; `usage`: null where
+// the events have none.
 class OpenAiEvents {
  public:
   explicit OpenAiEvents(OpenAiHead head, bool usage_field);

@@ -125,8 +125,7 @@ TEST(OpenAiLogprobs, WithoutATokenizerTokensAreNumbers) {
   const Json json = Json::parse(logprobs.Take());
   EXPECT_EQ(json["tokens"], Json({"token_id:7", "token_id:8"}));
   EXPECT_EQ(json["token_logprobs"], Json({nullptr, -1.5}));
-  EXPECT_EQ(json["top_logprobs"],
-            Json({nullptr, {{"token_id:9", -0.5}, {"token_id:8", -1.5}}}));
+  EXPECT_EQ(json["top_logprobs"], Json({nullptr, {{"token_id:9", -0.5}, {"token_id:8", -1.5}}}));
   EXPECT_EQ(Json::parse(logprobs.Take())["tokens"], Json::array()) << "taken once";
 }
 

@@ -42,8 +42,8 @@ void ReadPrompts(JsonFields& fields, HttpCompletion& out) {
     return;
   }
   if (prompt->size() > kMaxHttpPrompts) {
-    return fields.Fail("prompt", absl::StrCat("may have ", kMaxHttpPrompts, " prompts, not ",
-                                              prompt->size()));
+    return fields.Fail(
+        "prompt", absl::StrCat("may have ", kMaxHttpPrompts, " prompts, not ", prompt->size()));
   }
   for (size_t i = 0; i < prompt->size(); ++i) {
     const Json& entry = (*prompt)[i];
@@ -105,7 +105,8 @@ void ReadStop(JsonFields& fields, v1::StopConditions& out) {
       fields.Fail("stop", absl::StrCat("must be a string, or a list of at most ", kMaxStopStrings));
     } else {
       for (const Json& entry : *stop) {
-        if (!entry.is_string()) return fields.Fail("stop", "must be a string, or a list of strings");
+        if (!entry.is_string())
+          return fields.Fail("stop", "must be a string, or a list of strings");
         out.add_strings(entry.get<std::string>());
       }
     }
@@ -233,7 +234,8 @@ absl::StatusOr<HttpCompletion> ParseCompletion(absl::string_view body, bool chat
   } else {
     out.echo = fields.Bool("echo").value_or(false);
   }
-  if (out.max_tokens == 0 && !out.echo) fields.Fail("max_tokens", "must be at least 1 without echo");
+  if (out.max_tokens == 0 && !out.echo)
+    fields.Fail("max_tokens", "must be at least 1 without echo");
   const auto n = fields.Integer("n", 1, kMaxChoices);
   if (n.has_value()) out.request.set_n(static_cast<int32_t>(*n));
   if (const auto best_of = fields.Integer("best_of", 1, kMaxChoices)) {
@@ -276,10 +278,14 @@ std::string FieldOfMessage(absl::string_view message) {
 
 std::string WithHttpFieldName(absl::string_view message) {
   static constexpr std::pair<absl::string_view, absl::string_view> kNames[] = {
-      {"prompt.text", "prompt"},        {"prompt.tokens", "prompt"},
-      {"continuation_text", "prompt"},  {"continuation_tokens", "prompt"},
-      {"stop.strings", "stop"},         {"stop.token_ids", "stop_token_ids"},
-      {"stop.", ""},                    {"sampling.", ""},
+      {"prompt.text", "prompt"},
+      {"prompt.tokens", "prompt"},
+      {"continuation_text", "prompt"},
+      {"continuation_tokens", "prompt"},
+      {"stop.strings", "stop"},
+      {"stop.token_ids", "stop_token_ids"},
+      {"stop.", ""},
+      {"sampling.", ""},
       {"request_id", "X-Request-Id"},
   };
   for (const auto& [theirs, ours] : kNames) {

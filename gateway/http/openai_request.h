@@ -27,8 +27,8 @@ struct HttpPrompt {
 
 struct HttpCompletion {
   bool chat = false;
-  std::vector<HttpPrompt> prompts;     // at least one; not for chat
-  std::vector<ChatMessage> messages;   // chat alone
+  std::vector<HttpPrompt> prompts;    // at least one; not for chat
+  std::vector<ChatMessage> messages;  // chat alone
   // Everything but the prompt and max_tokens.
   v1::GenerateRequest request;
   std::optional<int32_t> max_tokens;  // 0 with echo alone

@@ -45,7 +45,8 @@ TEST(ParseCompletion, TakesAPromptInItsFourForms) {
 }
 
 TEST(ParseCompletion, FillsEveryFieldOfTheRequest) {
-  const HttpCompletion parsed = Parsed(R"({"model":"m","prompt":"a","max_tokens":7,"n":2,"best_of":2,
+  const HttpCompletion parsed =
+      Parsed(R"({"model":"m","prompt":"a","max_tokens":7,"n":2,"best_of":2,
     "echo":true,"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true,
     "per_block":true,"include_worker":true},"logprobs":3,"stop":["x","y"],"stop_token_ids":[4,5],
     "ignore_eos":true,"min_tokens":2,"seed":-1,"temperature":0.5,"top_p":0.25,"top_k":-1,
@@ -116,8 +117,8 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
 }
 
 TEST(ParseCompletion, RefusesWhatIsNoJsonObject) {
-  for (const char* body : {"", "{", "[]", "7", "{\"prompt\":\"\xff\"}", "{\"a\":1e999}",
-                           "{\"prompt\":\"\\ud800\"}"}) {
+  for (const char* body :
+       {"", "{", "[]", "7", "{\"prompt\":\"\xff\"}", "{\"a\":1e999}", "{\"prompt\":\"\\ud800\"}"}) {
     EXPECT_EQ(Refused(body), "body") << body;
   }
   EXPECT_EQ(Refused(std::string(100'000, '[')), "body");

@@ -17,8 +17,8 @@ namespace http = boost::beast::http;
 }  // namespace
 
 absl::string_view HttpReason(int status) {
-  const boost::beast::string_view reason = http::obsolete_reason(http::int_to_status(
-      static_cast<unsigned>(status < 100 || status > 599 ? 500 : status)));
+  const boost::beast::string_view reason = http::obsolete_reason(
+      http::int_to_status(static_cast<unsigned>(status < 100 || status > 599 ? 500 : status)));
   if (reason == "<unknown-status>") return "Error";
   return {reason.data(), reason.size()};
 }
@@ -63,8 +63,8 @@ HttpRequestReader::State HttpRequestReader::Feed(absl::string_view bytes) {
   size_t taken = 0;
   while (taken < pending_.size() && !parser.is_done()) {
     boost::system::error_code error;
-    const size_t n = parser.put(
-        boost::asio::buffer(pending_.data() + taken, pending_.size() - taken), error);
+    const size_t n =
+        parser.put(boost::asio::buffer(pending_.data() + taken, pending_.size() - taken), error);
     taken += n;
     if (error == http::error::need_more) {
       error = {};
@@ -77,7 +77,8 @@ HttpRequestReader::State HttpRequestReader::Feed(absl::string_view bytes) {
     if (error == http::error::body_limit) {
       return Fail(413, absl::StrCat("the body has more than ", limits_.max_body_bytes, " bytes"));
     }
-    if (error == http::error::bad_version) return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
+    if (error == http::error::bad_version)
+      return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
     if (error) return Fail(400, absl::StrCat("not an HTTP request: ", error.message()));
     if (!header_seen_ && parser.is_header_done()) {
       header_seen_ = true;

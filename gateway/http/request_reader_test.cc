@@ -58,7 +58,8 @@ TEST(HttpRequestReader, BoundsHeaderAndBody) {
     return reader.Feed(bytes) == State::kFailed ? reader.failure_status() : 0;
   };
   EXPECT_EQ(status_of(absl::StrCat("GET /", std::string(600, 'a'))), 431);
-  EXPECT_EQ(status_of(absl::StrCat("GET / HTTP/1.1\r\nHost: a\r\nX: ", std::string(600, 'a'))), 431);
+  EXPECT_EQ(status_of(absl::StrCat("GET / HTTP/1.1\r\nHost: a\r\nX: ", std::string(600, 'a'))),
+            431);
   EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 11\r\n\r\n"), 413);
   EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
                       "b\r\n01234567890\r\n"),

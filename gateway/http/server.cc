@@ -62,20 +62,20 @@ struct HttpServer::Impl {
 
   void Accept() {
     Worker& worker = *workers[next_worker++ % workers.size()];
-    acceptor->async_accept(
-        worker.loop.context(), [this, &worker](boost::system::error_code error, Tcp::socket socket) {
-          if (draining || error == boost::asio::error::operation_aborted) return;
-          if (error) {
-            // Out of descriptors, most likely: others must end first.
-            LogWarning(absl::StrCat("accepting an HTTP connection: ", error.message()));
-            workers[0]->loop.PostAfter(kAcceptPause, [this] {
-              if (!draining) Accept();
-            });
-            return;
-          }
-          TakeConnection(worker, std::move(socket));
-          Accept();
+    acceptor->async_accept(worker.loop.context(), [this, &worker](boost::system::error_code error,
+                                                                  Tcp::socket socket) {
+      if (draining || error == boost::asio::error::operation_aborted) return;
+      if (error) {
+        // Out of descriptors, most likely: others must end first.
+        LogWarning(absl::StrCat("accepting an HTTP connection: ", error.message()));
+        workers[0]->loop.PostAfter(kAcceptPause, [this] {
+          if (!draining) Accept();
         });
+        return;
+      }
+      TakeConnection(worker, std::move(socket));
+      Accept();
+    });
   }
 
   void TakeConnection(Worker& worker, Tcp::socket socket) {
@@ -208,9 +208,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
   if (!error) impl->acceptor->listen(boost::asio::socket_base::max_listen_connections, error);
   if (error) {
     impl->draining = true;
-    return absl::FailedPreconditionError(absl::StrCat(options.listen_flag, ": cannot listen on ",
-                                                      options.listen_address, ": ",
-                                                      error.message()));
+    return absl::FailedPreconditionError(absl::StrCat(
+        options.listen_flag, ": cannot listen on ", options.listen_address, ": ", error.message()));
   }
   const Tcp::endpoint bound = impl->acceptor->local_endpoint();
   const std::string host = options.listen_address.substr(0, options.listen_address.rfind(':'));

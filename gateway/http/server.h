@@ -16,7 +16,7 @@
 namespace blockserve {
 
 struct HttpServerOptions {
-  std::string listen_address;               // "host:port" or "[v6]:port"; port 0: any
+  std::string listen_address;                 // "host:port" or "[v6]:port"; port 0: any
   std::string listen_flag = "--http-listen";  // what messages call it
   int32_t threads = 1;
   int32_t max_connections = 4096;  // further ones are answered 503 and closed

@@ -251,10 +251,9 @@ std::string HttpSession::Head(const HttpResponse& response, absl::string_view fr
 }
 
 void HttpSession::WriteResponse(const HttpResponse& response) {
-  std::string bytes =
-      Head(response, response.status == 204
-                         ? ""
-                         : absl::StrCat("Content-Length: ", response.body.size(), "\r\n"));
+  std::string bytes = Head(
+      response,
+      response.status == 204 ? "" : absl::StrCat("Content-Length: ", response.body.size(), "\r\n"));
   if (!head_only_ && response.status != 204) bytes += response.body;
   answered_ = true;
   Append(std::move(bytes));

@@ -25,7 +25,8 @@ struct HttpConnectionLimits {
   absl::Duration header_timeout = absl::Seconds(10);  // from the first byte to the last header
   absl::Duration body_timeout = absl::Seconds(60);
   absl::Duration idle_timeout = absl::Seconds(120);  // between two requests
-  absl::Duration write_timeout = absl::Seconds(30);  // for what waits, of a client that reads slowly
+  absl::Duration write_timeout =
+      absl::Seconds(30);  // for what waits, of a client that reads slowly
 };
 
 // Where other threads leave work for a connection's thread, as long as there is one.
@@ -106,7 +107,7 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   Phase phase_ = Phase::kOpening;
   std::unique_ptr<HttpRequestReader> reader_;
   std::array<char, 4096> input_;
-  bool reading_ = false;       // a read is under way
+  bool reading_ = false;        // a read is under way
   size_t discarded_bytes_ = 0;  // sent by the client before it had its answer
   bool draining_ = false;
   bool close_after_ = false;

@@ -292,3 +292,35 @@ def test_metrics_are_what_prometheus_reads(server):
     families = list(parser.text_string_to_metric_families(text))
     assert families and all(family.documentation for family in families)
     assert all(family.name.startswith(("blockserve_", "process_")) for family in families)
+
+
+def test_tls_and_keys_are_those_of_the_grpc_port(launcher, demo_model, tmp_path):
+    subprocess.run([harness.ROOT / "scripts" / "make_certificates", tmp_path, "server"], check=True,
+                   stdout=subprocess.DEVNULL)
+    keys = tmp_path / "api.keys"
+    key = subprocess.run([harness.program("blockserve"), "keys", "--name=alice", f"--file={keys}",
+                          "--highest-priority=normal"], text=True, capture_output=True, check=True).stdout.strip()
+    port = harness.free_port()
+    server = launcher.serve(demo_model, f"--http-address=127.0.0.1:{port}", f"--tls-cert={tmp_path}/server.crt",
+                            f"--tls-key={tmp_path}/server.key", f"--api-keys={keys}")
+    harness.wait_until(lambda: "blockserve serves" in server.log(), "it serves")
+
+    def curl(path, *arguments):
+        done = subprocess.run(["curl", "-sS", "--cacert", tmp_path / "ca.crt", "-w", "\n%{http_code}",
+                               f"https://127.0.0.1:{port}{path}", *arguments],
+                              text=True, capture_output=True, check=True, timeout=60)
+        body, status = done.stdout.rsplit("\n", 1)
+        return int(status), body
+
+    ask_for = {"prompt": PROMPT, "max_tokens": 4}
+    with_key = ["-H", f"Authorization: Bearer {key}", "-d"]
+    assert curl("/health")[0] == 200
+    status, body = curl("/v1/completions", "-d", json.dumps(ask_for))
+    assert status == 401 and json.loads(body)["error"]["code"] == "invalid_api_key"
+    assert curl("/v1/completions", "-H", "Authorization: Bearer bsk_x_y", "-d", json.dumps(ask_for))[0] == 401
+    status, body = curl("/v1/completions", *with_key, json.dumps({**ask_for, "stream": True, "ignore_eos": True}))
+    assert status == 200 and len(list(http_tools.parse_events(body))) == 4
+    assert curl("/v1/completions", *with_key, json.dumps({**ask_for, "priority": "high"}))[0] == 403
+    plain = subprocess.run(["curl", "-sS", f"http://127.0.0.1:{port}/health"], capture_output=True, check=False,
+                           timeout=60)
+    assert plain.returncode != 0, "nothing is said in plain text"
