@@ -29,7 +29,7 @@ TEST(ApiKeyTable, FindsAKeyByWhatItsUserHasAndKeepsNoneOfIt) {
   ASSERT_TRUE(table.ok()) << table.status();
   EXPECT_EQ((*table->Find(alice.key))->name, "alice");
   EXPECT_EQ((*table->Find(bob.key))->name, "bob");
-  const std::string secret = alice.key.substr(alice.key.rfind('_') + 1);
+  const std::string secret = alice.key.substr(alice.key.find('_', 4) + 1);
   EXPECT_GE(secret.size(), 43u);  // 256 bits
   EXPECT_THAT(alice.line, Not(HasSubstr(secret)));
 }

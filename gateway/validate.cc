@@ -353,6 +353,8 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
         !status.ok()) {
       return status;
     }
+    // A vocabulary smaller than that has no more to show.
+    out.logprobs = std::min(*out.logprobs, config_.vocab_size);
   }
 
   out.seed = request.has_seed() ? request.seed() : DrawBits();
@@ -411,7 +413,7 @@ absl::StatusOr<ScoringRequest> RequestValidator::Scoring(const v1::ScoreRequest&
       !status.ok()) {
     return status;
   }
-  out.top_logprobs = request.top_logprobs();
+  out.top_logprobs = std::min(request.top_logprobs(), config_.vocab_size);
 
   if (has_context) {
     if (request.has_context_text()) {

@@ -409,6 +409,24 @@ TEST_F(ValidateTest, TakesAnEmptyContextForTheBeginningOfText) {
   EXPECT_EQ(result->first_scored, 1);
 }
 
+TEST_F(ValidateTest, AsksForNoMoreLogprobsThanThereAreIds) {
+  ModelConfig config = Config();
+  config.vocab_size = 15;
+  const RequestValidator validator(config, nullptr, {"tiny", false});
+  v1::GenerateRequest generation = Prompt({1});
+  generation.set_logprobs(20);
+  const auto generating = validator.Generation(generation, kModelId, absl::InfiniteFuture());
+  ASSERT_TRUE(generating.ok()) << generating.status();
+  EXPECT_EQ(generating->logprobs, 15);
+  v1::ScoreRequest score;
+  score.mutable_continuation_tokens()->add_ids(1);
+  score.mutable_continuation_tokens()->add_ids(2);
+  score.set_top_logprobs(20);
+  const auto scoring = validator.Scoring(score, kModelId, absl::InfiniteFuture());
+  ASSERT_TRUE(scoring.ok()) << scoring.status();
+  EXPECT_EQ(scoring->top_logprobs, 15);
+}
+
 TEST_F(ValidateTest, RefusesBadScoringRequests) {
   ExpectInvalid(Scoring({}), "continuation");
   v1::ScoreRequest request;

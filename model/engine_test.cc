@@ -517,6 +517,9 @@ TEST(ValidateTokenRow, NamesTheField) {
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.counts = twice; }), HasSubstr("counts: id 7"));
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.vocab_limit = 101; }), HasSubstr("vocab_limit"));
   EXPECT_THAT(message([&](TokenRow& r, P&) { r.top_logprobs = 101; }), HasSubstr("top_logprobs"));
+  config.vocab_size = 15;
+  EXPECT_THAT(message([&](TokenRow& r, P&) { r.top_logprobs = 16; }), HasSubstr("[0, 15]"));
+  config.vocab_size = 100;
   EXPECT_THAT(message([&](TokenRow&, P& p) { p.temperature = -1; }), HasSubstr("temperature"));
   EXPECT_THAT(message([&](TokenRow&, P& p) { p.temperature = NAN; }), HasSubstr("temperature"));
   EXPECT_THAT(message([&](TokenRow&, P& p) { p.top_k = -1; }), HasSubstr("top_k"));

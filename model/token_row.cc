@@ -107,9 +107,10 @@ absl::Status ValidateTokenRow(const ModelConfig& config, const TokenRow& row) {
     return Invalid("vocab_limit",
                    absl::StrCat(row.vocab_limit, " is not in [0, ", config.vocab_size, "]"));
   }
-  if (row.top_logprobs < 0 || row.top_logprobs > kMaxTopLogprobs) {
+  const int32_t most_top_logprobs = std::min(kMaxTopLogprobs, config.vocab_size);
+  if (row.top_logprobs < 0 || row.top_logprobs > most_top_logprobs) {
     return Invalid("top_logprobs",
-                   absl::StrCat(row.top_logprobs, " is not in [0, ", kMaxTopLogprobs, "]"));
+                   absl::StrCat(row.top_logprobs, " is not in [0, ", most_top_logprobs, "]"));
   }
   if (!row.logits.empty() &&
       static_cast<int64_t>(row.logits.size()) != int64_t{row.limit} * config.vocab_size) {
