@@ -11,9 +11,10 @@ set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 
 # No contraction anywhere: the kernels write their fused multiply-adds out, so that every machine and
 # every compiler adds in the same order (DESIGN: determinism).
-add_compile_options(-ffp-contract=off -Wall -Wextra -Wno-unused-parameter -fno-math-errno)
+add_compile_options(
+  "$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off;-Wall;-Wextra;-Wno-unused-parameter;-fno-math-errno>")
 if(CMAKE_BUILD_TYPE STREQUAL "Release")
-  add_compile_options(-O2)
+  add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-O2>")
 endif()
 
 if(BLOCKSERVE_SANITIZE STREQUAL "address")
