@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Plays a day of load against the autoscaler of the token tier, and shows what it decides.
 
-The HorizontalPodAutoscaler's rule (Kubernetes documentation, "Algorithm details") with the two metrics
-and the behaviour of k8s/components/hpa/token.yaml: rows that wait in the gateways, per worker, and the
-workers' busy share. Each metric wishes ceil(workers * value / target), within a tolerance of 10 % what is
-there; the highest wish wins; on the way down the highest of the stabilisation window; and so many per cent
-per period either way. A worker is modelled by a table of rows and milliseconds: with B rows in its batch it
-writes B blocks in that time. --target-busy 0 --target-rows 24 tries another signal: rows that wait or run.
+The HorizontalPodAutoscaler's rule (Kubernetes documentation, "Algorithm details") with the metric and the
+behaviour of k8s/components/hpa/token.yaml: rows that wait or run, per worker, as the gateways count them.
+A metric wishes ceil(workers * value / target), within a tolerance of 10 % what is there; of several the
+highest wish wins; on the way down the highest of the stabilisation window; and so many per cent per period
+either way. A worker is modelled by a table of rows and milliseconds: with B rows in its batch it writes B
+blocks in that time. --target-rows-waiting and --target-busy try other signals.
 
   tools/simulate_autoscaler.py --peak 200000 --steps steps.txt --svg day.svg
 """
@@ -46,7 +46,7 @@ def step_ms(table: list, rows: float) -> float:
 
 
 class Autoscaler:
-    """autoscaling/v2 with the metrics of k8s/components/hpa/token.yaml."""
+    """autoscaling/v2 with the metrics whose target is above 0."""
 
     def __init__(self, options: argparse.Namespace, tolerance: float = 0.1):
         self.options, self.tolerance = options, tolerance
@@ -60,11 +60,10 @@ class Autoscaler:
     def decide(self, now: float, pods: int, rows_waiting: float, busy: float,
                rows_running: float) -> int:
         o = self.options
-        wish = self.wish(pods, rows_waiting / pods, o.target_rows_waiting)
-        if o.target_busy > 0:
-            wish = max(wish, self.wish(pods, busy, o.target_busy))
-        if o.target_rows > 0:
-            wish = max(wish, self.wish(pods, (rows_waiting + rows_running) / pods, o.target_rows))
+        wish = max(self.wish(pods, per_worker, target) for per_worker, target in (
+            ((rows_waiting + rows_running) / pods, o.target_rows),
+            (rows_waiting / pods, o.target_rows_waiting),
+            (busy, o.target_busy)) if target > 0)
         self.wishes = [(t, w) for t, w in self.wishes if t > now - o.down_window]
         self.wishes.append((now, wish))
         if wish < pods:
@@ -214,10 +213,10 @@ def main(arguments=None) -> int:
     parser.add_argument("--block-length", type=int, default=4)
     parser.add_argument("--steps", default="20", help="table of rows and ms, or one number of ms")
     parser.add_argument("--max-rows", type=int, default=64)
-    parser.add_argument("--target-rows-waiting", type=float, default=32, help="per worker")
-    parser.add_argument("--target-busy", type=float, default=0.7, help="0: not used")
-    parser.add_argument("--target-rows", type=float, default=0,
-                        help="rows waiting and running, per worker; 0: not used")
+    parser.add_argument("--target-rows", type=float, default=24,
+                        help="rows waiting and running, per worker; 0: not used (default: %(default)g)")
+    parser.add_argument("--target-rows-waiting", type=float, default=0, help="as above")
+    parser.add_argument("--target-busy", type=float, default=0, help="as above")
     parser.add_argument("--least", type=int, default=2)
     parser.add_argument("--most", type=int, default=1000)
     parser.add_argument("--interval", type=int, default=15, help="s between two decisions")
@@ -230,6 +229,8 @@ def main(arguments=None) -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--svg", default="")
     options = parser.parse_args(arguments)
+    if max(options.target_rows, options.target_rows_waiting, options.target_busy) <= 0:
+        parser.error("one of the targets has to be above 0")
     seen = play(options)
     print(json.dumps(summary(seen, options), indent=1))
     if options.svg:

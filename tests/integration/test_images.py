@@ -76,7 +76,8 @@ def test_targets_are_not_root_have_labels_and_expose_their_ports(target, port):
     program = "blockserve-" + target.removesuffix("-cuda")
     assert f"/build/bin/{program} /usr/bin/" in text
     assert f'ENTRYPOINT ["/usr/bin/{program}"]' in text
-    assert f"EXPOSE {port} 7080 7090" in text
+    http = " 8080" if target == "gateway" else ""
+    assert f"EXPOSE {port} 7080 7090{http}\n" in text
     assert f'image.title="blockserve-{target}"' in text
     assert re.findall(r"(?m)^USER (.*)$", stages()[base][1])[-1] == "65532:65532"
     assert "USER" not in text

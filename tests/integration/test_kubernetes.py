@@ -2,9 +2,11 @@
 whatever it names of ours (flags, ports, probes, metrics, files of secrets) is looked up in the programs."""
 
 import functools
+import json
 import re
 import shutil
 import subprocess
+import sys
 import urllib.request
 
 import grpc
@@ -348,9 +350,7 @@ def queries():
 def test_metrics_that_are_asked_for_exist(metrics):
     known = set().union(*map(families, metrics.values()))
     for where, query in queries():
-        text = query.replace("blockserve_(block|token)_busy_ratio",
-                             "blockserve_block_busy_ratio blockserve_token_busy_ratio")
-        names = {name for name in METRIC.findall(text) if not name.endswith("_")}
+        names = set(METRIC.findall(query))
         assert names, (where, query)
         assert names <= known, (where, names - known)
 
@@ -387,8 +387,6 @@ def test_autoscalers_ask_for_what_the_adapter_makes():
         for rule in those:
             if "name" in rule:
                 made[kind].add(rule["name"]["as"])
-            elif "blockserve_(block|token)_busy_ratio" in rule["seriesQuery"]:
-                made[kind] |= {"blockserve_block_busy_ratio", "blockserve_token_busy_ratio"}
             else:
                 made[kind].add(METRIC.search(rule["seriesQuery"]).group())
     for hpa in of_kind("cpu", "HorizontalPodAutoscaler"):
@@ -404,8 +402,44 @@ def test_each_tier_scales_on_its_own_signal():
     assert signals == {
         "blockserve-gateway": {"blockserve_gateway_streams"},
         "blockserve-block": {"blockserve_block_kv_used_ratio", "blockserve_block_busy_ratio"},
-        "blockserve-token": {"blockserve_gateway_rows_waiting", "blockserve_token_busy_ratio"},
+        "blockserve-token": {"blockserve_gateway_rows"},
     }
+
+
+def test_hpa_keda_and_the_simulated_day_steer_to_the_same_number_of_rows():
+    (hpa,) = [d["spec"] for d in of_kind("cpu", "HorizontalPodAutoscaler")
+              if d["metadata"]["name"] == "blockserve-token"]
+    (keda,) = [d["spec"] for d in of_kind("keda", "ScaledObject")
+               if d["metadata"]["name"] == "blockserve-token"]
+    simulated = subprocess.run(
+        [sys.executable, str(harness.ROOT / "tools" / "simulate_autoscaler.py"), "--help"],
+        text=True, capture_output=True, check=True).stdout
+    target = hpa["metrics"][0]["external"]["target"]["averageValue"]
+    assert keda["triggers"][0]["metadata"]["threshold"] == target
+    shown = re.search(r"--target-rows TARGET_ROWS [^(]*\(default: (\d+)\)", " ".join(simulated.split()))
+    assert shown.group(1) == target
+
+
+@every_overlay
+def test_clients_reach_grpc_and_http_of_the_gateway_and_no_other_port_of_it(overlay):
+    (service,) = [s["spec"] for s in of_kind(overlay, "Service")
+                  if s["metadata"]["name"] == "blockserve-gateway"]
+    (policy,) = [p["spec"] for p in of_kind(overlay, "NetworkPolicy")
+                 if p["metadata"]["name"] == "blockserve-gateway"]
+    (rule,) = policy["ingress"]
+    assert "from" not in rule
+    offered = {port["targetPort"]: port["port"] for port in service["ports"]}
+    assert set(offered) == {port["port"] for port in rule["ports"]} == {"grpc", "http"}
+    flags = arguments(overlay, "gateway")
+    assert flags["--listen"] == f"0.0.0.0:{offered['grpc']}"
+    assert flags["--http-listen"] == f"0.0.0.0:{offered['http']}"
+
+
+def test_grafana_is_given_the_dashboard():
+    (given,) = of_kind("cpu", "ConfigMap")
+    assert given["metadata"]["labels"]["grafana_dashboard"] == "1"
+    (text,) = given["data"].values()
+    assert json.loads(text)["title"] == "blockserve"
 
 
 def test_prometheus_reaches_the_metrics_port_and_nothing_else():

@@ -59,7 +59,8 @@ def test_serve_shows_all_three_tiers_on_one_page(launcher, tiers):
 
 
 def test_every_expression_of_the_dashboard_uses_metrics_that_exist():
-    dashboard = json.loads((harness.ROOT / "k8s" / "dashboard.json").read_text(encoding="utf-8"))
+    path = harness.ROOT / "k8s" / "components" / "monitoring" / "dashboard.json"
+    dashboard = json.loads(path.read_text(encoding="utf-8"))
     known = set()
     for name, (kind, _) in documented().items():
         known |= {name + end for end in ("_bucket", "_sum", "_count")} if kind == "histogram" else {name}
