@@ -1,0 +1,71 @@
+// Matrix products by cuBLASLt.
+#ifndef BLOCKSERVE_KERNELS_CUDA_MATMUL_H_
+#define BLOCKSERVE_KERNELS_CUDA_MATMUL_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/cuda/element_type.h"
+#include "kernels/cuda/runtime.h"
+
+namespace blockserve::cuda {
+
+// A product is computed for a multiple of so many rows.
+inline constexpr int64_t kMatmulRowTile = 64;
+inline int64_t PadRows(int64_t rows) {
+  return (rows + kMatmulRowTile - 1) / kMatmulRowTile * kMatmulRowTile;
+}
+
+// cuBLASLt, loaded when it is first needed: a program starts without it.
+class MatmulLibrary {
+ public:
+  // For the current device. FAILED_PRECONDITION where there is no cuBLASLt of the version built
+  // for.
+  static absl::StatusOr<std::shared_ptr<const MatmulLibrary>> Load();
+  virtual ~MatmulLibrary() = default;
+  virtual int64_t version() const = 0;
+};
+
+// y [rows, n] = x [rows, k] W^T + bias, or y += that; sums in float32, rounded once.
+struct MatmulShape {
+  int64_t n = 0;  // multiples of kElementPadding: pad W with zero rows and columns
+  int64_t k = 0;
+  ElementType type = ElementType::kF32;    // of x and W
+  ElementType output = ElementType::kF32;  // of y and bias
+  bool bias = false;
+  bool accumulate = false;  // y += …, the residual stream
+};
+
+enum class MatmulMode {
+  // One algorithm, chosen for the largest number of rows, whatever the number: neither split nor
+  // joined sums. A row's bits depend on the row alone.
+  kPinned,
+  // The algorithm that cuBLASLt prefers for each number of rows: not batch-invariant.
+  kFastest,
+};
+
+// One product, ready to run. Immutable: several threads and streams may run it.
+class MatmulPlan {
+ public:
+  virtual ~MatmulPlan() = default;
+
+  // For up to `max_rows` rows. FAILED_PRECONDITION where cuBLASLt has no algorithm for it.
+  static absl::StatusOr<std::unique_ptr<const MatmulPlan>> Create(
+      std::shared_ptr<const MatmulLibrary> library, const MatmulShape& shape, int64_t max_rows,
+      MatmulMode mode);
+
+  // x [PadRows(rows), k], w [n, k], bias [n] or nullptr as the shape says, y [PadRows(rows), n];
+  // row-major without gaps, each at a multiple of 16 bytes. Rows from `rows` on are computed from
+  // whatever lies there and may become anything.
+  virtual absl::Status Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,
+                           StreamHandle stream) const = 0;
+  // E.g. "algorithm 66, tile 20, stages 35": for logs and benchmark records.
+  virtual std::string description() const = 0;
+};
+
+}  // namespace blockserve::cuda
+
+#endif  // BLOCKSERVE_KERNELS_CUDA_MATMUL_H_
