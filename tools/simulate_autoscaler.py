@@ -223,7 +223,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--start-s", type=float, default=20, help="until a new worker is ready")
     parser.add_argument("--up-share", type=float, default=1.0, help="of the workers, per period")
     parser.add_argument("--up-period", type=float, default=15, help="s")
-    parser.add_argument("--down-window", type=float, default=120, help="stabilisation, s")
+    parser.add_argument("--down-window", type=float, default=300, help="stabilisation, s")
     parser.add_argument("--down-share", type=float, default=0.2, help="of the workers, per period")
     parser.add_argument("--down-period", type=float, default=30, help="s")
     parser.add_argument("--seed", type=int, default=1)

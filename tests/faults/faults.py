@@ -51,7 +51,7 @@ class Deployment:
         self.gateways = [lab.Program(
             network, f"gateway-{i}", "blockserve-gateway",
             [*common, f"--block-services={addresses(self.blocks)}",
-             f"--token-services={addresses(self.tokens)}", *gateway_flags], logs, has_metrics=False)
+             f"--token-services={addresses(self.tokens)}", *gateway_flags], logs)
             for i in range(2)]
 
     @property
@@ -73,12 +73,54 @@ class Deployment:
             proxy.close()
 
 
+class Stage:
+    """Which faults may be there together: lanes disturb side by side, but now and then one of them
+    has the system to itself, from well before the fault until well after, so that what it costs
+    can be told from what two cost together."""
+
+    CLEAR_S = 1.2  # a little longer than report.AFTER_S
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._alone = False
+        self._wants_alone = 0
+
+    def enter(self, alone: bool, stop: threading.Event) -> bool:
+        """Waits for its turn; False: the run is over."""
+        with self._changed:
+            self._wants_alone += alone
+            try:
+                while self._alone or (self._inside if alone else self._wants_alone):
+                    if stop.is_set():
+                        return False
+                    self._changed.wait(0.1)
+                self._inside += 1
+                self._alone = alone
+            finally:
+                self._wants_alone -= alone
+        if alone:
+            stop.wait(self.CLEAR_S)
+        return True
+
+    def leave(self, alone: bool, stop: threading.Event) -> None:
+        if alone:
+            stop.wait(self.CLEAR_S)
+        with self._changed:
+            self._inside -= 1
+            self._alone = False
+            self._changed.notify_all()
+
+
 class Lane:
     """Injects one fault after another, of its own kinds, until told to stop."""
 
-    def __init__(self, name: str, deployment: Deployment, draw: random.Random,
+    ALONE = 0.4  # share of the faults that have the system to themselves
+
+    def __init__(self, name: str, deployment: Deployment, stage: Stage, draw: random.Random,
                  crash: Callable[[], history.Record]):
         self._deployment = deployment
+        self._stage = stage
         self._draw = draw
         self._crash = crash
         self._stop = threading.Event()
@@ -223,10 +265,16 @@ class Lane:
                 if not deck:
                     deck = [kind for kind in self.kinds if kind not in self.unavailable]
                     self._draw.shuffle(deck)
-                fault = Fault(deck.pop(), "", time.monotonic())
-                self.faults.append(fault)
-                self.kinds[fault.kind](fault)
-                fault.end = time.monotonic()
+                kind, alone = deck.pop(), self._draw.random() < self.ALONE
+                if not self._stage.enter(alone, self._stop):
+                    break
+                try:
+                    fault = Fault(kind, "", time.monotonic())
+                    self.faults.append(fault)
+                    self.kinds[kind](fault)
+                    fault.end = time.monotonic()
+                finally:
+                    self._stage.leave(alone, self._stop)
                 self._wait(0.3, 1.2)
         except BaseException as error:  # told by the main thread
             self.failures.append(error)

@@ -170,7 +170,7 @@ class Program:
     """A program that is started, killed, frozen and started again at one address."""
 
     def __init__(self, network: Network, name: str, binary: str, flags: Sequence[str],
-                 logs: pathlib.Path, has_metrics: bool = True):
+                 logs: pathlib.Path):
         self.name = name
         self.host = network.attach(name)
         self.port = network.port()
@@ -178,9 +178,7 @@ class Program:
         self.address = f"{self.host}:{self.port}"
         self._network = network
         self._binary = binary
-        self.flags = list(flags)
-        if has_metrics:
-            self.flags.append(f"--metrics-listen={self.host}:{self.metrics_port}")
+        self.flags = [*flags, f"--metrics-listen={self.host}:{self.metrics_port}"]
         self.log_path = logs / f"{name}.log"
         self.process: Optional[subprocess.Popen] = None
         self.starts = 0

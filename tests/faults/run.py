@@ -68,6 +68,14 @@ def leftovers(deployment) -> list[history.Leftover]:
     """What the services hold now that no client is there."""
     streams = len(deployment.gateways)
     found = []
+    for program in deployment.gateways:
+        metrics = program.metrics()
+        found += [history.Leftover(program.name, what, int(metrics[f"blockserve_gateway_{name}"]))
+                  for what, name in (("requests", "streams"),
+                                     ("queued requests", "requests_queued"),
+                                     ("starting requests", "requests_starting"),
+                                     ("rows", "rows"),
+                                     ("waiting sequences", "sequences_waiting"))]
     for program in deployment.blocks:
         metrics = program.metrics()
         found += [
@@ -141,7 +149,8 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> int:
         crash = clients.templates(1, 8, options.seed)[0]
         crash.kind = "kills its worker"
         crash.request.seed = clients.CRASH_SEED
-        lanes = [faults.Lane(name, deployment, random.Random(f"{options.seed} {name}"),
+        stage = faults.Stage()
+        lanes = [faults.Lane(name, deployment, stage, random.Random(f"{options.seed} {name}"),
                              lambda: killer.ask(crash)) for name in ("token", "block")]
         for lane in lanes:
             lane.kinds = {kind: what for kind, what in lane.kinds.items() if options.only in kind}
