@@ -50,6 +50,7 @@ def wait_until(holds: Callable[[], bool], what: str, limit_s: float = START_LIMI
 
 
 def program(name: str) -> str:
+    """A built program, or, where `name` is an absolute path, that one."""
     path = PROGRAMS / name
     assert path.exists(), f"{path} is not built: run scripts/test, or set BLOCKSERVE_BIN_DIR"
     return str(path)
@@ -63,7 +64,7 @@ class Server:
         """`wrapper`: a command that ends by becoming the one that follows it."""
         self.name = name
         self.address = address
-        self.log_path = folder / f"{next(_names):03d}-{name}.log"
+        self.log_path = folder / f"{next(_names):03d}-{pathlib.Path(name).name}.log"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
                 [*wrapper, program(name), *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
