@@ -6,7 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "model/arithmetic.h"
+#include "model/device.h"
 
 namespace blockserve {
 namespace {
@@ -28,11 +28,7 @@ absl::Status EmbeddedOptions::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--kv-memory-mib is ", kv_memory_mib, "; it must be 0 or more"));
   }
-  if (arithmetic != "auto") {
-    if (auto parsed = ParseArithmetic(arithmetic); !parsed.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat("--arithmetic: ", parsed.status().message()));
-    }
-  }
+  if (absl::Status status = ValidateDeviceFlags(device, arithmetic); !status.ok()) return status;
   if (absl::Status status = CheckTlsFiles(tls); !status.ok()) return status;
   return http.Validate();
 }
@@ -49,6 +45,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   embedded->pool_ = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : cores);
 
   BlockServiceConfig block_config;
+  block_config.device = options.device;
   block_config.arithmetic = options.arithmetic;
   block_config.kv_memory_mib = options.kv_memory_mib;
   block_config.allow_long_contexts = options.allow_long_contexts;
@@ -63,6 +60,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   TokenServiceConfig token_config;
   token_config.name = "token";
   token_config.metrics = options.metrics;
+  token_config.device = options.device;
   token_config.arithmetic = options.arithmetic;
   absl::StatusOr<std::unique_ptr<TokenService>> token =
       TokenService::Create(token_config, *embedded->checkpoint_, embedded->pool_.get());

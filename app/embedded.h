@@ -28,7 +28,8 @@ namespace blockserve {
 struct EmbeddedOptions {
   std::string model_directory;
   std::string model_name;           // empty: the folder's name
-  std::string arithmetic = "auto";  // auto, f32 or bf16
+  std::string device = "auto";      // auto, cpu or cuda:N
+  std::string arithmetic = "auto";  // or a name of model/arithmetic.h
   int32_t threads = 0;              // shared by both tiers; 0: one per core
   int32_t kv_memory_mib = 0;        // 0: the block service's default
   bool allow_long_contexts = false;

@@ -10,6 +10,7 @@
 #include "common/metrics_server.h"
 #include "common/process_metrics.h"
 #include "common/program.h"
+#include "model/device.h"
 #include "rpc/health_server.h"
 #include "rpc/signals.h"
 
@@ -46,7 +47,8 @@ int RunServe(const Arguments& arguments) {
             &options.http.api.cors_origin);
   flags.Add("model_name", "what requests may call the model; default: the folder's",
             &options.model_name);
-  flags.Add("arithmetic", "auto, f32, bf16, bf16dot or int8", &options.arithmetic);
+  flags.Add("device", kDeviceFlagHelp, &options.device);
+  flags.Add("arithmetic", kArithmeticFlagHelp, &options.arithmetic);
   flags.Add("threads", "compute threads; 0: one per core", &options.threads);
   flags.Add("kv_memory_mib", "memory for KV; 0: a quarter of the memory, at most 1 GiB",
             &options.kv_memory_mib);

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "app/command.h"
+#include "model/device.h"
 
 namespace blockserve {
 
@@ -18,7 +19,8 @@ void SourceOptions::AddFlags(FlagTable& flags) {
   flags.Add("tls_key", "with --server: PEM file of its key", &tls.key);
   flags.Add("tls_name", "with --server: name in its certificate", &tls.server_name);
   flags.Add("api_key_file", "with --server: file that holds the API key", &api_key_file);
-  flags.Add("arithmetic", "with --model: auto, f32, bf16, bf16dot or int8", &arithmetic);
+  flags.Add("device", absl::StrCat("with --model: ", kDeviceFlagHelp), &device);
+  flags.Add("arithmetic", absl::StrCat("with --model: ", kArithmeticFlagHelp), &arithmetic);
   flags.Add("threads", "with --model: compute threads; 0: one per core", &threads);
   flags.Add("timeout", "limit of the whole call", &timeout);
 }
@@ -44,6 +46,7 @@ absl::Status SourceOptions::Validate() const {
   if (!model.has_value()) return absl::OkStatus();
   EmbeddedOptions embedded;
   embedded.model_directory = *model;
+  embedded.device = device;
   embedded.arithmetic = arithmetic;
   embedded.threads = threads;
   return embedded.Validate();
@@ -89,6 +92,7 @@ absl::StatusOr<std::unique_ptr<Source>> Source::Open(const SourceOptions& option
   }
   EmbeddedOptions embedded;
   embedded.model_directory = *options.model;
+  embedded.device = options.device;
   embedded.arithmetic = options.arithmetic;
   embedded.threads = options.threads;
   absl::StatusOr<std::unique_ptr<Embedded>> started = Embedded::Start(embedded);

@@ -20,6 +20,7 @@ namespace blockserve {
 struct SourceOptions {
   std::optional<std::string> model;
   std::optional<std::string> server;
+  std::string device = "auto";
   std::string arithmetic = "auto";
   int32_t threads = 0;
   absl::Duration timeout = absl::Minutes(10);

@@ -21,11 +21,13 @@
 #include "common/program.h"
 #include "common/version.h"
 #include "model/checkpoint.h"
+#include "model/device.h"
 
 ABSL_FLAG(std::string, model, "", "folder of the model, block or vanilla");
 ABSL_FLAG(int, prompt, 128, "tokens of each prompt");
 ABSL_FLAG(int, generate, 512, "tokens generated for each sequence");
 ABSL_FLAG(int, sequences, 64, "sequences at once");
+ABSL_FLAG(std::string, device, "auto", blockserve::kDeviceFlagHelp);
 ABSL_FLAG(std::string, arithmetic, "auto", "auto, or one of those that --version names");
 ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
 ABSL_FLAG(std::string, kernels, "auto",
@@ -51,6 +53,7 @@ constexpr absl::string_view kUsage =
 
 struct BenchConfig {
   std::string model;
+  std::string device;
   std::string arithmetic;
   std::string kernels;
   std::string format;
@@ -78,11 +81,7 @@ absl::Status BenchConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--format is \"", format, "\"; it must be table or json"));
   }
-  if (arithmetic != "auto") {
-    if (absl::Status status = ParseArithmetic(arithmetic).status(); !status.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat("--arithmetic: ", status.message()));
-    }
-  }
+  if (absl::Status status = ValidateDeviceFlags(device, arithmetic); !status.ok()) return status;
   for (const absl::Status& status :
        {OutOfRange("prompt", workload.prompt_tokens, 1, 1 << 20),
         OutOfRange("generate", workload.generate_tokens, 1, 1 << 20),
@@ -139,11 +138,13 @@ class ProgressLine {
 absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) {
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model);
   if (!checkpoint.ok()) return checkpoint.status();
-  absl::StatusOr<Arithmetic> arithmetic = ResolveArithmetic(config.arithmetic, **checkpoint);
-  if (!arithmetic.ok()) return arithmetic.status();
+  absl::StatusOr<EngineChoice> choice =
+      ChooseEngine(config.device, config.arithmetic, **checkpoint);
+  if (!choice.ok()) return choice.status();
   absl::StatusOr<KernelTarget> kernels = ChooseKernels(config.kernels);
   if (!kernels.ok()) return kernels.status();
-  config.run.arithmetic = *arithmetic;
+  config.run.arithmetic = choice->arithmetic;
+  config.run.cuda_device = choice->cuda_device;
   config.run.kernels = *kernels;
   config.run.batching.block_rows = std::max<int64_t>(256, config.workload.sequences);
 
@@ -154,7 +155,7 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   report.commit = std::string(Commit());
   report.model = std::filesystem::weakly_canonical(config.model).filename().string();
   report.config = (*checkpoint)->config();
-  report.arithmetic = *arithmetic;
+  report.arithmetic = choice->arithmetic;
   report.kernels = KernelTargetName(*kernels);
   report.workload = config.workload;
   report.batching = config.run.batching;
@@ -166,7 +167,7 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
       EngineRunner::Load(**checkpoint, config.run, pool, config.workload);
   if (!runner.ok()) return runner.status();
   report.kv_bytes = (*runner)->kv_bytes();
-  report.weight_bytes = static_cast<int64_t>(ModelBytes(report.config, *arithmetic));
+  report.weight_bytes = static_cast<int64_t>(ModelBytes(report.config, report.arithmetic));
   if (config.check) {
     progress.Show("checking");
     absl::StatusOr<uint64_t> hash = (*runner)->CheckBatchInvariance();
@@ -205,6 +206,7 @@ absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
   options.seed = config.run.seed;
   options.repeat = config.repeat;
   options.served.model = config.model;
+  options.served.device = config.device;
   options.served.arithmetic = config.arithmetic;
   options.served.threads = config.threads;
   options.served.groups = config.groups;
@@ -235,15 +237,16 @@ int Main(int argc, char** argv) {
   const std::vector<std::string> rest = ParseProgramFlags(
       argc, argv,
       {.text = std::string(kUsage),
-       .flags = {"model", "prompt", "generate", "sequences", "arithmetic", "threads", "kernels",
-                 "repeat", "warmup", "token_rows", "prefill_chunk", "temperature", "seed", "check",
-                 "tiers", "groups", "format"}});
+       .flags = {"model", "prompt", "generate", "sequences", "device", "arithmetic", "threads",
+                 "kernels", "repeat", "warmup", "token_rows", "prefill_chunk", "temperature",
+                 "seed", "check", "tiers", "groups", "format"}});
   if (!rest.empty()) {
     return ReportUsageError(
         kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
   }
   BenchConfig config;
   config.model = absl::GetFlag(FLAGS_model);
+  config.device = absl::GetFlag(FLAGS_device);
   config.arithmetic = absl::GetFlag(FLAGS_arithmetic);
   config.kernels = absl::GetFlag(FLAGS_kernels);
   config.format = absl::GetFlag(FLAGS_format);

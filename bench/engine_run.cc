@@ -78,6 +78,7 @@ absl::StatusOr<std::unique_ptr<EngineRunner>> EngineRunner::Load(const Checkpoin
   runner->sampling_.temperature = options.temperature;
   EngineOptions engine_options;
   engine_options.arithmetic = options.arithmetic;
+  engine_options.cuda_device = options.cuda_device;
   engine_options.pool = &pool;
   engine_options.kernel_target = options.kernels;
   engine_options.timer = &runner->timer_;

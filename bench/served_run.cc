@@ -125,6 +125,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Start(const ServedOpti
   served->log_folder_ = folder;
   const std::string model = absl::StrCat("--model=", options.model);
   const std::vector<std::string> compute = {model, "--log-level=warning",
+                                            absl::StrCat("--device=", options.device),
                                             absl::StrCat("--arithmetic=", options.arithmetic),
                                             absl::StrCat("--threads=", options.threads)};
   std::vector<std::string> block = compute;

@@ -19,6 +19,7 @@ namespace blockserve {
 
 struct ServedOptions {
   std::string model;  // folder
+  std::string device = "auto";
   std::string arithmetic = "auto";
   int threads = 0;  // of each process that computes; 0: one for each core
   // Of the block service of three processes that share their cores: 1, since the tiers cannot work

@@ -50,7 +50,7 @@ int64_t GeneratedBlocks(const ModelConfig& config, const Workload& workload) {
 
 double WeightBytes(Arithmetic arithmetic) {
   const absl::string_view name = ArithmeticName(arithmetic);
-  if (name == "f32") return 4;
+  if (!StoresBf16(arithmetic)) return 4;
   return name == "int8" ? 1 : 2;
 }
 

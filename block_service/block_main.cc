@@ -17,6 +17,7 @@
 #include "common/program.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
+#include "model/device.h"
 #include "rpc/health_server.h"
 #include "rpc/server.h"
 #include "rpc/signals.h"
@@ -31,7 +32,8 @@ ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP; empty: none");
 ABSL_FLAG(std::string, name, "", "name for people; default: the address listened on");
-ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32, bf16, bf16dot or int8");
+ABSL_FLAG(std::string, device, "auto", blockserve::kDeviceFlagHelp);
+ABSL_FLAG(std::string, arithmetic, "auto", blockserve::kArithmeticFlagHelp);
 ABSL_FLAG(int32_t, threads, 0, "compute threads; 0: one per core");
 ABSL_FLAG(int64_t, kv_memory_mib, 0, "memory for KV; 0: a quarter of the memory, at most 1 GiB");
 ABSL_FLAG(int64_t, kv_pages, 0, "KV pages, instead of --kv-memory-mib");
@@ -55,11 +57,12 @@ int Main(int argc, char** argv) {
   const ProgramUsage usage = {
       "blockserve-block --model DIR [--listen HOST:PORT]\n"
       "Serves the block tier: embedder, block decoder and the KV of every sequence.",
-      {"model",        "listen",        "health_listen", "stall_bound",   "metrics_listen",
-       "name",         "arithmetic",    "threads",       "kv_memory_mib", "kv_pages",
-       "page_blocks",  "max_sequences", "prefill_chunk", "groups",        "allow_long_contexts",
-       "prefix_cache", "tls_cert",      "tls_key",       "tls_client_ca", "log_level",
-       "log_format"}};
+      {"model",          "listen",        "health_listen", "stall_bound",
+       "metrics_listen", "name",          "device",        "arithmetic",
+       "threads",        "kv_memory_mib", "kv_pages",      "page_blocks",
+       "max_sequences",  "prefill_chunk", "groups",        "allow_long_contexts",
+       "prefix_cache",   "tls_cert",      "tls_key",       "tls_client_ca",
+       "log_level",      "log_format"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -82,6 +85,7 @@ int Main(int argc, char** argv) {
   }
   BlockServiceConfig config;
   config.name = absl::GetFlag(FLAGS_name);
+  config.device = absl::GetFlag(FLAGS_device);
   config.arithmetic = absl::GetFlag(FLAGS_arithmetic);
   config.kv_memory_mib = absl::GetFlag(FLAGS_kv_memory_mib);
   config.kv_pages = absl::GetFlag(FLAGS_kv_pages);

@@ -15,6 +15,7 @@
 #include "blockserve/v1/block_decoder.grpc.pb.h"
 #include "common/logging.h"
 #include "common/version.h"
+#include "model/device.h"
 #include "model/fingerprint.h"
 #include "rpc/tier_merge.h"
 #include "rpc/tier_protocol.h"
@@ -100,11 +101,7 @@ class BlockDecoderService final : public v1::BlockDecoder::CallbackService {
 }  // namespace
 
 absl::Status BlockServiceConfig::Validate() const {
-  if (arithmetic != "auto") {
-    if (absl::Status status = ParseArithmetic(arithmetic).status(); !status.ok()) {
-      return absl::InvalidArgumentError(absl::StrCat("--arithmetic: ", status.message()));
-    }
-  }
+  if (absl::Status status = ValidateDeviceFlags(device, arithmetic); !status.ok()) return status;
   if (kv_memory_mib < 0 || kv_memory_mib > (int64_t{1} << 30)) {
     return BadFlag("kv-memory-mib", kv_memory_mib, "it must be 0 (default) to 2^30");
   }
@@ -146,9 +143,10 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
                                                                    ThreadPool* pool) {
   if (absl::Status status = config.Validate(); !status.ok()) return status;
   EngineOptions options;
-  absl::StatusOr<Arithmetic> arithmetic = ResolveArithmetic(config.arithmetic, checkpoint);
-  if (!arithmetic.ok()) return arithmetic.status();
-  options.arithmetic = *arithmetic;
+  absl::StatusOr<EngineChoice> choice = ChooseEngine(config.device, config.arithmetic, checkpoint);
+  if (!choice.ok()) return choice.status();
+  options.arithmetic = choice->arithmetic;
+  options.cuda_device = choice->cuda_device;
   options.pool = pool;
   // Larger steps are run in several batches.
   options.max_rows = config.prefill_chunk + std::min(config.max_sequences, 256);

@@ -24,7 +24,8 @@ namespace blockserve {
 
 struct BlockServiceConfig {
   std::string name = "block";       // for people: in the hello and in logs
-  std::string arithmetic = "auto";  // auto, f32 or bf16
+  std::string device = "auto";      // auto, cpu or cuda:N
+  std::string arithmetic = "auto";  // or a name of model/arithmetic.h
   // Memory for KV pages. Both 0: a quarter of the machine's memory and at most 1 GiB, but no more
   // than max_sequences sequences of the longest context can use. The system provides pages of
   // memory as they are written for the first time.

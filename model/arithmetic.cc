@@ -15,17 +15,23 @@ absl::string_view ArithmeticName(Arithmetic arithmetic) {
       return "bf16dot";
     case Arithmetic::kInt8:
       return "int8";
+    case Arithmetic::kCudaF32:
+      return "cuda-f32";
+    case Arithmetic::kCudaBf16:
+      return "cuda-bf16";
+    case Arithmetic::kCudaBf16Fast:
+      return "cuda-bf16-fast";
   }
   return "unknown";
 }
 
 absl::StatusOr<Arithmetic> ParseArithmetic(absl::string_view name) {
-  for (const Arithmetic arithmetic :
-       {Arithmetic::kF32, Arithmetic::kBf16, Arithmetic::kBf16Dot, Arithmetic::kInt8}) {
+  for (const Arithmetic arithmetic : kAllArithmetics) {
     if (name == ArithmeticName(arithmetic)) return arithmetic;
   }
-  return absl::InvalidArgumentError(absl::StrCat(
-      "arithmetic is \"", name.substr(0, 60), "\"; known are auto, f32, bf16, bf16dot and int8"));
+  return absl::InvalidArgumentError(absl::StrCat("arithmetic is \"", name.substr(0, 60),
+                                                 "\"; known are auto, f32, bf16, bf16dot, int8, "
+                                                 "cuda-f32, cuda-bf16 and cuda-bf16-fast"));
 }
 
 }  // namespace blockserve

@@ -187,14 +187,12 @@ std::string Checkpoint::Digest() const {
   return hash.Hex();
 }
 
-absl::StatusOr<Arithmetic> ResolveArithmetic(absl::string_view name, const Checkpoint& checkpoint) {
-  if (name != "auto") return ParseArithmetic(name);
+bool IsStoredInBf16(const Checkpoint& checkpoint) {
   for (const RequiredTensor& required : RequiredTensors(checkpoint.config())) {
     const absl::StatusOr<TensorView> tensor = checkpoint.Find(required.name);
-    if (!tensor.ok()) return tensor.status();
-    if (tensor->dtype != DType::kBF16) return Arithmetic::kF32;
+    if (!tensor.ok() || tensor->dtype != DType::kBF16) return false;
   }
-  return Arithmetic::kBf16;
+  return true;
 }
 
 }  // namespace blockserve

@@ -10,7 +10,6 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "model/arithmetic.h"
 #include "model/config.h"
 #include "model/safetensors.h"
 
@@ -71,9 +70,8 @@ class Checkpoint {
   SafetensorsSet tensors_;
 };
 
-// "auto" never loses precision: bf16 when every required tensor is BF16, else f32. Errors:
-// INVALID_ARGUMENT listing the names.
-absl::StatusOr<Arithmetic> ResolveArithmetic(absl::string_view name, const Checkpoint& checkpoint);
+// Whether every required tensor is BF16, so that bfloat16 weights lose nothing.
+bool IsStoredInBf16(const Checkpoint& checkpoint);
 
 }  // namespace blockserve
 

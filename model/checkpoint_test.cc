@@ -176,20 +176,12 @@ TEST(Checkpoint, IsNotFoundWithoutFiles) {
   EXPECT_EQ(Checkpoint::Open(folder.path()).status().code(), absl::StatusCode::kNotFound);
 }
 
-TEST(ResolveArithmetic, NeverLosesUnlessAsked) {
+TEST(IsStoredInBf16, OnlyWhereEveryNeededTensorIs) {
   TestFolder folder;
   folder.CopyAllFrom("tests/golden/projection_layer_f16");
-  const auto half = Open(folder.path());
-  EXPECT_EQ(*ResolveArithmetic("auto", *half), Arithmetic::kF32);
-  EXPECT_EQ(*ResolveArithmetic("bf16", *half), Arithmetic::kBf16);
-  EXPECT_EQ(*ResolveArithmetic("f32", *half), Arithmetic::kF32);
-  const auto unknown = ResolveArithmetic("fp4", *half);
-  EXPECT_EQ(unknown.status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(unknown.status().message()),
-              AllOf(HasSubstr("fp4"), HasSubstr("auto, f32, bf16, bf16dot and int8")));
-
+  EXPECT_FALSE(IsStoredInBf16(*Open(folder.path())));
   ReplaceInHeader(folder, "\"F16\"", "\"BF16\"");
-  EXPECT_EQ(*ResolveArithmetic("auto", *Open(folder.path())), Arithmetic::kBf16);
+  EXPECT_TRUE(IsStoredInBf16(*Open(folder.path())));
 }
 
 }  // namespace

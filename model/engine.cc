@@ -5,17 +5,27 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "model/block_engine_cpu.h"
+#include "model/cuda/cuda_engines.h"
 #include "model/token_engine_cpu.h"
 
 namespace blockserve {
 namespace {
 
-absl::StatusOr<const CpuKernels*> ChooseKernels(const EngineOptions& options) {
+absl::Status CheckOptions(const EngineOptions& options) {
   if (options.pool == nullptr) return absl::InvalidArgumentError("EngineOptions.pool is missing");
   if (options.max_rows < 1) {
     return absl::InvalidArgumentError(
         absl::StrCat("EngineOptions.max_rows is ", options.max_rows, ", at least 1 is needed"));
   }
+  if (IsCuda(options.arithmetic) != (options.cuda_device >= 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("EngineOptions.cuda_device is ",
+                                                   options.cuda_device, " with arithmetic ",
+                                                   ArithmeticName(options.arithmetic)));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<const CpuKernels*> ChooseKernels(const EngineOptions& options) {
   const std::vector<KernelTarget> targets = SupportedKernelTargets();
   if (targets.empty()) {
     return absl::FailedPreconditionError("this build has no kernels for this machine");
@@ -39,6 +49,8 @@ absl::StatusOr<const CpuKernels*> ChooseKernels(const EngineOptions& options) {
 
 absl::StatusOr<std::unique_ptr<BlockEngine>> LoadBlockEngine(const Checkpoint& checkpoint,
                                                              const EngineOptions& options) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  if (IsCuda(options.arithmetic)) return LoadCudaBlockEngine(checkpoint, options);
   const absl::StatusOr<const CpuKernels*> kernels = ChooseKernels(options);
   if (!kernels.ok()) return kernels.status();
   return CpuBlockEngine::Load(checkpoint, options, **kernels);
@@ -46,6 +58,8 @@ absl::StatusOr<std::unique_ptr<BlockEngine>> LoadBlockEngine(const Checkpoint& c
 
 absl::StatusOr<std::unique_ptr<TokenEngine>> LoadTokenEngine(const Checkpoint& checkpoint,
                                                              const EngineOptions& options) {
+  if (absl::Status status = CheckOptions(options); !status.ok()) return status;
+  if (IsCuda(options.arithmetic)) return LoadCudaTokenEngine(checkpoint, options);
   const absl::StatusOr<const CpuKernels*> kernels = ChooseKernels(options);
   if (!kernels.ok()) return kernels.status();
   return CpuTokenEngine::Load(checkpoint, options, **kernels);

@@ -122,6 +122,7 @@ absl::Status ValidateTokenRow(const ModelConfig& config, const TokenRow& row);
 
 struct EngineOptions {
   Arithmetic arithmetic = Arithmetic::kF32;
+  int32_t cuda_device = -1;    // of the CUDA arithmetics (ChooseEngine in model/device.h)
   ThreadPool* pool = nullptr;  // not owned; may be shared: engines take turns by ThreadPool::Turn
   int32_t max_rows = 256;      // largest batch that activations are allocated for
   // Instruction set of the kernels; the machine's best when absent. All give the same bits.

@@ -31,7 +31,10 @@ struct alignas(64) Part {
 WeightFormat WeightFormatOf(Arithmetic arithmetic) {
   switch (arithmetic) {
     case Arithmetic::kF32:
-      break;
+    case Arithmetic::kCudaF32:
+    case Arithmetic::kCudaBf16:
+    case Arithmetic::kCudaBf16Fast:
+      break;  // the CUDA engines keep their weights on the device
     case Arithmetic::kBf16:
       return WeightFormat::kBf16;
     case Arithmetic::kBf16Dot:

@@ -12,6 +12,7 @@
 #include "common/logging.h"
 #include "common/mutex.h"
 #include "common/version.h"
+#include "model/device.h"
 #include "model/fingerprint.h"
 #include "rpc/tier_merge.h"
 #include "rpc/tier_protocol.h"
@@ -43,13 +44,7 @@ RowQueueOptions QueueOptions(const TokenServiceConfig& config) {
 }  // namespace
 
 absl::Status TokenServiceConfig::Validate() const {
-  if (arithmetic != "auto") {
-    const absl::StatusOr<Arithmetic> parsed = ParseArithmetic(arithmetic);
-    if (!parsed.ok()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--arithmetic: ", parsed.status().message(), ", or auto"));
-    }
-  }
+  if (absl::Status status = ValidateDeviceFlags(device, arithmetic); !status.ok()) return status;
   if (max_rows < 1 || max_rows > 4096) {
     return absl::InvalidArgumentError(
         absl::StrCat("--max-rows is ", max_rows, "; it must be 1 to 4096"));
@@ -242,13 +237,15 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenSe
                                                                    ThreadPool* pool) {
   absl::Status status = config.Validate();
   if (!status.ok()) return status;
-  const absl::StatusOr<Arithmetic> arithmetic = ResolveArithmetic(config.arithmetic, checkpoint);
-  if (!arithmetic.ok()) return arithmetic.status();
+  const absl::StatusOr<EngineChoice> choice =
+      ChooseEngine(config.device, config.arithmetic, checkpoint);
+  if (!choice.ok()) return choice.status();
   absl::StatusOr<std::string> tokenizer_hash = TokenizerHash(checkpoint.directory());
   if (!tokenizer_hash.ok()) return tokenizer_hash.status();
 
   EngineOptions options;
-  options.arithmetic = *arithmetic;
+  options.arithmetic = choice->arithmetic;
+  options.cuda_device = choice->cuda_device;
   options.pool = pool;
   options.max_rows = config.max_rows;
   absl::StatusOr<std::unique_ptr<TokenEngine>> engine = LoadTokenEngine(checkpoint, options);

@@ -23,6 +23,7 @@ namespace blockserve {
 
 struct TokenServiceConfig {
   std::string name = "token";         // for people: who answers
+  std::string device = "auto";        // auto, cpu or cuda:N
   std::string arithmetic = "auto";    // or a name of model/arithmetic.h
   int32_t max_rows = 64;              // rows of a batch, beyond which nothing is gained
   int32_t max_queued_rows = 1024;     // rows that wait; more are answered RESOURCE_EXHAUSTED

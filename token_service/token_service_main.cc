@@ -13,6 +13,7 @@
 #include "common/program.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
+#include "model/device.h"
 #include "rpc/health_server.h"
 #include "rpc/server.h"
 #include "rpc/signals.h"
@@ -27,7 +28,8 @@ ABSL_FLAG(std::string, tls_client_ca, "", "PEM file: callers must show a certifi
 ABSL_FLAG(absl::Duration, stall_bound, absl::Seconds(60),
           "with work in hand and none done for so long, liveness fails");
 ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP; empty: none");
-ABSL_FLAG(std::string, arithmetic, "auto", "auto, f32, bf16, bf16dot or int8");
+ABSL_FLAG(std::string, device, "auto", blockserve::kDeviceFlagHelp);
+ABSL_FLAG(std::string, arithmetic, "auto", blockserve::kArithmeticFlagHelp);
 ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
 ABSL_FLAG(int, max_rows, 64, "rows of a batch, beyond which nothing is gained");
 ABSL_FLAG(int, max_queued_rows, 1024, "rows that wait; more are refused");
@@ -91,6 +93,7 @@ TokenProgramConfig ConfigFromFlags() {
   config.server.tls.certificate = absl::GetFlag(FLAGS_tls_cert);
   config.server.tls.key = absl::GetFlag(FLAGS_tls_key);
   config.server.tls.client_ca = absl::GetFlag(FLAGS_tls_client_ca);
+  config.service.device = absl::GetFlag(FLAGS_device);
   config.service.arithmetic = absl::GetFlag(FLAGS_arithmetic);
   config.service.max_rows = absl::GetFlag(FLAGS_max_rows);
   config.service.max_queued_rows = absl::GetFlag(FLAGS_max_queued_rows);
@@ -152,10 +155,26 @@ int Main(int argc, char** argv) {
       .text =
           "blockserve-token --model DIR [flags]\n"
           "A token worker: decodes blocks from context embeddings for any gateway that asks.",
-      .flags = {"model", "listen", "health_listen", "stall_bound", "metrics_listen", "arithmetic",
-                "threads", "max_rows", "max_queued_rows", "name", "tls_cert", "tls_key",
-                "tls_client_ca", "allow_fault_injection", "inject_wrong_bits", "inject_crash_seed",
-                "inject_hang_seed", "log_level", "log_format"}};
+      .flags = {"model",
+                "listen",
+                "health_listen",
+                "stall_bound",
+                "metrics_listen",
+                "device",
+                "arithmetic",
+                "threads",
+                "max_rows",
+                "max_queued_rows",
+                "name",
+                "tls_cert",
+                "tls_key",
+                "tls_client_ca",
+                "allow_fault_injection",
+                "inject_wrong_bits",
+                "inject_crash_seed",
+                "inject_hang_seed",
+                "log_level",
+                "log_format"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   if (!rest.empty()) {
     return ReportUsageError(

@@ -1,0 +1,31 @@
+// The CUDA engines, as loading sees them. Three libraries define these functions: the engines of a
+// build with CUDA, their emulation on the CPU (tests), and, where CUDA was left out of a build,
+// functions that say so.
+#ifndef BLOCKSERVE_MODEL_CUDA_CUDA_ENGINES_H_
+#define BLOCKSERVE_MODEL_CUDA_CUDA_ENGINES_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/checkpoint.h"
+#include "model/engine.h"
+
+namespace blockserve {
+
+// OK where an engine can run on the device, else one line without the flag: no CUDA in this build
+// (UNIMPLEMENTED), no driver or no such device (FAILED_PRECONDITION), no code for its architecture.
+absl::Status CheckCudaDevice(int32_t device);
+
+// Of options.device, which CheckCudaDevice has found usable. Errors: RESOURCE_EXHAUSTED telling
+// what is needed and what is there, or naming the tensor.
+absl::StatusOr<std::unique_ptr<BlockEngine>> LoadCudaBlockEngine(const Checkpoint& checkpoint,
+                                                                 const EngineOptions& options);
+absl::StatusOr<std::unique_ptr<TokenEngine>> LoadCudaTokenEngine(const Checkpoint& checkpoint,
+                                                                 const EngineOptions& options);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_MODEL_CUDA_CUDA_ENGINES_H_

@@ -1,0 +1,42 @@
+// Where the engines run and with which arithmetic: what --device and --arithmetic of every program
+// that loads an engine mean.
+#ifndef BLOCKSERVE_MODEL_DEVICE_H_
+#define BLOCKSERVE_MODEL_DEVICE_H_
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "model/arithmetic.h"
+#include "model/checkpoint.h"
+
+namespace blockserve {
+
+// The explanation of the two flags in every program's --help.
+inline constexpr char kDeviceFlagHelp[] = "auto, cpu or cuda:N; auto: cuda:0 where it is usable";
+inline constexpr char kArithmeticFlagHelp[] =
+    "auto, f32, bf16, bf16dot or int8; cuda-f32, cuda-bf16 or cuda-bf16-fast";
+
+struct EngineChoice {
+  Arithmetic arithmetic = Arithmetic::kF32;
+  int32_t cuda_device = -1;  // -1: the CPU
+};
+
+// What can be told without looking at machine or model. Errors: INVALID_ARGUMENT naming the flag.
+absl::Status ValidateDeviceFlags(absl::string_view device, absl::string_view arithmetic);
+
+// With both "auto", the first CUDA device where it is usable, else the CPU; either flag alone
+// decides for the other. An arithmetic of "auto" never loses precision: (cuda-)bf16 when every
+// tensor is stored so, else (cuda-)f32. Errors, in one line that begins with the flag: those of
+// ValidateDeviceFlags, and why the device that was asked for cannot be used.
+absl::StatusOr<EngineChoice> ChooseEngine(absl::string_view device, absl::string_view arithmetic,
+                                          const Checkpoint& checkpoint);
+
+// "cpu" or "cuda:0".
+std::string DeviceName(int32_t cuda_device);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_MODEL_DEVICE_H_
