@@ -40,7 +40,7 @@ absl::Status CpuBlockEngine::LoadWeights(const Checkpoint& checkpoint, int64_t m
         context, "embedder.projection_layer", width, gathered, true, config_.block_length);
     if (!projection.ok()) return projection.status();
     projection_ = *std::move(projection);
-    gathered_ = AlignedBuffer(max_rows * PadToPanel(gathered) * sizeof(float));
+    gathered_ = AlignedBuffer(max_rows * RowStride(gathered) * sizeof(float));
     quantized_ = QuantizedRows(WeightFormatOf(arithmetic_), max_rows, gathered);
   }
 
@@ -156,7 +156,7 @@ void CpuBlockEngine::Embed() {
   const int64_t length = config_.block_length;
   const int64_t width = table_.width();
   const bool projected = config_.projection == Projection::kProjectionLayer;
-  const int64_t stride = projected ? PadToPanel(projection_.k()) : stack_.stride();
+  const int64_t stride = projected ? RowStride(projection_.k()) : stack_.stride();
   float* rows = projected ? gathered_.as<float>() : x_.as<float>();
   for (size_t r = 0; r < batch_.size(); ++r) {
     float* row = rows + r * stride;

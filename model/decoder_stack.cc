@@ -63,11 +63,11 @@ absl::StatusOr<DecoderStack> DecoderStack::Load(const LoadContext& context,
   const int64_t q_bytes = config.num_heads * PadToPanel(config.head_size()) * sizeof(float);
   stack.normed_ = AlignedBuffer(max_rows * row_bytes);
   stack.mlp_normed_ = AlignedBuffer(max_rows * row_bytes);
-  stack.qkv_ = AlignedBuffer(max_rows * PadToPanel(3 * config.hidden_size) * sizeof(float));
+  stack.qkv_ = AlignedBuffer(max_rows * RowStride(3 * config.hidden_size) * sizeof(float));
   stack.q_ = AlignedBuffer(max_rows * q_bytes);
   stack.attended_ = AlignedBuffer(max_rows * row_bytes);
   stack.intermediate_ =
-      AlignedBuffer(max_rows * PadToPanel(config.intermediate_size) * sizeof(float));
+      AlignedBuffer(max_rows * RowStride(config.intermediate_size) * sizeof(float));
   stack.quantized_ = QuantizedRows(WeightFormatOf(context.arithmetic), max_rows,
                                    std::max(config.hidden_size, config.intermediate_size));
   if (!stack.quantized_.has_memory()) {
@@ -120,7 +120,7 @@ void DecoderStack::SplitQkv(ThreadPool& pool, absl::Span<const SequenceRow> rows
                             const KvLayout& layout, uint8_t* kv) const {
   SplitQkvArgs split;
   split.qkv = qkv_.as<float>();
-  split.qkv_stride = PadToPanel(3 * config_.hidden_size);
+  split.qkv_stride = RowStride(3 * config_.hidden_size);
   split.sequence_rows = rows.data();
   split.layout = &layout;
   split.kv = kv;
@@ -194,13 +194,13 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows,
                           float* y, const PackedMatrix* next) {
     MatmulArgs args;
     args.x = in.as<float>();
-    args.x_stride = PadToPanel(weights.k());
+    args.x_stride = RowStride(weights.k());
     args.rows = count;
     args.weights = &weights;
     args.epilogue = epilogue;
     args.residual = epilogue == Epilogue::kAddResidual ? y : nullptr;
     args.y = y;
-    args.y_stride = PadToPanel(weights.n());
+    args.y_stride = RowStride(weights.n());
     RunMatmul(*kernels_, pool, quantized_, args, next);
     Lap(timer, StepTimer::kMatmul);
   };

@@ -30,8 +30,8 @@ class DecoderStack {
 
   const StackConfig& config() const { return config_; }
   int64_t max_rows() const { return max_rows_; }
-  // Elements of a row of activations: the width padded to 16.
-  int64_t stride() const { return PadToPanel(config_.hidden_size); }
+  // Elements from one row of activations to the next.
+  int64_t stride() const { return RowStride(config_.hidden_size); }
 
   // Runs at most max_rows positions through all layers: x [rows, stride()], in place. The rows of
   // one sequence come in ascending order of position, and all positions before them have been run:
@@ -74,7 +74,7 @@ class DecoderStack {
   int64_t max_rows_ = 0;
   std::vector<SequenceRow> wanted_rows_;
   QuantizedRows quantized_;  // of the matrix product that runs now
-  // Activations, rows padded to 16.
+  // Activations, rows RowStride(width) apart.
   AlignedBuffer normed_;        // [max_rows, width]: input of attention, or of the MLP
   AlignedBuffer mlp_normed_;    // [max_rows, width]: input of the MLP under a parallel residual
   AlignedBuffer qkv_;           // [max_rows, 3 width]

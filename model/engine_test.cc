@@ -324,8 +324,8 @@ TEST(BlockEngine, KvBytesPerPageIsWhatPagesTake) {
   // 2 layers, keys and values, width 64.
   EXPECT_EQ(f32->block().KvBytesPerPage(16), 16 * 2 * 2 * 64 * 4);
   EXPECT_EQ(bf16->block().KvBytesPerPage(16), 16 * 2 * 2 * 64 * 2);
-  // Keys lie in groups of 16 blocks, values do not.
-  EXPECT_EQ(f32->block().KvBytesPerPage(1), (16 + 1) * 2 * 64 * 4);
+  // Keys lie in groups of 16 blocks once there are so many, values do not.
+  EXPECT_EQ(f32->block().KvBytesPerPage(1), 2 * 2 * 64 * 4);
   EXPECT_EQ(f32->block().KvBytesPerPage(17), (32 + 17) * 2 * 64 * 4);
 }
 

@@ -15,6 +15,9 @@ constexpr int64_t kMinPanels = 8;
 constexpr int64_t kPieces = 16;
 constexpr int64_t kMaxParts = 64;
 
+// Bytes from one quantised row of `k` values to the next: an odd number of cache lines.
+int64_t QuantizedStride(int64_t k) { return (PadToPanel(k) * 2 + 63) / 64 * 64 | 64; }
+
 // The panels [first, end) of part `part` of `parts`: whole groups of eight but for the last.
 int64_t PartBegin(const PackedMatrix& weights, int64_t part, int64_t parts) {
   if (part == parts) return weights.num_panels();
@@ -48,7 +51,7 @@ WeightFormat WeightFormatOf(Arithmetic arithmetic) {
 QuantizedRows::QuantizedRows(WeightFormat format, int64_t max_rows, int64_t max_k) {
   if (format != WeightFormat::kBf16Dot && format != WeightFormat::kInt8) return;
   max_rows_ = max_rows;
-  rows_ = AlignedBuffer(max_rows * PadToPanel(max_k) * 2);
+  rows_ = AlignedBuffer(max_rows * QuantizedStride(max_k));
   scales_ = AlignedBuffer(max_rows * sizeof(float));
   if (scales_.data() == nullptr) rows_ = AlignedBuffer();
 }
@@ -61,7 +64,7 @@ void QuantizedRows::Quantize(const CpuKernels& kernels, ThreadPool& pool, Matmul
   quantize.format = args.weights->format();
   quantize.x_unsigned = quantize.format == WeightFormat::kInt8 && kernels.int8_rows_unsigned;
   quantize.quantized = rows_.data();
-  quantize.quantized_stride = PadToPanel(quantize.k) * 2;
+  quantize.quantized_stride = QuantizedStride(quantize.k);
   quantize.scales = scales_.as<float>();
   pool.ParallelFor((args.rows + kRowGrain - 1) / kRowGrain, [&](int64_t task, int) {
     kernels.quantize(quantize, task * kRowGrain, std::min(args.rows, (task + 1) * kRowGrain));

@@ -24,7 +24,7 @@ CpuTokenEngine::CpuTokenEngine(const ModelConfig& config, const EngineOptions& o
       kernels_(kernels),
       max_rows_(options.max_rows),
       timer_(options.timer),
-      stride_(PadToPanel(config.token.hidden_size)) {}
+      stride_(RowStride(config.token.hidden_size)) {}
 
 absl::StatusOr<std::unique_ptr<TokenEngine>> CpuTokenEngine::Load(const Checkpoint& checkpoint,
                                                                   const EngineOptions& options,
@@ -66,14 +66,14 @@ absl::Status CpuTokenEngine::LoadWeights(const Checkpoint& checkpoint) {
         KvStore::Allocate(config_.token, arithmetic_, max_rows_, lead() + config_.block_length - 1);
     if (!kv.ok()) return kv.status();
     kv_ = *std::move(kv);
-    contexts_ = AlignedBuffer(max_rows_ * PadToPanel(config_.block.hidden_size) * sizeof(float));
-    expanded_ = AlignedBuffer(max_rows_ * PadToPanel(expansion_.n()) * sizeof(float));
+    contexts_ = AlignedBuffer(max_rows_ * RowStride(config_.block.hidden_size) * sizeof(float));
+    expanded_ = AlignedBuffer(max_rows_ * RowStride(expansion_.n()) * sizeof(float));
   }
 
   quantized_ = QuantizedRows(WeightFormatOf(arithmetic_), max_rows_,
                              std::max(config_.block.hidden_size, config_.token.hidden_size));
   x_ = AlignedBuffer(max_rows_ * stride_ * sizeof(float));
-  logits_ = AlignedBuffer(std::min<int64_t>(kHeadRows, max_rows_) * PadToPanel(config_.vocab_size) *
+  logits_ = AlignedBuffer(std::min<int64_t>(kHeadRows, max_rows_) * RowStride(config_.vocab_size) *
                           sizeof(float));
   if (x_.data() == nullptr || !quantized_.has_memory() || logits_.data() == nullptr ||
       (!head_only() && (contexts_.data() == nullptr || expanded_.data() == nullptr))) {
@@ -143,7 +143,7 @@ void CpuTokenEngine::DecodeGroup(absl::Span<const TokenRow> rows,
 
 void CpuTokenEngine::Expand() {
   const int64_t width = config_.block.hidden_size;
-  const int64_t stride = PadToPanel(width);
+  const int64_t stride = RowStride(width);
   for (int32_t i = 0; i < num_live_; ++i) {
     std::memcpy(contexts_.as<float>() + i * stride, live_[i].row->context.data(),
                 width * sizeof(float));
@@ -154,7 +154,7 @@ void CpuTokenEngine::Expand() {
   args.rows = num_live_;
   args.weights = &expansion_;
   args.y = expanded_.as<float>();
-  args.y_stride = PadToPanel(expansion_.n());
+  args.y_stride = RowStride(expansion_.n());
   RunMatmul(kernels_, pool_, quantized_, args);
   Lap(timer_, StepTimer::kMatmul);
 }
@@ -184,7 +184,7 @@ void CpuTokenEngine::FillInput(const Input& input, float* x) const {
     std::memcpy(x, live.row->context.data(), width * sizeof(float));
     return;
   }
-  const float* vectors = expanded_.as<float>() + input.live * PadToPanel(expansion_.n());
+  const float* vectors = expanded_.as<float>() + input.live * RowStride(expansion_.n());
   if (config_.strategy == DecodingStrategy::kSummation) {
     std::memcpy(x, vectors + input.index * width, width * sizeof(float));
     table_.AddRow(input.index == 0 ? config_.bos_token_id : live.tokens[input.index - 1], x);
@@ -235,7 +235,7 @@ void CpuTokenEngine::RunHead(int64_t begin, int64_t end) {
   args.rows = end - begin;
   args.weights = &head_;
   args.y = logits_.as<float>();
-  args.y_stride = PadToPanel(head_.n());
+  args.y_stride = RowStride(head_.n());
   RunMatmul(kernels_, pool_, quantized_, args);
   Lap(timer_, StepTimer::kHead);
 

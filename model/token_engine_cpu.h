@@ -82,7 +82,7 @@ class CpuTokenEngine final : public TokenEngine {
   PackedMatrix head_;
   KvStore kv_;  // one page a slot
 
-  int64_t stride_ = 0;               // of a row of activations: T padded to 16
+  int64_t stride_ = 0;               // from a row of activations to the next
   std::vector<int32_t> slot_pages_;  // [max_rows] page of each slot: its index
   std::vector<LiveRow> live_;        // [rows of the group], reused
   int32_t num_live_ = 0;

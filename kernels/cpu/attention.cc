@@ -70,11 +70,12 @@ HWY_INLINE void Scores(const QueryTile& tile, const KvLayout& layout, const uint
     }
   };
   const int64_t group_elements = layout.key_group_bytes() / 4;
+  const int64_t lanes = layout.key_lanes();
   V16 k[kGroups];
   if constexpr (kBf16) {
     const uint32_t* pairs = reinterpret_cast<const uint32_t*>(keys);
     // With an odd head size the last odd step multiplies the zero padding of q.
-    for (int32_t i = 0; i < layout.head_size; i += 2, pairs += kPanelWidth) {
+    for (int32_t i = 0; i < layout.head_size; i += 2, pairs += lanes) {
       BLOCKSERVE_UNROLL
       for (int g = 0; g < kGroups; ++g) k[g] = LoadBf16Low(pairs + g * group_elements);
       add(i, k);
@@ -84,7 +85,7 @@ HWY_INLINE void Scores(const QueryTile& tile, const KvLayout& layout, const uint
     }
   } else {
     const float* floats = reinterpret_cast<const float*>(keys);
-    for (int32_t i = 0; i < layout.head_size; ++i, floats += kPanelWidth) {
+    for (int32_t i = 0; i < layout.head_size; ++i, floats += lanes) {
       BLOCKSERVE_UNROLL
       for (int g = 0; g < kGroups; ++g) k[g] = Load16(floats + g * group_elements);
       add(i, k);
@@ -282,7 +283,7 @@ void Rotate(const float* x, int32_t dims, const float* cos, const float* sin, fl
   }
 }
 
-void SplitRow(const SplitQkvArgs& args, int64_t r) {
+void SplitHead(const SplitQkvArgs& args, int64_t r, int32_t head) {
   const KvLayout& layout = *args.layout;
   const SequenceRow& row = args.sequence_rows[r];
   const int32_t size = layout.head_size;
@@ -291,46 +292,46 @@ void SplitRow(const SplitQkvArgs& args, int64_t r) {
   const float* sin = args.sin + row.position * (dims / 2);
   const int64_t local = row.position % layout.page_blocks;
   uint8_t* page = args.kv + row.pages[row.position / layout.page_blocks] * layout.page_bytes();
-  for (int32_t head = 0; head < layout.num_heads; ++head) {
-    const float* q_in = args.qkv + r * args.qkv_stride + int64_t{3} * head * size;
-    const float* v_in = q_in + 2 * size;
-    float* q = args.q + (r * layout.num_heads + head) * layout.head_stride();
-    uint8_t* keys = page + head * layout.head_bytes();
-    uint8_t* values = keys + layout.keys_bytes() + local * layout.value_row_bytes();
+  const float* q_in = args.qkv + r * args.qkv_stride + int64_t{3} * head * size;
+  const float* v_in = q_in + 2 * size;
+  float* q = args.q + (r * layout.num_heads + head) * layout.head_stride();
+  uint8_t* keys = page + head * layout.head_bytes();
+  uint8_t* values = keys + layout.keys_bytes() + local * layout.value_row_bytes();
 
-    // The key first, through q's place.
-    const float* k_in = q_in + size;
-    Rotate(k_in, dims, cos, sin, q);
-    const float* k_rotated = q;
-    uint8_t* group = keys + local / kPanelWidth * layout.key_group_bytes();
-    const int64_t lane = local % kPanelWidth;
-    if (layout.bf16) {
-      uint16_t* k = reinterpret_cast<uint16_t*>(group);
-      for (int32_t i = 0; i < size; ++i) {
-        k[(i / 2 * kPanelWidth + lane) * 2 + i % 2] =
-            Bf16FromFloat(i < dims ? k_rotated[i] : k_in[i]);
-      }
-      uint16_t* v = reinterpret_cast<uint16_t*>(values);
-      for (int32_t i = 0; i < size; ++i) v[i] = Bf16FromFloat(v_in[i]);
-    } else {
-      float* k = reinterpret_cast<float*>(group);
-      for (int32_t i = 0; i < size; ++i) {
-        k[i * kPanelWidth + lane] = i < dims ? k_rotated[i] : k_in[i];
-      }
-      std::memcpy(values, v_in, size * sizeof(float));
+  // The key first, through q's place.
+  const float* k_in = q_in + size;
+  Rotate(k_in, dims, cos, sin, q);
+  const float* k_rotated = q;
+  uint8_t* group = keys + local / kPanelWidth * layout.key_group_bytes();
+  const int64_t lanes = layout.key_lanes();
+  const int64_t lane = local % kPanelWidth;
+  if (layout.bf16) {
+    uint16_t* k = reinterpret_cast<uint16_t*>(group);
+    for (int32_t i = 0; i < size; ++i) {
+      k[(i / 2 * lanes + lane) * 2 + i % 2] = Bf16FromFloat(i < dims ? k_rotated[i] : k_in[i]);
     }
-
-    Rotate(q_in, dims, cos, sin, q);
-    for (int32_t i = 0; i < dims; ++i) q[i] *= args.q_scale;
-    for (int32_t i = dims; i < size; ++i) q[i] = q_in[i] * args.q_scale;
-    for (int64_t i = size; i < layout.head_stride(); ++i) q[i] = 0.0f;
+    uint16_t* v = reinterpret_cast<uint16_t*>(values);
+    for (int32_t i = 0; i < size; ++i) v[i] = Bf16FromFloat(v_in[i]);
+  } else {
+    float* k = reinterpret_cast<float*>(group) + lane;
+    for (int32_t i = 0; i < dims; ++i) k[i * lanes] = k_rotated[i];
+    for (int32_t i = dims; i < size; ++i) k[i * lanes] = k_in[i];
+    std::memcpy(values, v_in, size * sizeof(float));
   }
+
+  Rotate(q_in, dims, cos, sin, q);
+  for (int32_t i = 0; i < dims; ++i) q[i] *= args.q_scale;
+  for (int32_t i = dims; i < size; ++i) q[i] = q_in[i] * args.q_scale;
+  for (int64_t i = size; i < layout.head_stride(); ++i) q[i] = 0.0f;
 }
 
 }  // namespace
 
 void SplitQkv(const SplitQkvArgs& args, int64_t row_begin, int64_t row_end) {
-  for (int64_t r = row_begin; r < row_end; ++r) SplitRow(args, r);
+  // Rows of a prompt follow one another in the lines of a head's keys: these stay in the cache.
+  for (int32_t head = 0; head < args.layout->num_heads; ++head) {
+    for (int64_t r = row_begin; r < row_end; ++r) SplitHead(args, r, head);
+  }
 }
 
 void Attention(const AttentionArgs& args, int64_t row_begin, int64_t row_end, int32_t head,

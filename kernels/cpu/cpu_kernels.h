@@ -8,7 +8,7 @@
 // of a batch, nor on how work is split, nor on the instruction set.
 //
 // Buffers of activations have rows padded to a multiple of 16 elements with zeros at the end;
-// kernels write whole groups of 16 and keep the padding zero.
+// kernels write whole groups of 16 and keep the padding zero. Rows may lie further apart.
 #ifndef BLOCKSERVE_KERNELS_CPU_CPU_KERNELS_H_
 #define BLOCKSERVE_KERNELS_CPU_CPU_KERNELS_H_
 
@@ -46,6 +46,8 @@ struct MatmulArgs {
   const float* residual = nullptr;  // kAddResidual: [rows, y_stride], may be y itself
   float* y = nullptr;
   int64_t y_stride = 0;  // elements, >= n padded to 16
+  // The panel that is y's first: a buffer may hold a part of the outputs only. 0 with a residual.
+  int64_t y_first_panel = 0;
 
   // Hints of what to fetch ahead, which change no result: the panels up to `fetch_end` come after
   // those of this call, and then `fetch_next` from `fetch_next_panel` on, if any.

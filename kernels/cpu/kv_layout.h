@@ -11,7 +11,9 @@ namespace blockserve {
 // One page holds `page_blocks` positions of all heads, head after head. For each head:
 //   keys,   [ceil(page_blocks / 16)][head_size][16 positions] float, or for bf16
 //           [ceil(page_blocks / 16)][ceil(head_size / 2)][16 positions] uint32 with the even
-//           dimension in the low half: scores are computed for 16 positions at a time
+//           dimension in the low half: scores are computed for 16 positions at a time. Pages of
+//           fewer than 16 positions (a block of the token decoder) have so many in place of 16:
+//           loads of 16 lanes then see what comes after, too
 //   values, [page_blocks][head_size padded to 16] float or bf16: outputs are computed for 16
 //           dimensions at a time
 // Lanes of positions that were not written hold anything; their scores are masked.
@@ -23,11 +25,13 @@ struct KvLayout {
 
   int64_t head_stride() const { return PadToPanel(head_size); }  // elements of a row of q or values
   int64_t key_groups() const { return (page_blocks + kPanelWidth - 1) / kPanelWidth; }
+  // Positions from one dimension, or pair of dimensions, to the next.
+  int64_t key_lanes() const { return page_blocks < kPanelWidth ? page_blocks : kPanelWidth; }
   int64_t key_group_bytes() const {
-    return (bf16 ? (head_size + 1) / 2 : head_size) * kPanelWidth * 4;
+    return (bf16 ? (head_size + 1) / 2 : head_size) * key_lanes() * 4;
   }
   int64_t value_row_bytes() const { return head_stride() * (bf16 ? 2 : 4); }
-  int64_t keys_bytes() const { return key_groups() * key_group_bytes(); }
+  int64_t keys_bytes() const { return (key_groups() * key_group_bytes() + 63) / 64 * 64; }
   int64_t head_bytes() const {
     return keys_bytes() + (page_blocks * value_row_bytes() + 63) / 64 * 64;
   }

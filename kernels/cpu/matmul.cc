@@ -72,18 +72,15 @@ HWY_INLINE void Accumulate(const RowPointers<kRows>& x, int64_t i, const V16 (&w
   }
 }
 
-// Adds the bias and what else the epilogue asks for to the sums of a tile, in place: they have just
-// been stored and are in the first-level cache.
-HWY_NOINLINE void Finish(const MatmulArgs& args, int64_t row, int64_t rows, int64_t panel,
-                         int64_t panels) {
-  for (int64_t p = panel; p < panel + panels; ++p) {
-    const int64_t column = p * kPanelWidth;
-    const V16 bias = Load16(args.weights->bias() + column);
-    for (int64_t r = row; r < row + rows; ++r) {
-      float* y = args.y + r * args.y_stride + column;
-      V16 v = Add(Load16(y), bias);
-      if (args.epilogue == Epilogue::kGelu) v = Gelu(v);
-      Store16(v, y);
+// y = GELU(sums + bias) of a tile: sums [rows, panels, 16] have just been stored and are in the
+// first-level cache.
+HWY_NOINLINE void StoreGelu(const MatmulArgs& args, const float* sums, int64_t row, int64_t rows,
+                            int64_t panel, int64_t panels) {
+  for (int64_t p = 0; p < panels; ++p) {
+    const V16 bias = Load16(args.weights->bias() + (panel + p) * kPanelWidth);
+    float* y = args.y + row * args.y_stride + (panel + p - args.y_first_panel) * kPanelWidth;
+    for (int64_t r = 0; r < rows; ++r, y += args.y_stride) {
+      Store16(Gelu(Add(Load16(sums + (r * panels + p) * kPanelWidth), bias)), y);
     }
   }
 }
@@ -151,21 +148,42 @@ HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel,
     Steps<kRows, kPanels, kBf16, (kBf16 ? 2 : 1)>(x, w, panel_bytes, sum);
   }
 
-  // Residuals are added here, since y may be the residual: bias first, then the residual.
+  if (args.epilogue == Epilogue::kGelu) {
+    alignas(64) float sums[kRows * kPanels * kPanelWidth];
+    BLOCKSERVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      BLOCKSERVE_UNROLL
+      for (int p = 0; p < kPanels; ++p) {
+        Store16(sum[r][p], sums + (r * kPanels + p) * kPanelWidth);
+      }
+    }
+    return StoreGelu(args, sums, row, kRows, panel, kPanels);
+  }
+  V16 bias[kPanels];
+  BLOCKSERVE_UNROLL
+  for (int p = 0; p < kPanels; ++p) bias[p] = Load16(weights.bias() + (panel + p) * kPanelWidth);
+  const int64_t first = row * args.y_stride + (panel - args.y_first_panel) * kPanelWidth;
+  float* y = args.y + first;
+  if (args.epilogue == Epilogue::kAddResidual) {
+    // y may be the residual. Bias first, then the residual.
+    const float* residual = args.residual + first;
+    BLOCKSERVE_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      BLOCKSERVE_UNROLL
+      for (int p = 0; p < kPanels; ++p) {
+        const int64_t at = r * args.y_stride + p * kPanelWidth;
+        Store16(Add(Load16(residual + at), Add(sum[r][p], bias[p])), y + at);
+      }
+    }
+    return;
+  }
   BLOCKSERVE_UNROLL
   for (int r = 0; r < kRows; ++r) {
     BLOCKSERVE_UNROLL
     for (int p = 0; p < kPanels; ++p) {
-      const int64_t at = (row + r) * args.y_stride + (panel + p) * kPanelWidth;
-      if (args.epilogue == Epilogue::kAddResidual) {
-        const V16 bias = Load16(weights.bias() + (panel + p) * kPanelWidth);
-        Store16(Add(Load16(args.residual + at), Add(sum[r][p], bias)), args.y + at);
-      } else {
-        Store16(sum[r][p], args.y + at);
-      }
+      Store16(Add(sum[r][p], bias[p]), y + r * args.y_stride + p * kPanelWidth);
     }
   }
-  if (args.epilogue != Epilogue::kAddResidual) Finish(args, row, kRows, panel, kPanels);
 }
 
 template <int kRows, bool kBf16>

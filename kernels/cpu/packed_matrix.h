@@ -21,6 +21,9 @@ inline constexpr int64_t kPanelWidth = 16;
 inline constexpr int64_t PadToPanel(int64_t n) {
   return (n + kPanelWidth - 1) / kPanelWidth * kPanelWidth;
 }
+// Elements from one row of `n` activations to the next: an odd number of cache lines, so that the
+// rows of a tile do not share sets of the first-level cache.
+inline constexpr int64_t RowStride(int64_t n) { return PadToPanel(n) | kPanelWidth; }
 
 // A matrix as a checkpoint stores it.
 struct MatrixSource {
