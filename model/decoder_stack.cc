@@ -13,8 +13,8 @@ namespace {
 
 // Rows that a thread takes at a time for norms and for splitting q, k and v.
 constexpr int64_t kRowGrain = 8;
-// Rows of one head that a thread takes at a time.
-constexpr int64_t kAttentionGrain = 2 * kAttentionQueries;
+// Pieces of attention for each thread, at least, where there are as many.
+constexpr int64_t kAttentionPieces = 4;
 
 // Calls body(begin, end, thread) over [0, count) in pieces of `grain`.
 template <typename Body>
@@ -104,11 +104,12 @@ absl::Status DecoderStack::LoadLayer(const LoadContext& context, const std::stri
   return MoveInto(LoadMatrix(context, at + "mlp.dense_4h_to_h", width, inner, true), layer.down);
 }
 
-void DecoderStack::ReserveScratch(ThreadPool& pool, absl::Span<const SequenceRow> rows) {
+void DecoderStack::ReserveScratch(ThreadPool& pool, absl::Span<const SequenceRow> rows,
+                                  const KvLayout& layout) {
   int64_t last = 0;
   for (const SequenceRow& row : rows) last = std::max(last, row.position);
   rotary_.Reserve(last + 1);
-  const size_t scratch = AttentionScratch(last);
+  const size_t scratch = AttentionScratch(layout, last);
   scores_.resize(pool.num_threads());
   for (std::vector<float>& scores : scores_) {
     // Doubling: a sequence that grows by a block a step does not allocate in every step.
@@ -143,11 +144,18 @@ void DecoderStack::RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> 
   attention.kv = kv;
   attention.out = attended_.as<float>();
   attention.out_stride = stride();
-  const int64_t pieces = (count + kAttentionGrain - 1) / kAttentionGrain;
+  // Whole runs of rows, unless threads would stay without work.
+  int64_t grain = kAttentionRun;
+  const auto pieces_of = [&] { return (count + grain - 1) / grain; };
+  while (grain > kAttentionQueries &&
+         pieces_of() * config_.num_heads < kAttentionPieces * pool.num_threads()) {
+    grain /= 2;
+  }
+  const int64_t pieces = pieces_of();
   pool.ParallelFor(pieces * config_.num_heads, [&](int64_t task, int thread) {
-    const int64_t begin = task % pieces * kAttentionGrain;
+    const int64_t begin = task % pieces * grain;
     const int32_t head = static_cast<int32_t>(task / pieces);
-    kernels_->attention(attention, begin, std::min(count, begin + kAttentionGrain), head,
+    kernels_->attention(attention, begin, std::min(count, begin + grain), head,
                         scores_[thread].data());
   });
 }
@@ -173,7 +181,7 @@ void DecoderStack::Run(ThreadPool& pool, absl::Span<const SequenceRow> rows,
                        absl::Span<const int32_t> wanted, const KvStore& kv, float* x,
                        StepTimer* timer) {
   int64_t count = static_cast<int64_t>(rows.size());
-  ReserveScratch(pool, rows);
+  ReserveScratch(pool, rows, kv.layout());
 
   const auto norm = [&](const LayerNormWeights& first, float* first_y,
                         const LayerNormWeights* second, float* second_y) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/bf16.h"
 
@@ -19,7 +20,8 @@ namespace blockserve {
 namespace HWY_NAMESPACE {
 namespace {
 
-// Queries of one sequence that share the loads of keys and values.
+// Queries that share the loads of keys and values in registers: a tile. The tiles of a run share
+// them in the first-level cache.
 constexpr int kMaxQueries = kParts > 2 ? 1 : static_cast<int>(kAttentionQueries);
 
 // Groups of 16 keys, or of 16 dimensions of an output, that are computed side by side: enough
@@ -33,61 +35,115 @@ constexpr int GroupsAtOnce([[maybe_unused]] int queries) {
   return 1;
 #endif
 }
+constexpr int kMaxGroups = 4;
 
-// Consecutive positions of one sequence and one head.
-struct QueryTile {
+// Positions whose values all tiles of a run add before the next ones are read.
+constexpr int64_t kValuesAtOnce = 64;
+
+// Consecutive positions of one sequence and one head: queries first .. first + queries - 1.
+struct Run {
   const float* q;        // [queries, q_stride]
   int64_t q_stride;      // elements
   const int32_t* pages;  // of the sequence
   int64_t position;      // of the first query
+  int64_t queries;
   int32_t head;
   float* scores;          // [queries, scores_stride]
   int64_t scores_stride;  // elements
+  float* sums;            // [queries, head_stride]: outputs so far
   float* out;             // [queries, out_stride], at the head's first dimension
   int64_t out_stride;     // elements
 
+  int64_t length() const { return position + queries; }  // positions that the last query sees
   const uint8_t* HeadOfPage(const AttentionArgs& args, int64_t page) const {
     return args.kv + pages[page] * args.layout->page_bytes() + head * args.layout->head_bytes();
   }
 };
 
-// Scores of kGroups * 16 positions from `at` on: one chain over the head's dimensions each.
+// Groups of 16 keys in ascending order, from page to page.
+struct KeyGroups {
+  const uint8_t* keys[kMaxGroups];
+  int64_t at[kMaxGroups];  // the group's first position
+  int count = 0;
+};
+
+class KeyGroupReader {
+ public:
+  KeyGroupReader(const AttentionArgs& args, const Run& run) : args_(args), run_(run) {}
+
+  // The next `most` groups, fewer at the end, none after it.
+  KeyGroups Next(int most) {
+    const KvLayout& layout = *args_.layout;
+    KeyGroups groups;
+    while (groups.count < most) {
+      const int64_t at = page_ * layout.page_blocks + group_ * kPanelWidth;
+      if (at >= run_.length()) break;
+      groups.keys[groups.count] = run_.HeadOfPage(args_, page_) + group_ * layout.key_group_bytes();
+      groups.at[groups.count++] = at;
+      if (++group_ == layout.key_groups()) {
+        group_ = 0;
+        ++page_;
+      }
+    }
+    return groups;
+  }
+
+ private:
+  const AttentionArgs& args_;
+  const Run& run_;
+  int64_t page_ = 0;
+  int64_t group_ = 0;  // of the page
+};
+
+// Scores of kQueries queries from `query` on against groups [first, first + kGroups): one chain
+// over the head's dimensions each. `ahead`: what will be read next, fetched meanwhile.
 template <int kQueries, int kGroups, bool kBf16>
-HWY_INLINE void Scores(const QueryTile& tile, const KvLayout& layout, const uint8_t* keys,
-                       int64_t at) {
+HWY_INLINE void Scores(const Run& run, const KvLayout& layout, int64_t query,
+                       const KeyGroups& groups, int first, const KeyGroups& ahead) {
   V16 sum[kQueries][kGroups];
   BLOCKSERVE_UNROLL
   for (int n = 0; n < kQueries; ++n) {
     BLOCKSERVE_UNROLL
     for (int g = 0; g < kGroups; ++g) sum[n][g] = Set16(0.0f);
   }
+  const float* q = run.q + query * run.q_stride;
   const auto add = [&](int64_t dimension, const V16(&k)[kGroups]) HWY_ATTR {
     BLOCKSERVE_UNROLL
     for (int n = 0; n < kQueries; ++n) {
-      const V16 a = Set16(tile.q[n * tile.q_stride + dimension]);
+      const V16 a = Set16(q[n * run.q_stride + dimension]);
       BLOCKSERVE_UNROLL
       for (int g = 0; g < kGroups; ++g) sum[n][g] = Fma(a, k[g], sum[n][g]);
     }
   };
-  const int64_t group_elements = layout.key_group_bytes() / 4;
-  const int64_t lanes = layout.key_lanes();
+  const uint8_t* keys[kGroups];
+  BLOCKSERVE_UNROLL
+  for (int g = 0; g < kGroups; ++g) keys[g] = groups.keys[first + g];
+  const int64_t step = layout.key_lanes() * 4;  // bytes
+  const bool fetch = ahead.count >= first + kGroups;
   V16 k[kGroups];
-  if constexpr (kBf16) {
-    const uint32_t* pairs = reinterpret_cast<const uint32_t*>(keys);
-    // With an odd head size the last odd step multiplies the zero padding of q.
-    for (int32_t i = 0; i < layout.head_size; i += 2, pairs += lanes) {
+  int64_t offset = 0;
+  // bf16: with an odd head size the last odd step multiplies the zero padding of q.
+  for (int32_t i = 0; i < layout.head_size; i += kBf16 ? 2 : 1, offset += step) {
+    if (fetch) {
       BLOCKSERVE_UNROLL
-      for (int g = 0; g < kGroups; ++g) k[g] = LoadBf16Low(pairs + g * group_elements);
+      for (int g = 0; g < kGroups; ++g) __builtin_prefetch(ahead.keys[first + g] + offset);
+    }
+    if constexpr (kBf16) {
+      BLOCKSERVE_UNROLL
+      for (int g = 0; g < kGroups; ++g) {
+        k[g] = LoadBf16Low(reinterpret_cast<const uint32_t*>(keys[g] + offset));
+      }
       add(i, k);
       BLOCKSERVE_UNROLL
-      for (int g = 0; g < kGroups; ++g) k[g] = LoadBf16High(pairs + g * group_elements);
+      for (int g = 0; g < kGroups; ++g) {
+        k[g] = LoadBf16High(reinterpret_cast<const uint32_t*>(keys[g] + offset));
+      }
       add(i + 1, k);
-    }
-  } else {
-    const float* floats = reinterpret_cast<const float*>(keys);
-    for (int32_t i = 0; i < layout.head_size; ++i, floats += lanes) {
+    } else {
       BLOCKSERVE_UNROLL
-      for (int g = 0; g < kGroups; ++g) k[g] = Load16(floats + g * group_elements);
+      for (int g = 0; g < kGroups; ++g) {
+        k[g] = Load16(reinterpret_cast<const float*>(keys[g] + offset));
+      }
       add(i, k);
     }
   }
@@ -95,40 +151,22 @@ HWY_INLINE void Scores(const QueryTile& tile, const KvLayout& layout, const uint
   for (int n = 0; n < kQueries; ++n) {
     BLOCKSERVE_UNROLL
     for (int g = 0; g < kGroups; ++g) {
-      Store16(sum[n][g], tile.scores + n * tile.scores_stride + at + g * kPanelWidth);
+      Store16(sum[n][g], run.scores + (query + n) * run.scores_stride + groups.at[first + g]);
     }
   }
 }
 
-// Scores of all positions up to the last query's; each row's end in -infinity after its own.
 template <int kQueries, bool kBf16>
-HWY_INLINE void AllScores(const AttentionArgs& args, const QueryTile& tile) {
+HWY_NOINLINE void TileScores(const Run& run, const KvLayout& layout, int64_t query,
+                             const KeyGroups& groups, const KeyGroups& ahead) {
   constexpr int kGroups = GroupsAtOnce(kQueries);
-  const KvLayout& layout = *args.layout;
-  const int64_t length = tile.position + kQueries;
-  for (int64_t page = 0; page * layout.page_blocks < length; ++page) {
-    const int64_t first = page * layout.page_blocks;
-    const int64_t in_page = std::min<int64_t>(layout.page_blocks, length - first);
-    const int64_t groups = (in_page + kPanelWidth - 1) / kPanelWidth;
-    const uint8_t* keys = tile.HeadOfPage(args, page);
-    // Lanes past the end of the page are overwritten by the next page, or masked.
-    int64_t g = 0;
-    for (; g + kGroups <= groups; g += kGroups) {
-      Scores<kQueries, kGroups, kBf16>(tile, layout, keys + g * layout.key_group_bytes(),
-                                       first + g * kPanelWidth);
-    }
-    if constexpr (kGroups > 1) {
-      for (; g < groups; ++g) {
-        Scores<kQueries, 1, kBf16>(tile, layout, keys + g * layout.key_group_bytes(),
-                                   first + g * kPanelWidth);
-      }
-    }
+  int first = 0;
+  for (; first + kGroups <= groups.count; first += kGroups) {
+    Scores<kQueries, kGroups, kBf16>(run, layout, query, groups, first, ahead);
   }
-  for (int n = 0; n < kQueries; ++n) {
-    float* scores = tile.scores + n * tile.scores_stride;
-    const int64_t own = tile.position + n + 1;
-    for (int64_t i = own; i < PadToPanel(own); ++i) {
-      scores[i] = -std::numeric_limits<float>::infinity();
+  if constexpr (kGroups > 1) {
+    for (; first < groups.count; ++first) {
+      Scores<kQueries, 1, kBf16>(run, layout, query, groups, first, ahead);
     }
   }
 }
@@ -153,44 +191,56 @@ HWY_INLINE V16 LoadValues(const uint8_t* value, int64_t dimension) {
                : Load16(reinterpret_cast<const float*>(value) + dimension);
 }
 
-// out = sum over positions of weight * value, for kGroups * 16 dimensions.
+// sums += weight * value over the positions [begin, end) that each query sees, for kGroups * 16
+// dimensions; the first positions begin at zero.
 template <int kQueries, int kGroups, bool kBf16>
-HWY_INLINE void WeightedValues(const AttentionArgs& args, const QueryTile& tile, int64_t dimension,
-                               const float (&inverse_sums)[kQueries]) {
+HWY_INLINE void WeightedValues(const AttentionArgs& args, const Run& run, int64_t query,
+                               int64_t dimension, int64_t begin, int64_t end) {
   const KvLayout& layout = *args.layout;
+  float* sums = run.sums + query * layout.head_stride() + dimension;
   V16 sum[kQueries][kGroups];
   BLOCKSERVE_UNROLL
   for (int n = 0; n < kQueries; ++n) {
     BLOCKSERVE_UNROLL
-    for (int g = 0; g < kGroups; ++g) sum[n][g] = Set16(0.0f);
+    for (int g = 0; g < kGroups; ++g) {
+      sum[n][g] =
+          begin == 0 ? Set16(0.0f) : Load16(sums + n * layout.head_stride() + g * kPanelWidth);
+    }
   }
   const int64_t row_bytes = layout.value_row_bytes();
   // Positions that every query sees, then those that only the later ones see.
-  const int64_t common = tile.position + 1;
-  const int64_t length = tile.position + kQueries;
-  for (int64_t page = 0; page * layout.page_blocks < length; ++page) {
+  const int64_t position = run.position + query;
+  const int64_t common = std::min(end, position + 1);
+  const int64_t length = std::min(end, position + kQueries);
+  const float* weights = run.scores + query * run.scores_stride;
+  int64_t i = begin;
+  for (int64_t page = begin / layout.page_blocks; i < length; ++page) {
     const int64_t first = page * layout.page_blocks;
-    const int64_t end = std::min<int64_t>(first + layout.page_blocks, length);
-    const uint8_t* value = tile.HeadOfPage(args, page) + layout.keys_bytes();
-    const float* weights = tile.scores + first;
-    int64_t i = first;
-    for (; i < std::min(end, common); ++i, value += row_bytes, ++weights) {
+    const int64_t page_end = std::min<int64_t>(first + layout.page_blocks, length);
+    const uint8_t* value =
+        run.HeadOfPage(args, page) + layout.keys_bytes() + (i - first) * row_bytes;
+    // The same row of the next page is fetched meanwhile.
+    const bool more = first + layout.page_blocks < run.length();
+    const int64_t to_next = more ? run.HeadOfPage(args, page + 1) - run.HeadOfPage(args, page) : 0;
+    for (; i < std::min(page_end, common); ++i, value += row_bytes) {
       V16 v[kGroups];
       BLOCKSERVE_UNROLL
-      for (int g = 0; g < kGroups; ++g)
+      for (int g = 0; g < kGroups; ++g) {
         v[g] = LoadValues<kBf16>(value, dimension + g * kPanelWidth);
+        __builtin_prefetch(value + to_next + (dimension + g * kPanelWidth) * (kBf16 ? 2 : 4));
+      }
       BLOCKSERVE_UNROLL
       for (int n = 0; n < kQueries; ++n) {
-        const V16 weight = Set16(weights[n * tile.scores_stride]);
+        const V16 weight = Set16(weights[n * run.scores_stride + i]);
         BLOCKSERVE_UNROLL
         for (int g = 0; g < kGroups; ++g) sum[n][g] = Fma(weight, v[g], sum[n][g]);
       }
     }
-    for (; i < end; ++i, value += row_bytes, ++weights) {
+    for (; i < page_end; ++i, value += row_bytes) {
       BLOCKSERVE_UNROLL
       for (int n = 1; n < kQueries; ++n) {
-        if (tile.position + n < i) continue;
-        const V16 weight = Set16(weights[n * tile.scores_stride]);
+        if (position + n < i) continue;
+        const V16 weight = Set16(weights[n * run.scores_stride + i]);
         BLOCKSERVE_UNROLL
         for (int g = 0; g < kGroups; ++g) {
           sum[n][g] = Fma(weight, LoadValues<kBf16>(value, dimension + g * kPanelWidth), sum[n][g]);
@@ -202,46 +252,95 @@ HWY_INLINE void WeightedValues(const AttentionArgs& args, const QueryTile& tile,
   for (int n = 0; n < kQueries; ++n) {
     BLOCKSERVE_UNROLL
     for (int g = 0; g < kGroups; ++g) {
-      const V16 result = Mul(sum[n][g], Set16(inverse_sums[n]));
-      const int64_t at = dimension + g * kPanelWidth;
-      float* out = tile.out + n * tile.out_stride + at;
-      if (at + kPanelWidth <= layout.head_size) {
-        Store16(result, out);
-      } else {
-        // The head's last dimensions: what follows belongs to the next head.
-        alignas(64) float tail[kPanelWidth];
-        Store16(result, tail);
-        std::memcpy(out, tail, (layout.head_size - at) * sizeof(float));
-      }
+      Store16(sum[n][g], sums + n * layout.head_stride() + g * kPanelWidth);
     }
   }
 }
 
 template <int kQueries, bool kBf16>
-HWY_NOINLINE void RunQueries(const AttentionArgs& args, const QueryTile& tile) {
+HWY_NOINLINE void TileValues(const AttentionArgs& args, const Run& run, int64_t query,
+                             int64_t begin, int64_t end) {
   constexpr int kGroups = GroupsAtOnce(kQueries);
-  AllScores<kQueries, kBf16>(args, tile);
-  float inverse_sums[kQueries];
-  for (int n = 0; n < kQueries; ++n) {
-    inverse_sums[n] = 1.0f / Exponentials(tile.scores + n * tile.scores_stride,
-                                          PadToPanel(tile.position + n + 1));
-  }
   const int64_t dimensions = args.layout->head_stride();
   int64_t dimension = 0;
   for (; dimension + kGroups * kPanelWidth <= dimensions; dimension += kGroups * kPanelWidth) {
-    WeightedValues<kQueries, kGroups, kBf16>(args, tile, dimension, inverse_sums);
+    WeightedValues<kQueries, kGroups, kBf16>(args, run, query, dimension, begin, end);
   }
   if constexpr (kGroups > 1) {
     for (; dimension < dimensions; dimension += kPanelWidth) {
-      WeightedValues<kQueries, 1, kBf16>(args, tile, dimension, inverse_sums);
+      WeightedValues<kQueries, 1, kBf16>(args, run, query, dimension, begin, end);
     }
   }
 }
 
-template <bool kBf16, int kQueries = kMaxQueries>
-HWY_INLINE void RunTile(const AttentionArgs& args, const QueryTile& tile, int64_t queries) {
-  if (queries == kQueries) return RunQueries<kQueries, kBf16>(args, tile);
-  if constexpr (kQueries > 1) RunTile<kBf16, kQueries - 1>(args, tile, queries);
+// Calls body with an integral constant of the tile's queries.
+template <int kQueries = kMaxQueries, typename Body>
+HWY_INLINE void ForTile(int64_t queries, const Body& body) {
+  if (queries == kQueries) return body(std::integral_constant<int, kQueries>());
+  if constexpr (kQueries > 1) ForTile<kQueries - 1>(queries, body);
+}
+
+template <bool kBf16>
+void AttendRun(const AttentionArgs& args, const Run& run) {
+  const KvLayout& layout = *args.layout;
+  const auto tile_queries = [&](int64_t query) {
+    return std::min<int64_t>(kMaxQueries, run.queries - query);
+  };
+  // Lanes past the end of a page are overwritten by the next page's, or masked.
+  KeyGroupReader reader(args, run);
+  KeyGroups groups = reader.Next(kMaxGroups);
+  while (groups.count > 0) {
+    const KeyGroups ahead = reader.Next(kMaxGroups);
+    for (int64_t query = 0; query < run.queries; query += kMaxQueries) {
+      const int64_t queries = tile_queries(query);
+      // A run's last positions are seen by its last tiles alone.
+      KeyGroups seen = groups;
+      while (seen.count > 0 && seen.at[seen.count - 1] >= run.position + query + queries) {
+        --seen.count;
+      }
+      ForTile(queries, [&](auto count) HWY_ATTR {
+        TileScores<count(), kBf16>(run, layout, query, seen, query == 0 ? ahead : KeyGroups());
+      });
+    }
+    groups = ahead;
+  }
+
+  for (int64_t n = 0; n < run.queries; ++n) {
+    float* scores = run.scores + n * run.scores_stride;
+    const int64_t own = run.position + n + 1;
+    for (int64_t i = own; i < PadToPanel(own); ++i) {
+      scores[i] = -std::numeric_limits<float>::infinity();
+    }
+    // Its place in the padding is free: the weights' sum.
+    scores[run.scores_stride - 1] = Exponentials(scores, PadToPanel(own));
+  }
+
+  const int64_t at_once = run.queries > kMaxQueries ? kValuesAtOnce : run.length();
+  for (int64_t begin = 0; begin < run.length(); begin += at_once) {
+    const int64_t end = std::min(begin + at_once, run.length());
+    for (int64_t query = 0; query < run.queries; query += kMaxQueries) {
+      const int64_t queries = tile_queries(query);
+      if (begin >= run.position + query + queries) continue;
+      ForTile(queries, [&](auto count)
+                           HWY_ATTR { TileValues<count(), kBf16>(args, run, query, begin, end); });
+    }
+  }
+
+  for (int64_t n = 0; n < run.queries; ++n) {
+    const V16 inverse = Set16(1.0f / run.scores[(n + 1) * run.scores_stride - 1]);
+    const float* sums = run.sums + n * layout.head_stride();
+    float* out = run.out + n * run.out_stride;
+    int64_t i = 0;
+    for (; i + kPanelWidth <= layout.head_size; i += kPanelWidth) {
+      Store16(Mul(Load16(sums + i), inverse), out + i);
+    }
+    if (i < layout.head_size) {
+      // The head's last dimensions: what follows belongs to the next head.
+      alignas(64) float tail[kPanelWidth];
+      Store16(Mul(Load16(sums + i), inverse), tail);
+      std::memcpy(out + i, tail, (layout.head_size - i) * sizeof(float));
+    }
+  }
 }
 
 template <bool kBf16>
@@ -253,22 +352,24 @@ void AttentionRows(const AttentionArgs& args, int64_t row_begin, int64_t row_end
     const SequenceRow& before = args.sequence_rows[r - 1];
     return row.pages == before.pages && row.position == before.position + 1;
   };
-  QueryTile tile;
-  tile.q_stride = layout.num_heads * layout.head_stride();
-  tile.out_stride = args.out_stride;
-  tile.head = head;
-  tile.scores = scratch;
+  Run run;
+  run.q_stride = layout.num_heads * layout.head_stride();
+  run.out_stride = args.out_stride;
+  run.head = head;
+  run.sums = scratch;
+  run.scores = scratch + kAttentionRun * layout.head_stride();
   for (int64_t r = row_begin; r < row_end;) {
-    int64_t queries = 1;
-    while (queries < kMaxQueries && r + queries < row_end && follows(r + queries)) ++queries;
-    tile.q = args.q + r * tile.q_stride + head * layout.head_stride();
-    tile.pages = args.sequence_rows[r].pages;
-    tile.position = args.sequence_rows[r].position;
-    // Rows of scores an odd number of cache lines apart, so that they do not share sets.
-    tile.scores_stride = AttentionScratchStride(tile.position + queries - 1);
-    tile.out = args.out + r * args.out_stride + static_cast<int64_t>(head) * layout.head_size;
-    RunTile<kBf16>(args, tile, queries);
-    r += queries;
+    run.queries = 1;
+    while (run.queries < kAttentionRun && r + run.queries < row_end && follows(r + run.queries)) {
+      ++run.queries;
+    }
+    run.q = args.q + r * run.q_stride + head * layout.head_stride();
+    run.pages = args.sequence_rows[r].pages;
+    run.position = args.sequence_rows[r].position;
+    run.scores_stride = AttentionScoresStride(run.position + run.queries - 1);
+    run.out = args.out + r * args.out_stride + static_cast<int64_t>(head) * layout.head_size;
+    AttendRun<kBf16>(args, run);
+    r += run.queries;
   }
 }
 

@@ -126,16 +126,18 @@ struct AttentionArgs {
   float* out = nullptr;  // [rows, out_stride], head h at h * head_size
   int64_t out_stride = 0;
 };
-// Rows of one sequence at consecutive positions that share the loads of keys and values; calls with
-// a multiple of so many rows waste none.
+// Rows of one sequence at consecutive positions that share the loads of keys and values: so many in
+// registers, and so many in the first-level cache. Calls with a multiple of them waste none.
 inline constexpr int64_t kAttentionQueries = 6;
-// Floats from one row of scores to the next: an odd number of cache lines.
-inline int64_t AttentionScratchStride(int64_t position) {
+inline constexpr int64_t kAttentionRun = 4 * kAttentionQueries;
+// Floats from one row of scores to the next: an odd number of cache lines, so that they do not
+// share sets.
+inline int64_t AttentionScoresStride(int64_t position) {
   return ((position + 1 + kPanelWidth) / kPanelWidth | 1) * kPanelWidth + 2 * kPanelWidth;
 }
 // Floats of scratch that attention over positions 0 .. position needs.
-inline int64_t AttentionScratch(int64_t position) {
-  return kAttentionQueries * AttentionScratchStride(position);
+inline int64_t AttentionScratch(const KvLayout& layout, int64_t position) {
+  return kAttentionRun * (AttentionScoresStride(position) + layout.head_stride());
 }
 
 // Logits of one row are summed in segments of this many, lanes and tree within a segment in

@@ -289,7 +289,7 @@ struct AttentionRun {
     const int64_t qkv_stride = PadToPanel(int64_t{3} * num_heads * head_size);
     const int64_t out_stride = PadToPanel(int64_t{num_heads} * head_size);
     std::vector<float> out(positions * out_stride);
-    std::vector<float> scratch(AttentionScratch(positions));
+    std::vector<float> scratch(AttentionScratch(layout, positions));
     int64_t first = 0;
     for (size_t step = 0; first < positions; ++step) {
       const int64_t count = std::min(sizes[step % sizes.size()], positions - first);

@@ -113,8 +113,7 @@ void FinishDots(const MatmulArgs& args, const DotTile& tile) {
         v = Load16(reinterpret_cast<const float*>(sums));
       }
       v = Add(v, bias);
-      const int64_t at =
-          (tile.row + r) * args.y_stride + column - args.y_first_panel * kPanelWidth;
+      const int64_t at = (tile.row + r) * args.y_stride + column - args.y_first_panel * kPanelWidth;
       if (args.epilogue == Epilogue::kGelu) v = Gelu(v);
       if (args.epilogue == Epilogue::kAddResidual) v = Add(Load16(args.residual + at), v);
       Store16(v, args.y + at);
