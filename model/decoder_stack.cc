@@ -11,8 +11,10 @@
 namespace blockserve {
 namespace {
 
-// Rows that a thread takes at a time for norms and for splitting q, k and v.
+// Rows that a thread takes at a time for norms.
 constexpr int64_t kRowGrain = 8;
+// Rows that a thread takes at a time for splitting q, k and v, at most: two pages of a prompt.
+constexpr int64_t kSplitGrain = 32;
 // Pieces of attention for each thread, at least, where there are as many.
 constexpr int64_t kAttentionPieces = 4;
 
@@ -130,7 +132,9 @@ void DecoderStack::SplitQkv(ThreadPool& pool, absl::Span<const SequenceRow> rows
   split.sin = rotary_.sin();
   split.q_scale = 1.0f / std::sqrt(static_cast<float>(config_.head_size()));
   split.q = q_.as<float>();
-  ForRanges(pool, static_cast<int64_t>(rows.size()), kRowGrain,
+  const int64_t count = static_cast<int64_t>(rows.size());
+  const int64_t grain = std::clamp<int64_t>(count / (2 * pool.num_threads()), 1, kSplitGrain);
+  ForRanges(pool, count, grain,
             [&](int64_t begin, int64_t end, int) { kernels_->split_qkv(split, begin, end); });
 }
 

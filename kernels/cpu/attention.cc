@@ -384,6 +384,20 @@ void Rotate(const float* x, int32_t dims, const float* cos, const float* sin, fl
   }
 }
 
+// The lines of a head's keys and values that `row` will be written to are brought into the cache: a
+// row touches one line of every dimension, which stores alone would wait for one after the other.
+void FetchForWriting(const SplitQkvArgs& args, const SequenceRow& row, int32_t head) {
+  const KvLayout& layout = *args.layout;
+  const int64_t local = row.position % layout.page_blocks;
+  const uint8_t* keys = args.kv +
+                        row.pages[row.position / layout.page_blocks] * layout.page_bytes() +
+                        head * layout.head_bytes();
+  const uint8_t* group = keys + local / kPanelWidth * layout.key_group_bytes();
+  for (int64_t i = 0; i < layout.key_group_bytes(); i += 64) __builtin_prefetch(group + i, 1);
+  const uint8_t* values = keys + layout.keys_bytes() + local * layout.value_row_bytes();
+  for (int64_t i = 0; i < layout.value_row_bytes(); i += 64) __builtin_prefetch(values + i, 1);
+}
+
 void SplitHead(const SplitQkvArgs& args, int64_t r, int32_t head) {
   const KvLayout& layout = *args.layout;
   const SequenceRow& row = args.sequence_rows[r];
@@ -430,8 +444,21 @@ void SplitHead(const SplitQkvArgs& args, int64_t r, int32_t head) {
 
 void SplitQkv(const SplitQkvArgs& args, int64_t row_begin, int64_t row_end) {
   // Rows of a prompt follow one another in the lines of a head's keys: these stay in the cache.
-  for (int32_t head = 0; head < args.layout->num_heads; ++head) {
-    for (int64_t r = row_begin; r < row_end; ++r) SplitHead(args, r, head);
+  const KvLayout& layout = *args.layout;
+  const auto page_of = [&](int64_t r) {
+    return args.sequence_rows[r].pages[args.sequence_rows[r].position / layout.page_blocks];
+  };
+  for (int32_t head = 0; head < layout.num_heads; ++head) {
+    for (int64_t begin = row_begin; begin < row_end;) {
+      int64_t end = begin + 1;
+      while (end < row_end && page_of(end) == page_of(begin)) ++end;
+      if (end < row_end) {
+        FetchForWriting(args, args.sequence_rows[end], head);
+      } else if (head + 1 < layout.num_heads) {
+        FetchForWriting(args, args.sequence_rows[row_begin], head + 1);
+      }
+      for (; begin < end; ++begin) SplitHead(args, begin, head);
+    }
   }
 }
 
