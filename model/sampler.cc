@@ -7,7 +7,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/exact_math.h"
-#include "model/philox.h"
+#include "kernels/philox.h"
 
 namespace blockserve {
 namespace {

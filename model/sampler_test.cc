@@ -13,7 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "model/philox.h"
+#include "kernels/philox.h"
 
 namespace blockserve {
 namespace {

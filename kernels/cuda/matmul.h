@@ -39,6 +39,9 @@ struct MatmulShape {
   bool accumulate = false;  // y += …, the residual stream
 };
 
+// INVALID_ARGUMENT for a shape outside the contract.
+absl::Status ValidateMatmul(const MatmulShape& shape, int64_t max_rows);
+
 enum class MatmulMode {
   // One algorithm, chosen for the largest number of rows, whatever the number: neither split nor
   // joined sums. A row's bits depend on the row alone.

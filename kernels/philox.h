@@ -1,15 +1,15 @@
 // Philox 4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy
 // as 1, 2, 3" (SC 2011): any block of the stream costs the same, so a draw depends on nothing but
 // its key and counter.
-#ifndef BLOCKSERVE_MODEL_PHILOX_H_
-#define BLOCKSERVE_MODEL_PHILOX_H_
+#ifndef BLOCKSERVE_KERNELS_PHILOX_H_
+#define BLOCKSERVE_KERNELS_PHILOX_H_
 
 #include <array>
 #include <cstdint>
 
 namespace blockserve {
 
-inline std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,
+inline constexpr std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,
                                           std::array<uint32_t, 2> key) {
   constexpr uint64_t kMultiplier0 = 0xD2511F53u;
   constexpr uint64_t kMultiplier1 = 0xCD9E8D57u;
@@ -29,7 +29,7 @@ inline std::array<uint32_t, 4> Philox4x32(std::array<uint32_t, 4> counter,
 }
 
 // The 64 random bits of one draw: key (seed), counter (position, choice).
-inline uint64_t DrawBits(uint64_t seed, uint32_t choice, uint64_t position) {
+inline constexpr uint64_t DrawBits(uint64_t seed, uint32_t choice, uint64_t position) {
   const std::array<uint32_t, 4> words = Philox4x32(
       {static_cast<uint32_t>(position), static_cast<uint32_t>(position >> 32), choice, 0},
       {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
@@ -38,4 +38,4 @@ inline uint64_t DrawBits(uint64_t seed, uint32_t choice, uint64_t position) {
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_MODEL_PHILOX_H_
+#endif  // BLOCKSERVE_KERNELS_PHILOX_H_

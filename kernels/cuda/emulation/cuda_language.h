@@ -1,0 +1,166 @@
+// CUDA's language in plain C++, as far as the kernels of kernels/cuda use it.
+#ifndef BLOCKSERVE_KERNELS_CUDA_EMULATION_CUDA_LANGUAGE_H_
+#define BLOCKSERVE_KERNELS_CUDA_EMULATION_CUDA_LANGUAGE_H_
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <tuple>
+#include <type_traits>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/bf16.h"
+#include "kernels/cuda/emulation/emulator.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct dim3 {
+  uint32_t x, y, z;
+  explicit dim3(uint32_t x = 1, uint32_t y = 1, uint32_t z = 1) : x(x), y(y), z(z) {}
+};
+
+#define threadIdx                         \
+  (::blockserve::cuda::emulation::Index3{ \
+      ::blockserve::cuda::emulation::CurrentThread().thread_index, 0, 0})
+#define blockIdx (::blockserve::cuda::emulation::CurrentThread().block_index)
+#define blockDim                                                                                  \
+  (::blockserve::cuda::emulation::Index3{::blockserve::cuda::emulation::CurrentGrid().threads, 1, \
+                                         1})
+#define gridDim (::blockserve::cuda::emulation::CurrentGrid().grid)
+
+inline void __syncthreads(int line = __builtin_LINE()) {
+  blockserve::cuda::emulation::SyncBlock(line);
+}
+inline void __syncwarp(uint32_t mask = 0xffffffffu, int line = __builtin_LINE()) {
+  if (mask != blockserve::cuda::emulation::kWholeWarp) std::abort();  // none of ours
+  blockserve::cuda::emulation::SyncWarp(line);
+}
+
+namespace blockserve::cuda::emulation {
+
+template <typename T>
+T ExchangeValue(T value, uint32_t source, int line) {
+  static_assert(sizeof(T) <= 8);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = Exchange(bits, source, line);
+  std::memcpy(&value, &bits, sizeof(T));
+  return value;
+}
+
+}  // namespace blockserve::cuda::emulation
+
+template <typename T>
+T __shfl_sync(uint32_t /*mask*/, T value, int source, int /*width*/ = 32,
+              int line = __builtin_LINE()) {
+  return blockserve::cuda::emulation::ExchangeValue(value, source, line);
+}
+template <typename T>
+T __shfl_xor_sync(uint32_t /*mask*/, T value, int bits, int /*width*/ = 32,
+                  int line = __builtin_LINE()) {
+  const uint32_t lane = blockserve::cuda::emulation::CurrentThread().lane();
+  return blockserve::cuda::emulation::ExchangeValue(value, lane ^ bits, line);
+}
+// A lane below `delta` gets its own value back.
+template <typename T>
+T __shfl_up_sync(uint32_t /*mask*/, T value, uint32_t delta, int /*width*/ = 32,
+                 int line = __builtin_LINE()) {
+  const uint32_t lane = blockserve::cuda::emulation::CurrentThread().lane();
+  return blockserve::cuda::emulation::ExchangeValue(value, lane < delta ? lane : lane - delta,
+                                                    line);
+}
+inline uint32_t __ballot_sync(uint32_t /*mask*/, bool value, int line = __builtin_LINE()) {
+  return blockserve::cuda::emulation::Ballot(value, line);
+}
+
+// Threads take turns: nothing is needed to be atomic.
+template <typename T>
+T atomicAdd(T* at, T value) {
+  const T before = *at;
+  *at = before + value;
+  return before;
+}
+template <typename T>
+T atomicOr(T* at, T value) {
+  const T before = *at;
+  *at = before | value;
+  return before;
+}
+template <typename T>
+T atomicMin(T* at, T value) {
+  const T before = *at;
+  if (value < before) *at = value;
+  return before;
+}
+
+inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
+inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
+inline float __fsqrt_rn(float x) { return std::sqrt(x); }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
+inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
+inline int64_t __double_as_longlong(double x) { return std::bit_cast<int64_t>(x); }
+inline double __longlong_as_double(int64_t x) { return std::bit_cast<double>(x); }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(a) * b >> 64);
+}
+inline uint32_t __umulhi(uint32_t a, uint32_t b) {
+  return static_cast<uint32_t>(uint64_t{a} * b >> 32);
+}
+inline int __ffs(uint32_t x) { return x == 0 ? 0 : std::countr_zero(x) + 1; }
+inline int __popc(uint32_t x) { return std::popcount(x); }
+
+namespace blockserve::cuda {
+
+__device__ inline void* BlockMemory() { return emulation::SharedMemory(); }
+__device__ inline uint16_t Bf16Bits(float value) { return Bf16FromFloat(value); }
+// What the device does to an address that is not a multiple: it faults.
+__device__ inline void CheckAligned(const void* p, uintptr_t bytes) {
+  if (reinterpret_cast<uintptr_t>(p) % bytes != 0) {
+    std::fprintf(stderr, "CUDA emulation: kernel %s: misaligned access of %d bytes\n",
+                 emulation::CurrentGrid().name, static_cast<int>(bytes));
+    std::abort();
+  }
+}
+
+template <typename... Parameters, typename... Arguments>
+absl::Status LaunchKernel(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
+                          int64_t shared_bytes, StreamHandle stream, Arguments&&... arguments) {
+  // The device's own limits.
+  if (threads < 1 || threads > emulation::kMaxBlockThreads ||
+      threads % emulation::kWarpThreads != 0 || shared_bytes > emulation::kMaxSharedBytes ||
+      grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7fffffffu || grid.y > 0xffffu ||
+      grid.z > 0xffffu) {
+    return absl::InternalError(absl::StrCat(name, ": a launch of ", grid.x, " x ", grid.y, " x ",
+                                            grid.z, " blocks of ", threads, " threads and ",
+                                            shared_bytes, " shared bytes"));
+  }
+  emulation::GridShape shape;
+  shape.name = name;
+  shape.grid = {grid.x, grid.y, grid.z};
+  shape.threads = threads;
+  shape.shared_bytes = shared_bytes;
+  std::tuple<std::decay_t<Parameters>...> copies(arguments...);
+  return emulation::Enqueue(stream, [shape, kernel, copies] {
+    emulation::RunGrid(shape, [&] { std::apply(kernel, copies); });
+  });
+}
+
+}  // namespace blockserve::cuda
+
+#endif  // BLOCKSERVE_KERNELS_CUDA_EMULATION_CUDA_LANGUAGE_H_

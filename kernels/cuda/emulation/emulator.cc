@@ -1,0 +1,262 @@
+#include "kernels/cuda/emulation/emulator.h"
+
+#include <boost/context/fiber.hpp>
+#include <boost/context/protected_fixedsize_stack.hpp>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <numeric>
+#include <utility>
+#include <vector>
+
+#include "kernels/cuda/emulation/device_memory.h"
+
+namespace blockserve::cuda::emulation {
+namespace {
+
+constexpr size_t kStackBytes = 64 * 1024;
+constexpr int64_t kSharedGuardBytes = 64;
+constexpr uint8_t kSharedGuard = 0x5a;
+
+enum class Order { kAscending, kDescending, kShuffled };
+enum class Wait { kNothing, kWarp, kBlock, kFinished };
+
+// A thread of a block. Its fiber outlives the block and serves the next one.
+struct Fiber {
+  Thread thread;
+  Wait wait = Wait::kFinished;
+  int line = 0;
+  uint32_t exchanges = 0;  // of this block
+  boost::context::fiber fiber;
+  boost::context::fiber scheduler;
+  bool quit = false;
+};
+
+struct Warp {
+  int waiting = 0;
+  // Of this exchange and the last one: nobody can be two ahead.
+  uint64_t values[2][kWarpThreads];
+};
+
+class Block;
+// Of the host thread that runs a grid: fibers never leave it.
+thread_local Block* t_block = nullptr;
+thread_local int t_order_checks = 0;
+
+class Block {
+ public:
+  ~Block() {
+    for (const std::unique_ptr<Fiber>& fiber : fibers_) {
+      fiber->quit = true;
+      fiber->fiber = std::move(fiber->fiber).resume();
+    }
+  }
+
+  void RunGrid(const GridShape& shape, const std::function<void()>& body, Order order) {
+    shape_ = &shape;
+    body_ = &body;
+    order_ = order;
+    while (fibers_.size() < shape.threads) AddFiber();
+    warps_.resize(shape.threads / kWarpThreads);
+    shared_.assign(shape.shared_bytes + kSharedGuardBytes + 16, 0);
+    const uint64_t blocks = uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
+    for (uint64_t i = 0; i < blocks; ++i) {
+      // Shuffled: a step that has no common divisor with the number of blocks.
+      uint64_t at = order == Order::kDescending ? blocks - 1 - i : i;
+      if (order == Order::kShuffled) at = (i * Step(blocks) + 1) % blocks;
+      Run({static_cast<uint32_t>(at % shape.grid.x),
+           static_cast<uint32_t>(at / shape.grid.x % shape.grid.y),
+           static_cast<uint32_t>(at / shape.grid.x / shape.grid.y)});
+    }
+  }
+
+  const GridShape& shape() const { return *shape_; }
+  Fiber& current() { return *fibers_[current_]; }
+  void* shared() {
+    return reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(shared_.data()) + 15) / 16 * 16);
+  }
+
+  void Yield(Wait wait, int line) {
+    Fiber& fiber = current();
+    fiber.wait = wait;
+    fiber.line = line;
+    fiber.scheduler = std::move(fiber.scheduler).resume();
+  }
+
+  uint64_t Exchange(uint64_t value, uint32_t source, int line) {
+    uint64_t* values = Deposit(value, line);
+    return values[source % kWarpThreads];
+  }
+
+  uint32_t Ballot(bool value, int line) {
+    const uint64_t* values = Deposit(value ? 1 : 0, line);
+    uint32_t bits = 0;
+    for (int i = 0; i < kWarpThreads; ++i) bits |= static_cast<uint32_t>(values[i]) << i;
+    return bits;
+  }
+
+  [[noreturn]] void Fail(const char* what) {
+    std::fprintf(stderr, "CUDA emulation: kernel %s: %s\n", shape_->name, what);
+    std::abort();
+  }
+
+ private:
+  static uint64_t Step(uint64_t count) {
+    uint64_t step = count / 2 + count / 7 + 1;
+    while (std::gcd(step, count) != 1) ++step;
+    return step;
+  }
+
+  void AddFiber() {
+    fibers_.push_back(std::make_unique<Fiber>());
+    Fiber* fiber = fibers_.back().get();
+    fiber->fiber = boost::context::fiber(
+        std::allocator_arg, boost::context::protected_fixedsize_stack(kStackBytes),
+        [this, fiber](boost::context::fiber&& scheduler) {
+          fiber->scheduler = std::move(scheduler);
+          while (!fiber->quit) {
+            (*body_)();
+            fiber->wait = Wait::kFinished;
+            fiber->scheduler = std::move(fiber->scheduler).resume();
+          }
+          return std::move(fiber->scheduler);
+        });
+  }
+
+  uint64_t* Deposit(uint64_t value, int line) {
+    Fiber& fiber = current();
+    uint64_t* values =
+        warps_[fiber.thread.thread_index / kWarpThreads].values[fiber.exchanges++ % 2];
+    values[fiber.thread.lane()] = value;
+    Yield(Wait::kWarp, line);
+    return values;
+  }
+
+  uint32_t ThreadAt(uint32_t i) const {
+    const uint32_t threads = shape_->threads;
+    switch (order_) {
+      case Order::kAscending:
+        return i;
+      case Order::kDescending:
+        return threads - 1 - i;
+      default:
+        return (i * 37 + rounds_ * 11) % threads;  // a block is whole warps: 37 divides none
+    }
+  }
+
+  void Run(Index3 block_index) {
+    std::memset(shared(), 0xff, shape_->shared_bytes);
+    uint8_t* guard = static_cast<uint8_t*>(shared()) + shape_->shared_bytes;
+    std::memset(guard, kSharedGuard, kSharedGuardBytes - 16);
+    for (uint32_t t = 0; t < shape_->threads; ++t) {
+      Fiber& fiber = *fibers_[t];
+      fiber.thread = {block_index, t};
+      fiber.wait = Wait::kNothing;
+      fiber.exchanges = 0;
+    }
+    for (Warp& warp : warps_) warp.waiting = 0;
+    at_block_barrier_ = 0;
+    finished_ = 0;
+    rounds_ = 0;
+    while (finished_ < shape_->threads) {
+      for (uint32_t i = 0; i < shape_->threads; ++i) {
+        const uint32_t t = ThreadAt(i);
+        if (fibers_[t]->wait == Wait::kNothing) Resume(t);
+      }
+      ++rounds_;
+      if (finished_ < shape_->threads) Release();
+    }
+    for (int64_t i = 0; i < kSharedGuardBytes - 16; ++i) {
+      if (guard[i] != kSharedGuard) Fail("wrote beyond its shared memory");
+    }
+  }
+
+  void Resume(uint32_t t) {
+    current_ = t;
+    Fiber& fiber = *fibers_[t];
+    fiber.fiber = std::move(fiber.fiber).resume();
+    if (fiber.wait == Wait::kWarp) ++warps_[t / kWarpThreads].waiting;
+    if (fiber.wait == Wait::kBlock) ++at_block_barrier_;
+    if (fiber.wait == Wait::kFinished) ++finished_;
+  }
+
+  // Lets those go on whose barrier is complete.
+  void Release() {
+    bool any = false;
+    for (size_t w = 0; w < warps_.size(); ++w) {
+      if (warps_[w].waiting < kWarpThreads) continue;
+      warps_[w].waiting = 0;
+      ReleaseThreads(w * kWarpThreads, kWarpThreads, "lanes of a warp wait at different lines");
+      any = true;
+    }
+    if (any) return;
+    if (at_block_barrier_ == shape_->threads) {
+      at_block_barrier_ = 0;
+      ReleaseThreads(0, shape_->threads, "threads of a block wait at different barriers");
+      return;
+    }
+    Fail("a barrier that not all of its threads reach");
+  }
+
+  void ReleaseThreads(uint32_t begin, uint32_t count, const char* error) {
+    for (uint32_t t = begin; t < begin + count; ++t) {
+      if (fibers_[t]->line != fibers_[begin]->line) Fail(error);
+      fibers_[t]->wait = Wait::kNothing;
+    }
+  }
+
+  const GridShape* shape_ = nullptr;
+  const std::function<void()>* body_ = nullptr;
+  Order order_ = Order::kAscending;
+  std::vector<std::unique_ptr<Fiber>> fibers_;
+  std::vector<Warp> warps_;
+  std::vector<uint8_t> shared_;
+  uint32_t current_ = 0;
+  uint32_t at_block_barrier_ = 0;
+  uint32_t finished_ = 0;
+  uint32_t rounds_ = 0;
+};
+
+}  // namespace
+
+const GridShape& CurrentGrid() { return t_block->shape(); }
+const Thread& CurrentThread() { return t_block->current().thread; }
+void* SharedMemory() { return t_block->shared(); }
+void SyncBlock(int line) { t_block->Yield(Wait::kBlock, line); }
+void SyncWarp(int line) { t_block->Yield(Wait::kWarp, line); }
+uint64_t Exchange(uint64_t value, uint32_t source, int line) {
+  return t_block->Exchange(value, source, line);
+}
+uint32_t Ballot(bool value, int line) { return t_block->Ballot(value, line); }
+
+OrderCheck::OrderCheck() { ++t_order_checks; }
+OrderCheck::~OrderCheck() { --t_order_checks; }
+
+DeviceMemoryLimit::DeviceMemoryLimit(int64_t total_bytes)
+    : before_(SetDeviceMemoryTotal(total_bytes)) {}
+DeviceMemoryLimit::~DeviceMemoryLimit() { SetDeviceMemoryTotal(before_); }
+
+void RunGrid(const GridShape& shape, const std::function<void()>& body) {
+  thread_local std::unique_ptr<Block> block = std::make_unique<Block>();
+  t_block = block.get();
+  if (t_order_checks == 0) {
+    block->RunGrid(shape, body, Order::kAscending);
+    return;
+  }
+  const auto before = SaveDeviceMemory();
+  block->RunGrid(shape, body, Order::kAscending);
+  const auto ascending = SaveDeviceMemory();
+  for (const Order order : {Order::kDescending, Order::kShuffled}) {
+    RestoreDeviceMemory(before);
+    block->RunGrid(shape, body, order);
+    if (SaveDeviceMemory() != ascending) {
+      std::fprintf(stderr,
+                   "CUDA emulation: kernel %s: the result depends on the order in which threads or "
+                   "blocks run\n",
+                   shape.name);
+      std::abort();
+    }
+  }
+}
+
+}  // namespace blockserve::cuda::emulation

@@ -1,0 +1,86 @@
+// Runs the blocks of a CUDA kernel on the CPU: every thread of a block is a fiber that runs until
+// it reaches a barrier. emulation/README.md says what that shows and what not.
+#ifndef BLOCKSERVE_KERNELS_CUDA_EMULATION_EMULATOR_H_
+#define BLOCKSERVE_KERNELS_CUDA_EMULATION_EMULATOR_H_
+
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#include "kernels/cuda/runtime.h"
+
+namespace blockserve::cuda::emulation {
+
+inline constexpr int kWarpThreads = 32;
+inline constexpr uint32_t kWholeWarp = 0xffffffffu;
+// What a block gets without asking for more.
+inline constexpr int64_t kMaxSharedBytes = 48 * 1024;
+inline constexpr int kMaxBlockThreads = 1024;
+
+struct Index3 {
+  uint32_t x = 0;
+  uint32_t y = 0;
+  uint32_t z = 0;
+};
+
+struct GridShape {
+  const char* name = "";  // of the kernel, for messages
+  Index3 grid;
+  uint32_t threads = 0;  // of a block: whole warps
+  int64_t shared_bytes = 0;
+};
+
+// What the running thread of a kernel sees.
+struct Thread {
+  Index3 block_index;
+  uint32_t thread_index = 0;
+  uint32_t lane() const { return thread_index % kWarpThreads; }
+};
+const GridShape& CurrentGrid();
+const Thread& CurrentThread();
+// The dynamic shared memory of the running block, filled with 0xff when the block begins.
+void* SharedMemory();
+
+// Barriers. All threads of the block, or of the warp, must come, and to the same line: else the
+// process aborts and names the kernel.
+void SyncBlock(int line);
+void SyncWarp(int line);
+
+// What the lane `source` of the warp passed. All lanes take part.
+uint64_t Exchange(uint64_t value, uint32_t source, int line);
+// Bit i: whether lane i passed true.
+uint32_t Ballot(bool value, int line);
+
+// Runs `body` for every thread of the grid.
+void RunGrid(const GridShape& shape, const std::function<void()>& body);
+
+// Adds work to a stream, or to what is being captured of it. In order; run when someone waits.
+absl::Status Enqueue(StreamHandle stream, std::function<void()> work);
+
+// While one lives, every grid runs three times from the same contents of all device memory, with
+// the threads between two barriers, and the blocks, in ascending, descending and shuffled order.
+// The process aborts, naming the kernel, when the results differ in a bit: a race between threads
+// that no barrier separates. Of the thread that made it.
+class OrderCheck {
+ public:
+  OrderCheck();
+  ~OrderCheck();
+  OrderCheck(const OrderCheck&) = delete;
+  OrderCheck& operator=(const OrderCheck&) = delete;
+};
+
+// While one lives, the device has so many bytes in all.
+class DeviceMemoryLimit {
+ public:
+  explicit DeviceMemoryLimit(int64_t total_bytes);
+  ~DeviceMemoryLimit();
+  DeviceMemoryLimit(const DeviceMemoryLimit&) = delete;
+  DeviceMemoryLimit& operator=(const DeviceMemoryLimit&) = delete;
+
+ private:
+  int64_t before_;
+};
+
+}  // namespace blockserve::cuda::emulation
+
+#endif  // BLOCKSERVE_KERNELS_CUDA_EMULATION_EMULATOR_H_

@@ -1,0 +1,265 @@
+// kernels/cuda/runtime.h on the CPU. Work waits in its stream until someone waits for it, so that a
+// host that reads results too early, or changes pinned memory too early, sees wrong values here
+// too.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/emulation/device_memory.h"
+#include "kernels/cuda/emulation/emulator.h"
+#include "kernels/cuda/runtime.h"
+
+namespace blockserve::cuda::emulation {
+namespace {
+
+using Work = std::function<void()>;
+
+struct StreamState {
+  std::deque<Work> queue;
+  uint64_t completed = 0;  // of all that was ever queued
+  uint64_t issued() const { return completed + queue.size() + (running ? 1 : 0); }
+  bool running = false;
+  bool capturing = false;
+  std::vector<Work> captured;
+
+  void RunUntil(uint64_t sequence) {
+    while (completed < sequence && !running) {
+      const Work work = std::move(queue.front());
+      queue.pop_front();
+      running = true;
+      work();
+      running = false;
+      ++completed;
+    }
+  }
+};
+
+// One device, so one for the process: whoever runs emulated work holds the lock.
+struct Streams {
+  std::recursive_mutex mutex;
+  std::set<StreamState*> all;
+
+  void RunAll() {
+    for (StreamState* stream : all) stream->RunUntil(stream->issued());
+  }
+};
+
+Streams& TheStreams() {
+  static auto* streams = new Streams;
+  return *streams;
+}
+
+}  // namespace
+}  // namespace blockserve::cuda::emulation
+
+// The types that CUDA leaves open.
+struct CUstream_st {
+  std::shared_ptr<blockserve::cuda::emulation::StreamState> state =
+      std::make_shared<blockserve::cuda::emulation::StreamState>();
+};
+struct CUevent_st {
+  std::shared_ptr<blockserve::cuda::emulation::StreamState> stream;  // null: never recorded
+  uint64_t sequence = 0;
+};
+struct CUgraphExec_st {
+  std::shared_ptr<const std::vector<blockserve::cuda::emulation::Work>> work;
+};
+
+namespace blockserve::cuda {
+namespace {
+
+using emulation::TheStreams;
+using emulation::Work;
+
+absl::Status NoStream() { return absl::InvalidArgumentError("no stream was given"); }
+
+absl::Status Copy(void* to, const void* from, int64_t size_bytes, StreamHandle stream) {
+  if (size_bytes == 0) return absl::OkStatus();
+  return emulation::Enqueue(stream, [=] { std::memmove(to, from, size_bytes); });
+}
+
+}  // namespace
+
+absl::Status emulation::Enqueue(StreamHandle stream, Work work) {
+  if (stream == nullptr) return NoStream();
+  const std::lock_guard lock(TheStreams().mutex);
+  if (stream->state->capturing) {
+    stream->state->captured.push_back(std::move(work));
+  } else {
+    stream->state->queue.push_back(std::move(work));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int32_t> DeviceCount() { return 1; }
+
+absl::StatusOr<DeviceInfo> GetDeviceInfo(int32_t device) {
+  if (device != 0) return absl::NotFoundError(absl::StrCat("there is no CUDA device ", device));
+  DeviceInfo info;
+  info.name = "emulated on the CPU";
+  info.multiprocessors = 1;
+  info.total_bytes = emulation::DeviceMemoryTotal();
+  info.free_bytes = emulation::DeviceMemoryFree();
+  return info;
+}
+
+absl::Status SetDevice(int32_t device) { return GetDeviceInfo(device).status(); }
+
+absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(int64_t size_bytes) {
+  DeviceBuffer buffer;
+  if (size_bytes == 0) return buffer;
+  buffer.data_ = emulation::AllocateDeviceMemory(size_bytes);
+  if (buffer.data_ == nullptr) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no device memory for ", size_bytes, " bytes; free are ", emulation::DeviceMemoryFree()));
+  }
+  buffer.size_bytes_ = size_bytes;
+  return buffer;
+}
+
+DeviceBuffer::~DeviceBuffer() {
+  if (data_ == nullptr) return;
+  const std::lock_guard lock(TheStreams().mutex);
+  TheStreams().RunAll();
+  emulation::FreeDeviceMemory(data_);
+}
+
+absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(int64_t size_bytes) {
+  PinnedBuffer buffer;
+  if (size_bytes == 0) return buffer;
+  buffer.data_ = std::calloc(size_bytes, 1);
+  if (buffer.data_ == nullptr) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no page-locked memory for ", size_bytes, " bytes"));
+  }
+  buffer.size_bytes_ = size_bytes;
+  return buffer;
+}
+
+PinnedBuffer::~PinnedBuffer() {
+  if (data_ == nullptr) return;
+  const std::lock_guard lock(TheStreams().mutex);
+  TheStreams().RunAll();
+  std::free(data_);
+}
+
+Graph::~Graph() { delete executable_; }
+
+absl::Status Graph::Launch(StreamHandle stream) const {
+  if (executable_ == nullptr) return absl::FailedPreconditionError("an empty graph");
+  return emulation::Enqueue(stream, [all = executable_->work] {
+    for (const Work& work : *all) work();
+  });
+}
+
+absl::StatusOr<Stream> Stream::Create() {
+  Stream stream;
+  stream.stream_ = new CUstream_st;
+  const std::lock_guard lock(TheStreams().mutex);
+  TheStreams().all.insert(stream.stream_->state.get());
+  return stream;
+}
+
+Stream::~Stream() {
+  if (stream_ == nullptr) return;
+  const std::lock_guard lock(TheStreams().mutex);
+  stream_->state->RunUntil(stream_->state->issued());
+  TheStreams().all.erase(stream_->state.get());
+  delete stream_;
+}
+
+absl::Status Stream::Synchronize() const {
+  if (stream_ == nullptr) return NoStream();
+  const std::lock_guard lock(TheStreams().mutex);
+  if (stream_->state->capturing) {
+    return absl::FailedPreconditionError("Synchronize while the stream is captured");
+  }
+  stream_->state->RunUntil(stream_->state->issued());
+  return absl::OkStatus();
+}
+
+absl::Status Stream::Wait(const Event& event) const {
+  if (stream_ == nullptr) return NoStream();
+  if (stream_->state->capturing) {
+    return absl::FailedPreconditionError("Wait while the stream is captured");
+  }
+  return emulation::Enqueue(stream_,
+                            [stream = event.event_->stream, sequence = event.event_->sequence] {
+                              if (stream != nullptr) stream->RunUntil(sequence);
+                            });
+}
+
+absl::Status Stream::BeginCapture() const {
+  if (stream_ == nullptr) return NoStream();
+  const std::lock_guard lock(TheStreams().mutex);
+  if (stream_->state->capturing) return absl::FailedPreconditionError("captured already");
+  stream_->state->capturing = true;
+  stream_->state->captured.clear();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Graph> Stream::EndCapture() const {
+  if (stream_ == nullptr) return NoStream();
+  const std::lock_guard lock(TheStreams().mutex);
+  if (!stream_->state->capturing) return absl::FailedPreconditionError("not captured");
+  stream_->state->capturing = false;
+  return Graph(new CUgraphExec_st{
+      std::make_shared<const std::vector<Work>>(std::move(stream_->state->captured))});
+}
+
+absl::StatusOr<Event> Event::Create(bool /*timed*/) {
+  Event event;
+  event.event_ = new CUevent_st;
+  return event;
+}
+
+Event::~Event() { delete event_; }
+
+absl::Status Event::Record(StreamHandle stream) const {
+  if (stream == nullptr) return NoStream();
+  const std::lock_guard lock(TheStreams().mutex);
+  if (stream->state->capturing) {
+    return absl::FailedPreconditionError("Record while the stream is captured");
+  }
+  event_->stream = stream->state;
+  event_->sequence = stream->state->issued();
+  return absl::OkStatus();
+}
+
+absl::Status Event::Synchronize() const {
+  const std::lock_guard lock(TheStreams().mutex);
+  if (event_->stream != nullptr) event_->stream->RunUntil(event_->sequence);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Event::Done() const {
+  const bool done = event_->stream == nullptr || event_->stream->completed >= event_->sequence;
+  // Nothing goes on by itself here: who asks again and again must see an end.
+  if (absl::Status status = Synchronize(); !status.ok()) return status;
+  return done;
+}
+
+absl::StatusOr<float> Event::MillisecondsSince(const Event& /*begin*/) const { return 0.0f; }
+
+absl::Status CopyToDevice(void* to, const void* from, int64_t size_bytes, StreamHandle stream) {
+  return Copy(to, from, size_bytes, stream);
+}
+absl::Status CopyToHost(void* to, const void* from, int64_t size_bytes, StreamHandle stream) {
+  return Copy(to, from, size_bytes, stream);
+}
+absl::Status CopyOnDevice(void* to, const void* from, int64_t size_bytes, StreamHandle stream) {
+  return Copy(to, from, size_bytes, stream);
+}
+absl::Status FillZero(void* to, int64_t size_bytes, StreamHandle stream) {
+  if (size_bytes == 0) return absl::OkStatus();
+  return emulation::Enqueue(stream, [=] { std::memset(to, 0, size_bytes); });
+}
+
+}  // namespace blockserve::cuda

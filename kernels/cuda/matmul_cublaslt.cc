@@ -1,0 +1,321 @@
+// kernels/cuda/matmul.h on cuBLASLt.
+//
+// cuBLASLt sees column-major matrices: y^T [n, rows] = W [n, k] x^T [k, rows], so that the rows of
+// a batch are its columns.
+#include <cublasLt.h>
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/matmul.h"
+
+namespace blockserve::cuda {
+namespace {
+
+// Algorithms that are asked for when one is chosen.
+constexpr int kCandidates = 32;
+
+// Every function of cuBLASLt that is used here.
+#define BLOCKSERVE_CUBLASLT_FUNCTIONS(X)   \
+  X(cublasLtCreate)                        \
+  X(cublasLtDestroy)                       \
+  X(cublasLtGetVersion)                    \
+  X(cublasLtGetStatusString)               \
+  X(cublasLtMatmul)                        \
+  X(cublasLtMatmulAlgoCheck)               \
+  X(cublasLtMatmulAlgoConfigGetAttribute)  \
+  X(cublasLtMatmulAlgoGetHeuristic)        \
+  X(cublasLtMatmulDescInit_internal)       \
+  X(cublasLtMatmulDescSetAttribute)        \
+  X(cublasLtMatmulPreferenceInit_internal) \
+  X(cublasLtMatmulPreferenceSetAttribute)  \
+  X(cublasLtMatrixLayoutInit_internal)
+
+struct Functions {
+#define BLOCKSERVE_MEMBER(name) decltype(&::name) name = nullptr;
+  BLOCKSERVE_CUBLASLT_FUNCTIONS(BLOCKSERVE_MEMBER)
+#undef BLOCKSERVE_MEMBER
+};
+
+class Library final : public MatmulLibrary {
+ public:
+  ~Library() override {
+    // The library itself stays loaded: CUDA's do not take being unloaded.
+    if (handle_ != nullptr) f.cublasLtDestroy(handle_);
+  }
+
+  absl::Status Open() {
+    const std::string name = absl::StrCat("libcublasLt.so.", CUBLAS_VER_MAJOR);
+    void* library = nullptr;
+    // Not every installation is in the loader's path.
+    for (const std::string& path : {name, absl::StrCat("/usr/local/cuda/lib64/", name)}) {
+      library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+      if (library != nullptr) break;
+    }
+    if (library == nullptr) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "matrix products need ", name, " (package libcublas of CUDA ", CUBLAS_VER_MAJOR,
+          "), which is neither in the loader's path nor in "
+          "/usr/local/cuda/lib64"));
+    }
+#define BLOCKSERVE_LOAD(function)                                                            \
+  f.function = reinterpret_cast<decltype(&::function)>(dlsym(library, #function));           \
+  if (f.function == nullptr) {                                                               \
+    return absl::FailedPreconditionError(absl::StrCat(name, " has no function " #function)); \
+  }
+    BLOCKSERVE_CUBLASLT_FUNCTIONS(BLOCKSERVE_LOAD)
+#undef BLOCKSERVE_LOAD
+    return Status(f.cublasLtCreate(&handle_), "cublasLtCreate");
+  }
+
+  int64_t version() const override { return static_cast<int64_t>(f.cublasLtGetVersion()); }
+  cublasLtHandle_t handle() const { return handle_; }
+
+  absl::Status Status(cublasStatus_t status, absl::string_view call) const {
+    if (status == CUBLAS_STATUS_SUCCESS) return absl::OkStatus();
+    return absl::InternalError(
+        absl::StrCat(call, ": ", f.cublasLtGetStatusString(status), " (", status, ")"));
+  }
+
+  Functions f;
+
+ private:
+  cublasLtHandle_t handle_ = nullptr;
+};
+
+cudaDataType_t DataType(ElementType type) {
+  return type == ElementType::kF32 ? CUDA_R_32F : CUDA_R_16BF;
+}
+
+// A product of so many rows, as cuBLASLt describes it: on the stack, so that running it allocates
+// nothing.
+struct Description {
+  cublasLtMatmulDescOpaque_t operation;
+  cublasLtMatrixLayoutOpaque_t w, x, y;
+
+  absl::Status Init(const Library& library, const MatmulShape& shape, int64_t rows,
+                    const void* bias) {
+    const Functions& f = library.f;
+    // Float32 is float32, not TF32: the golden numbers would notice.
+    absl::Status status =
+        library.Status(f.cublasLtMatmulDescInit_internal(&operation, sizeof(operation),
+                                                         CUBLAS_COMPUTE_32F, CUDA_R_32F),
+                       "cublasLtMatmulDescInit");
+    const auto set = [&](cublasLtMatmulDescAttributes_t attribute, const auto& value) {
+      if (!status.ok()) return;
+      status = library.Status(
+          f.cublasLtMatmulDescSetAttribute(&operation, attribute, &value, sizeof(value)),
+          "cublasLtMatmulDescSetAttribute");
+    };
+    const cublasOperation_t transposed = CUBLAS_OP_T;
+    set(CUBLASLT_MATMUL_DESC_TRANSA, transposed);
+    if (shape.bias) {
+      const cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
+      const int32_t bias_type = DataType(shape.output);
+      set(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+      set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, bias_type);
+      set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, bias);
+    }
+    const auto layout = [&](cublasLtMatrixLayoutOpaque_t& matrix, ElementType type,
+                            int64_t contiguous, int64_t count) {
+      if (!status.ok()) return;
+      status = library.Status(
+          f.cublasLtMatrixLayoutInit_internal(&matrix, sizeof(matrix), DataType(type), contiguous,
+                                              count, contiguous),
+          "cublasLtMatrixLayoutInit");
+    };
+    layout(w, shape.type, shape.k, shape.n);
+    layout(x, shape.type, shape.k, rows);
+    layout(y, shape.output, shape.n, rows);
+    return status;
+  }
+};
+
+class Plan final : public MatmulPlan {
+ public:
+  Plan(std::shared_ptr<const Library> library, const MatmulShape& shape, int64_t max_rows)
+      : library_(std::move(library)), shape_(shape), max_rows_(max_rows) {}
+
+  absl::Status ChooseAlgorithms(MatmulMode mode) {
+    // Numbers of rows for which the algorithm must be able to run, or is chosen anew.
+    for (int64_t rows = kMatmulRowTile; rows < PadRows(max_rows_); rows *= 2) {
+      algorithms_.push_back({rows, {}});
+    }
+    algorithms_.push_back({PadRows(max_rows_), {}});
+    if (mode == MatmulMode::kFastest) {
+      for (Choice& choice : algorithms_) {
+        std::vector<cublasLtMatmulAlgo_t> candidates;
+        absl::Status status = Candidates(choice.rows, false, candidates);
+        if (!status.ok()) return status;
+        if (candidates.empty()) return NoAlgorithm(choice.rows);
+        choice.algorithm = candidates.front();
+      }
+      return absl::OkStatus();
+    }
+    std::vector<cublasLtMatmulAlgo_t> candidates;
+    absl::Status status = Candidates(PadRows(max_rows_), true, candidates);
+    if (!status.ok()) return status;
+    for (const cublasLtMatmulAlgo_t& candidate : candidates) {
+      const bool runs_for_all =
+          std::all_of(algorithms_.begin(), algorithms_.end(),
+                      [&](const Choice& choice) { return Runs(candidate, choice.rows); });
+      if (!runs_for_all) continue;
+      algorithms_ = {{PadRows(max_rows_), candidate}};
+      return absl::OkStatus();
+    }
+    return NoAlgorithm(PadRows(max_rows_));
+  }
+
+  absl::Status Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,
+                   StreamHandle stream) const override {
+    if (rows == 0) return absl::OkStatus();
+    if (rows < 0 || rows > max_rows_) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("a product of ", rows, " rows, planned for ", max_rows_));
+    }
+    if ((bias != nullptr) != shape_.bias) {
+      return absl::InvalidArgumentError("a product's bias is not as its shape says");
+    }
+    const int64_t padded = PadRows(rows);
+    Description d;
+    if (absl::Status status = d.Init(*library_, shape_, padded, bias); !status.ok()) return status;
+    const auto choice =
+        std::find_if(algorithms_.begin(), algorithms_.end() - 1,
+                     [padded](const Choice& candidate) { return candidate.rows >= padded; });
+    const float alpha = 1.0f;
+    const float beta = shape_.accumulate ? 1.0f : 0.0f;
+    return library_->Status(
+        library_->f.cublasLtMatmul(library_->handle(), &d.operation, &alpha, w, &d.w, x, &d.x,
+                                   &beta, y, &d.y, y, &d.y, &choice->algorithm, nullptr, 0, stream),
+        "cublasLtMatmul");
+  }
+
+  std::string description() const override {
+    std::string text;
+    for (const Choice& choice : algorithms_) {
+      absl::StrAppend(
+          &text, text.empty() ? "" : "; ", "up to ", choice.rows, " rows: algorithm ",
+          Config<int32_t>(choice.algorithm, CUBLASLT_ALGO_CONFIG_ID), ", tile ",
+          Config<uint32_t>(choice.algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID), ", stages ",
+          Config<uint32_t>(choice.algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID), ", cluster ",
+          Config<uint16_t>(choice.algorithm, CUBLASLT_ALGO_CONFIG_CLUSTER_SHAPE_ID), ", custom ",
+          Config<uint32_t>(choice.algorithm, CUBLASLT_ALGO_CONFIG_CUSTOM_OPTION), ", split ",
+          Config<int32_t>(choice.algorithm, CUBLASLT_ALGO_CONFIG_SPLITK_NUM));
+    }
+    return text;
+  }
+
+ private:
+  struct Choice {
+    int64_t rows = 0;  // a multiple of kMatmulRowTile
+    cublasLtMatmulAlgo_t algorithm = {};
+  };
+
+  absl::Status NoAlgorithm(int64_t rows) const {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "cuBLASLt has no algorithm for a product of ", rows, " rows, k = ", shape_.k,
+        ", n = ", shape_.n, shape_.type == ElementType::kF32 ? ", float32" : ", bfloat16"));
+  }
+
+  template <typename T>
+  T Config(const cublasLtMatmulAlgo_t& algorithm,
+           cublasLtMatmulAlgoConfigAttributes_t attribute) const {
+    T value = {};
+    size_t written = 0;
+    const cublasStatus_t status = library_->f.cublasLtMatmulAlgoConfigGetAttribute(
+        &algorithm, attribute, &value, sizeof(value), &written);
+    return status == CUBLAS_STATUS_SUCCESS && written == sizeof(value) ? value : T{};
+  }
+
+  // What cuBLASLt proposes without workspace, best first; `whole_sums`: only algorithms that take
+  // each output's sum in one piece.
+  absl::Status Candidates(int64_t rows, bool whole_sums,
+                          std::vector<cublasLtMatmulAlgo_t>& candidates) const {
+    const Functions& f = library_->f;
+    Description d;
+    // The pointer's alignment is what matters here.
+    absl::Status status = d.Init(*library_, shape_, rows, reinterpret_cast<const void*>(256));
+    if (!status.ok()) return status;
+    cublasLtMatmulPreferenceOpaque_t preference;
+    status =
+        library_->Status(f.cublasLtMatmulPreferenceInit_internal(&preference, sizeof(preference)),
+                         "cublasLtMatmulPreferenceInit");
+    const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
+      if (!status.ok()) return;
+      status = library_->Status(
+          f.cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)),
+          "cublasLtMatmulPreferenceSetAttribute");
+    };
+    const uint64_t workspace = 0;
+    set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace);
+    const uint32_t alignment = 16;
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
+    set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
+    if (whole_sums) {
+      const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
+      set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
+    }
+    if (!status.ok()) return status;
+    std::vector<cublasLtMatmulHeuristicResult_t> results(kCandidates);
+    int found = 0;
+    const cublasStatus_t searched =
+        f.cublasLtMatmulAlgoGetHeuristic(library_->handle(), &d.operation, &d.w, &d.x, &d.y, &d.y,
+                                         &preference, kCandidates, results.data(), &found);
+    if (searched == CUBLAS_STATUS_NOT_SUPPORTED) return absl::OkStatus();
+    status = library_->Status(searched, "cublasLtMatmulAlgoGetHeuristic");
+    if (!status.ok()) return status;
+    for (int i = 0; i < found; ++i) {
+      const cublasLtMatmulHeuristicResult_t& result = results[i];
+      if (result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > 0) continue;
+      if (whole_sums && (Config<int32_t>(result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1 ||
+                         Config<uint32_t>(result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) !=
+                             CUBLASLT_REDUCTION_SCHEME_NONE)) {
+        continue;
+      }
+      candidates.push_back(result.algo);
+    }
+    return absl::OkStatus();
+  }
+
+  bool Runs(const cublasLtMatmulAlgo_t& algorithm, int64_t rows) const {
+    Description d;
+    if (!d.Init(*library_, shape_, rows, reinterpret_cast<const void*>(256)).ok()) return false;
+    cublasLtMatmulHeuristicResult_t result = {};
+    return library_->f.cublasLtMatmulAlgoCheck(library_->handle(), &d.operation, &d.w, &d.x, &d.y,
+                                               &d.y, &algorithm,
+                                               &result) == CUBLAS_STATUS_SUCCESS &&
+           result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize == 0;
+  }
+
+  std::shared_ptr<const Library> library_;
+  MatmulShape shape_;
+  int64_t max_rows_;
+  std::vector<Choice> algorithms_;  // ascending; one when pinned
+};
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const MatmulLibrary>> MatmulLibrary::Load() {
+  auto library = std::make_shared<Library>();
+  if (absl::Status status = library->Open(); !status.ok()) return status;
+  return library;
+}
+
+absl::StatusOr<std::unique_ptr<const MatmulPlan>> MatmulPlan::Create(
+    std::shared_ptr<const MatmulLibrary> library, const MatmulShape& shape, int64_t max_rows,
+    MatmulMode mode) {
+  if (absl::Status status = ValidateMatmul(shape, max_rows); !status.ok()) return status;
+  auto plan = std::make_unique<Plan>(std::static_pointer_cast<const Library>(std::move(library)),
+                                     shape, max_rows);
+  if (absl::Status status = plan->ChooseAlgorithms(mode); !status.ok()) return status;
+  return plan;
+}
+
+}  // namespace blockserve::cuda
