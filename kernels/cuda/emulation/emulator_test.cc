@@ -1,0 +1,160 @@
+// That the emulation notices what it is there for: planted mistakes in small kernels.
+#include "kernels/cuda/emulation/emulator.h"
+
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "kernels/cuda/device_math.h"
+#include "kernels/cuda/emulation/device_memory.h"
+
+namespace blockserve::cuda {
+namespace {
+
+__global__ void SumOfAWarp(float* y) { y[threadIdx.x] = WarpSum(static_cast<float>(threadIdx.x)); }
+
+__global__ void ReverseThroughSharedMemory(float* y, bool with_barrier) {
+  auto* shared = static_cast<float*>(BlockMemory());
+  shared[threadIdx.x] = y[threadIdx.x];
+  if (with_barrier) __syncthreads();
+  y[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+__global__ void BarrierOfHalfTheThreads() {
+  if (threadIdx.x < 32) __syncthreads();
+}
+
+__global__ void ExchangeOfHalfAWarp(float* y) {
+  if (threadIdx.x < 16) y[threadIdx.x] = WarpSum(1.0f);
+}
+
+__global__ void BarriersAtDifferentLines() {
+  if (threadIdx.x < 32) {
+    __syncthreads();
+  } else {
+    __syncthreads();
+  }
+}
+
+__global__ void BlocksAddToEachOther(float* y) {
+  if (threadIdx.x == 0) y[0] = y[0] * 2.0f + static_cast<float>(blockIdx.x);
+}
+
+__global__ void WriteBeyondSharedMemory() { static_cast<float*>(BlockMemory())[threadIdx.x] = 1; }
+
+__global__ void ReadUnwrittenSharedMemory(float* y) {
+  y[threadIdx.x] = static_cast<float*>(BlockMemory())[threadIdx.x];
+}
+
+__global__ void WriteAt(float* y, int at) {
+  if (threadIdx.x == 0) y[at] = 1.0f;
+}
+
+__global__ void LoadUnaligned(const float* y) {
+  float values[4];
+  Load4(y + 1, values);
+}
+
+class Emulator : public testing::Test {
+ protected:
+  Emulator() : stream_(*Stream::Create()), y_(*DeviceBuffer::Allocate(64 * sizeof(float))) {
+    for (int i = 0; i < 64; ++i) y_.as<float>()[i] = static_cast<float>(i);
+  }
+  template <typename Kernel, typename... Arguments>
+  void Run(Kernel kernel, int blocks, int threads, int64_t shared_bytes, Arguments... arguments) {
+    const absl::Status status = LaunchKernel("Planted", kernel, dim3(blocks), threads, shared_bytes,
+                                             stream_.get(), arguments...);
+    ASSERT_TRUE(status.ok()) << status;
+    ASSERT_TRUE(stream_.Synchronize().ok());
+  }
+  float* y() const { return y_.as<float>(); }
+
+  Stream stream_;
+  DeviceBuffer y_;
+};
+using EmulatorDeathTest = Emulator;
+
+TEST_F(Emulator, LanesExchangeValues) {
+  Run(SumOfAWarp, 1, 64, 0, y());
+  for (int i = 0; i < 64; ++i) EXPECT_EQ(y()[i], i < 32 ? 496.0f : 1520.0f);
+}
+
+TEST_F(Emulator, ABarrierSeparatesWritesFromReads) {
+  const emulation::OrderCheck check;
+  Run(ReverseThroughSharedMemory, 1, 64, 256, y(), true);
+  for (int i = 0; i < 64; ++i) EXPECT_EQ(y()[i], static_cast<float>(63 - i));
+}
+
+TEST_F(EmulatorDeathTest, AMissingBarrierIsFound) {
+  const emulation::OrderCheck check;
+  EXPECT_DEATH(Run(ReverseThroughSharedMemory, 1, 64, 256, y(), false),
+               "kernel Planted: the result depends on the order");
+}
+
+TEST_F(EmulatorDeathTest, BlocksThatDependOnOneAnotherAreFound) {
+  const emulation::OrderCheck check;
+  EXPECT_DEATH(Run(BlocksAddToEachOther, 3, 32, 0, y()),
+               "kernel Planted: the result depends on the order");
+}
+
+TEST_F(EmulatorDeathTest, ABarrierThatNotAllReachIsFound) {
+  EXPECT_DEATH(Run(BarrierOfHalfTheThreads, 1, 64, 0),
+               "kernel Planted: a barrier that not all of its threads reach");
+  EXPECT_DEATH(Run(ExchangeOfHalfAWarp, 1, 32, 0, y()),
+               "kernel Planted: a barrier that not all of its threads reach");
+  EXPECT_DEATH(Run(BarriersAtDifferentLines, 1, 64, 0),
+               "kernel Planted: threads of a block wait at different barriers");
+}
+
+TEST_F(EmulatorDeathTest, WritesBesideWhatWasAllocatedAreFound) {
+  EXPECT_DEATH(Run(WriteBeyondSharedMemory, 1, 32, 31 * sizeof(float)),
+               "kernel Planted: wrote beyond its shared memory");
+  EXPECT_DEATH(
+      {
+        const DeviceBuffer small = *DeviceBuffer::Allocate(4);
+        Run(WriteAt, 1, 32, 0, small.as<float>(), 1);
+      },
+      "byte 4 of an allocation of 4 was written");
+  EXPECT_DEATH(
+      {
+        const DeviceBuffer small = *DeviceBuffer::Allocate(4);
+        Run(WriteAt, 1, 32, 0, small.as<float>(), -1);
+      },
+      "of an allocation of 4 was written");
+}
+
+TEST_F(EmulatorDeathTest, UnalignedAccessIsFound) {
+  EXPECT_DEATH(Run(LoadUnaligned, 1, 32, 0, y()), "kernel Planted: misaligned access of 16 bytes");
+}
+
+TEST_F(Emulator, SharedMemoryBeginsAsNaN) {
+  Run(ReadUnwrittenSharedMemory, 1, 32, 128, y());
+  for (int i = 0; i < 32; ++i) EXPECT_TRUE(std::isnan(y()[i]));
+}
+
+TEST_F(Emulator, LaunchesThatADeviceRefusesAreRefused) {
+  const auto launch = [&](int blocks, int threads, int64_t shared_bytes) {
+    return LaunchKernel("Planted", BarriersAtDifferentLines, dim3(blocks), threads, shared_bytes,
+                        stream_.get())
+        .code();
+  };
+  EXPECT_EQ(launch(0, 32, 0), absl::StatusCode::kInternal);
+  EXPECT_EQ(launch(1, 2048, 0), absl::StatusCode::kInternal);
+  EXPECT_EQ(launch(1, 32, 64 * 1024), absl::StatusCode::kInternal);
+}
+
+TEST_F(Emulator, WorkRunsWhenSomebodyWaitsForIt) {
+  ASSERT_TRUE(LaunchKernel("WriteAt", WriteAt, dim3(1), 32, 0, stream_.get(), y(), 5).ok());
+  EXPECT_EQ(y()[5], 5.0f);
+  ASSERT_TRUE(stream_.Synchronize().ok());
+  EXPECT_EQ(y()[5], 1.0f);
+}
+
+TEST_F(Emulator, TheDeviceHasAsMuchMemoryAsATestSays) {
+  const emulation::DeviceMemoryLimit limit(1024);
+  EXPECT_EQ(GetDeviceInfo(0)->total_bytes, 1024);
+  EXPECT_EQ(DeviceBuffer::Allocate(1024).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(DeviceBuffer::Allocate(512).ok());
+}
+
+}  // namespace
+}  // namespace blockserve::cuda

@@ -1,0 +1,152 @@
+#include "kernels/cuda/matmul.h"
+
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/device_test_util.h"
+#include "kernels/reference.h"
+
+namespace blockserve::cuda {
+namespace {
+
+class Matmul : public DeviceTypeTest {
+ protected:
+  void SetUp() override {
+    DeviceTypeTest::SetUp();
+    if (IsSkipped() || HasFatalFailure()) return;
+    absl::StatusOr<std::shared_ptr<const MatmulLibrary>> library = MatmulLibrary::Load();
+    if (!library.ok()) GTEST_SKIP() << library.status().message();
+    library_ = *std::move(library);
+  }
+
+  std::unique_ptr<const MatmulPlan> Plan(const MatmulShape& shape, int64_t max_rows,
+                                         MatmulMode mode = MatmulMode::kPinned) const {
+    absl::StatusOr<std::unique_ptr<const MatmulPlan>> plan =
+        MatmulPlan::Create(library_, shape, max_rows, mode);
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    return plan.ok() ? *std::move(plan) : nullptr;
+  }
+
+  // The results of `rows` rows of x, from what was in y before.
+  std::vector<float> Run(const MatmulPlan& plan, const MatmulShape& shape,
+                         const std::vector<float>& x, const DeviceBuffer& w,
+                         const DeviceBuffer& bias, const std::vector<float>& y_before,
+                         int64_t rows) const {
+    std::vector<float> padded_x = x;
+    padded_x.resize(PadRows(rows) * shape.k);
+    std::vector<float> padded_y = y_before;
+    padded_y.resize(PadRows(rows) * shape.n);
+    const DeviceBuffer device_x = UploadAs(shape.type, padded_x);
+    const DeviceBuffer y = UploadAs(shape.output, padded_y);
+    const absl::Status status =
+        plan.Run(device_x.data(), w.data(), bias.data(), y.data(), rows, stream());
+    EXPECT_TRUE(status.ok()) << status;
+    std::vector<float> result = DownloadAs(shape.output, y);
+    result.resize(rows * shape.n);
+    return result;
+  }
+
+  std::shared_ptr<const MatmulLibrary> library_;
+};
+
+TEST_P(Matmul, IsWithinTheErrorBoundOfItsSums) {
+  std::mt19937 random(8);
+  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{48, 64}, {128, 112}}) {
+    for (const ElementType output : {ElementType::kF32, ElementType::kBf16}) {
+      if (output == ElementType::kBf16 && !bf16()) continue;
+      for (const bool with_bias : {false, true}) {
+        for (const bool accumulate : {false, true}) {
+          if (accumulate && output == ElementType::kBf16) continue;
+          const MatmulShape shape{n, k, type(), output, with_bias, accumulate};
+          const int64_t rows = 5;
+          SCOPED_TRACE(absl::StrCat(rows, " x ", k, " -> ", n, ", bias ", with_bias,
+                                    ", accumulate ", accumulate));
+          const std::unique_ptr<const MatmulPlan> plan = Plan(shape, rows);
+          ASSERT_NE(plan, nullptr);
+          const std::vector<float> x = Stored(Normal(random, rows * k));
+          const std::vector<float> w = Stored(Normal(random, n * k));
+          std::vector<float> bias = Normal(random, n);
+          if (output == ElementType::kBf16) bias = Stored(bias);
+          if (!with_bias) bias.assign(n, 0.0f);
+          const std::vector<float> before = Normal(random, rows * n);
+          const DeviceBuffer device_bias = with_bias ? UploadAs(output, bias) : DeviceBuffer();
+          const std::vector<float> y =
+              Run(*plan, shape, x, UploadAs(type(), w), device_bias, before, rows);
+          const std::vector<double> expected = reference::Matmul(x, w, bias, rows, n, k);
+          const std::vector<double> bound = reference::MatmulErrorBound(x, w, bias, rows, n, k);
+          for (int64_t i = 0; i < rows * n; ++i) {
+            const double value = expected[i] + (accumulate ? before[i] : 0.0);
+            const double rounding = output == ElementType::kBf16 ? 0x1p-8 * std::abs(value) : 0;
+            EXPECT_NEAR(y[i], value, bound[i] + rounding + 2 * kEpsilon * std::abs(value));
+          }
+        }
+      }
+    }
+  }
+}
+
+// What the determinism contract rests on: every row of a large batch has the bits that it has in
+// batches of any size and at any place.
+TEST_P(Matmul, PinnedRowsDoNotDependOnTheBatch) {
+  std::mt19937 random(9);
+#ifdef BLOCKSERVE_CUDA_EMULATED
+  const std::vector<std::pair<int64_t, int64_t>> shapes = {{32, 48}};
+  const int64_t most = 130;
+#else
+  // The products of the 85 M model, and sizes of no tile.
+  const std::vector<std::pair<int64_t, int64_t>> shapes = {
+      {2304, 768}, {768, 768}, {3072, 768}, {768, 3072}, {1536, 768}, {50304, 768}, {112, 48}};
+  const int64_t most = 1000;
+#endif
+  for (const auto& [n, k] : shapes) {
+    SCOPED_TRACE(absl::StrCat("k = ", k, ", n = ", n));
+    const MatmulShape shape{n, k, type(), ElementType::kF32, true, false};
+    const std::unique_ptr<const MatmulPlan> plan = Plan(shape, most);
+    ASSERT_NE(plan, nullptr);
+    const std::vector<float> x = Normal(random, most * k);
+    const DeviceBuffer w = UploadAs(type(), Normal(random, n * k));
+    const DeviceBuffer bias = Upload(Normal(random, n));
+    const std::vector<float> all = Run(*plan, shape, x, w, bias, {}, most);
+    for (const int64_t rows : {1, 2, 63, 64, 65, 127, 128, 130, 256, 257, 511, 640}) {
+      if (rows > most) continue;
+      // The last rows, so that they come to lie elsewhere in the batch.
+      const std::vector<float> some =
+          Run(*plan, shape, Rows(x, k, most - rows, rows), w, bias, {}, rows);
+      EXPECT_TRUE(SameBits(some, absl::MakeConstSpan(all).subspan((most - rows) * n, rows * n)))
+          << rows << " rows, " << plan->description();
+    }
+  }
+}
+
+TEST_P(Matmul, TheFastestModeComputesTheSameProduct) {
+  std::mt19937 random(10);
+  const MatmulShape shape{64, 32, type(), ElementType::kF32, false, false};
+  const int64_t rows = 70;
+  const std::unique_ptr<const MatmulPlan> plan = Plan(shape, rows, MatmulMode::kFastest);
+  ASSERT_NE(plan, nullptr);
+  const std::vector<float> x = Stored(Normal(random, rows * shape.k));
+  const std::vector<float> w = Stored(Normal(random, shape.n * shape.k));
+  const std::vector<float> none(shape.n, 0.0f);
+  const std::vector<float> y = Run(*plan, shape, x, UploadAs(type(), w), DeviceBuffer(), {}, rows);
+  const std::vector<double> expected = reference::Matmul(x, w, none, rows, shape.n, shape.k);
+  const std::vector<double> bound = reference::MatmulErrorBound(x, w, none, rows, shape.n, shape.k);
+  for (size_t i = 0; i < y.size(); ++i) EXPECT_NEAR(y[i], expected[i], bound[i]);
+}
+
+TEST_P(Matmul, ShapesOutsideTheContractAreRefused) {
+  for (const MatmulShape& shape : {MatmulShape{8, 16, type()}, MatmulShape{16, 24, type()},
+                                   MatmulShape{16, 16, ElementType::kF32, ElementType::kBf16}}) {
+    EXPECT_EQ(MatmulPlan::Create(library_, shape, 1, MatmulMode::kPinned).status().code(),
+              absl::StatusCode::kInvalidArgument);
+  }
+  const MatmulShape shape{16, 16, type()};
+  const std::unique_ptr<const MatmulPlan> plan = Plan(shape, 64);
+  ASSERT_NE(plan, nullptr);
+  EXPECT_EQ(plan->Run(nullptr, nullptr, nullptr, nullptr, 65, stream()).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+BLOCKSERVE_OVER_ELEMENT_TYPES(Matmul);
+
+}  // namespace
+}  // namespace blockserve::cuda
