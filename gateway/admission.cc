@@ -11,12 +11,6 @@ namespace {
 
 constexpr absl::Duration kShortestRetry = absl::Seconds(1);
 constexpr absl::Duration kLongestRetry = absl::Seconds(60);
-// Weight of the newest request in the mean of how long requests run.
-constexpr double kRunSmoothing = 0.1;
-// Fewer starts say nothing of the pace.
-constexpr size_t kLeastStarts = 8;
-// What a request that leaves the queue needs at least.
-constexpr absl::Duration kLeastRunTime = absl::Milliseconds(200);
 
 absl::Status Refused(std::string message, absl::Duration retry_after) {
   return WithRetryAfter(absl::ResourceExhaustedError(message),
@@ -52,8 +46,11 @@ absl::Status AdmissionOptions::Validate() const {
   if (max_starting < 1) {
     return absl::InvalidArgumentError("--max-starting-requests must be at least 1");
   }
-  if (max_running_choices < 1) {
+  if (live.most < 1) {
     return absl::InvalidArgumentError("--max-live-choices must be at least 1");
+  }
+  if (!(live.batches >= 0 && live.batches <= 1000)) {
+    return absl::InvalidArgumentError("--max-live-batches must be 0 (no limit) to 1000");
   }
   if (absl::Status status = default_limits.Validate(); !status.ok()) return status;
   for (const auto& [name, key] : limits) {
@@ -134,10 +131,11 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
   if (request.deadline <= now) {
     return absl::DeadlineExceededError("the deadline passed before the request began");
   }
-  if (request.choices > options_.max_running_choices) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(request.choices, " choices of a request; at most ",
-                     options_.max_running_choices, " can be generated at a time"));
+  if (request.choices > options_.live.most) {
+    return absl::ResourceExhaustedError(absl::StrCat(request.choices,
+                                                     " choices of a request; at most ",
+                                                     options_.live.most,
+                                                     " can be generated at a time"));
   }
   Key& key = KeyOf(request.key, now);
   Refill(key, now);
@@ -152,8 +150,9 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
   const absl::Duration wait = ExpectedWait(request.key, request.priority, now);
   const int64_t free = options_.max_queued - queued_;
   // Nobody waits, and there is room: it only passes through the queue.
-  const bool straight_on = queued_ == 0 && starting_ < options_.max_starting &&
-                           running_choices_ + request.choices <= options_.max_running_choices;
+  const bool straight_on =
+      queued_ == 0 && starting_ < options_.max_starting && HasRoomFor(request.choices);
+  const absl::Duration run_time = pace_.TimeOf(request.length);
   if (!straight_on) {
     if (free <= 0) {
       return refuse(
@@ -165,7 +164,7 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
                                          " requests wait already; try again later"),
                             wait));
     }
-    if (wait > absl::ZeroDuration() && now + wait + RunTime() > request.deadline) {
+    if (wait > absl::ZeroDuration() && now + wait + run_time > request.deadline) {
       return refuse(
           Refused(absl::StrCat("requests wait ",
                                absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(1))),
@@ -182,14 +181,15 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
   entry.request = request;
   entry.key = &key;
   entry.arrival = next_arrival_++;
-  entry.submitted = now;
+  // Half of its time it may wait in any case: it may be shorter than others.
+  entry.latest_start = request.deadline - std::min(run_time, (request.deadline - now) / 2);
   key.queues[level].emplace(entry.arrival, id);
   ++key.queued;
   LevelState& state = levels_[level];
   if (state.queued++ == 0) state.passed_over = 0;
   state.keys.insert(request.key);
-  ++queued_;
-  deadlines_.emplace(request.deadline, id);
+  if (queued_++ == 0) queue_since_ = now;
+  latest_starts_.emplace(entry.latest_start, id);
   return absl::OkStatus();
 }
 
@@ -211,7 +211,7 @@ std::optional<uint64_t> Admission::TakeNext(absl::Time now) {
   }
   const uint64_t id = next->queues[level].begin()->second;
   Entry& entry = requests_.at(id);
-  if (running_choices_ + entry.request.choices > options_.max_running_choices) return std::nullopt;
+  if (!HasRoomFor(entry.request.choices)) return std::nullopt;
 
   work_floor_ = std::max(work_floor_, next->work);
   next->work +=
@@ -231,7 +231,7 @@ std::optional<uint64_t> Admission::TakeNext(absl::Time now) {
 void Admission::TakeOut(Entry& entry) {
   const int level = Level(entry.request.priority);
   const auto place = entry.key->queues[level].find(entry.arrival);
-  deadlines_.erase({entry.request.deadline, place->second});
+  latest_starts_.erase({entry.latest_start, place->second});
   entry.key->queues[level].erase(place);
   if (entry.key->queues[level].empty()) levels_[level].keys.erase(entry.request.key);
   --entry.key->queued;
@@ -239,15 +239,11 @@ void Admission::TakeOut(Entry& entry) {
   --queued_;
 }
 
-void Admission::Started(uint64_t id, absl::Time now) {
+void Admission::Started(uint64_t id, absl::Time /*now*/) {
   const auto found = requests_.find(id);
   if (found == requests_.end() || found->second.state != State::kStarting) return;
   found->second.state = State::kRunning;
   --starting_;
-  // The pace is that of a backlog: without one it would be the clients' own.
-  if (queued_ == 0) return starts_.clear();
-  starts_.push_back(now);
-  if (starts_.size() > kStartsKept) starts_.pop_front();
 }
 
 void Admission::Finished(uint64_t id, absl::Time now) {
@@ -261,8 +257,7 @@ void Admission::Finished(uint64_t id, absl::Time now) {
     running_choices_ -= entry.request.choices;
   }
   if (entry.state == State::kRunning) {
-    const double seconds = absl::ToDoubleSeconds(now - entry.taken);
-    run_seconds_ += (run_seconds_ == 0 ? 1 : kRunSmoothing) * (seconds - run_seconds_);
+    pace_.Ended(now - entry.taken, std::max<int64_t>(1, entry.request.length), now);
   }
   --entry.key->requests;
   entry.key->tokens -= entry.request.tokens;
@@ -271,20 +266,11 @@ void Admission::Finished(uint64_t id, absl::Time now) {
   ForgetIfIdle(key, now);
 }
 
-absl::Duration Admission::RunTime() const {
-  return std::max(kLeastRunTime, absl::Seconds(run_seconds_));
-}
-
 std::vector<uint64_t> Admission::TakeHopeless(absl::Time now) {
   std::vector<uint64_t> hopeless;
-  const absl::Duration run_time = RunTime();
-  for (const auto& [deadline, id] : deadlines_) {
-    if (deadline > now + run_time) break;
-    const Entry& entry = requests_.at(id);
-    // Half of its time it may wait in any case: it may be shorter than others.
-    if (deadline - std::min(run_time, (deadline - entry.submitted) / 2) <= now) {
-      hopeless.push_back(id);
-    }
+  for (const auto& [latest_start, id] : latest_starts_) {
+    if (latest_start > now) break;
+    hopeless.push_back(id);
   }
   for (const uint64_t id : hopeless) Finished(id, now);
   return hopeless;
@@ -292,18 +278,11 @@ std::vector<uint64_t> Admission::TakeHopeless(absl::Time now) {
 
 std::vector<uint64_t> Admission::TakeQueued(absl::Time now) {
   std::vector<uint64_t> queued;
-  while (!deadlines_.empty()) {
-    queued.push_back(deadlines_.begin()->second);
+  while (!latest_starts_.empty()) {
+    queued.push_back(latest_starts_.begin()->second);
     Finished(queued.back(), now);
   }
   return queued;
-}
-
-double Admission::StartsPerSecond(absl::Time now) const {
-  if (starts_.size() < kLeastStarts) return 0;
-  // Up to now: where nothing starts any more, the pace falls.
-  const double seconds = absl::ToDoubleSeconds(now - starts_.front());
-  return seconds <= 0 ? 0 : static_cast<double>(starts_.size()) / seconds;
 }
 
 absl::Duration Admission::ExpectedWait(const std::string& key, uint32_t priority,
@@ -321,9 +300,9 @@ absl::Duration Admission::ExpectedWait(const std::string& key, uint32_t priority
   for (int i = 0; i < level; ++i) above += levels_[i].queued;
   ahead = std::min(ahead, above + (own + 1) * keys);
   if (ahead == 0) return absl::ZeroDuration();
-  const double pace = StartsPerSecond(now);
+  const double pace = pace_.EndsPerSecond(running(), queue_since_, now);
   if (pace <= 0) return absl::ZeroDuration();
-  return absl::Seconds(static_cast<double>(ahead + starting_) / pace);
+  return absl::Seconds(static_cast<double>(ahead) / pace);
 }
 
 }  // namespace blockserve

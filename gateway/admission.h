@@ -9,18 +9,18 @@
 // work (in tokens, by its weight) goes first; within a key the first come.
 //
 // Room. Only so many requests stand between the queue and their first block at a time, so that what
-// waits for KV waits here, where order and fairness hold, and not in the tiers.
+// waits for KV waits here, where order and fairness hold, and not in the tiers. And only so many
+// choices are generated as the token tier can use (gateway/live_limit.h): more would slow all down.
 //
 // Refusal. A request is refused at once when its key is beyond a limit, when the queue is full,
 // when its key holds as many places of the queue as are free (high priority may take more, batch
-// less: nobody fills the queue alone), or when, at the pace at which requests now start, its
-// deadline would pass before it could end. All but the hopeless sizes tell when to come again.
+// less: nobody fills the queue alone), or when, at the pace at which requests now end, its deadline
+// would pass before it could (gateway/run_pace.h). All but the hopeless sizes tell when to come again.
 #ifndef BLOCKSERVE_GATEWAY_ADMISSION_H_
 #define BLOCKSERVE_GATEWAY_ADMISSION_H_
 
 #include <array>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -33,6 +33,8 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "gateway/live_limit.h"
+#include "gateway/run_pace.h"
 
 namespace blockserve {
 
@@ -51,7 +53,7 @@ struct KeyLimits {
 struct AdmissionOptions {
   int32_t max_queued = 1024;
   int32_t max_starting = 64;  // between queue and first block; high priority: twice as many
-  int64_t max_running_choices = 16384;      // of all requests that have left the queue
+  LiveLimitOptions live;      // choices of all requests that have left the queue
   KeyLimits default_limits;                 // of keys that have none of their own
   std::map<std::string, KeyLimits> limits;  // by key name; "": requests without a key
   // Those that come with the key itself, asked for at each request, so that they may change while
@@ -67,17 +69,21 @@ struct AdmissionRequest {
   int64_t tokens = 0;     // prompt, and what all choices may generate
   int32_t choices = 1;
   absl::Time deadline = absl::InfiniteFuture();
+  int64_t length = 1;  // tokens that a choice may generate, one after the other
 };
 
 // Not thread-safe. Times come from one clock that never goes back.
 class Admission {
  public:
-  explicit Admission(const AdmissionOptions& options) : options_(options) {}
+  explicit Admission(const AdmissionOptions& options)
+      : options_(options), live_limit_(options.live) {}
 
   // OK: it is queued under `id`, which is new. Otherwise it is refused, and nothing is kept of it:
   // RESOURCE_EXHAUSTED, mostly with a retry-after (gateway/retry_after.h); DEADLINE_EXCEEDED.
   absl::Status Submit(uint64_t id, const AdmissionRequest& request, absl::Time now);
 
+  // What the token tier can use has changed.
+  void SetCapacity(const TokenCapacity& capacity) { live_limit_.Update(capacity); }
   // The next request to hand to the tiers; none where nothing waits or there is no room.
   std::optional<uint64_t> TakeNext(absl::Time now);
   // It has its first block: room for another one.
@@ -85,7 +91,7 @@ class Admission {
   // It is over, wherever it stood. Unknown ids are ignored.
   void Finished(uint64_t id, absl::Time now);
   // Takes those out of the queue that could not end in time any more, going by how long requests
-  // run of late; they are over, and their clients are to be told as of a refusal.
+  // ran when they came; they are over, and their clients are to be told as of a refusal.
   std::vector<uint64_t> TakeHopeless(absl::Time now);
   // Takes all out of the queue; they are over.
   std::vector<uint64_t> TakeQueued(absl::Time now);
@@ -94,6 +100,8 @@ class Admission {
   int64_t queued(uint32_t priority) const { return levels_[Level(priority)].queued; }
   int64_t starting() const { return starting_; }
   int64_t running() const { return static_cast<int64_t>(requests_.size()) - queued_; }
+  int64_t running_choices() const { return running_choices_; }
+  int64_t most_running_choices() const { return live_limit_.limit(); }
   // How long a request of this key and priority would wait in the queue, by the pace of late; zero
   // where nothing is known.
   absl::Duration ExpectedWait(const std::string& key, uint32_t priority, absl::Time now) const;
@@ -102,7 +110,6 @@ class Admission {
   static constexpr int kLevels = 3;
   // A level that waits goes before the higher ones when it was passed over so many times in a row.
   static constexpr std::array<int32_t, kLevels> kTurnsBefore = {1 << 30, 8, 32};
-  static constexpr size_t kStartsKept = 32;
 
   static int Level(uint32_t priority) { return priority == 1 ? 0 : priority == 3 ? 2 : 1; }
 
@@ -121,8 +128,8 @@ class Admission {
     AdmissionRequest request;
     State state = State::kQueued;
     uint64_t arrival = 0;
-    absl::Time submitted;
-    absl::Time taken;  // out of the queue
+    absl::Time latest_start;  // later it could not end in time
+    absl::Time taken;         // out of the queue
     Key* key = nullptr;
   };
   struct LevelState {
@@ -136,10 +143,10 @@ class Admission {
   static void Refill(Key& key, absl::Time now);
   absl::Status CheckKey(const std::string& name, const Key& key, const AdmissionRequest& request,
                         absl::Time now) const;
-  // How many requests start in a second of late; 0: not known.
-  double StartsPerSecond(absl::Time now) const;
-  // What a request takes from the queue to its end, by those of late.
-  absl::Duration RunTime() const;
+  // Nothing runs, or it fits beside what runs.
+  bool HasRoomFor(int32_t choices) const {
+    return running_choices_ == 0 || running_choices_ + choices <= live_limit_.limit();
+  }
   void TakeOut(Entry& entry);  // of its queue
   void ForgetIfIdle(const std::string& name, absl::Time now);
 
@@ -147,10 +154,11 @@ class Admission {
   std::unordered_map<uint64_t, Entry> requests_;
   std::map<std::string, Key> keys_;  // with something in flight, or a rate to remember
   std::array<LevelState, kLevels> levels_;
-  std::set<std::pair<absl::Time, uint64_t>> deadlines_;  // of queued requests
-  std::deque<absl::Time> starts_;                        // the last ones of this backlog
+  std::set<std::pair<absl::Time, uint64_t>> latest_starts_;  // of queued requests
+  LiveLimit live_limit_;
+  RunPace pace_;
+  absl::Time queue_since_;  // when it was last empty
   double work_floor_ = 0;   // work of the key that went last: who comes anew begins there
-  double run_seconds_ = 0;  // from the queue to the end, of late; 0: not known
   uint64_t next_arrival_ = 0;
   int64_t queued_ = 0;
   int64_t starting_ = 0;

@@ -66,7 +66,7 @@ TEST_F(AdmissionTest, StartsRequestsAtOnceWhileThereIsRoom) {
 }
 
 TEST_F(AdmissionTest, ChoicesOfRunningRequestsAreBounded) {
-  options_.max_running_choices = 3;
+  options_.live.most = 3;
   Make();
   ASSERT_TRUE(Submit().ok());
   EXPECT_TRUE(admission_->TakeNext(now_).has_value());
@@ -265,9 +265,11 @@ TEST_F(AdmissionTest, RefusesWhatCouldNotEndInTimeAtThePaceOfLate) {
   Make();
   Fill();
   for (int i = 0; i < 200; ++i) ASSERT_TRUE(Submit("a").ok());
-  for (int i = 0; i < 40; ++i) {  // ten start in a second
+  for (int i = 0; i < 40; ++i) {  // one at a time, ten in a second
     now_ += absl::Milliseconds(100);
+    const uint64_t ends = fillers_.front();
     ASSERT_TRUE(Next().has_value());
+    admission_->Finished(ends, now_);
   }
   // 160 are ahead: 16 s.
   EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 16, 1.5);
@@ -277,6 +279,51 @@ TEST_F(AdmissionTest, RefusesWhatCouldNotEndInTimeAtThePaceOfLate) {
   EXPECT_TRUE(Submit("a", 2, 100, absl::Seconds(30)).ok());
   EXPECT_TRUE(Submit("b", 2, 100, absl::Seconds(5)).ok()) << "another key has its turn sooner";
   EXPECT_TRUE(Submit("a", 1, 100, absl::Seconds(5)).ok()) << "and so has what is urgent";
+}
+
+TEST_F(AdmissionTest, RefusesWhatIsTooLongForItsTime) {
+  options_.max_starting = 1;
+  Make();
+  Fill();
+  ASSERT_TRUE(Submit("a").ok());
+  now_ += absl::Seconds(2);
+  ASSERT_TRUE(Next().has_value());
+  admission_->Finished(1, now_);  // one token took 2 s
+  ASSERT_TRUE(Submit("b").ok());
+  const auto submit = [&](int64_t length) {
+    return admission_->Submit(100 + static_cast<uint64_t>(length),
+                              {"c", 2, length, 1, now_ + absl::Seconds(30), length}, now_);
+  };
+  EXPECT_TRUE(submit(10).ok());
+  EXPECT_EQ(submit(12).code(), absl::StatusCode::kResourceExhausted) << "2 s to wait, 30 to run";
+}
+
+TEST_F(AdmissionTest, StartsNoMoreChoicesThanTheWorkersCanUse) {
+  options_.live = {.most = 1000, .batches = 2};
+  Make();
+  admission_->SetCapacity({.best_rows = 50, .waiting_rows = 0});
+  for (uint64_t id = 1; id <= 20; ++id) {
+    ASSERT_TRUE(admission_->Submit(id, {"", 2, 10, 8, now_ + absl::Minutes(1)}, now_).ok());
+  }
+  int started = 0;
+  while (const auto id = admission_->TakeNext(now_)) {
+    admission_->Started(*id, now_);
+    ++started;
+  }
+  EXPECT_EQ(started, 12) << "8 choices each, of 100";
+  EXPECT_EQ(admission_->running_choices(), 96);
+  // Others keep the workers busy: nothing more until only a share runs.
+  admission_->SetCapacity({.best_rows = 50, .waiting_rows = 51});
+  for (uint64_t id = 1; id <= 4; ++id) {
+    admission_->Finished(id, now_);
+    EXPECT_EQ(admission_->TakeNext(now_), std::nullopt) << id;
+  }
+  admission_->Finished(5, now_);
+  EXPECT_TRUE(admission_->TakeNext(now_).has_value()) << "56 of 64 run";
+  // A worker has come.
+  admission_->SetCapacity({.best_rows = 100, .waiting_rows = 0});
+  for (started = 0; admission_->TakeNext(now_).has_value();) ++started;
+  EXPECT_EQ(started, 7) << "all that waited";
 }
 
 TEST_F(AdmissionTest, ThePaceOfIdleTimesIsNoPace) {
@@ -319,12 +366,12 @@ TEST_F(AdmissionTest, ARequestThatCannotRunToItsEndAnyMoreIsGivenUpEarly) {
   admission_->Finished(1, now_);  // requests take 4 s
   fillers_.clear();
   Fill();
-  ASSERT_TRUE(Submit("a", 2, 100, absl::Seconds(10)).ok());
+  ASSERT_TRUE(Submit("a", 2, 100, absl::Seconds(11)).ok());
   const uint64_t waits = next_id_ - 1;
   now_ += absl::Seconds(5.5);
   EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre());
   now_ += absl::Seconds(1);
-  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre(waits)) << "3.5 s are left";
+  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre(waits)) << "4.5 s are left, of 5 to take";
 }
 
 TEST_F(AdmissionTest, ForgetsWhateverIsOver) {

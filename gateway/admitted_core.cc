@@ -14,12 +14,13 @@ constexpr absl::Duration kTick = absl::Milliseconds(20);
 AdmissionRequest AdmissionOf(const GenerationRequest& request) {
   return {request.key, request.priority,
           static_cast<int64_t>(request.prompt.size()) + int64_t{request.max_tokens} * request.n,
-          request.n, request.deadline};
+          request.n, request.deadline, request.max_tokens};
 }
 
 AdmissionRequest AdmissionOf(const ScoringRequest& request) {
+  // All blocks of a text are scored side by side: its length says little of the time.
   return {request.key, request.priority, static_cast<int64_t>(request.tokens.size()),
-          /*choices=*/1, request.deadline};
+          /*choices=*/1, request.deadline, /*length=*/1};
 }
 
 }  // namespace
@@ -272,11 +273,14 @@ void AdmittedCore::Tick() {
     Forget(*ticket, status);
     ticket->Tell(status);
   }
+  if (options_.capacity) admission_.SetCapacity(options_.capacity());
   Pump();
   metrics_.queued[0].Set(static_cast<double>(admission_.queued(1)));
   metrics_.queued[1].Set(static_cast<double>(admission_.queued(2)));
   metrics_.queued[2].Set(static_cast<double>(admission_.queued(3)));
   metrics_.starting.Set(static_cast<double>(admission_.starting()));
+  metrics_.live_choices.Set(static_cast<double>(admission_.running_choices()));
+  metrics_.live_choices_limit.Set(static_cast<double>(admission_.most_running_choices()));
   metrics_.streams.Set(static_cast<double>(live_requests_.load()));
 }
 

@@ -24,6 +24,8 @@ namespace blockserve {
 
 struct AdmittedCoreOptions {
   AdmissionOptions admission;
+  // What the token tier can use, asked for again and again on the loop; null: not asked.
+  std::function<TokenCapacity()> capacity;
   bool log_requests = true;  // a line for each request that is over
   // Text of a prompt, for its line; null: prompts are not logged.
   std::function<std::string(const std::vector<int32_t>& prompt)> describe_prompt;

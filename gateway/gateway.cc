@@ -50,7 +50,8 @@ absl::StatusOr<AdmissionOptions> GatewayConfig::Admission() const {
   AdmissionOptions options;
   options.max_queued = max_queued_requests;
   options.max_starting = max_starting_requests;
-  options.max_running_choices = max_live_choices;
+  options.live.most = max_live_choices;
+  options.live.batches = max_live_batches;
   if (!limits_file.empty()) {
     if (absl::Status status = ReadLimitsFile(limits_file, options); !status.ok()) {
       return absl::Status(status.code(), absl::StrCat("--limits-file ", status.message()));
@@ -116,7 +117,7 @@ struct Gateway::Impl {
 
   void UpdateTierMetrics() {
     if (core == nullptr || tier_metrics == nullptr) return;
-    tier_metrics->Update(core->block_tier(), core->token_tier());
+    tier_metrics->Update(core->block_tier(), core->token_tier(), core->row_audit().stats());
     loop.PostAfter(kTierMetricsInterval, [this] { UpdateTierMetrics(); });
   }
 
@@ -257,6 +258,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
         [&loop, seeded](const std::string& address) {
           return std::make_unique<TierClient<TokenProtocol>>(loop, address, seeded(address));
         });
+    admitted_options.capacity = [&tier = made.core->token_tier()] { return tier.Capacity(); };
     made.admitted = std::make_unique<AdmittedCore>(loop, *made.core, admitted_options, metrics);
     BlockTier& blocks = made.core->block_tier();
     TokenTier& tokens = made.core->token_tier();

@@ -61,6 +61,12 @@ inline constexpr MetricDefinition kQueued = {
 inline constexpr MetricDefinition kStarting = {
     MetricKind::kGauge, "blockserve_gateway_requests_starting",
     "Requests that have left the queue and wait for KV or for their first block."};
+inline constexpr MetricDefinition kLiveChoices = {
+    MetricKind::kGauge, "blockserve_gateway_live_choices",
+    "Choices of the requests that have left the queue."};
+inline constexpr MetricDefinition kLiveChoicesLimit = {
+    MetricKind::kGauge, "blockserve_gateway_live_choices_limit",
+    "The most of them at the moment, going by what the token workers can use."};
 inline constexpr MetricDefinition kStreams = {MetricKind::kGauge, "blockserve_gateway_streams",
                                               "Requests that are not over."};
 inline constexpr MetricDefinition kSequencesWaiting = {
@@ -123,6 +129,14 @@ inline constexpr MetricDefinition kReturns = {MetricKind::kCounter,
 inline constexpr MetricDefinition kCondemned = {
     MetricKind::kCounter, "blockserve_gateway_workers_condemned_total",
     "Workers that were shut out because they answered wrong bits."};
+inline constexpr MetricDefinition kAudits = {
+    MetricKind::kCounter,
+    "blockserve_gateway_audits_total",
+    "Audited answers, by what was audited (row, context) and result: compared (alike), differed, "
+    "settled (of those that differed, a third worker told who was wrong), skipped (nobody could "
+    "compare).",
+    {"kind", "result"},
+    8};
 inline constexpr MetricDefinition kReopened = {
     MetricKind::kCounter,
     "blockserve_gateway_sequences_reopened_total",
@@ -141,6 +155,8 @@ inline constexpr const MetricDefinition* kGatewayMetrics[] = {&kRequests,
                                                               &kCompletionTokens,
                                                               &kQueued,
                                                               &kStarting,
+                                                              &kLiveChoices,
+                                                              &kLiveChoicesLimit,
                                                               &kStreams,
                                                               &kSequencesWaiting,
                                                               &kRows,
@@ -155,6 +171,7 @@ inline constexpr const MetricDefinition* kGatewayMetrics[] = {&kRequests,
                                                               &kEjections,
                                                               &kReturns,
                                                               &kCondemned,
+                                                              &kAudits,
                                                               &kRowsWaiting,
                                                               &kReopened};
 

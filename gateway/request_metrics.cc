@@ -23,6 +23,8 @@ RequestMetrics::RequestMetrics(MetricRegistry& registry)
       queued{registry.Gauge(kQueued, {"high"}), registry.Gauge(kQueued, {"normal"}),
              registry.Gauge(kQueued, {"batch"})},
       starting(registry.Gauge(kStarting)),
+      live_choices(registry.Gauge(kLiveChoices)),
+      live_choices_limit(registry.Gauge(kLiveChoicesLimit)),
       streams(registry.Gauge(kStreams)) {
   for (int method = 0; method < kRequestMethods; ++method) {
     const absl::string_view name = MethodName(static_cast<RequestMethod>(method));

@@ -25,7 +25,7 @@ struct RequestMetrics {
   MetricHistogram queue_seconds, first_token_seconds, inter_token_seconds;
   MetricCounter prompt_tokens, cached_prompt_tokens, completion_tokens;
   std::array<MetricGauge, 3> queued;  // high, normal, batch
-  MetricGauge starting, streams;
+  MetricGauge starting, live_choices, live_choices_limit, streams;
 };
 
 }  // namespace blockserve

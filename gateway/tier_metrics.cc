@@ -31,9 +31,25 @@ TierMetrics::TierMetrics(MetricRegistry& registry)
       reopened_lost_(registry.Counter(kReopened, {"lost"})),
       reopened_silent_(registry.Counter(kReopened, {"silent"})),
       reopened_leaving_(registry.Counter(kReopened, {"leaving"})),
-      reopened_suspended_(registry.Counter(kReopened, {"suspended"})) {}
+      reopened_suspended_(registry.Counter(kReopened, {"suspended"})),
+      row_audits_(registry, "row"),
+      context_audits_(registry, "context") {}
 
-void TierMetrics::Update(const BlockTier& blocks, const TokenTier& tokens) {
+TierMetrics::Audits::Audits(MetricRegistry& registry, absl::string_view kind)
+    : compared(registry.Counter(kAudits, {kind, "compared"})),
+      differed(registry.Counter(kAudits, {kind, "differed"})),
+      settled(registry.Counter(kAudits, {kind, "settled"})),
+      skipped(registry.Counter(kAudits, {kind, "skipped"})) {}
+
+void TierMetrics::Audits::Set(const AuditStats& stats) const {
+  SetTotal(compared, stats.compared);
+  SetTotal(differed, stats.differed);
+  SetTotal(settled, stats.settled);
+  SetTotal(skipped, stats.skipped);
+}
+
+void TierMetrics::Update(const BlockTier& blocks, const TokenTier& tokens,
+                         const AuditStats& row_audits) {
   ++updates_;
   UpdateTier("block", block_workers_, blocks.WorkerStatuses());
   UpdateTier("token", token_workers_, tokens.WorkerStatuses());
@@ -55,6 +71,8 @@ void TierMetrics::Update(const BlockTier& blocks, const TokenTier& tokens) {
   SetTotal(reopened_silent_, block_stats.reopened_silent);
   SetTotal(reopened_leaving_, block_stats.reopened_leaving);
   SetTotal(reopened_suspended_, block_stats.reopened_suspended);
+  row_audits_.Set(row_audits);
+  context_audits_.Set(blocks.audit_stats());
 }
 
 void TierMetrics::UpdateTier(const std::string& tier, const MetricGauge& usable,

@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "common/metrics.h"
+#include "gateway/audit.h"
 #include "gateway/block_tier.h"
 #include "gateway/deployment_status.h"
 #include "gateway/token_tier.h"
@@ -20,7 +22,7 @@ class TierMetrics {
   // `registry` must outlive this.
   explicit TierMetrics(MetricRegistry& registry);
 
-  void Update(const BlockTier& blocks, const TokenTier& tokens);
+  void Update(const BlockTier& blocks, const TokenTier& tokens, const AuditStats& row_audits);
 
  private:
   // A worker's series; they go with it.
@@ -31,6 +33,12 @@ class TierMetrics {
   };
   using WorkerName = std::pair<std::string, std::string>;  // tier, address
 
+  struct Audits {
+    Audits(MetricRegistry& registry, absl::string_view kind);
+    void Set(const AuditStats& stats) const;
+    MetricCounter compared, differed, settled, skipped;
+  };
+
   void UpdateTier(const std::string& tier, const MetricGauge& usable,
                   const std::vector<WorkerStatus>& statuses);
   void ForgetGone();
@@ -40,6 +48,7 @@ class TierMetrics {
   MetricCounter retried_died_, retried_silent_, retried_refused_, hedged_, hedges_won_, ejected_,
       returned_, condemned_, reopened_lost_, reopened_silent_, reopened_leaving_,
       reopened_suspended_;
+  Audits row_audits_, context_audits_;
   std::map<WorkerName, Worker> workers_;
   uint64_t updates_ = 0;
 };

@@ -109,6 +109,19 @@ std::vector<WorkerStatus> TokenTier::WorkerStatuses() const {
   return statuses;
 }
 
+TokenCapacity TokenTier::Capacity() const {
+  TokenCapacity capacity;
+  capacity.waiting_rows = waiting();
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (!worker->member.usable() || worker->health.ejected()) continue;
+    capacity.best_rows += worker->best_rows;
+    // What one has too much of, because it is slow or says nothing more, is no sign of the others.
+    capacity.waiting_rows +=
+        std::min<int64_t>(worker->load.waiting(), int64_t{2} * worker->best_rows);
+  }
+  return capacity;
+}
+
 // ---- what workers say
 
 void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
@@ -126,6 +139,7 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   worker.TakeOutgoing();
   worker.load = first.load();
   // What it runs and what it lets wait; room is left for other gateways.
+  worker.best_rows = std::max(1, hello.max_rows());
   worker.most_in_flight = std::max(1, hello.max_rows() + hello.max_queued_rows() / 2);
   membership_.Connected(worker.member, IdentityOf(hello), loop_.Now());
   if (on_change_) on_change_();

@@ -18,6 +18,7 @@
 #include "blockserve/v1/token_decoder.pb.h"
 #include "gateway/context_row.h"
 #include "gateway/deployment_status.h"
+#include "gateway/live_limit.h"
 #include "gateway/loop.h"
 #include "gateway/retry.h"
 #include "gateway/routing.h"
@@ -89,6 +90,7 @@ class TokenTier {
   const TierMembership& membership() const { return membership_; }
   const TokenTierStats& stats() const { return stats_; }
   std::vector<WorkerStatus> WorkerStatuses() const;
+  TokenCapacity Capacity() const;
   int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
   // Of these, those that wait for a worker.
   int64_t waiting() const {

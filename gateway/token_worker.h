@@ -39,6 +39,7 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   TierMember member;
   std::unordered_map<uint64_t, Attempt> attempts;  // by the id on the wire
   int32_t most_in_flight = 0;
+  int32_t best_rows = 0;  // its best batch
   v1::TokenLoad load;
   WorkerHealth health;
   ProgressWatch progress;
