@@ -1,29 +1,12 @@
 #include "app/command.h"
 
-#include <cstdio>
 #include <fstream>
 #include <iostream>
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
-#include "common/program.h"
 
 namespace blockserve {
-
-std::optional<int> ParseCommand(absl::string_view program, absl::string_view usage,
-                                const FlagTable& flags, const Arguments& arguments) {
-  if (AsksFor(arguments, "--help") || AsksFor(arguments, "-h")) {
-    std::fputs(HelpText(usage, flags.flags()).c_str(), stdout);
-    return kExitOk;
-  }
-  if (AsksFor(arguments, "--version")) {
-    std::puts(VersionText("blockserve").c_str());
-    return kExitOk;
-  }
-  absl::Status status = flags.Parse(arguments);
-  if (!status.ok()) return ReportUsageError(program, status);
-  return std::nullopt;
-}
 
 absl::StatusOr<std::string> ReadInput(absl::string_view flag, const std::string& path) {
   std::ostringstream content;

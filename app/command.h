@@ -2,13 +2,12 @@
 #ifndef BLOCKSERVE_APP_COMMAND_H_
 #define BLOCKSERVE_APP_COMMAND_H_
 
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "app/flag_table.h"
+#include "common/flag_table.h"
 
 namespace blockserve {
 
@@ -28,11 +27,6 @@ int RunTokenize(const Arguments& arguments);
 int RunDetokenize(const Arguments& arguments);
 int RunInspect(const Arguments& arguments);
 int RunKeys(const Arguments& arguments);
-
-// Parses a command's flags. An exit code where the process is to end: after --help, --version and
-// bad usage, each already printed.
-std::optional<int> ParseCommand(absl::string_view program, absl::string_view usage,
-                                const FlagTable& flags, const Arguments& arguments);
 
 // The bytes of a file, "-" being standard input. Errors name `flag`.
 absl::StatusOr<std::string> ReadInput(absl::string_view flag, const std::string& path);

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "gateway/end_serving.h"
 #include "model/device.h"
 
 namespace blockserve {
@@ -30,7 +31,17 @@ absl::Status EmbeddedOptions::Validate() const {
   }
   if (absl::Status status = ValidateDeviceFlags(device, arithmetic); !status.ok()) return status;
   if (absl::Status status = CheckTlsFiles(tls); !status.ok()) return status;
-  return http.Validate();
+  if (absl::Status status = http.Validate(); !status.ok()) return status;
+  return Embedded::GatewayOf(*this).Validate();
+}
+
+GatewayConfig Embedded::GatewayOf(const EmbeddedOptions& options) {
+  GatewayConfig config = options.gateway;
+  config.model_directory = options.model_directory;
+  config.metrics = options.metrics;
+  config.block_services = kTiersAddress;
+  config.token_services = kTiersAddress;
+  return config;
 }
 
 absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions& options) {
@@ -48,7 +59,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   block_config.device = options.device;
   block_config.arithmetic = options.arithmetic;
   block_config.kv_memory_mib = options.kv_memory_mib;
-  block_config.allow_long_contexts = options.allow_long_contexts;
+  block_config.allow_long_contexts = options.gateway.allow_beyond_positions;
   // The tiers take turns on one pool: two groups would only halve the batches.
   block_config.groups = 1;
   block_config.metrics = options.metrics;
@@ -68,26 +79,13 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   embedded->token_ = *std::move(token);
 
   ServerOptions tiers_options;
-  tiers_options.channelz = options.api_keys.empty();
+  tiers_options.channelz = options.gateway.api_keys.empty();
   absl::StatusOr<std::unique_ptr<RpcServer>> tiers =
       RpcServer::Start(tiers_options, {embedded->block_->service(), embedded->token_->service()});
   if (!tiers.ok()) return tiers.status();
   embedded->tiers_ = *std::move(tiers);
 
-  GatewayConfig gateway_config;
-  gateway_config.model_directory = options.model_directory;
-  gateway_config.model_name = options.model_name;
-  gateway_config.metrics = options.metrics;
-  gateway_config.api_keys = options.api_keys;
-  gateway_config.max_queued_requests = options.max_queued_requests;
-  gateway_config.max_starting_requests = options.max_starting_requests;
-  gateway_config.limits_file = options.limits_file;
-  gateway_config.log_requests = options.log_requests;
-  gateway_config.log_prompts = options.log_prompts;
-  gateway_config.trace_sample_ratio = options.trace_sample_ratio.value_or(0);
-  gateway_config.block_services = kTiersAddress;
-  gateway_config.token_services = kTiersAddress;
-  gateway_config.allow_beyond_positions = options.allow_long_contexts;
+  GatewayConfig gateway_config = GatewayOf(options);
   gateway_config.channel_factory = [tiers = embedded->tiers_.get()](const std::string&) {
     return tiers->InProcessChannel();
   };
@@ -99,7 +97,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   server_options.listen_address = options.grpc_address;
   server_options.listen_flag = "--grpc-address";
   server_options.tls = options.tls;
-  server_options.channelz = options.api_keys.empty();
+  server_options.channelz = options.gateway.api_keys.empty();
   absl::StatusOr<std::unique_ptr<RpcServer>> front =
       RpcServer::Start(server_options, {embedded->gateway_->service()});
   if (!front.ok()) return front.status();
@@ -141,14 +139,7 @@ absl::Status Embedded::WaitForTiers() {
 
 void Embedded::Stop(absl::Duration grace) {
   if (std::exchange(stopped_, true)) return;
-  if (front_ != nullptr) {
-    front_->SetServing(false);
-    if (grace > absl::ZeroDuration()) gateway_->StartDraining();
-    const absl::Time drained = gateway_->core().Now() + grace;
-    if (http_ != nullptr) http_->StartDraining();
-    front_->Shutdown(grace);
-    if (http_ != nullptr) http_->Shutdown(drained - gateway_->core().Now());
-  }
+  if (front_ != nullptr) EndServing(*front_, http_.get(), *gateway_, grace);
   if (gateway_ != nullptr) gateway_->Stop();
   if (token_ != nullptr) token_->Stop();
   if (block_ != nullptr) block_->Stop();

@@ -6,7 +6,6 @@
 #include <grpcpp/channel.h>
 
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,27 +25,20 @@
 namespace blockserve {
 
 struct EmbeddedOptions {
+  EmbeddedOptions() { gateway.log_requests = false; }
+
   std::string model_directory;
-  std::string model_name;           // empty: the folder's name
   std::string device = "auto";      // auto, cpu or cuda:N
   std::string arithmetic = "auto";  // or a name of model/arithmetic.h
   int32_t threads = 0;              // shared by both tiers; 0: one per core
   int32_t kv_memory_mib = 0;        // 0: the block service's default
-  bool allow_long_contexts = false;
   // Where clients are served; empty: by channel() alone.
   std::string grpc_address;
-  ServerTlsFiles tls;                 // of grpc_address
-  std::string api_keys;               // file of keys that callers need; empty: none is needed
+  ServerTlsFiles tls;                 // of both addresses
   HttpFrontOptions http;              // its listen_address empty: no HTTP
   MetricRegistry* metrics = nullptr;  // of all three tiers; must outlive this; null: none
-
-  // As in GatewayConfig.
-  int32_t max_queued_requests = 1024;
-  int32_t max_starting_requests = 64;
-  std::string limits_file;
-  bool log_requests = false;
-  bool log_prompts = false;
-  std::optional<float> trace_sample_ratio;  // none: 0
+  // Names, admission, keys, logs. The model, the tiers and how to reach them are filled in.
+  GatewayConfig gateway;
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;
@@ -62,6 +54,9 @@ class Embedded {
   Embedded(const Embedded&) = delete;
   Embedded& operator=(const Embedded&) = delete;
 
+  // The gateway's part of the options, filled in.
+  static GatewayConfig GatewayOf(const EmbeddedOptions& options);
+
   // To the public service.
   std::shared_ptr<grpc::Channel> channel() { return front_->InProcessChannel(); }
   // Bound address; empty without grpc_address.
@@ -73,8 +68,8 @@ class Embedded {
     return {gateway_->progress(), block_->progress(), token_->progress()};
   }
 
-  // Not ready; requests that run may take `grace` to end, but for those over channel(): gRPC breaks
-  // in-process channels at once. Idempotent.
+  // As EndServing (gateway/end_serving.h), but for requests over channel(): gRPC breaks in-process
+  // channels at once. Idempotent.
   void Stop(absl::Duration grace);
 
  private:

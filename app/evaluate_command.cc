@@ -191,7 +191,7 @@ int RunEvaluate(const Arguments& arguments) {
   flags.Add("plot", "SVG file to write", &options.plot);
   flags.AddRepeated("compare", "with --plot: JSON of an earlier run, to be drawn beside this one",
                     &options.compare);
-  if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
+  if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   if (absl::Status status = options.Validate(); !status.ok()) {
     return ReportUsageError(kProgram, status);
   }

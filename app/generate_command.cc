@@ -87,7 +87,7 @@ int RunGenerate(const Arguments& arguments) {
   options.request.AddFlags(flags);
   flags.AddChoice("format", "text or json", {"text", "json"}, &options.format);
   flags.Add("stats", "with text: tokens per second, to standard error", &options.stats);
-  if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
+  if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   if (absl::Status status = options.source.Validate(); !status.ok()) {
     return ReportUsageError(kProgram, status);
   }

@@ -144,7 +144,7 @@ int RunInspect(const Arguments& arguments) {
   FlagTable flags;
   flags.Add("model", "folder of the model", &model);
   flags.AddChoice("format", "text or json", {"text", "json"}, &format);
-  if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
+  if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   if (model.empty()) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError("--model is missing"));
   }

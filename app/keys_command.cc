@@ -41,7 +41,7 @@ int RunKeys(const Arguments& arguments) {
   flags.Add("burst", "requests at once above the rate", &limits.burst);
   flags.AddChoice("highest_priority", "that requests may ask for", {"high", "normal", "batch"},
                   &priority);
-  if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
+  if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   const auto bad_usage = [](absl::string_view message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
   };

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "app/flag_table.h"
 #include "blockserve/v1/generation.pb.h"
+#include "common/flag_table.h"
 
 namespace blockserve {
 

@@ -46,7 +46,7 @@ int RunScore(const Arguments& arguments) {
   source.AddFlags(flags);
   score.AddFlags(flags);
   flags.AddChoice("format", "json", {"json"}, &format);
-  if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
+  if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   if (absl::Status status = source.Validate(); !status.ok()) {
     return ReportUsageError(kProgram, status);
   }

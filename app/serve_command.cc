@@ -10,6 +10,7 @@
 #include "common/metrics_server.h"
 #include "common/process_metrics.h"
 #include "common/program.h"
+#include "gateway/serving_flags.h"
 #include "model/device.h"
 #include "rpc/health_server.h"
 #include "rpc/signals.h"
@@ -27,56 +28,37 @@ constexpr absl::string_view kUsage =
 int RunServe(const Arguments& arguments) {
   EmbeddedOptions options;
   options.grpc_address = "127.0.0.1:7070";
-  options.log_requests = true;
+  options.http.server.listen_flag = "--http-address";
+  options.gateway.log_requests = true;
+  LoggingOptions logging;
+  logging.program = std::string(kProgram);
   absl::Duration drain_time = absl::Seconds(30);
   absl::Duration stall_bound = absl::Seconds(60);
   std::string health_listen;
-  std::string log_level = "info";
-  std::string log_format = "text";
   std::string metrics_listen;
   FlagTable flags;
   flags.Add("model", "folder of the model", &options.model_directory);
-  flags.Add("grpc_address", "address to serve clients on; port 0: any", &options.grpc_address);
-  flags.Add("health_listen", "plaintext address that serves grpc.health alone", &health_listen);
-  flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
-            &stall_bound);
-  options.http.server.listen_flag = "--http-address";
+  flags.Add("grpc_address", "address to serve gRPC clients on; port 0: any", &options.grpc_address);
   flags.Add("http_address", "address to serve HTTP clients on; empty: none",
             &options.http.server.listen_address);
-  flags.Add("http_cors_origin", "origin whose pages browsers let in; *: all",
-            &options.http.api.cors_origin);
+  flags.Add("health_listen", "plaintext address that serves grpc.health alone", &health_listen);
   flags.Add("model_name", "what requests may call the model; default: the folder's",
-            &options.model_name);
+            &options.gateway.model_name);
   flags.Add("device", kDeviceFlagHelp, &options.device);
   flags.Add("arithmetic", kArithmeticFlagHelp, &options.arithmetic);
   flags.Add("threads", "compute threads; 0: one per core", &options.threads);
   flags.Add("kv_memory_mib", "memory for KV; 0: a quarter of the memory, at most 1 GiB",
             &options.kv_memory_mib);
   flags.Add("allow_long_contexts", "more blocks than max_position_embeddings",
-            &options.allow_long_contexts);
-  flags.Add("tls_cert", "PEM file: certificate of this server; empty: plaintext",
-            &options.tls.certificate);
-  flags.Add("tls_key", "PEM file: its key", &options.tls.key);
-  flags.Add("tls_client_ca", "PEM file: callers must show a certificate of this CA",
-            &options.tls.client_ca);
-  flags.Add("api_keys", "file of API keys that callers need (blockserve keys); empty: none",
-            &options.api_keys);
+            &options.gateway.allow_beyond_positions);
   flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);
-  flags.Add("metrics_listen", "IP:port that shows metrics over HTTP; empty: none", &metrics_listen);
-  flags.Add("max_queued_requests", "requests that wait; more are refused",
-            &options.max_queued_requests);
-  flags.Add("max_starting_requests", "requests between the queue and their first block",
-            &options.max_starting_requests);
-  flags.Add("limits_file", "JSON: what each API key may have; empty: no limits",
-            &options.limits_file);
-  flags.Add("log_requests", "a line for each request that is over", &options.log_requests);
-  flags.Add("log_prompts", "with its prompt: what users wrote goes into the log",
-            &options.log_prompts);
-  flags.Add("trace_sample_ratio", "share of requests whose spans are logged; 0: none",
-            &options.trace_sample_ratio);
-  flags.Add("log_level", "debug, info, warning, error or off", &log_level);
-  flags.Add("log_format", "text, or json: an object a line", &log_format);
-  if (std::optional<int> exit = ParseCommand(kProgram, kUsage, flags, arguments)) return *exit;
+  flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
+            &stall_bound);
+  AddAdmissionFlags(flags, options.gateway);
+  AddHttpFlags(flags, options.http);
+  AddSecurityFlags(flags, options.tls, options.gateway);
+  AddObservabilityFlags(flags, options.gateway, logging, metrics_listen);
+  if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   absl::Status status = options.Validate();
   if (status.ok() && options.grpc_address.empty()) {
     status = absl::InvalidArgumentError("--grpc-address is empty; it must be host:port");
@@ -84,7 +66,7 @@ int RunServe(const Arguments& arguments) {
   if (status.ok() && stall_bound <= absl::ZeroDuration()) {
     status = absl::InvalidArgumentError("--stall-bound must be above zero");
   }
-  if (status.ok()) status = ConfigureLogging({std::string(kProgram), log_level, log_format});
+  if (status.ok()) status = ConfigureLogging(logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);
 
   // Before any thread is started.

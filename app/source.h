@@ -11,8 +11,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "app/embedded.h"
-#include "app/flag_table.h"
 #include "client/client.h"
+#include "common/flag_table.h"
 #include "rpc/tls.h"
 
 namespace blockserve {

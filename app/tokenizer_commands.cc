@@ -63,11 +63,11 @@ int RunTokenize(const Arguments& arguments) {
   flags.Add("text", "the text", &text);
   flags.Add("file", "or the file that holds it; -: standard input", &file);
   flags.AddChoice("format", "text (1,2,3) or json", {"text", "json"}, &format);
-  if (std::optional<int> exit = ParseCommand(
+  if (std::optional<int> exit = flags.ParseCommandLine(
           kTokenize,
           "blockserve tokenize (--model DIR | --server ADDRESS) (--text TEXT | --file FILE)\n"
           "Prints the token ids of a text.",
-          flags, arguments)) {
+          arguments)) {
     return *exit;
   }
   absl::Status status = source.Validate();
@@ -100,11 +100,11 @@ int RunDetokenize(const Arguments& arguments) {
   flags.AddTokens("tokens", "token ids: 1,2,3", &tokens);
   flags.Add("skip_special_tokens", "leave out end-of-text and the like", &skip_special_tokens);
   flags.AddChoice("format", "text or json", {"text", "json"}, &format);
-  if (std::optional<int> exit =
-          ParseCommand(kDetokenize,
-                       "blockserve detokenize (--model DIR | --server ADDRESS) --tokens 1,2,3\n"
-                       "Prints the text of token ids.",
-                       flags, arguments)) {
+  if (std::optional<int> exit = flags.ParseCommandLine(
+          kDetokenize,
+          "blockserve detokenize (--model DIR | --server ADDRESS) --tokens 1,2,3\n"
+          "Prints the text of token ids.",
+          arguments)) {
     return *exit;
   }
   absl::Status status = source.Validate();

@@ -12,6 +12,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 #include "common/version.h"
@@ -193,16 +194,42 @@ absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::strin
   });
 }
 
-std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& flags) {
+std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& flags, bool full) {
   std::string help = absl::StrCat(text, "\n");
+  std::vector<absl::string_view> subjects;  // in the order of their first flags
+  size_t width = 0;                         // of what is listed
   for (const FlagBinding& flag : flags) {
-    std::string left = absl::StrCat("  ", Spelled(flag.name));
-    if (left.size() < 24) left.resize(24, ' ');
-    absl::StrAppend(&help, left, " ", flag.help,
-                    flag.default_value.empty() ? "" : absl::StrCat(" [", flag.default_value, "]"),
-                    "\n");
+    if (full || flag.subject.empty()) width = std::max(width, flag.name.size() + 2);
+  }
+  const auto list = [&](absl::string_view subject) {
+    for (const FlagBinding& flag : flags) {
+      if (flag.subject != subject) continue;
+      std::string left = Spelled(flag.name);
+      left.resize(width, ' ');
+      absl::StrAppend(&help, "  ", left, "  ", flag.help,
+                      flag.default_value.empty() ? "" : absl::StrCat(" [", flag.default_value, "]"),
+                      "\n");
+    }
+  };
+  list("");
+  for (const FlagBinding& flag : flags) {
+    if (!flag.subject.empty() &&
+        std::find(subjects.begin(), subjects.end(), flag.subject) == subjects.end()) {
+      subjects.push_back(flag.subject);
+    }
+  }
+  if (full) {
+    for (const absl::string_view subject : subjects) {
+      absl::StrAppend(&help, subject, ":\n");
+      list(subject);
+    }
   }
   absl::StrAppend(&help, "  --flagfile FILE, --help, --version\n");
+  if (!full && !subjects.empty()) {
+    absl::StrAppend(&help,
+                    "  --helpfull lists all flags, these too: ", absl::StrJoin(subjects, ", "),
+                    "\n");
+  }
   return help;
 }
 
@@ -217,7 +244,7 @@ std::string HelpText(const ProgramUsage& usage) {
     absl::CommandLineFlag* flag = absl::FindCommandLineFlag(name);
     if (flag != nullptr) flags.push_back(BindAbseilFlag(flag));
   }
-  return HelpText(usage.text, flags);
+  return HelpText(usage.text, flags, /*full=*/true);
 }
 
 std::string VersionText(absl::string_view program) {
@@ -230,7 +257,8 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramU
   const std::string program(argc > 0 ? BaseName(argv[0]) : "blockserve");
   std::vector<std::string> arguments;
   for (int i = first; i < argc; ++i) arguments.emplace_back(argv[i]);
-  if (AsksFor(arguments, "--help") || AsksFor(arguments, "-h")) {
+  if (AsksFor(arguments, "--help") || AsksFor(arguments, "--helpfull") ||
+      AsksFor(arguments, "-h")) {
     std::fputs(HelpText(usage).c_str(), stdout);
     std::exit(kExitOk);
   }

@@ -1,7 +1,8 @@
 // The command line that all programs have in common.
 //
 // Flags are Abseil's (ABSL_FLAG in *_main.cc); this parser replaces absl::ParseCommandLine so that
-// every program exits 2 with one line on bad usage, and knows --help, --version and --flagfile.
+// every program exits 2 with one line on bad usage, and knows --help, --helpfull (the same where
+// --help lists all flags), --version and --flagfile.
 #ifndef BLOCKSERVE_COMMON_PROGRAM_H_
 #define BLOCKSERVE_COMMON_PROGRAM_H_
 
@@ -41,6 +42,7 @@ struct FlagBinding {
   Value value = Value::kNeeded;
   // Takes the value, or says in a few words what is wrong with it.
   std::function<bool(const std::string& value, std::string* error)> set;
+  std::string subject;  // empty: one of the flags that --help lists
 };
 // The flag of a name (with underscores); none where there is no such flag.
 using FlagFinder = std::function<std::optional<FlagBinding>(absl::string_view name)>;
@@ -57,9 +59,10 @@ absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::strin
 // True where the flag (as "--help") stands among the arguments, before any "--".
 bool AsksFor(const std::vector<std::string>& arguments, absl::string_view flag);
 
-// Text of --help: the usage and one line for each flag with its default.
+// Text of --help: the usage and one line for each flag with its default; of the flags that have a
+// subject, only which subjects there are. Text of --helpfull (`full`): all, by subject.
 std::string HelpText(const ProgramUsage& usage);
-std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& flags);
+std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& flags, bool full);
 // "blockserve-block 0.1.0, commit 1a2b3c4, arithmetic f32 bf16 bf16dot int8".
 std::string VersionText(absl::string_view program);
 

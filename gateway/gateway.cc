@@ -106,13 +106,16 @@ struct Gateway::Impl {
   }
 
   void Stop() {
-    RunOnLoop(loop, [this] {
-      block_discovery.reset();
-      token_discovery.reset();
-      const absl::Status stopping = absl::UnavailableError("the gateway is stopping");
-      if (admitted != nullptr) admitted->EndQueued(stopping);
-      if (core != nullptr) core->EndAll(stopping);
-    });
+    RunOnLoop(loop, [this] { EndRequests(); });
+  }
+
+  // On the loop.
+  void EndRequests() {
+    block_discovery.reset();
+    token_discovery.reset();
+    const absl::Status stopping = absl::UnavailableError("the gateway is stopping");
+    if (admitted != nullptr) admitted->EndQueued(stopping);
+    if (core != nullptr) core->EndAll(stopping);
   }
 
   void UpdateTierMetrics() {
@@ -285,7 +288,10 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
 grpc::Service* Gateway::service() { return impl_->service.get(); }
 ApiKeys* Gateway::api_keys() { return impl_->api_keys.get(); }
 GenerationCore& Gateway::core() { return *impl_->admitted; }
-void Gateway::StartDraining() { impl_->admitted->StartDraining(); }
+void Gateway::StartDraining(absl::Duration time) {
+  impl_->admitted->StartDraining();
+  impl_->loop.PostAfter(time, [impl = impl_.get()] { impl->EndRequests(); });
+}
 GenerationCore& Gateway::core_behind_admission() { return *impl_->core; }
 const RequestValidator& Gateway::validator() const { return *impl_->validator; }
 const std::string& Gateway::model_directory() const { return impl_->model_directory; }

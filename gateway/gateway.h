@@ -60,8 +60,8 @@ struct GatewayConfig {
   int32_t max_queued_requests = 1024;  // that wait to be admitted; beyond: RESOURCE_EXHAUSTED
   int32_t max_starting_requests = 64;  // admitted, and without their first block yet
   int32_t max_live_choices = 16384;    // of all admitted requests together
-  double max_live_batches = 3;         // likewise, in best batches of all token workers; 0: no limit
-  std::string limits_file;             // of keys (gateway/limits_file.h); empty: no limits
+  double max_live_batches = 3;  // likewise, in best batches of all token workers; 0: no limit
+  std::string limits_file;      // of keys (gateway/limits_file.h); empty: no limits
 
   bool log_requests = true;  // a line for each request that is over
   bool log_prompts = false;  // with its prompt
@@ -99,10 +99,11 @@ class Gateway {
   // `done` is called on the loop's thread.
   void ReadStatus(std::function<void(DeploymentStatus)> done);
 
-  // New requests are refused with UNAVAILABLE; those that run go on.
-  void StartDraining();
-  // Ends what still runs with UNAVAILABLE and closes the streams; requests that come later are told
-  // the same. Idempotent.
+  // New requests are refused with UNAVAILABLE; those that run may go on for `time`, then they end
+  // as by Stop.
+  void StartDraining(absl::Duration time);
+  // Ends what still runs with UNAVAILABLE and closes the streams to the tiers; requests that come
+  // later are told the same. Idempotent.
   void Stop();
 
   // Requests not yet over.

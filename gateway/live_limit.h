@@ -41,8 +41,7 @@ class LiveLimit {
     // A batch waits for each worker: they have enough, from this gateway or from others. Half a
     // batch each gateway may have in any case, so that the others cannot shut it out.
     const double batches = capacity.waiting_rows > capacity.best_rows ? 0.5 : options_.batches;
-    limit_ =
-        std::min(options_.most, std::max(kLeast, static_cast<int64_t>(rows * batches)));
+    limit_ = std::min(options_.most, std::max(kLeast, static_cast<int64_t>(rows * batches)));
   }
 
   int64_t limit() const { return limit_; }

@@ -27,8 +27,7 @@ class RunPace {
   // sum of the times over the sum of the lengths, so that the short ones, whose time is their
   // prompt's, do not count for more than they are. With a margin, for half of them take longer.
   absl::Duration TimeOf(int64_t length) const {
-    const double seconds =
-        known() ? kMargin * seconds_ / length_ * static_cast<double>(length) : 0;
+    const double seconds = known() ? kMargin * seconds_ / length_ * static_cast<double>(length) : 0;
     return std::max(kLeast, absl::Seconds(seconds));
   }
   // Ends per second, while so many run (Little's law). 0: not known. `busy_since`: since when there

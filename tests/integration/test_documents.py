@@ -45,7 +45,7 @@ def test_commands_of_the_readme_have_flags_that_exist():
     for program, arguments in commands:
         words = arguments.replace("\\\n", " ").split()
         subcommand = [words[0]] if words and not words[0].startswith("-") else []
-        shown = subprocess.run([harness.program(program), *subcommand, "--help"], text=True,
+        shown = subprocess.run([harness.program(program), *subcommand, "--helpfull"], text=True,
                                capture_output=True, check=True).stdout
         for flag in (word for word in words if word.startswith("--")):
             assert flag in shown, f"{program} {subcommand} has no {flag}"

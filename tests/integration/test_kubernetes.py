@@ -160,7 +160,7 @@ def test_names_that_objects_refer_to_exist(overlay):
 # ---- against the programs
 
 def help_of(program):
-    return subprocess.run([harness.program(program), "--help"], text=True, capture_output=True,
+    return subprocess.run([harness.program(program), "--helpfull"], text=True, capture_output=True,
                           check=True).stdout
 
 

@@ -40,7 +40,7 @@ def test_the_calculator_reads_what_the_bench_writes(tmp_path, capsys):
 
 def test_flags_that_the_page_names_exist():
     programs = ["blockserve-gateway", "blockserve-block", "blockserve-token"]
-    shown = "".join(subprocess.run([harness.program(program), "--help"], text=True,
+    shown = "".join(subprocess.run([harness.program(program), "--helpfull"], text=True,
                                    capture_output=True, check=True).stdout
                     for program in programs)
     shown += (harness.ROOT / "tools" / "size_deployment.py").read_text(encoding="utf-8")

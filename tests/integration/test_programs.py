@@ -114,11 +114,31 @@ def test_sampling_by_seed_and_several_choices(three_processes):
 def test_help_fits_a_screen_and_version_tells_commit_and_arithmetic(name):
     shown = run(name, "--help")
     assert shown.returncode == 0
-    assert 5 < len(shown.stdout.splitlines()) <= 50
-    assert max(map(len, shown.stdout.splitlines())) <= 120
+    assert 5 < len(shown.stdout.splitlines()) <= 40
+    for line in (*shown.stdout.splitlines(), *run(name, "--helpfull").stdout.splitlines()):
+        assert len(line) <= 120, line
     version = run(name, "--version")
     assert version.returncode == 0
     assert "commit" in version.stdout and "f32" in version.stdout and "bf16" in version.stdout
+
+
+def test_whoever_serves_clients_takes_the_same_flags_for_them():
+    """By subject; the lines are equal, defaults and all."""
+    def subjects(*command):
+        lines = run(*command, "--helpfull").stdout.splitlines()
+        found, subject = {}, None
+        for line in lines:
+            if line.endswith(":") and not line.startswith(" "):
+                subject = line
+            elif subject and line.startswith("  --") and "--flagfile" not in line:
+                found.setdefault(subject, []).append(line.split())
+        return found
+
+    gateway, serve = subjects("blockserve-gateway"), subjects("blockserve", "serve")
+    assert gateway.pop("Tiers:")  # serve has its tiers inside
+    assert gateway == serve and len(serve) == 4
+    short = run("blockserve-gateway", "--help").stdout
+    assert len(short.splitlines()) <= 24 and "Admission" in short
 
 
 BAD_USAGE = [

@@ -245,7 +245,7 @@ def test_a_file_of_keys_that_cannot_be_used_is_named(demo_model, tmp_path):
                                      "blockserve-token"])
 def test_nothing_listens_beyond_loopback_unless_asked(program):
     name, *subcommand = program.split()
-    text = subprocess.run([harness.program(name), *subcommand, "--help"], text=True,
+    text = subprocess.run([harness.program(name), *subcommand, "--helpfull"], text=True,
                           capture_output=True, check=True).stdout
     listening = [line for line in text.splitlines()
                  if re.match(r"\s*--\S*(listen|address)\b", line)]

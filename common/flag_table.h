@@ -1,10 +1,11 @@
-// The flags of one subcommand, bound to the fields of its options.
+// The flags of a program or subcommand, bound to the fields of its options.
 //
 // Abseil's flags are global to a program and hold one value each; the subcommands of `blockserve`
-// share names with other defaults and have flags that may be given several times. Parsing itself is
+// share names with other defaults and have flags that may be given several times, and programs that
+// have flags in common take them from one function that adds them to a table. Parsing itself is
 // that of every program (common/program.h).
-#ifndef BLOCKSERVE_APP_FLAG_TABLE_H_
-#define BLOCKSERVE_APP_FLAG_TABLE_H_
+#ifndef BLOCKSERVE_COMMON_FLAG_TABLE_H_
+#define BLOCKSERVE_COMMON_FLAG_TABLE_H_
 
 #include <cstdint>
 #include <functional>
@@ -22,10 +23,16 @@ namespace blockserve {
 // Targets must outlive the table; what they hold when a flag is added is its default.
 class FlagTable {
  public:
+  // The flags added from here on are of this subject: --helpfull lists them under it, --help only
+  // names it. Those added before stand in both.
+  void Subject(absl::string_view subject) { subject_ = std::string(subject); }
+
   void Add(absl::string_view name, absl::string_view help, std::string* target);
   void Add(absl::string_view name, absl::string_view help, std::optional<std::string>* target);
   void Add(absl::string_view name, absl::string_view help, bool* target);
   void Add(absl::string_view name, absl::string_view help, int32_t* target);
+  void Add(absl::string_view name, absl::string_view help, size_t* target);
+  void Add(absl::string_view name, absl::string_view help, double* target);
   void Add(absl::string_view name, absl::string_view help, std::optional<int32_t>* target);
   void Add(absl::string_view name, absl::string_view help, std::optional<uint64_t>* target);
   void Add(absl::string_view name, absl::string_view help, std::optional<float>* target);
@@ -48,6 +55,11 @@ class FlagTable {
 
   // INVALID_ARGUMENT: one line naming the flag, or the argument that is no flag.
   absl::Status Parse(const std::vector<std::string>& arguments) const;
+  // For mains: an exit code where the process is to end: after --help, --helpfull, --version and
+  // bad usage, each already printed. `program` is what messages and --version call it, with its
+  // subcommand.
+  std::optional<int> ParseCommandLine(absl::string_view program, absl::string_view usage,
+                                      const std::vector<std::string>& arguments) const;
 
  private:
   void Bind(absl::string_view name, absl::string_view help, std::string default_value,
@@ -55,8 +67,9 @@ class FlagTable {
             FlagBinding::Value value = FlagBinding::Value::kNeeded);
 
   std::vector<FlagBinding> flags_;
+  std::string subject_;
 };
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_APP_FLAG_TABLE_H_
+#endif  // BLOCKSERVE_COMMON_FLAG_TABLE_H_

@@ -1,6 +1,7 @@
-#include "app/flag_table.h"
+#include "common/flag_table.h"
 
 #include <algorithm>
+#include <cstdio>
 #include <utility>
 
 #include "absl/strings/numbers.h"
@@ -15,10 +16,12 @@ namespace {
 bool ParseValue(const std::string& text, int32_t* value) { return absl::SimpleAtoi(text, value); }
 bool ParseValue(const std::string& text, uint64_t* value) { return absl::SimpleAtoi(text, value); }
 bool ParseValue(const std::string& text, float* value) { return absl::SimpleAtof(text, value); }
+bool ParseValue(const std::string& text, double* value) { return absl::SimpleAtod(text, value); }
 
 absl::string_view Kind(const int32_t*) { return "it must be a whole number"; }
 absl::string_view Kind(const uint64_t*) { return "it must be a whole number from 0 on"; }
 absl::string_view Kind(const float*) { return "it must be a number"; }
+absl::string_view Kind(const double*) { return "it must be a number"; }
 
 template <class T>
 std::function<bool(const std::string&, std::string*)> NumberSetter(T* target) {
@@ -44,8 +47,8 @@ std::function<bool(const std::string&, std::string*)> NumberSetter(std::optional
 void FlagTable::Bind(absl::string_view name, absl::string_view help, std::string default_value,
                      std::function<bool(const std::string&, std::string*)> set,
                      FlagBinding::Value value) {
-  flags_.push_back(
-      {std::string(name), std::string(help), std::move(default_value), value, std::move(set)});
+  flags_.push_back({std::string(name), std::string(help), std::move(default_value), value,
+                    std::move(set), subject_});
 }
 
 void FlagTable::Add(absl::string_view name, absl::string_view help, std::string* target) {
@@ -73,6 +76,12 @@ void FlagTable::Add(absl::string_view name, absl::string_view help, bool* target
 }
 
 void FlagTable::Add(absl::string_view name, absl::string_view help, int32_t* target) {
+  Bind(name, help, absl::StrCat(*target), NumberSetter(target));
+}
+void FlagTable::Add(absl::string_view name, absl::string_view help, size_t* target) {
+  Bind(name, help, absl::StrCat(*target), NumberSetter(target));
+}
+void FlagTable::Add(absl::string_view name, absl::string_view help, double* target) {
   Bind(name, help, absl::StrCat(*target), NumberSetter(target));
 }
 void FlagTable::Add(absl::string_view name, absl::string_view help,
@@ -163,6 +172,22 @@ absl::Status FlagTable::Parse(const std::vector<std::string>& arguments) const {
     return absl::InvalidArgumentError(absl::StrCat("\"", rest->front(), "\" is no flag"));
   }
   return absl::OkStatus();
+}
+
+std::optional<int> FlagTable::ParseCommandLine(absl::string_view program, absl::string_view usage,
+                                               const std::vector<std::string>& arguments) const {
+  const bool full = AsksFor(arguments, "--helpfull");
+  if (full || AsksFor(arguments, "--help") || AsksFor(arguments, "-h")) {
+    std::fputs(HelpText(usage, flags_, full).c_str(), stdout);
+    return kExitOk;
+  }
+  if (AsksFor(arguments, "--version")) {
+    std::puts(VersionText(program.substr(0, program.find(' '))).c_str());
+    return kExitOk;
+  }
+  const absl::Status status = Parse(arguments);
+  if (!status.ok()) return ReportUsageError(program, status);
+  return std::nullopt;
 }
 
 }  // namespace blockserve

@@ -1,4 +1,4 @@
-#include "app/flag_table.h"
+#include "common/flag_table.h"
 
 #include <cstdio>
 #include <fstream>
@@ -131,10 +131,25 @@ TEST_F(FlagTableTest, ReadsFlagsFromAFile) {
 }
 
 TEST_F(FlagTableTest, ListsEveryFlagWithItsDefault) {
-  const std::string help = HelpText("usage", table_.flags());
+  const std::string help = HelpText("usage", table_.flags(), /*full=*/false);
   EXPECT_THAT(help, HasSubstr("--max-tokens"));
   EXPECT_THAT(help, HasSubstr("a number [4]"));
   EXPECT_THAT(help, HasSubstr("a time [10s]"));
+}
+
+TEST_F(FlagTableTest, FlagsOfASubjectAreListedUnderItInTheFullHelpAlone) {
+  int32_t most = 5;
+  table_.Subject("Limits");
+  table_.Add("most", "the most", &most);
+  const std::string brief = HelpText("usage", table_.flags(), /*full=*/false);
+  EXPECT_THAT(brief, HasSubstr("--model-name"));
+  EXPECT_THAT(brief, Not(HasSubstr("--most")));
+  EXPECT_THAT(brief, HasSubstr("these too: Limits"));
+  const std::string full = HelpText("usage", table_.flags(), /*full=*/true);
+  EXPECT_THAT(full, HasSubstr("--model-name"));
+  EXPECT_THAT(full, HasSubstr("Limits:\n  --most         the most [5]\n"));
+  EXPECT_TRUE(table_.Parse({"--most=7"}).ok());
+  EXPECT_EQ(most, 7);
 }
 
 }  // namespace

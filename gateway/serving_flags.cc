@@ -1,0 +1,61 @@
+#include "gateway/serving_flags.h"
+
+namespace blockserve {
+
+void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway) {
+  flags.Subject("Admission");
+  flags.Add("max_live_batches",
+            "choices at a time, in best batches of all token workers; 0: no such limit",
+            &gateway.max_live_batches);
+  flags.Add("max_live_choices", "and at most so many, whatever the workers say",
+            &gateway.max_live_choices);
+  flags.Add("max_starting_requests", "requests between the queue and their first block",
+            &gateway.max_starting_requests);
+  flags.Add("max_queued_requests", "requests that wait; more are refused",
+            &gateway.max_queued_requests);
+  flags.Add("limits_file", "JSON: what each API key may have; empty: no limits",
+            &gateway.limits_file);
+}
+
+void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http) {
+  HttpConnectionLimits& limits = http.server.limits;
+  flags.Subject("HTTP");
+  flags.Add("http_threads", "threads of the HTTP connections", &http.server.threads);
+  flags.Add("http_max_connections", "HTTP connections; more are answered 503",
+            &http.server.max_connections);
+  flags.Add("http_max_header_bytes", "of an HTTP request; more: 431",
+            &limits.read.max_header_bytes);
+  flags.Add("http_max_body_bytes", "of an HTTP request; more: 413", &limits.read.max_body_bytes);
+  flags.Add("http_header_timeout", "for a request's headers", &limits.header_timeout);
+  flags.Add("http_body_timeout", "for a request's body", &limits.body_timeout);
+  flags.Add("http_idle_timeout", "between two requests", &limits.idle_timeout);
+  flags.Add("http_write_timeout", "a client that has not read what waits for it is cut off",
+            &limits.write_timeout);
+  flags.Add("http_cors_origin", "origin whose pages browsers let in; *: all",
+            &http.api.cors_origin);
+}
+
+void AddSecurityFlags(FlagTable& flags, ServerTlsFiles& tls, GatewayConfig& gateway) {
+  flags.Subject("Security");
+  flags.Add("tls_cert", "PEM file: certificate of this server; empty: plaintext", &tls.certificate);
+  flags.Add("tls_key", "PEM file: its key", &tls.key);
+  flags.Add("tls_client_ca", "PEM file: callers must show a certificate of this CA",
+            &tls.client_ca);
+  flags.Add("api_keys", "file of API keys that callers need (blockserve keys); empty: none",
+            &gateway.api_keys);
+}
+
+void AddObservabilityFlags(FlagTable& flags, GatewayConfig& gateway, LoggingOptions& logging,
+                           std::string& metrics_listen) {
+  flags.Subject("Observability");
+  flags.Add("metrics_listen", "IP:port that shows metrics over HTTP; empty: none", &metrics_listen);
+  flags.Add("log_level", "debug, info, warning, error or off", &logging.level);
+  flags.Add("log_format", "text, or json: an object a line", &logging.format);
+  flags.Add("log_requests", "a line for each request that is over", &gateway.log_requests);
+  flags.Add("log_prompts", "with its prompt: what users wrote goes into the log",
+            &gateway.log_prompts);
+  flags.Add("trace_sample_ratio", "share of requests whose spans are logged; 0: none",
+            &gateway.trace_sample_ratio);
+}
+
+}  // namespace blockserve

@@ -1,0 +1,26 @@
+// Flags of whoever serves clients: the same, with the same words, in blockserve-gateway and
+// `blockserve serve`.
+#ifndef BLOCKSERVE_GATEWAY_SERVING_FLAGS_H_
+#define BLOCKSERVE_GATEWAY_SERVING_FLAGS_H_
+
+#include <string>
+
+#include "common/flag_table.h"
+#include "common/logging.h"
+#include "gateway/gateway.h"
+#include "gateway/http/front.h"
+#include "rpc/tls.h"
+
+namespace blockserve {
+
+// Each begins a subject of its own. What is given must outlive the table.
+void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway);
+// Everything but the address.
+void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http);
+void AddSecurityFlags(FlagTable& flags, ServerTlsFiles& tls, GatewayConfig& gateway);
+void AddObservabilityFlags(FlagTable& flags, GatewayConfig& gateway, LoggingOptions& logging,
+                           std::string& metrics_listen);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_SERVING_FLAGS_H_
