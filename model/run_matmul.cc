@@ -18,10 +18,14 @@ constexpr int64_t kMaxParts = 64;
 // Bytes from one quantised row of `k` values to the next: an odd number of cache lines.
 int64_t QuantizedStride(int64_t k) { return (PadToPanel(k) * 2 + 63) / 64 * 64 | 64; }
 
-// The panels [first, end) of part `part` of `parts`: whole groups of eight but for the last.
-int64_t PartBegin(const PackedMatrix& weights, int64_t part, int64_t parts) {
+// The first panel of part `part` of `parts`; whole groups of `grain` but for the last.
+int64_t PartBegin(const PackedMatrix& weights, int64_t part, int64_t parts, int64_t grain) {
   if (part == parts) return weights.num_panels();
-  return weights.num_panels() * part / parts / kMinPanels * kMinPanels;
+  return weights.num_panels() * part / parts / grain * grain;
+}
+
+int64_t NumParts(const ThreadPool& pool) {
+  return std::min<int64_t>(pool.num_threads(), kMaxParts);
 }
 
 struct alignas(64) Part {
@@ -76,24 +80,24 @@ void QuantizedRows::Quantize(const CpuKernels& kernels, ThreadPool& pool, Matmul
   args.finish_dots = kernels.finish_dots;
 }
 
-void RunMatmul(const CpuKernels& kernels, ThreadPool& pool, const QuantizedRows& quantized,
-               MatmulArgs args, const PackedMatrix* next) {
+namespace {
+
+// Parts begin at multiples of `grain` panels.
+void RunPieces(const CpuKernels& kernels, ThreadPool& pool, const QuantizedRows& quantized,
+               MatmulArgs args, int64_t grain, int64_t piece_panels, const PackedMatrix* next,
+               PieceBody body) {
   const PackedMatrix& weights = *args.weights;
-  auto* kernel = kernels.matmul;
+  PanelKernel kernel = kernels.matmul;
   if (weights.format() == WeightFormat::kBf16Dot || weights.format() == WeightFormat::kInt8) {
     kernel = weights.format() == WeightFormat::kInt8 ? kernels.int8_matmul : kernels.bf16dot_matmul;
     quantized.Quantize(kernels, pool, args);
   }
-  const int64_t parts = std::min<int64_t>(pool.num_threads(), kMaxParts);
+  const int64_t parts = NumParts(pool);
   std::array<Part, kMaxParts> all;
   for (int64_t i = 0; i < parts; ++i) {
-    all[i].next.store(PartBegin(weights, i, parts), std::memory_order_relaxed);
-    all[i].end = PartBegin(weights, i + 1, parts);
+    all[i].next.store(PartBegin(weights, i, parts, grain), std::memory_order_relaxed);
+    all[i].end = PartBegin(weights, i + 1, parts, grain);
   }
-  const int64_t part_panels = (weights.num_panels() + parts - 1) / parts;
-  const int64_t piece =
-      parts == 1 ? part_panels
-                 : (part_panels / kPieces + kMinPanels - 1) / kMinPanels * kMinPanels + kMinPanels;
   pool.ParallelFor(parts, [&](int64_t, int thread) {
     const int64_t own = thread % parts;
     for (int64_t i = 0; i < parts; ++i) {
@@ -103,15 +107,35 @@ void RunMatmul(const CpuKernels& kernels, ThreadPool& pool, const QuantizedRows&
         // The pieces of a thread's own part follow one another.
         mine.fetch_end = part.end;
         mine.fetch_next = next;
-        if (next != nullptr) mine.fetch_next_panel = PartBegin(*next, own, parts);
+        if (next != nullptr) mine.fetch_next_panel = PartBegin(*next, own, parts, kMinPanels);
       }
       while (true) {
-        const int64_t begin = part.next.fetch_add(piece, std::memory_order_relaxed);
+        const int64_t begin = part.next.fetch_add(piece_panels, std::memory_order_relaxed);
         if (begin >= part.end) break;
-        kernel(mine, begin, std::min(part.end, begin + piece));
+        body(mine, kernel, begin, std::min(part.end, begin + piece_panels), thread);
       }
     }
   });
+}
+
+}  // namespace
+
+void RunMatmul(const CpuKernels& kernels, ThreadPool& pool, const QuantizedRows& quantized,
+               MatmulArgs args, const PackedMatrix* next) {
+  const int64_t parts = NumParts(pool);
+  const int64_t part_panels = (args.weights->num_panels() + parts - 1) / parts;
+  const int64_t piece =
+      parts == 1 ? part_panels
+                 : (part_panels / kPieces + kMinPanels - 1) / kMinPanels * kMinPanels + kMinPanels;
+  RunPieces(kernels, pool, quantized, args, kMinPanels, piece, next,
+            [](const MatmulArgs& mine, PanelKernel kernel, int64_t begin, int64_t end, int) {
+              kernel(mine, begin, end);
+            });
+}
+
+void RunMatmulInPieces(const CpuKernels& kernels, ThreadPool& pool, const QuantizedRows& quantized,
+                       MatmulArgs args, int64_t piece_panels, PieceBody body) {
+  RunPieces(kernels, pool, quantized, args, piece_panels, piece_panels, nullptr, body);
 }
 
 }  // namespace blockserve

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "absl/functional/function_ref.h"
 #include "common/thread_pool.h"
 #include "kernels/aligned_buffer.h"
 #include "kernels/cpu/cpu_kernels.h"
@@ -36,6 +37,15 @@ class QuantizedRows {
 // comes afterwards: the beginnings of its parts are fetched while the last panels are multiplied.
 void RunMatmul(const CpuKernels& kernels, ThreadPool& pool, const QuantizedRows& quantized,
                MatmulArgs args, const PackedMatrix* next = nullptr);
+
+// The same in pieces of `piece_panels` panels that begin at multiples of it, for what follows a
+// piece while it is in the cache. body(args, kernel, begin, end, thread) calls kernel(args, begin,
+// end) for the panels [begin, end); before it may give args.y another place.
+using PanelKernel = void (*)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end);
+using PieceBody = absl::FunctionRef<void(MatmulArgs& args, PanelKernel kernel, int64_t begin,
+                                         int64_t end, int thread)>;
+void RunMatmulInPieces(const CpuKernels& kernels, ThreadPool& pool, const QuantizedRows& quantized,
+                       MatmulArgs args, int64_t piece_panels, PieceBody body);
 
 }  // namespace blockserve
 

@@ -22,12 +22,23 @@ uint64_t MassOf(float weight) {
   return static_cast<uint64_t>(static_cast<int64_t>(weight * kMassUnits));
 }
 
+// Where in [0, total) the random bits fall.
+uint64_t TargetOf(uint64_t bits, uint64_t total) {
+  return static_cast<uint64_t>(static_cast<unsigned __int128>(bits) * total >> 64);
+}
+
 // Sets smaller than this are sorted rather than searched further.
 constexpr size_t kSmallSet = 64;
 
-template <typename Candidate>
-bool Better(const Candidate& a, const Candidate& b) {
-  return a.value > b.value || (a.value == b.value && a.token < b.token);
+// The mass that top-p keeps of `total`.
+uint64_t NeededMass(const SamplingParameters& sampling, uint64_t total) {
+  const double wanted = std::ceil(static_cast<double>(sampling.top_p) * static_cast<double>(total));
+  return std::min(std::max<uint64_t>(static_cast<uint64_t>(wanted), 1), total);
+}
+
+bool AdjustsLogits(const TokenRow& row, int64_t position) {
+  return (position < row.min_tokens_position && !row.stop_ids.empty()) || !row.logit_bias.empty() ||
+         HasPenalties(*row.sampling);
 }
 
 }  // namespace
@@ -105,7 +116,7 @@ void Sampler::CutToMass(uint64_t needed) {
   while (end - begin > kSmallSet) {
     const size_t middle = begin + (end - begin) / 2;
     std::nth_element(candidates_.begin() + begin, candidates_.begin() + middle,
-                     candidates_.begin() + end, Better<Candidate>);
+                     candidates_.begin() + end, IsBetter);
     uint64_t mass = 0;
     for (size_t i = begin; i < middle; ++i) mass += candidates_[i].mass;
     if (mass >= needed) {
@@ -115,7 +126,7 @@ void Sampler::CutToMass(uint64_t needed) {
       begin = middle;
     }
   }
-  std::sort(candidates_.begin() + begin, candidates_.begin() + end, Better<Candidate>);
+  std::sort(candidates_.begin() + begin, candidates_.begin() + end, IsBetter);
   size_t cut = begin;
   uint64_t mass = 0;
   while (cut < end && mass < needed) mass += candidates_[cut++].mass;
@@ -127,10 +138,6 @@ void Sampler::Select(const float* values, int64_t n, float max,
   const float* weights = weights_.as<float>();
   const bool limited = sampling.top_k > 0 && sampling.top_k < n;
   const uint64_t total = limited ? 0 : TotalMass(n, 0.0f);
-  const auto needed = [&](uint64_t of) {
-    const double wanted = std::ceil(static_cast<double>(sampling.top_p) * static_cast<double>(of));
-    return std::min(std::max<uint64_t>(static_cast<uint64_t>(wanted), 1), of);
-  };
   // What is kept is the beginning of an order by value: mostly a look at values near the largest is
   // enough. Each turn takes in more, the last one everything.
   for (const float reach : {4.0f, 8.0f, 16.0f, kInfinity}) {
@@ -139,16 +146,16 @@ void Sampler::Select(const float* values, int64_t n, float max,
     uint64_t mass = 0;
     for (int64_t i = 0; i < n; ++i) {
       if (values[i] < lowest || values[i] == -kInfinity) continue;
-      candidates_.push_back({values[i], static_cast<int32_t>(i), MassOf(weights[i])});
+      candidates_.push_back({{values[i], static_cast<int32_t>(i)}, weights[i], MassOf(weights[i])});
       mass += candidates_.back().mass;
     }
-    const bool enough =
-        limited ? candidates_.size() >= static_cast<size_t>(sampling.top_k) : mass >= needed(total);
+    const bool enough = limited ? candidates_.size() >= static_cast<size_t>(sampling.top_k)
+                                : mass >= NeededMass(sampling, total);
     if (enough || reach == kInfinity) break;
   }
   if (limited && candidates_.size() > static_cast<size_t>(sampling.top_k)) {
     std::nth_element(candidates_.begin(), candidates_.begin() + sampling.top_k, candidates_.end(),
-                     Better<Candidate>);
+                     IsBetter);
     candidates_.resize(sampling.top_k);
   }
   if (sampling.top_p < 1.0f) {
@@ -156,7 +163,7 @@ void Sampler::Select(const float* values, int64_t n, float max,
     if (limited) {
       for (const Candidate& candidate : candidates_) of += candidate.mass;
     }
-    CutToMass(needed(of));
+    CutToMass(NeededMass(sampling, of));
   }
 }
 
@@ -164,10 +171,11 @@ absl::StatusOr<int32_t> Sampler::Draw(const float* logits, const LogitStatistics
                                       const TokenRow& row, absl::Span<const int32_t> block_tokens,
                                       int64_t position) {
   const SamplingParameters& sampling = *row.sampling;
-  const int64_t n = row.vocab_limit > 0 ? row.vocab_limit : vocab_size_;
-  const bool ban_stop_ids = position < row.min_tokens_position && !row.stop_ids.empty();
-  const bool adjust = ban_stop_ids || !row.logit_bias.empty() || HasPenalties(sampling);
-  if (adjust) Adjust(logits, row, block_tokens, ban_stop_ids, n);
+  const int64_t n = NumIds(row);
+  const bool adjust = AdjustsLogits(row, position);
+  if (adjust) {
+    Adjust(logits, row, block_tokens, position < row.min_tokens_position, n);
+  }
   const float* values = adjust ? adjusted_.as<float>() : logits;
   const float max = adjust || n < vocab_size_ ? kernels_.max_value(values, n) : statistics.max;
   if (!std::isfinite(max)) {
@@ -181,31 +189,32 @@ absl::StatusOr<int32_t> Sampler::Draw(const float* logits, const LogitStatistics
   kernels_.softmax_weights(values, n, max, sampling.temperature, weights_.as<float>());
   const float* weights = weights_.as<float>();
   const uint64_t bits = DrawBits(row.seed, row.choice, static_cast<uint64_t>(position));
-  const auto target_of = [bits](uint64_t total) {
-    return static_cast<uint64_t>(static_cast<unsigned __int128>(bits) * total >> 64);
-  };
-  const bool select = (sampling.top_k > 0 && sampling.top_k < n) || sampling.top_p < 1.0f;
-  uint64_t sum = 0;
-  if (!select) {
-    const uint64_t target = target_of(TotalMass(n, sampling.min_p));
-    for (int64_t i = 0; i < n; ++i) {
-      if (weights[i] < sampling.min_p) continue;
-      sum += MassOf(weights[i]);
-      if (sum > target) return static_cast<int32_t>(i);
-    }
-    return absl::InternalError("the masses of a draw do not add up");
+  if ((sampling.top_k > 0 && sampling.top_k < n) || sampling.top_p < 1.0f) {
+    Select(values, n, max, sampling);
+    return DrawFromCandidates(sampling, bits, n);
   }
+  const uint64_t target = TargetOf(bits, TotalMass(n, sampling.min_p));
+  uint64_t sum = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    if (weights[i] < sampling.min_p) continue;
+    sum += MassOf(weights[i]);
+    if (sum > target) return static_cast<int32_t>(i);
+  }
+  return absl::InternalError("the masses of a draw do not add up");
+}
 
-  Select(values, n, max, sampling);
+absl::StatusOr<int32_t> Sampler::DrawFromCandidates(const SamplingParameters& sampling,
+                                                    uint64_t bits, int64_t n) {
   uint64_t total = 0;
   size_t kept = 0;
   for (const Candidate& candidate : candidates_) {
-    if (weights[candidate.token] < sampling.min_p) continue;
+    if (candidate.weight < sampling.min_p) continue;
     total += candidate.mass;
     candidates_[kept++] = candidate;
   }
   candidates_.resize(kept);
-  const uint64_t target = target_of(total);
+  const uint64_t target = TargetOf(bits, total);
+  uint64_t sum = 0;
   if (candidates_.size() <= kSmallSet * 16) {
     std::sort(candidates_.begin(), candidates_.end(),
               [](const Candidate& a, const Candidate& b) { return a.token < b.token; });
@@ -215,16 +224,52 @@ absl::StatusOr<int32_t> Sampler::Draw(const float* logits, const LogitStatistics
     }
     return absl::InternalError("the masses of a draw do not add up");
   }
-  // A large set is marked in the array of weights and walked in the order of ids.
+  // A large set is marked in an array and walked in the order of ids.
   float* marks = adjusted_.as<float>();
   std::memset(marks, 0, PadToPanel(n) * sizeof(float));
   for (const Candidate& candidate : candidates_) marks[candidate.token] = 1.0f;
+  const float* weights = weights_.as<float>();
   for (int64_t i = 0; i < n; ++i) {
     if (marks[i] == 0.0f) continue;
     sum += MassOf(weights[i]);
     if (sum > target) return static_cast<int32_t>(i);
   }
   return absl::InternalError("the masses of a draw do not add up");
+}
+
+BestNeeded Sampler::NeededToDraw(const TokenRow& row, int64_t position) const {
+  const SamplingParameters& sampling = *row.sampling;
+  const int64_t n = NumIds(row);
+  BestNeeded needed;
+  needed.limit = static_cast<int32_t>(n);
+  if (AdjustsLogits(row, position)) return needed;
+  if (sampling.temperature == 0.0f) {
+    needed.count = 1;
+  } else if (sampling.top_k > 0 && sampling.top_k < n && sampling.top_k <= kMaxBest) {
+    needed.count = sampling.top_k;
+  }
+  return needed;
+}
+
+absl::StatusOr<int32_t> Sampler::DrawFromBest(absl::Span<const TokenLogit> best,
+                                              const TokenRow& row, int64_t position) {
+  const SamplingParameters& sampling = *row.sampling;
+  if (sampling.temperature == 0.0f) return best.front().token;
+
+  const int64_t count = std::min<int64_t>(sampling.top_k, static_cast<int64_t>(best.size()));
+  alignas(64) float values[PadToPanel(kMaxBest)];
+  alignas(64) float weights[PadToPanel(kMaxBest)];
+  for (int64_t i = 0; i < PadToPanel(count); ++i) values[i] = best[std::min(i, count - 1)].value;
+  kernels_.softmax_weights(values, count, best.front().value, sampling.temperature, weights);
+  candidates_.clear();
+  uint64_t mass = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    candidates_.push_back({best[i], weights[i], MassOf(weights[i])});
+    mass += candidates_.back().mass;
+  }
+  if (sampling.top_p < 1.0f) CutToMass(NeededMass(sampling, mass));
+  return DrawFromCandidates(
+      sampling, DrawBits(row.seed, row.choice, static_cast<uint64_t>(position)), NumIds(row));
 }
 
 std::vector<TokenLogprob> Sampler::Top(const float* logits, const LogitStatistics& statistics,

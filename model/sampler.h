@@ -13,8 +13,26 @@
 
 namespace blockserve {
 
+// Longest lists of best ids that a draw takes in place of all logits.
+inline constexpr int32_t kMaxBest = 128;
+
 // Natural log-probability of a token over the whole vocabulary.
 float RawLogprob(const LogitStatistics& statistics, float logit);
+
+struct TokenLogit {
+  float value = 0;
+  int32_t token = 0;
+};
+// The order of "best": by logit descending, then id ascending.
+inline bool IsBetter(const TokenLogit& a, const TokenLogit& b) {
+  return a.value > b.value || (a.value == b.value && a.token < b.token);
+}
+
+// How many of the best ids below `limit`, by raw logit, are all that drawing at a position needs.
+struct BestNeeded {
+  int32_t count = 0;  // 0: the whole row of logits is needed
+  int32_t limit = 0;
+};
 
 // The scratch of one thread. Nothing is kept from one draw to the next.
 class Sampler {
@@ -29,16 +47,29 @@ class Sampler {
                                const TokenRow& row, absl::Span<const int32_t> block_tokens,
                                int64_t position);
 
+  // What DrawFromBest needs to draw at `position`.
+  BestNeeded NeededToDraw(const TokenRow& row, int64_t position) const;
+  // The same token from the best ids alone, sorted by IsBetter: as many as NeededToDraw says, or
+  // more.
+  absl::StatusOr<int32_t> DrawFromBest(absl::Span<const TokenLogit> best, const TokenRow& row,
+                                       int64_t position);
+
   // The `count` best ids, by logit descending, then id ascending.
   std::vector<TokenLogprob> Top(const float* logits, const LogitStatistics& statistics,
                                 int32_t count);
 
  private:
-  struct Candidate {
-    float value = 0;
-    int32_t token = 0;
+  struct Candidate : TokenLogit {
+    float weight = 0;
     uint64_t mass = 0;
   };
+
+  int64_t NumIds(const TokenRow& row) const {
+    return row.vocab_limit > 0 ? row.vocab_limit : vocab_size_;
+  }
+  // Draws among candidates_, whose order does not matter, the ids [0, n).
+  absl::StatusOr<int32_t> DrawFromCandidates(const SamplingParameters& sampling, uint64_t bits,
+                                             int64_t n);
 
   // Writes the adjusted logits of ids below `n` to adjusted_.
   void Adjust(const float* logits, const TokenRow& row, absl::Span<const int32_t> block_tokens,

@@ -67,8 +67,21 @@ class SamplerTest : public testing::Test {
     return token.value_or(-1);
   }
   absl::StatusOr<int32_t> TryDraw(int64_t position, absl::Span<const int32_t> block_tokens = {}) {
-    const LogitStatistics statistics = kernels_.logit_statistics(logits_.data(), kVocab);
-    return sampler_.Draw(logits_.data(), statistics, row_, block_tokens, position);
+    const LogitStatistics statistics = StatisticsOf(kernels_, logits_.data(), kVocab);
+    const absl::StatusOr<int32_t> token =
+        sampler_.Draw(logits_.data(), statistics, row_, block_tokens, position);
+    // Where the best ids are enough, they give the same.
+    const BestNeeded needed = sampler_.NeededToDraw(row_, position);
+    if (needed.count > 0) {
+      std::vector<TokenLogit> best;
+      for (int32_t i = 0; i < needed.limit; ++i) best.push_back({logits_[i], i});
+      std::sort(best.begin(), best.end(), IsBetter);
+      best.resize(std::min<size_t>(best.size(), needed.count));
+      const absl::StatusOr<int32_t> from_best = sampler_.DrawFromBest(best, row_, position);
+      EXPECT_EQ(from_best.value_or(-1), token.value_or(-2));
+      ++drawn_from_best_;
+    }
+    return token;
   }
 
   // docs/sampling.md, word by word: sorts everything. The exponentials are the kernels'.
@@ -149,6 +162,7 @@ class SamplerTest : public testing::Test {
   std::vector<float> logits_;
   SamplingParameters sampling_;
   TokenRow row_;
+  int drawn_from_best_ = 0;
 };
 
 TEST_F(SamplerTest, GreedyTakesTheLowestOfEquals) {
@@ -197,6 +211,8 @@ TEST_F(SamplerTest, DrawsWhatTheSlowDefinitionDraws) {
     }
   }
   EXPECT_EQ(distinct, 6 * 8 * 5 * 3 * 3 * 4);
+  // Greedy, and top-k of 1, 5 and 64 at the other temperatures; without adjustments.
+  EXPECT_EQ(drawn_from_best_, (8 + 5 * 3) * 5 * 3 * 4);
 }
 
 TEST_F(SamplerTest, FrequenciesFollowTheProbabilities) {
@@ -255,7 +271,7 @@ TEST_F(SamplerTest, TargetsDrawTheSame) {
   for (const KernelTarget target : SupportedKernelTargets()) {
     const CpuKernels& kernels = GetCpuKernels(target);
     Sampler sampler(kernels, kVocab);
-    const LogitStatistics statistics = kernels.logit_statistics(logits_.data(), kVocab);
+    const LogitStatistics statistics = StatisticsOf(kernels, logits_.data(), kVocab);
     for (int64_t position = 0; position < 200; ++position) {
       EXPECT_EQ(*sampler.Draw(logits_.data(), statistics, row_, {}, position), Draw(position));
     }
@@ -263,7 +279,7 @@ TEST_F(SamplerTest, TargetsDrawTheSame) {
 }
 
 TEST_F(SamplerTest, TopListsTheBestIdsInOrder) {
-  const LogitStatistics statistics = kernels_.logit_statistics(logits_.data(), kVocab);
+  const LogitStatistics statistics = StatisticsOf(kernels_, logits_.data(), kVocab);
   std::vector<int32_t> order(kVocab);
   for (int32_t i = 0; i < kVocab; ++i) order[i] = i;
   std::stable_sort(order.begin(), order.end(),
@@ -279,7 +295,7 @@ TEST_F(SamplerTest, TopListsTheBestIdsInOrder) {
 }
 
 TEST_F(SamplerTest, LogprobsAreTheLogarithmsOfASoftmax) {
-  const LogitStatistics statistics = kernels_.logit_statistics(logits_.data(), kVocab);
+  const LogitStatistics statistics = StatisticsOf(kernels_, logits_.data(), kVocab);
   double sum = 0;
   for (int32_t i = 0; i < kVocab; ++i)
     sum += std::exp(static_cast<double>(RawLogprob(statistics, logits_[i])));

@@ -25,8 +25,8 @@ class StepTimer {
     kMatmul,     // matrix products of the stacks and the expansion, with what is fused into them
     kAttention,  // attention over the cache
     kRows,       // norms, rotary, storing keys and values, embeddings, copies
-    kHead,       // the products with the output head
-    kSampling,   // statistics of the logits, drawing, log-probabilities
+    kHead,       // the products with the output head, and what is taken of each segment of logits
+    kSampling,   // drawing, log-probabilities
     kNumWorks
   };
 

@@ -8,14 +8,6 @@
 #include "absl/strings/str_cat.h"
 
 namespace blockserve {
-namespace {
-
-// Rows of logits computed at a time: enough that the head's weights are read seldom, few enough
-// that the logits stay in the cache until they have been sampled from.
-constexpr int64_t kHeadRows = 64;
-
-}  // namespace
-
 CpuTokenEngine::CpuTokenEngine(const ModelConfig& config, const EngineOptions& options,
                                const CpuKernels& kernels)
     : config_(config),
@@ -46,7 +38,7 @@ absl::Status CpuTokenEngine::LoadWeights(const Checkpoint& checkpoint) {
   absl::StatusOr<PackedMatrix> head =
       LoadMatrix(context, prefix + "embed_out", config_.vocab_size, width, false);
   if (!head.ok()) return head.status();
-  head_ = *std::move(head);
+  head_weights_ = *std::move(head);
 
   if (!head_only()) {
     absl::StatusOr<PackedMatrix> expansion =
@@ -73,13 +65,14 @@ absl::Status CpuTokenEngine::LoadWeights(const Checkpoint& checkpoint) {
   quantized_ = QuantizedRows(WeightFormatOf(arithmetic_), max_rows_,
                              std::max(config_.block.hidden_size, config_.token.hidden_size));
   x_ = AlignedBuffer(max_rows_ * stride_ * sizeof(float));
-  logits_ = AlignedBuffer(std::min<int64_t>(kHeadRows, max_rows_) * RowStride(config_.vocab_size) *
-                          sizeof(float));
-  if (x_.data() == nullptr || !quantized_.has_memory() || logits_.data() == nullptr ||
+  if (x_.data() == nullptr || !quantized_.has_memory() ||
       (!head_only() && (contexts_.data() == nullptr || expanded_.data() == nullptr))) {
     return absl::ResourceExhaustedError(
         absl::StrCat("no memory for activations of ", max_rows_, " rows"));
   }
+  absl::Status status = head_.Allocate(kernels_, head_weights_, max_rows_, pool_.num_threads());
+  if (!status.ok()) return status;
+  logits_wanted_.reserve(OutputHead::kMaxRows);
   samplers_.reserve(pool_.num_threads());
   for (int i = 0; i < pool_.num_threads(); ++i) {
     samplers_.emplace_back(kernels_, config_.vocab_size);
@@ -222,21 +215,15 @@ void CpuTokenEngine::RunSlice(absl::Span<const Input> inputs) {
   const int64_t count = static_cast<int64_t>(wanted_.size());
   if (!head_only()) stack_.FinalNorm(pool_, count, x, x);
   Lap(timer_, StepTimer::kRows);
-  const int64_t at_once = std::min<int64_t>(kHeadRows, max_rows_);
-  for (int64_t begin = 0; begin < count; begin += at_once) {
-    RunHead(begin, std::min(count, begin + at_once));
+  for (int64_t begin = 0; begin < count; begin += OutputHead::kMaxRows) {
+    RunHead(begin, std::min(count, begin + OutputHead::kMaxRows));
   }
 }
 
 void CpuTokenEngine::RunHead(int64_t begin, int64_t end) {
-  MatmulArgs args;
-  args.x = x_.as<float>() + begin * stride_;
-  args.x_stride = stride_;
-  args.rows = end - begin;
-  args.weights = &head_;
-  args.y = logits_.as<float>();
-  args.y_stride = RowStride(head_.n());
-  RunMatmul(kernels_, pool_, quantized_, args);
+  logits_wanted_.clear();
+  for (int64_t i = begin; i < end; ++i) logits_wanted_.push_back(WantedOf(wanted_[i]));
+  head_.Run(pool_, quantized_, x_.as<float>() + begin * stride_, stride_, logits_wanted_);
   Lap(timer_, StepTimer::kHead);
 
   // One task a row of the group: its scored tokens are reported in order.
@@ -249,41 +236,72 @@ void CpuTokenEngine::RunHead(int64_t begin, int64_t end) {
   runs_.push_back(static_cast<int32_t>(end));
   pool_.ParallelFor(static_cast<int64_t>(runs_.size()) - 1, [&](int64_t run, int thread) {
     for (int32_t i = runs_[run]; i < runs_[run + 1]; ++i) {
-      TakeLogits(wanted_[i], logits_.as<float>() + (i - begin) * args.y_stride, samplers_[thread]);
+      TakeLogits(wanted_[i], i - begin, samplers_[thread]);
     }
   });
   Lap(timer_, StepTimer::kSampling);
 }
 
-void CpuTokenEngine::TakeLogits(const Input& input, const float* logits, Sampler& sampler) {
+LogitsWanted CpuTokenEngine::WantedOf(const Input& input) const {
+  const TokenRow& row = *live_[input.live].row;
+  const int32_t forced = static_cast<int32_t>(row.forced.size());
+  LogitsWanted wanted;
+  if (input.token_index < forced) {
+    wanted.id = row.forced[input.token_index];
+    if (row.score_forced) wanted.best = {row.top_logprobs, config_.vocab_size};
+  } else {
+    wanted.best = samplers_.front().NeededToDraw(row, row.position + (input.token_index - forced));
+    wanted.all =
+        wanted.best.count == 0 || (row.top_logprobs > 0 && wanted.best.limit < config_.vocab_size);
+    wanted.best.count = std::max(wanted.best.count, row.top_logprobs);
+  }
+  wanted.all = wanted.all || !row.logits.empty();
+  if (wanted.all) wanted.best.count = 0;
+  return wanted;
+}
+
+void CpuTokenEngine::TakeLogits(const Input& input, int64_t head_row, Sampler& sampler) {
   LiveRow& live = live_[input.live];
   const TokenRow& row = *live.row;
   TokenRowResult& result = *live.result;
   if (!result.status.ok()) return;
+  const LogitsWanted& wanted = logits_wanted_[head_row];
+  const float* logits = wanted.all ? head_.All(head_row) : nullptr;
   if (!row.logits.empty()) {
     std::memcpy(row.logits.data() + int64_t{input.token_index} * config_.vocab_size, logits,
                 config_.vocab_size * sizeof(float));
   }
-  const LogitStatistics statistics = kernels_.logit_statistics(logits, config_.vocab_size);
+  const LogitStatistics statistics = head_.Statistics(head_row);
   if (!statistics.finite) {
     result.status = absl::InternalError(
         absl::StrCat("logits of token ", input.token_index, " of the block are not finite"));
     live.done = true;
     return;
   }
-  const auto report = [&](int32_t token) {
-    result.logprobs.push_back(RawLogprob(statistics, logits[token]));
-    if (row.top_logprobs > 0)
+  const absl::Span<const TokenLogit> best =
+      wanted.best.count > 0 ? head_.Best(head_row) : absl::Span<const TokenLogit>();
+  const auto report = [&](float logit) {
+    result.logprobs.push_back(RawLogprob(statistics, logit));
+    if (row.top_logprobs == 0) return;
+    if (logits != nullptr) {
       result.top.push_back(sampler.Top(logits, statistics, row.top_logprobs));
+      return;
+    }
+    std::vector<TokenLogprob>& top = result.top.emplace_back();
+    for (const TokenLogit& id : best.first(std::min<size_t>(best.size(), row.top_logprobs))) {
+      top.push_back({id.token, RawLogprob(statistics, id.value)});
+    }
   };
 
   const int32_t forced = static_cast<int32_t>(row.forced.size());
   if (input.token_index < forced) {
-    if (row.score_forced) report(row.forced[input.token_index]);
+    if (row.score_forced) report(head_.LogitOfId(head_row));
     return;
   }
-  const absl::StatusOr<int32_t> token = sampler.Draw(logits, statistics, row, live.tokens,
-                                                     row.position + (input.token_index - forced));
+  const int64_t position = row.position + (input.token_index - forced);
+  const absl::StatusOr<int32_t> token =
+      logits != nullptr ? sampler.Draw(logits, statistics, row, live.tokens, position)
+                        : sampler.DrawFromBest(best, row, position);
   if (!token.ok()) {
     result.status = token.status();
     live.done = true;
@@ -291,7 +309,10 @@ void CpuTokenEngine::TakeLogits(const Input& input, const float* logits, Sampler
   }
   live.tokens.push_back(*token);
   result.tokens.push_back(*token);
-  report(*token);
+  report(logits != nullptr ? logits[*token]
+                           : std::find_if(best.begin(), best.end(), [&](const TokenLogit& id) {
+                               return id.token == *token;
+                             })->value);
   result.stopped =
       std::find(row.stop_ids.begin(), row.stop_ids.end(), *token) != row.stop_ids.end();
   live.done = result.stopped || static_cast<int32_t>(live.tokens.size()) >= row.limit;

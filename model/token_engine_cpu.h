@@ -12,6 +12,7 @@
 #include "model/decoder_stack.h"
 #include "model/engine.h"
 #include "model/kv_store.h"
+#include "model/output_head.h"
 #include "model/run_matmul.h"
 #include "model/sampler.h"
 #include "model/weights.h"
@@ -67,7 +68,10 @@ class CpuTokenEngine final : public TokenEngine {
   void RunSlice(absl::Span<const Input> inputs);
   // Logits of the inputs that want them, [begin, end) of wanted_, and what follows from them.
   void RunHead(int64_t begin, int64_t end);
-  void TakeLogits(const Input& input, const float* logits, Sampler& sampler);
+  // What reporting and drawing needs of an input's logits.
+  LogitsWanted WantedOf(const Input& input) const;
+  // Row `head_row` of the head's last run is the input's.
+  void TakeLogits(const Input& input, int64_t head_row, Sampler& sampler);
 
   ModelConfig config_;
   Arithmetic arithmetic_;
@@ -79,7 +83,8 @@ class CpuTokenEngine final : public TokenEngine {
   PackedMatrix expansion_;
   EmbeddingTable table_;
   DecoderStack stack_;
-  PackedMatrix head_;
+  PackedMatrix head_weights_;
+  OutputHead head_;
   KvStore kv_;  // one page a slot
 
   int64_t stride_ = 0;               // from a row of activations to the next
@@ -90,13 +95,13 @@ class CpuTokenEngine final : public TokenEngine {
   std::vector<Input> wanted_;            // of a slice, those that want logits; row i of x_
   std::vector<int32_t> wanted_indices_;  // of wanted_, in the slice
   std::vector<SequenceRow> sequence_rows_;
-  std::vector<int32_t> runs_;      // starts of the runs of wanted_ with equal live
-  std::vector<Sampler> samplers_;  // of each thread
-  QuantizedRows quantized_;        // of contexts_, or of x_ for the head
-  AlignedBuffer contexts_;         // [max_rows, D padded]
-  AlignedBuffer expanded_;         // [max_rows, r T padded]
-  AlignedBuffer x_;                // [max_rows, stride_]
-  AlignedBuffer logits_;           // [kHeadRows, V padded]
+  std::vector<int32_t> runs_;                // starts of the runs of wanted_ with equal live
+  std::vector<LogitsWanted> logits_wanted_;  // of the head's rows
+  std::vector<Sampler> samplers_;            // of each thread
+  QuantizedRows quantized_;                  // of contexts_, or of x_ for the head
+  AlignedBuffer contexts_;                   // [max_rows, D padded]
+  AlignedBuffer expanded_;                   // [max_rows, r T padded]
+  AlignedBuffer x_;                          // [max_rows, stride_]
 };
 
 }  // namespace blockserve

@@ -1,6 +1,8 @@
 #include "kernels/cpu/cpu_kernels.h"
 
+#include <algorithm>
 #include <array>
+#include <vector>
 
 #include "kernels/cpu/highway_targets.h"
 //
@@ -29,7 +31,8 @@ CpuKernels Table(KernelTarget target) {
   table.layer_norm = LayerNormKernel(target);
   table.split_qkv = SplitQkvKernel(target);
   table.attention = AttentionKernel(target);
-  table.logit_statistics = LogitStatisticsKernel(target);
+  table.segment_statistics = SegmentStatisticsKernel(target);
+  table.join_segments = JoinSegmentsKernel(target);
   table.max_value = MaxValueKernel(target);
   table.first_index_of = FirstIndexOfKernel(target);
   table.softmax_weights = SoftmaxWeightsKernel(target);
@@ -71,6 +74,14 @@ const CpuKernels& GetCpuKernels(KernelTarget target) {
   static const std::array<CpuKernels, 3> tables = {Table(kTargets[0]), Table(kTargets[1]),
                                                    Table(kTargets[2])};
   return tables[static_cast<size_t>(target)];
+}
+
+LogitStatistics StatisticsOf(const CpuKernels& kernels, const float* logits, int64_t n) {
+  std::vector<SegmentStatistics> segments;
+  for (int64_t i = 0; i < n; i += kLogitSegment) {
+    segments.push_back(kernels.segment_statistics(logits + i, std::min(kLogitSegment, n - i)));
+  }
+  return kernels.join_segments(segments.data(), static_cast<int64_t>(segments.size()));
 }
 
 }  // namespace blockserve

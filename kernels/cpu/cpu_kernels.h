@@ -140,13 +140,21 @@ inline int64_t AttentionScratch(const KvLayout& layout, int64_t position) {
   return kAttentionRun * (AttentionScoresStride(position) + layout.head_stride());
 }
 
-// Logits of one row are summed in segments of this many, lanes and tree within a segment in
-// float32, segments in ascending order in double.
-inline constexpr int64_t kSoftmaxSegment = 4096;
+// The statistics of a row of logits are those of its segments of so many, joined in ascending
+// order: a segment's are known as soon as it is computed, whatever becomes of the others.
+inline constexpr int64_t kLogitSegment = 256;
+
+struct SegmentStatistics {
+  float max = 0;
+  float sum_exp = 0;    // of exp(logit - max): 16 lanes and their tree
+  bool finite = false;  // all of the segment
+};
 
 struct LogitStatistics {
   float max = 0;
-  double sum_exp = 0;   // of exp(logit - max)
+  // Of exp(logit - max): the segments' sums, each times exp(its max - max) in float32, added in
+  // float64.
+  double sum_exp = 0;
   bool finite = false;  // all of the row
 };
 
@@ -169,8 +177,9 @@ struct CpuKernels {
   void (*attention)(const AttentionArgs& args, int64_t row_begin, int64_t row_end, int32_t head,
                     float* scratch) = nullptr;
 
-  // Statistics of `n` logits.
-  LogitStatistics (*logit_statistics)(const float* logits, int64_t n) = nullptr;
+  // Statistics of a segment of `n` logits, and of a row of `count` segments.
+  SegmentStatistics (*segment_statistics)(const float* logits, int64_t n) = nullptr;
+  LogitStatistics (*join_segments)(const SegmentStatistics* segments, int64_t count) = nullptr;
   // The largest of `n` values.
   float (*max_value)(const float* values, int64_t n) = nullptr;
   // The lowest index of `n` that holds `value`; n when there is none.
@@ -186,6 +195,9 @@ struct CpuKernels {
 // `target` must be one that SupportedKernelTargets names: others would run instructions that the
 // machine lacks, or have no functions.
 const CpuKernels& GetCpuKernels(KernelTarget target);
+
+// Statistics of a whole row of `n` logits.
+LogitStatistics StatisticsOf(const CpuKernels& kernels, const float* logits, int64_t n);
 
 }  // namespace blockserve
 

@@ -434,8 +434,8 @@ TEST_P(EveryTarget, LogitStatisticsOfAnyLength) {
   std::mt19937 random(9);
   for (const int64_t n : {1, 15, 16, 17, 512, 4095, 4096, 4097, 50304}) {
     const std::vector<float> logits = Padded(Normal(random, n, 4.0f), 1, n);
-    const LogitStatistics statistics = kernels().logit_statistics(logits.data(), n);
-    const LogitStatistics expected = portable().logit_statistics(logits.data(), n);
+    const LogitStatistics statistics = StatisticsOf(kernels(), logits.data(), n);
+    const LogitStatistics expected = StatisticsOf(portable(), logits.data(), n);
     EXPECT_TRUE(statistics.finite);
     EXPECT_EQ(statistics.max, *std::max_element(logits.begin(), logits.begin() + n));
     EXPECT_EQ(statistics.sum_exp, expected.sum_exp);
@@ -452,7 +452,7 @@ TEST_P(EveryTarget, LogitStatisticsOfAnyLength) {
       for (const int64_t at : {int64_t{0}, n / 2, n - 1}) {
         std::vector<float> broken = logits;
         broken[at] = bad;
-        EXPECT_FALSE(kernels().logit_statistics(broken.data(), n).finite) << bad << " at " << at;
+        EXPECT_FALSE(StatisticsOf(kernels(), broken.data(), n).finite) << bad << " at " << at;
       }
     }
   }

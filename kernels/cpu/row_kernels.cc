@@ -56,7 +56,7 @@ void LayerNorm(const LayerNormArgs& args, int64_t row_begin, int64_t row_end) {
   for (int64_t r = row_begin; r < row_end; ++r) NormalizeRow(args, r);
 }
 
-LogitStatistics Statistics(const float* logits, int64_t n) {
+SegmentStatistics StatisticsOfSegment(const float* logits, int64_t n) {
   // x * 0 is NaN for an infinite or NaN x and stays so in the sum.
   V16 max = Set16(-kInfinity);
   V16 probe = Set16(0.0f);
@@ -71,19 +71,43 @@ LogitStatistics Statistics(const float* logits, int64_t n) {
     max = Max(max, LoadTail(logits + whole, n - whole, -kInfinity));
     probe = Fma(LoadTail(logits + whole, n - whole, 0.0f), zero, probe);
   }
-  LogitStatistics statistics;
+  SegmentStatistics statistics;
   statistics.max = ReduceMax(max);
   statistics.finite = ReduceSum(probe) == 0.0f;
   if (!statistics.finite) return statistics;
 
   const V16 largest = Set16(statistics.max);
-  for (int64_t begin = 0; begin < n; begin += kSoftmaxSegment) {
-    const int64_t end = std::min(n, begin + kSoftmaxSegment);
-    V16 sum = Set16(0.0f);
-    for (int64_t i = begin; i < end; i += kPanelWidth) {
-      sum = Add(sum, Exp(Sub(LoadGroup(logits, i, end, -kInfinity), largest)));
+  V16 sum = Set16(0.0f);
+  for (int64_t i = 0; i < whole; i += kPanelWidth) {
+    sum = Add(sum, Exp(Sub(Load16(logits + i), largest)));
+  }
+  if (whole < n) {
+    sum = Add(sum, Exp(Sub(LoadTail(logits + whole, n - whole, -kInfinity), largest)));
+  }
+  statistics.sum_exp = ReduceSum(sum);
+  return statistics;
+}
+
+LogitStatistics Join(const SegmentStatistics* segments, int64_t count) {
+  LogitStatistics statistics;
+  statistics.max = -kInfinity;
+  statistics.finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    statistics.finite = statistics.finite && segments[i].finite;
+    statistics.max = std::max(statistics.max, segments[i].max);
+  }
+  if (!statistics.finite) return statistics;
+  alignas(64) float scale[kPanelWidth];
+  for (int64_t begin = 0; begin < count; begin += kPanelWidth) {
+    const int64_t end = std::min(count, begin + kPanelWidth);
+    for (int64_t i = begin; i < begin + kPanelWidth; ++i) {
+      scale[i - begin] = i < end ? segments[i].max - statistics.max : -kInfinity;
     }
-    statistics.sum_exp += static_cast<double>(ReduceSum(sum));
+    Store16(Exp(Load16(scale)), scale);
+    for (int64_t i = begin; i < end; ++i) {
+      statistics.sum_exp +=
+          static_cast<double>(segments[i].sum_exp) * static_cast<double>(scale[i - begin]);
+    }
   }
   return statistics;
 }
@@ -133,8 +157,11 @@ namespace blockserve {
 decltype(CpuKernels::layer_norm) LayerNormKernel(KernelTarget target) {
   return BLOCKSERVE_KERNEL_FOR(target, LayerNorm);
 }
-decltype(CpuKernels::logit_statistics) LogitStatisticsKernel(KernelTarget target) {
-  return BLOCKSERVE_KERNEL_FOR(target, Statistics);
+decltype(CpuKernels::segment_statistics) SegmentStatisticsKernel(KernelTarget target) {
+  return BLOCKSERVE_KERNEL_FOR(target, StatisticsOfSegment);
+}
+decltype(CpuKernels::join_segments) JoinSegmentsKernel(KernelTarget target) {
+  return BLOCKSERVE_KERNEL_FOR(target, Join);
 }
 decltype(CpuKernels::max_value) MaxValueKernel(KernelTarget target) {
   return BLOCKSERVE_KERNEL_FOR(target, MaxValue);

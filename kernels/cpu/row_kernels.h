@@ -8,7 +8,8 @@
 namespace blockserve {
 
 decltype(CpuKernels::layer_norm) LayerNormKernel(KernelTarget target);
-decltype(CpuKernels::logit_statistics) LogitStatisticsKernel(KernelTarget target);
+decltype(CpuKernels::segment_statistics) SegmentStatisticsKernel(KernelTarget target);
+decltype(CpuKernels::join_segments) JoinSegmentsKernel(KernelTarget target);
 decltype(CpuKernels::max_value) MaxValueKernel(KernelTarget target);
 decltype(CpuKernels::first_index_of) FirstIndexOfKernel(KernelTarget target);
 decltype(CpuKernels::softmax_weights) SoftmaxWeightsKernel(KernelTarget target);
