@@ -374,13 +374,16 @@ void AttentionRows(const AttentionArgs& args, int64_t row_begin, int64_t row_end
 }
 
 // Rotary embedding, half-split pairing: products and their difference are rounded separately.
-void Rotate(const float* x, int32_t dims, const float* cos, const float* sin, float* y) {
+// put(i, value) stores dimension i.
+template <typename Put>
+HWY_INLINE void Rotate(const float* x, int32_t dims, const float* cos, const float* sin,
+                       const Put& put) {
   const int32_t half = dims / 2;
   for (int32_t i = 0; i < half; ++i) {
     const float a = x[i];
     const float b = x[i + half];
-    y[i] = a * cos[i] - b * sin[i];
-    y[i + half] = b * cos[i] + a * sin[i];
+    put(i, a * cos[i] - b * sin[i]);
+    put(i + half, b * cos[i] + a * sin[i]);
   }
 }
 
@@ -413,31 +416,40 @@ void SplitHead(const SplitQkvArgs& args, int64_t r, int32_t head) {
   uint8_t* keys = page + head * layout.head_bytes();
   uint8_t* values = keys + layout.keys_bytes() + local * layout.value_row_bytes();
 
-  // The key first, through q's place.
   const float* k_in = q_in + size;
-  Rotate(k_in, dims, cos, sin, q);
-  const float* k_rotated = q;
   uint8_t* group = keys + local / kPanelWidth * layout.key_group_bytes();
   const int64_t lanes = layout.key_lanes();
   const int64_t lane = local % kPanelWidth;
   if (layout.bf16) {
-    uint16_t* k = reinterpret_cast<uint16_t*>(group);
-    for (int32_t i = 0; i < size; ++i) {
-      k[(i / 2 * lanes + lane) * 2 + i % 2] = Bf16FromFloat(i < dims ? k_rotated[i] : k_in[i]);
-    }
+    uint16_t* k = reinterpret_cast<uint16_t*>(group) + lane * 2;
+    const auto put = [&](int32_t i, float value) {
+      k[i / 2 * lanes * 2 + i % 2] = Bf16FromFloat(value);
+    };
+    Rotate(k_in, dims, cos, sin, put);
+    for (int32_t i = dims; i < size; ++i) put(i, k_in[i]);
     uint16_t* v = reinterpret_cast<uint16_t*>(values);
     for (int32_t i = 0; i < size; ++i) v[i] = Bf16FromFloat(v_in[i]);
   } else {
     float* k = reinterpret_cast<float*>(group) + lane;
-    for (int32_t i = 0; i < dims; ++i) k[i * lanes] = k_rotated[i];
+    Rotate(k_in, dims, cos, sin, [&](int32_t i, float value) { k[i * lanes] = value; });
     for (int32_t i = dims; i < size; ++i) k[i * lanes] = k_in[i];
     std::memcpy(values, v_in, size * sizeof(float));
   }
 
-  Rotate(q_in, dims, cos, sin, q);
-  for (int32_t i = 0; i < dims; ++i) q[i] *= args.q_scale;
-  for (int32_t i = dims; i < size; ++i) q[i] = q_in[i] * args.q_scale;
+  const float scale = args.q_scale;
+  Rotate(q_in, dims, cos, sin, [&](int32_t i, float value) { q[i] = value * scale; });
+  for (int32_t i = dims; i < size; ++i) q[i] = q_in[i] * scale;
   for (int64_t i = size; i < layout.head_stride(); ++i) q[i] = 0.0f;
+}
+
+// q, k and v of a head of a row, and the place of its query. `head` may be one too many.
+void FetchInput(const SplitQkvArgs& args, int64_t r, int32_t head) {
+  const KvLayout& layout = *args.layout;
+  if (head == layout.num_heads) return;
+  const float* in = args.qkv + r * args.qkv_stride + int64_t{3} * head * layout.head_size;
+  for (int64_t i = 0; i < 3 * layout.head_size; i += kPanelWidth) __builtin_prefetch(in + i);
+  const float* q = args.q + (r * layout.num_heads + head) * layout.head_stride();
+  for (int64_t i = 0; i < layout.head_stride(); i += kPanelWidth) __builtin_prefetch(q + i, 1);
 }
 
 }  // namespace
@@ -457,7 +469,12 @@ void SplitQkv(const SplitQkvArgs& args, int64_t row_begin, int64_t row_end) {
       } else if (head + 1 < layout.num_heads) {
         FetchForWriting(args, args.sequence_rows[row_begin], head + 1);
       }
-      for (; begin < end; ++begin) SplitHead(args, begin, head);
+      for (; begin < end; ++begin) {
+        // Rows lie too far apart for the processor to foresee the next one.
+        const int64_t next = begin + 1 < row_end ? begin + 1 : row_begin;
+        FetchInput(args, next, begin + 1 < row_end ? head : head + 1);
+        SplitHead(args, begin, head);
+      }
     }
   }
 }
