@@ -117,6 +117,80 @@ TEST_P(EngineBits, PagesThreadsRowsAndTargetsChangeNothing) {
   }
 }
 
+// Rows that keep their logits are drawn from and reported out of them, others out of the best ids
+// and statistics of segments: by one thread or by several, which see segments in any order.
+TEST_P(EngineBits, RowsThatKeepNoLogitsGetTheSameTokensAndLogprobs) {
+  TestModelOptions options = Options();
+  const std::unique_ptr<TestModel> one = LoadWith(options);
+  options.num_threads = 3;
+  const std::unique_ptr<TestModel> three = LoadWith(options);
+  ASSERT_NE(one, nullptr);
+  ASSERT_NE(three, nullptr);
+  const ModelConfig& config = one->config();
+  const int64_t width = config.block.hidden_size;
+  std::mt19937 random(11);
+  std::normal_distribution<float> normal(0.0f, 1.0f);
+
+  const std::vector<SamplingParameters> samplings = {
+      {.temperature = 0},
+      {.temperature = 1},
+      {.temperature = 0.9f, .top_k = 1},
+      {.temperature = 0.9f, .top_k = 7},
+      {.temperature = 2, .top_k = 100, .top_p = 0.9f},
+      {.temperature = 2, .top_k = 100, .min_p = 0.2f},
+      {.temperature = 2, .top_k = 300}};
+  std::vector<TokenRow> rows;
+  std::vector<std::vector<float>> contexts;
+  std::vector<int32_t> forced(1, 5);
+  for (const SamplingParameters& sampling : samplings) {
+    for (const int32_t top_logprobs : {0, 3, 100}) {
+      for (const int32_t vocab_limit : {0, config.vocab_size - 37, 200}) {
+        contexts.emplace_back(width);
+        for (float& value : contexts.back()) value = normal(random);
+        TokenRow& row = rows.emplace_back();
+        row.limit = config.block_length;
+        row.seed = rows.size();
+        row.sampling = &sampling;
+        row.top_logprobs = top_logprobs;
+        row.vocab_limit = vocab_limit;
+        if (config.block_length > 1 && rows.size() % 2 == 0) {
+          row.forced = forced;
+          row.score_forced = rows.size() % 4 == 0;
+        }
+      }
+    }
+  }
+  std::vector<std::vector<float>> logits(rows.size());
+  const auto decode = [&](TestModel& model, bool keep) {
+    for (size_t i = 0; i < rows.size(); ++i) {
+      rows[i].context = contexts[i];
+      logits[i].resize(int64_t{config.block_length} * config.vocab_size);
+      rows[i].logits = keep ? absl::MakeSpan(logits[i]) : absl::Span<float>();
+    }
+    std::vector<TokenRowResult> results(rows.size());
+    model.token().Decode(rows, absl::MakeSpan(results));
+    return results;
+  };
+  const std::vector<TokenRowResult> expected = decode(*one, true);
+  for (TestModel* model : {one.get(), three.get()}) {
+    const std::vector<TokenRowResult> results = decode(*model, false);
+    for (size_t i = 0; i < rows.size(); ++i) {
+      SCOPED_TRACE(absl::StrCat("row ", i));
+      ASSERT_TRUE(results[i].status.ok()) << results[i].status;
+      EXPECT_EQ(results[i].tokens, expected[i].tokens);
+      EXPECT_TRUE(SameBits(results[i].logprobs, expected[i].logprobs));
+      ASSERT_EQ(results[i].top.size(), expected[i].top.size());
+      for (size_t t = 0; t < results[i].top.size(); ++t) {
+        ASSERT_EQ(results[i].top[t].size(), expected[i].top[t].size());
+        for (size_t j = 0; j < results[i].top[t].size(); ++j) {
+          EXPECT_EQ(results[i].top[t][j].token, expected[i].top[t][j].token);
+          EXPECT_EQ(results[i].top[t][j].logprob, expected[i].top[t][j].logprob);
+        }
+      }
+    }
+  }
+}
+
 TEST_P(EngineBits, ASequenceAloneAndAmongSixtyThreeOthers) {
   TestModelOptions options = Options();
   options.num_threads = 2;

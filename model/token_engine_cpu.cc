@@ -109,7 +109,12 @@ void CpuTokenEngine::DecodeGroup(absl::Span<const TokenRow> rows,
     LiveRow& live = live_[i];
     live.row = &rows[i];
     live.result = &results[i];
-    *live.result = TokenRowResult();
+    // Cleared rather than made anew: a caller who keeps results spares their memory.
+    live.result->status = absl::OkStatus();
+    live.result->tokens.clear();
+    live.result->stopped = false;
+    live.result->logprobs.clear();
+    live.result->top.clear();
     live.result->tokens.reserve(rows[i].limit - rows[i].forced.size());
     live.result->logprobs.reserve(rows[i].limit);
     live.tokens.assign(rows[i].forced.begin(), rows[i].forced.end());
