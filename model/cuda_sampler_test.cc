@@ -37,7 +37,7 @@ class CudaSampler : public cuda::DeviceTest {
     Sampler sampler(kernels, vocab);
     std::vector<float> padded = logits;
     padded.resize(PadToPanel(vocab));
-    const LogitStatistics statistics = kernels.logit_statistics(padded.data(), vocab);
+    const LogitStatistics statistics = StatisticsOf(kernels, padded.data(), vocab);
     ASSERT_TRUE(statistics.finite);
 
     const int64_t rows = static_cast<int64_t>(cases.size());
