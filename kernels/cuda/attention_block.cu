@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kSplitThreads)
   if (sequence.position < 0) return;
   const int size = args.layout.head_size;
   const int width = args.layout.num_heads * size;
-  const int page_index = sequence.position / strides.page_blocks;
+  const int page_index = strides.PageOf(sequence.position);
   const int64_t page = args.page_tables[sequence.pages_begin + page_index];
   const int64_t in_page =
       int64_t{sequence.position - page_index * strides.page_blocks} * strides.head_stride;
@@ -104,7 +104,7 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
     sums[j] = 0.0f;
   }
   const auto row_of = [&](int position) {
-    const int page = position / strides.page_blocks;
+    const int page = strides.PageOf(position);
     return kv + strides.KeysOffset(pages[page], head) +
            int64_t{position - page * strides.page_blocks} * strides.head_stride;
   };

@@ -26,6 +26,7 @@ __device__ inline float RotatedElement(const T* x, int c, int dims, const float*
 // KvLayout as kernels use it, in elements.
 struct KvStrides {
   int32_t page_blocks = 0;
+  int32_t page_shift = -1;  // its logarithm, where it has one: divisions are slow
   int32_t head_stride = 0;
   int64_t rows_stride = 0;
   int64_t page_stride = 0;
@@ -34,8 +35,14 @@ struct KvStrides {
       : page_blocks(layout.page_blocks),
         head_stride(static_cast<int32_t>(layout.head_stride())),
         rows_stride(layout.rows_stride()),
-        page_stride(layout.page_stride()) {}
+        page_stride(layout.page_stride()) {
+    if ((page_blocks & (page_blocks - 1)) != 0) return;
+    for (page_shift = 0; 1 << page_shift < page_blocks;) ++page_shift;
+  }
 
+  __device__ int32_t PageOf(int32_t position) const {
+    return page_shift >= 0 ? position >> page_shift : position / page_blocks;
+  }
   // Of the keys of a head in a page; the values are rows_stride after them.
   __device__ int64_t KeysOffset(int64_t page, int head) const {
     return page * page_stride + head * 2 * rows_stride;

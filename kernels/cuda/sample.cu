@@ -91,32 +91,39 @@ __device__ Mass BlockSum(Mass value, BlockShared& shared) {
 
 struct Statistics {
   float max = 0;
+  int32_t best = 0;    // the lowest id of the largest logit
   double log_sum = 0;  // of exp(logit - max)
   bool finite = false;
 };
 
 __device__ Statistics TakeStatistics(const float* logits, int32_t n, BlockShared& shared) {
-  // One pass: each thread's sum refers to the largest value that it has seen.
+  // One pass: each thread's sum refers to the largest value that it has seen. These exponentials
+  // need not have the CPU's bits: the device's own are quicker, within 2^-21, and only small ones
+  // are less exact.
   float largest = -Infinity();
+  int32_t best = n;
   float sum = 0.0f;
   bool finite = true;
+#pragma unroll 4
   for (int32_t i = threadIdx.x; i < n; i += kThreads) {
     const float x = logits[i];
     finite = finite && IsFinite(x);
     if (x > largest) {
-      sum = __fmaf_rn(sum, Exp(largest - x), 1.0f);
+      sum = __fmaf_rn(sum, __expf(largest - x), 1.0f);
       largest = x;
+      best = i;
     } else {
-      sum += Exp(x - largest);
+      sum += __expf(x - largest);
     }
   }
   Statistics statistics;
   statistics.finite = !BlockAny(!finite, shared);
   if (!statistics.finite) return statistics;
   statistics.max = BlockMax(largest, shared);
-  // A thread without an id has the sum 0 and the largest -infinity: Exp makes that 0.
-  const double total = BlockSum(static_cast<double>(sum * Exp(largest - statistics.max)), shared);
-  statistics.log_sum = ExactLogOf(total);
+  statistics.best = BlockMin(largest == statistics.max ? best : n, shared);
+  // A thread without an id has the sum 0.
+  const float scaled = sum == 0.0f ? 0.0f : sum * __expf(largest - statistics.max);
+  statistics.log_sum = ExactLogOf(BlockSum(static_cast<double>(scaled), shared));
   return statistics;
 }
 
@@ -145,45 +152,63 @@ struct Beginning {
   }
 };
 
-// The first id, in ascending order, at which the running sum of shares exceeds `target`; the sum of
-// all does. Share: (id) -> Mass, of ids below n. Every warp takes a piece of the ids, the piece is
-// found, every warp takes a piece of that, and one warp walks the last.
-template <typename Share>
-__device__ int32_t FindId(int32_t n, Mass target, const Share& share, BlockShared& shared) {
-  const int warp = threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  int32_t begin = 0;
-  int32_t end = n;
-  for (int level = 0; level < 2; ++level) {
-    const int32_t piece = (end - begin + kWarps * kWarp - 1) / (kWarps * kWarp) * kWarp;
-    const int32_t piece_begin = begin + warp * piece;
-    const int32_t piece_end = piece_begin + piece < end ? piece_begin + piece : end;
+// Ids [begin, end) in one piece a warp: whole groups of lanes.
+struct Pieces {
+  int32_t begin;
+  int32_t end;
+  int32_t size;
+
+  __device__ Pieces(int32_t begin, int32_t end)
+      : begin(begin),
+        end(end),
+        size((end - begin + kWarps * kWarp - 1) / (kWarps * kWarp) * kWarp) {}
+
+  // Leaves the sum of share(id) over each piece in shared.masses; returns that over all.
+  template <typename Share>
+  __device__ Mass Sum(const Share& share, BlockShared& shared) const {
+    const int32_t first = begin + static_cast<int32_t>(threadIdx.x) / kWarp * size;
+    const int32_t last = first + size < end ? first + size : end;
     Mass sum = 0;
-    for (int32_t i = piece_begin + lane; i < piece_end; i += kWarp) sum += share(i);
-    BlockSum(sum, shared);
-    Mass before = 0;
-    int chosen = 0;
-    while (chosen < kWarps - 1 && before + shared.masses[chosen] <= target) {
-      before += shared.masses[chosen++];
-    }
-    target -= before;
-    begin += chosen * piece;
-    end = begin + piece < end ? begin + piece : end;
+#pragma unroll 4
+    for (int32_t i = first + threadIdx.x % kWarp; i < last; i += kWarp) sum += share(i);
+    return BlockSum(sum, shared);
   }
-  if (warp == 0) {
-    Mass before = 0;
-    for (int32_t first = begin; first < end; first += kWarp) {
-      Mass sum = first + lane < end ? share(first + lane) : 0;
+
+  // The piece, by the sums that Sum left, at which the running sum exceeds `target`, from which
+  // what comes before is taken off.
+  __device__ Pieces Find(Mass& target, const BlockShared& shared) const {
+    int chosen = 0;
+    while (chosen < kWarps - 1 && shared.masses[chosen] <= target) {
+      target -= shared.masses[chosen++];
+    }
+    const int32_t first = begin + chosen * size;
+    return Pieces(first, first + size < end ? first + size : end);
+  }
+};
+
+// The first id, in ascending order, at which the running sum of share(id) exceeds `target`; the sum
+// of all does. The sums of `pieces` are in shared.masses: the piece is found, every warp takes a
+// piece of that, and one warp walks the last.
+template <typename Share>
+__device__ int32_t FindId(const Pieces& pieces, Mass target, const Share& share,
+                          BlockShared& shared) {
+  const Pieces inner = pieces.Find(target, shared);
+  inner.Sum(share, shared);
+  const Pieces last = inner.Find(target, shared);
+  const int lane = threadIdx.x % kWarp;
+  if (threadIdx.x < kWarp) {
+    for (int32_t first = last.begin; first < last.end; first += kWarp) {
+      Mass sum = first + lane < last.end ? share(first + lane) : 0;
       for (int step = 1; step < kWarp; step *= 2) {
         const Mass other = __shfl_up_sync(kAllLanes, sum, step);
         if (lane >= step) sum += other;
       }
-      const uint32_t beyond = __ballot_sync(kAllLanes, before + sum > target);
+      const uint32_t beyond = __ballot_sync(kAllLanes, sum > target);
       if (beyond != 0) {
         if (lane == 0) shared.found = first + __ffs(beyond) - 1;
         break;
       }
-      before += __shfl_sync(kAllLanes, sum, kWarp - 1);
+      target -= __shfl_sync(kAllLanes, sum, kWarp - 1);
     }
   }
   __syncthreads();
@@ -245,10 +270,12 @@ __device__ Beginning Select(const float* values, int32_t n, const Beginning& wit
   const Mass count = (wanted + each - 1) / each;
   Beginning beginning{key, 0x7fffffff};
   if (count * each < of_equals) {
-    beginning.last = FindId(
-        n, count - 1,
-        [&](int32_t i) -> Mass { return OrderKey(values[i]) == key && within.Has(key, i) ? 1 : 0; },
-        shared);
+    const auto equal = [&](int32_t i) -> Mass {
+      return OrderKey(values[i]) == key && within.Has(key, i) ? 1 : 0;
+    };
+    const Pieces pieces(0, n);
+    pieces.Sum(equal, shared);
+    beginning.last = FindId(pieces, count - 1, equal, shared);
   } else if (within.key == key) {
     beginning.last = within.last;
   }
@@ -277,6 +304,10 @@ struct Edits {
   __device__ bool HasPenalties() const {
     return row.repetition_penalty != 1.0f || row.presence_penalty != 0.0f ||
            row.frequency_penalty != 0.0f;
+  }
+  __device__ bool Any(bool ban_stop_ids) const {
+    return row.bias_end > row.bias_begin || HasPenalties() ||
+           (ban_stop_ids && row.stops_end > row.stops_begin);
   }
   __device__ int32_t Occurrences(int32_t token, int32_t begin, int32_t end) const {
     int32_t count = 0;
@@ -308,7 +339,6 @@ struct Edits {
     return true;
   }
 
-  // Calls edit(i, saved) for the entries of each phase that are edited, in the order of the phases.
   __device__ void Apply(bool ban_stop_ids, BlockShared& shared) const {
     const SampleBias* biases = args.biases + row.bias_begin;
     const int32_t num_biases = row.bias_end - row.bias_begin;
@@ -418,22 +448,31 @@ __device__ float Reach(const float* values, int32_t n, float max, float temperat
   return -Infinity();
 }
 
-// -1 when no id is left.
-__device__ int32_t Draw(const float* values, int32_t n, const SampleRow& row, int64_t position,
-                        BlockShared& shared) {
+// The largest of the values and its lowest id.
+struct Largest {
+  float value;
+  int32_t id;
+};
+__device__ Largest FindLargest(const float* values, int32_t n, BlockShared& shared) {
   float largest = -Infinity();
+  int32_t best = n;
+#pragma unroll 4
   for (int32_t i = threadIdx.x; i < n; i += kThreads) {
-    largest = values[i] > largest ? values[i] : largest;
+    if (values[i] > largest) {
+      largest = values[i];
+      best = i;
+    }
   }
   const float max = BlockMax(largest, shared);
+  return {max, BlockMin(largest == max ? best : n, shared)};
+}
+
+// -1 when no id is left.
+__device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
+                        const SampleRow& row, int64_t position, BlockShared& shared) {
+  const float max = largest.value;
   if (!IsFinite(max)) return -1;
-  if (row.temperature == 0.0f) {
-    int32_t first = n;
-    for (int32_t i = threadIdx.x; i < n; i += kThreads) {
-      if (values[i] == max && i < first) first = i;
-    }
-    return BlockMin(first, shared);
-  }
+  if (row.temperature == 0.0f) return largest.id;
 
   const float temperature = row.temperature;
   const auto mass_of = [&](int32_t /*id*/, float value) -> Mass {
@@ -468,11 +507,10 @@ __device__ int32_t Draw(const float* values, int32_t n, const SampleRow& row, in
     const float weight = WeightOf(value, max, temperature);
     return weight >= row.min_p ? MassOf(weight) : 0;
   };
-  Mass mine = 0;
-  for (int32_t i = threadIdx.x; i < n; i += kThreads) mine += drawn_mass(i);
-  const Mass total = BlockSum(mine, shared);
+  const Pieces pieces(0, n);
+  const Mass total = pieces.Sum(drawn_mass, shared);
   const Mass bits = DrawBits(row.seed, row.choice, static_cast<uint64_t>(position));
-  return FindId(n, __umul64hi(bits, total), drawn_mass, shared);
+  return FindId(pieces, __umul64hi(bits, total), drawn_mass, shared);
 }
 
 // --- The best ids, of raw logits
@@ -549,9 +587,13 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs args) {
     const int64_t position = row.position + (args.index - row.forced);
     const bool ban_stop_ids = position < row.min_tokens_position;
     const Edits edits{args, row, logits, n, tokens};
-    edits.Apply(ban_stop_ids, shared);
-    token = Draw(logits, n, row, position, shared);
-    edits.Undo(ban_stop_ids, shared);
+    const bool edited = edits.Any(ban_stop_ids);
+    if (edited) edits.Apply(ban_stop_ids, shared);
+    const Largest largest = edited || n < args.vocab_size
+                                ? FindLargest(logits, n, shared)
+                                : Largest{statistics.max, statistics.best};
+    token = Draw(logits, n, largest, row, position, shared);
+    if (edited) edits.Undo(ban_stop_ids, shared);
     if (token < 0) {
       finish(SampleStatus::kNothingLeft, 0, args.index);
       return;
