@@ -226,6 +226,8 @@ TEST_P(Attention, BitsDoNotDependOnPagesChunksSharedReadsOrBatch) {
     for (int32_t p = 0; p < positions; p += 2) {
       steps.push_back({{2, p}, {2, p + 1}, {0, -1}, {1, p}, {1, p + 1}, {0, p}, {0, p + 1}});
     }
+    // Once more, rows of one sequence with others left out between them.
+    steps.push_back({{1, 2}, {1, 4}, {1, 5}, {1, 9}, {0, 10}, {1, 11}});
     expect_same(3, kAttentionQueries, steps);
     expect_same(128, 1, steps);
   }
