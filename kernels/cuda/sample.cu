@@ -545,7 +545,7 @@ __device__ void WriteTop(const SampleArgs& args, int64_t r, const float* logits,
   }
 }
 
-__global__ void __launch_bounds__(kThreads) SampleKernel(SampleArgs args) {
+__global__ void __launch_bounds__(kThreads, 2) SampleKernel(SampleArgs args) {
   auto& shared = *static_cast<BlockShared*>(BlockMemory());
   const int64_t r = blockIdx.x;
   const SampleRow row = args.sample_rows[r];
