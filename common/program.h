@@ -42,7 +42,7 @@ struct FlagBinding {
   Value value = Value::kNeeded;
   // Takes the value, or says in a few words what is wrong with it.
   std::function<bool(const std::string& value, std::string* error)> set;
-  std::string subject;  // empty: one of the flags that --help lists
+  std::string subject = "";  // empty: one of the flags that --help lists
 };
 // The flag of a name (with underscores); none where there is no such flag.
 using FlagFinder = std::function<std::optional<FlagBinding>(absl::string_view name)>;

@@ -89,7 +89,8 @@ void TokenTier::Pump() {
   std::vector<TokenWorkerView> views(workers_.size());
   // Whose fresh rows (not sent before, welcome everywhere) `views` is for. With hundreds of
   // workers, looking at all of them again for every row is most of what a row costs.
-  std::optional<TierGroup> views_of;
+  TierGroup views_of;
+  bool views_hold = false;
   std::set<TierGroup> full;  // groups that take nothing more in this turn
   const absl::Time now = loop_.Now();
   const auto view_of = [now](const Worker& worker, const RowJob& job) {
@@ -104,7 +105,7 @@ void TokenTier::Pump() {
     Row& row = *rows_.at(handle);
     if (full.contains(row.job.group)) continue;
     const bool fresh = row.attempts.empty() && row.job.not_by.empty();
-    if (!fresh || views_of != row.job.group) {
+    if (!fresh || !views_hold || !(views_of == row.job.group)) {
       for (size_t i = 0; i < workers_.size(); ++i) {
         const Worker& worker = *workers_[i];
         views[i] = view_of(worker, row.job);
@@ -112,7 +113,7 @@ void TokenTier::Pump() {
         if (!row.attempts.empty()) views[i].usable &= !worker.health.ejected();
         for (const auto& [tried, attempt] : row.attempts) views[i].usable &= tried != &worker;
       }
-      views_of.reset();
+      views_hold = fresh;
       if (fresh) views_of = row.job.group;
     }
     const int chosen = router_.Pick(views);

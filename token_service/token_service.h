@@ -28,7 +28,7 @@ struct TokenServiceConfig {
   int32_t max_rows = 64;              // rows of a batch, beyond which nothing is gained
   int32_t max_queued_rows = 1024;     // rows that wait; more are answered RESOURCE_EXHAUSTED
   MetricRegistry* metrics = nullptr;  // must outlive the service; null: none are kept
-  FaultInjection faults;              // for tests of the system around it
+  FaultInjection faults = {};         // for tests of the system around it
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;

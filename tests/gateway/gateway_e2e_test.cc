@@ -366,7 +366,7 @@ TEST_F(GatewayE2eTest, StoppingEndsStreamsUnavailable) {
   Answer answer;
   std::thread client([&] { answer = Generate(Greedy(cases_[0]["prompt"], 4000), &progress); });
   progress.WaitFor(5);
-  gateway_->StartDraining();
+  gateway_->StartDraining(absl::InfiniteDuration());
   EXPECT_EQ(Generate(Greedy(cases_[0]["prompt"], 4)).status.error_code(),
             grpc::StatusCode::UNAVAILABLE);
   gateway_->Stop();
