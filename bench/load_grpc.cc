@@ -22,7 +22,7 @@ namespace {
 // Events handled in one Poll, so that due requests are sent under any load.
 constexpr int kEventsOfPoll = 256;
 
-std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
+std::shared_ptr<grpc::Channel> Connect(const GrpcTargetOptions& options) {
   grpc::ChannelArguments arguments;
   // A connection of its own for every channel.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -30,7 +30,10 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address) {
   arguments.SetMaxReceiveMessageSize(64 << 20);
   // A server that comes back is found soon.
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  if (!options.server_name.empty()) {
+    arguments.SetSslTargetNameOverride(options.server_name);
+  }
+  return grpc::CreateCustomChannel(options.address, options.credentials, arguments);
 }
 
 void AddCommon(const GrpcTargetOptions& options, grpc::ClientContext& context) {
@@ -64,7 +67,7 @@ class GrpcTransport final : public LoadTransport {
  public:
   explicit GrpcTransport(const GrpcTargetOptions& options) : options_(options) {
     for (int i = 0; i < options_.connections; ++i) {
-      stubs_.push_back(v1::Generation::NewStub(Connect(options_.address)));
+      stubs_.push_back(v1::Generation::NewStub(Connect(options_)));
     }
   }
 
@@ -166,7 +169,7 @@ class GrpcTransport final : public LoadTransport {
 
 absl::StatusOr<v1::GetModelResponse> AskModel(const GrpcTargetOptions& options,
                                               absl::Duration timeout) {
-  const auto stub = v1::Generation::NewStub(Connect(options.address));
+  const auto stub = v1::Generation::NewStub(Connect(options));
   grpc::ClientContext context;
   AddCommon(options, context);
   context.set_wait_for_ready(true);

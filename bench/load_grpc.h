@@ -3,6 +3,7 @@
 #define BLOCKSERVE_BENCH_LOAD_GRPC_H_
 
 #include <grpcpp/channel.h>
+#include <grpcpp/security/credentials.h>
 
 #include <memory>
 #include <string>
@@ -19,7 +20,9 @@ struct GrpcTargetOptions {
   std::string address;  // host:port
   std::string model;    // of the requests; empty: whatever is served
   std::string api_key;  // sent as "authorization: Bearer KEY"; empty: none
-  int connections = 1;  // of one transport; streams take turns
+  std::shared_ptr<grpc::ChannelCredentials> credentials;  // never null
+  std::string server_name;  // in the server's certificate; empty: the host of `address`
+  int connections = 1;      // of one transport; streams take turns
 };
 
 // Waits until the server answers. UNAVAILABLE and others: what it says instead.

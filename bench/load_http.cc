@@ -1,13 +1,16 @@
 #include "bench/load_http.h"
 
+#include <algorithm>
 #include <array>
 #include <boost/asio/connect.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/ssl/host_name_verification.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <boost/beast/ssl.hpp>
 #include <chrono>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -17,6 +20,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/strip.h"
 #include "bench/load_sse.h"
 
@@ -37,6 +41,46 @@ constexpr size_t kMostErrorBytes = 16 << 10;
 std::chrono::steady_clock::time_point ToSteadyTime(int64_t micros) {
   return std::chrono::steady_clock::time_point(std::chrono::microseconds(micros));
 }
+
+// A connection to the target, plain or under TLS.
+class Connection {
+ public:
+  Connection(asio::io_context& context, const HttpTargetOptions& options) {
+    if (options.tls == nullptr) {
+      plain_.emplace(context);
+      return;
+    }
+    secure_.emplace(context, *options.tls);
+    const std::string& name = options.server_name.empty() ? options.host : options.server_name;
+    SSL_set_tlsext_host_name(secure_->native_handle(), name.c_str());
+    secure_->set_verify_callback(asio::ssl::host_name_verification(name));
+  }
+
+  beast::tcp_stream& lowest() { return plain_ ? *plain_ : beast::get_lowest_layer(*secure_); }
+  // Calls `use` with the stream that requests go through.
+  template <class Use>
+  void With(Use use) {
+    if (plain_) {
+      use(*plain_);
+    } else {
+      use(*secure_);
+    }
+  }
+  // Connects, and shakes hands; `done(error)`.
+  template <class Done>
+  void Open(const Tcp::resolver::results_type& endpoints, Done done) {
+    lowest().async_connect(endpoints, [this, done](ErrorCode error, const Tcp::endpoint&) {
+      if (error || plain_) return done(error);
+      secure_->async_handshake(asio::ssl::stream_base::client, done);
+    });
+  }
+
+  beast::flat_buffer buffer;
+
+ private:
+  std::optional<beast::tcp_stream> plain_;
+  std::optional<beast::ssl_stream<beast::tcp_stream>> secure_;
+};
 
 template <class Body>
 void SetHead(const HttpTargetOptions& options, http::request<Body>& request) {
@@ -109,12 +153,6 @@ class HttpTransport final : public LoadTransport {
   }
 
  private:
-  struct Connection {
-    explicit Connection(asio::io_context& context) : stream(context) {}
-    beast::tcp_stream stream;
-    beast::flat_buffer buffer;
-  };
-
   // One request, from its start to its end.
   class Call final : public std::enable_shared_from_this<Call> {
    public:
@@ -122,6 +160,9 @@ class HttpTransport final : public LoadTransport {
         : transport_(transport), observer_(observer), deadline_(deadline), events_(observer) {}
 
     void Prepare(std::string body) {
+      // A server that knows how long we wait can refuse at once what it could not end in time.
+      const double seconds = static_cast<double>(deadline_ - SteadyMicros()) / 1e6;
+      request_.set("X-Request-Timeout", absl::StrFormat("%.3f", std::max(0.001, seconds)));
       request_.version(11);
       request_.method(http::verb::post);
       request_.target(transport_.options_.path);
@@ -140,43 +181,44 @@ class HttpTransport final : public LoadTransport {
         transport_.idle_.pop_back();
         return Write();
       }
-      connection_ = std::make_unique<Connection>(transport_.context_);
-      connection_->stream.expires_at(ToSteadyTime(deadline_));
-      connection_->stream.async_connect(
-          transport_.endpoints_,
-          [self = shared_from_this()](ErrorCode error, const Tcp::endpoint&) {
-            if (error) return self->Fail(error);
-            ErrorCode ignored;
-            self->connection_->stream.socket().set_option(Tcp::no_delay(true), ignored);
-            self->Write();
-          });
+      connection_ = std::make_unique<Connection>(transport_.context_, transport_.options_);
+      connection_->lowest().expires_at(ToSteadyTime(deadline_));
+      connection_->Open(transport_.endpoints_, [self = shared_from_this()](ErrorCode error) {
+        if (error) return self->Fail(error);
+        ErrorCode ignored;
+        self->connection_->lowest().socket().set_option(Tcp::no_delay(true), ignored);
+        self->Write();
+      });
     }
 
     void Cancel() {
       cancelled_ = true;
-      if (connection_ != nullptr) connection_->stream.cancel();
+      if (connection_ != nullptr) connection_->lowest().cancel();
     }
 
    private:
     void Write() {
-      connection_->stream.expires_at(ToSteadyTime(deadline_));
-      http::async_write(connection_->stream, request_,
-                        [self = shared_from_this()](ErrorCode error, size_t) {
-                          if (error) return self->Fail(error);
-                          self->ReadHead();
-                        });
+      connection_->lowest().expires_at(ToSteadyTime(deadline_));
+      connection_->With([this](auto& stream) {
+        http::async_write(stream, request_, [self = shared_from_this()](ErrorCode error, size_t) {
+          if (error) return self->Fail(error);
+          self->ReadHead();
+        });
+      });
     }
 
     void ReadHead() {
       parser_.emplace();
       // 1.74 takes "no limit" for a limit of nothing where a length is given.
       parser_->body_limit(std::numeric_limits<uint64_t>::max());
-      http::async_read_header(connection_->stream, connection_->buffer, *parser_,
-                              [self = shared_from_this()](ErrorCode error, size_t) {
-                                if (error) return self->Fail(error);
-                                self->begun_ = true;
-                                self->ReadBody();
-                              });
+      connection_->With([this](auto& stream) {
+        http::async_read_header(stream, connection_->buffer, *parser_,
+                                [self = shared_from_this()](ErrorCode error, size_t) {
+                                  if (error) return self->Fail(error);
+                                  self->begun_ = true;
+                                  self->ReadBody();
+                                });
+      });
     }
 
     void ReadBody() {
@@ -185,13 +227,15 @@ class HttpTransport final : public LoadTransport {
       body.data = piece_.data();
       body.size = piece_.size();
       body.more = true;
-      http::async_read_some(connection_->stream, connection_->buffer, *parser_,
-                            [self = shared_from_this()](ErrorCode error, size_t) {
-                              if (error && error != http::error::need_buffer) {
-                                return self->Fail(error);
-                              }
-                              self->TakePiece();
-                            });
+      connection_->With([this](auto& stream) {
+        http::async_read_some(stream, connection_->buffer, *parser_,
+                              [self = shared_from_this()](ErrorCode error, size_t) {
+                                if (error && error != http::error::need_buffer) {
+                                  return self->Fail(error);
+                                }
+                                self->TakePiece();
+                              });
+      });
     }
 
     void TakePiece() {
@@ -265,7 +309,11 @@ class HttpTransport final : public LoadTransport {
 absl::StatusOr<HttpTargetOptions> ParseHttpTarget(absl::string_view text) {
   HttpTargetOptions options;
   absl::string_view rest = text;
-  absl::ConsumePrefix(&rest, "http://");
+  if (absl::ConsumePrefix(&rest, "https://")) {
+    options.wants_tls = true;
+  } else {
+    absl::ConsumePrefix(&rest, "http://");
+  }
   if (const size_t slash = rest.find('/'); slash != absl::string_view::npos) {
     if (slash + 1 < rest.size()) options.path = std::string(rest.substr(slash));
     rest = rest.substr(0, slash);
@@ -273,32 +321,53 @@ absl::StatusOr<HttpTargetOptions> ParseHttpTarget(absl::string_view text) {
   const size_t colon = rest.rfind(':');
   if (colon == absl::string_view::npos || colon == 0 || colon + 1 == rest.size() ||
       rest.find("//") != absl::string_view::npos) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", text, "\" is not http://host:port"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", text, "\" is not http://host:port or https://host:port"));
   }
   options.host = std::string(rest.substr(0, colon));
   options.port = std::string(rest.substr(colon + 1));
   return options;
 }
 
+absl::StatusOr<std::shared_ptr<asio::ssl::context>> MakeHttpClientTls(const ClientTlsFiles& files) {
+  auto context = std::make_shared<asio::ssl::context>(asio::ssl::context::tls_client);
+  ErrorCode error;
+  context->set_verify_mode(asio::ssl::verify_peer, error);
+  if (files.ca.empty() || files.ca == "system") {
+    if (!error) context->set_default_verify_paths(error);
+  } else if (!error) {
+    context->load_verify_file(files.ca, error);
+  }
+  if (!error && !files.certificate.empty()) {
+    context->use_certificate_chain_file(files.certificate, error);
+    if (!error) context->use_private_key_file(files.key, asio::ssl::context::pem, error);
+  }
+  if (error) {
+    return absl::InvalidArgumentError(absl::StrCat(files.flags, "-ca: ", error.message()));
+  }
+  return context;
+}
+
 absl::StatusOr<std::string> AskHttpModel(const HttpTargetOptions& options, absl::Duration timeout) {
   const std::string address = absl::StrCat(options.host, ":", options.port);
   asio::io_context context;
-  beast::tcp_stream stream(context);
+  Connection connection(context, options);
   ErrorCode error;
   const auto endpoints = Tcp::resolver(context).resolve(options.host, options.port, error);
   if (error) return absl::UnavailableError(absl::StrCat(address, ": ", error.message()));
-  stream.expires_after(absl::ToChronoNanoseconds(timeout));
+  connection.lowest().expires_after(absl::ToChronoNanoseconds(timeout));
   http::request<http::empty_body> request(http::verb::get, "/v1/models", 11);
   SetHead(options, request);
   http::response<http::string_body> response;
-  beast::flat_buffer buffer;
   // The timeout of the stream holds for asynchronous operations alone.
-  stream.async_connect(endpoints, [&](ErrorCode failed, const Tcp::endpoint&) {
+  connection.Open(endpoints, [&](ErrorCode failed) {
     if (error = failed; error) return;
-    http::async_write(stream, request, [&](ErrorCode not_written, size_t) {
-      if (error = not_written; error) return;
-      http::async_read(stream, buffer, response,
-                       [&](ErrorCode not_read, size_t) { error = not_read; });
+    connection.With([&](auto& stream) {
+      http::async_write(stream, request, [&](ErrorCode not_written, size_t) {
+        if (error = not_written; error) return;
+        http::async_read(stream, connection.buffer, response,
+                         [&](ErrorCode not_read, size_t) { error = not_read; });
+      });
     });
   });
   context.run();

@@ -3,6 +3,7 @@
 #ifndef BLOCKSERVE_BENCH_LOAD_HTTP_H_
 #define BLOCKSERVE_BENCH_LOAD_HTTP_H_
 
+#include <boost/asio/ssl/context.hpp>
 #include <memory>
 #include <string>
 
@@ -11,6 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "bench/load_transport.h"
+#include "rpc/tls.h"
 
 namespace blockserve {
 
@@ -20,10 +22,18 @@ struct HttpTargetOptions {
   std::string path = "/v1/completions";
   std::string model;    // of the requests; never empty
   std::string api_key;  // sent as "Authorization: Bearer KEY"; empty: none
+  // None: plain.
+  std::shared_ptr<boost::asio::ssl::context> tls;
+  std::string server_name;  // in the server's certificate; empty: `host`
+  bool wants_tls = false;   // "https://" was given
 };
 
-// "host:port" or "http://host:port", perhaps with the path of the completions.
+// "host:port", "http://host:port" or "https://host:port", perhaps with the path of the completions.
 absl::StatusOr<HttpTargetOptions> ParseHttpTarget(absl::string_view text);
+
+// INVALID_ARGUMENT: OpenSSL cannot use the files.
+absl::StatusOr<std::shared_ptr<boost::asio::ssl::context>> MakeHttpClientTls(
+    const ClientTlsFiles& files);
 
 // The name of the first model of GET /v1/models. UNAVAILABLE and others: what the server says
 // instead.

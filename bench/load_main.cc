@@ -1,9 +1,12 @@
 // blockserve-load: load against a server of blockserve, and what came of it.
+#include <fstream>
+#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -11,11 +14,16 @@
 #include "absl/time/time.h"
 #include "bench/load_program.h"
 #include "common/program.h"
+#include "rpc/tls.h"
 
 ABSL_FLAG(std::string, grpc, "", "server to load, over gRPC: host:port");
-ABSL_FLAG(std::string, http, "", "or over HTTP, as OpenAI's clients do: http://host:port");
+ABSL_FLAG(std::string, http, "", "or over HTTP, as OpenAI's clients do: http(s)://host:port");
 ABSL_FLAG(std::string, model, "", "model that requests ask for; empty: what is served");
-ABSL_FLAG(std::string, api_key, "", "key that requests carry");
+ABSL_FLAG(std::string, api_key_file, "", "file that holds the API key that requests carry");
+ABSL_FLAG(std::string, tls_ca, "", "PEM file of the server's CA, or system; empty: plaintext");
+ABSL_FLAG(std::string, tls_cert, "", "PEM file of a certificate to show to the server");
+ABSL_FLAG(std::string, tls_key, "", "PEM file of its key");
+ABSL_FLAG(std::string, tls_name, "", "name in the server's certificate; empty: its host");
 ABSL_FLAG(int32_t, concurrency, 0, "closed loop: requests under way at all times");
 ABSL_FLAG(double, rate, 0, "open loop: requests per second, whatever the server does");
 ABSL_FLAG(std::string, arrivals, "poisson", "open loop: poisson, constant or burst:N");
@@ -93,6 +101,26 @@ absl::Status ParseSharedPrefix(const std::string& text, WorkloadOptions& workloa
   return absl::OkStatus();
 }
 
+absl::StatusOr<std::string> ReadKey(const std::string& path) {
+  std::ifstream file(path);
+  if (!file) return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read"));
+  const std::string key(std::istreambuf_iterator<char>(file), {});
+  return std::string(absl::StripAsciiWhitespace(key));
+}
+
+absl::Status ReadTls(LoadTarget& target) {
+  ClientTlsFiles& tls = target.tls;
+  tls.ca = absl::GetFlag(FLAGS_tls_ca);
+  tls.certificate = absl::GetFlag(FLAGS_tls_cert);
+  tls.key = absl::GetFlag(FLAGS_tls_key);
+  tls.server_name = absl::GetFlag(FLAGS_tls_name);
+  if (target.over_http && target.http.wants_tls && tls.ca.empty()) tls.ca = "system";
+  if (target.over_http && !target.http.wants_tls && tls.enabled()) {
+    return absl::InvalidArgumentError("--tls-ca needs --http to be https://host:port");
+  }
+  return CheckTlsFiles(tls);
+}
+
 absl::Status ReadWorkload(LoadProgramConfig& config) {
   WorkloadOptions& workload = config.workload;
   auto prompt = LengthDistribution::Parse(absl::GetFlag(FLAGS_prompt_tokens));
@@ -159,11 +187,15 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
   LoadTarget& target = config.target;
   target.grpc.address = absl::GetFlag(FLAGS_grpc);
   target.grpc.model = absl::GetFlag(FLAGS_model);
-  target.grpc.api_key = absl::GetFlag(FLAGS_api_key);
   target.grpc.connections = absl::GetFlag(FLAGS_connections);
   const std::string http = absl::GetFlag(FLAGS_http);
   if (target.grpc.address.empty() == http.empty()) {
     return absl::InvalidArgumentError("one of --grpc and --http is needed");
+  }
+  if (const std::string path = absl::GetFlag(FLAGS_api_key_file); !path.empty()) {
+    auto key = ReadKey(path);
+    if (!key.ok()) return NameFlag("--api-key-file", key.status());
+    target.grpc.api_key = *std::move(key);
   }
   if (!http.empty()) {
     auto parsed = ParseHttpTarget(http);
@@ -173,6 +205,7 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
     target.http.api_key = target.grpc.api_key;
     target.over_http = true;
   }
+  if (absl::Status status = ReadTls(target); !status.ok()) return status;
   if (target.grpc.connections < 1 || target.grpc.connections > 1024) {
     return absl::InvalidArgumentError("--connections must be 1 to 1024");
   }
@@ -244,13 +277,14 @@ int Main(int argc, char** argv) {
   const ProgramUsage usage = {
       "blockserve-load --grpc HOST:PORT (--concurrency N | --rate R | --trace FILE | --sweep …)\n"
       "Sends requests to a server and measures the answers (docs/load_testing.md).",
-      {"grpc",          "http",       "model",         "api_key",       "concurrency",
-       "rate",          "arrivals",   "trace",         "sweep",         "duration",
-       "requests",      "warmup",     "prompt_tokens", "output_tokens", "prompts",
-       "shared_prefix", "n",          "temperature",   "ignore_eos",    "seed",
-       "timeout",       "objectives", "max_in_flight", "threads",       "connections",
-       "start_at",      "max_failed", "label",         "json",          "csv",
-       "html",          "merge",      "compare",       "progress"}};
+      {"grpc",       "http",          "model",         "api_key_file", "tls_ca",
+       "tls_cert",   "tls_key",       "tls_name",      "concurrency",  "rate",
+       "arrivals",   "trace",         "sweep",         "duration",     "requests",
+       "warmup",     "prompt_tokens", "output_tokens", "prompts",      "shared_prefix",
+       "n",          "temperature",   "ignore_eos",    "seed",         "timeout",
+       "objectives", "max_in_flight", "threads",       "connections",  "start_at",
+       "max_failed", "label",         "json",          "csv",          "html",
+       "merge",      "compare",       "progress"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const absl::StatusOr<int> code = Run(rest, absl::StrJoin(argv, argv + argc, " "));
   if (code.ok()) return *code;

@@ -81,6 +81,23 @@ class ProgressLine {
   LoadSnapshot last_;
 };
 
+// Not before signals are blocked: credentials of gRPC start threads.
+absl::Status PrepareTls(LoadTarget& target) {
+  if (target.over_http) {
+    target.http.server_name = target.tls.server_name;
+    if (!target.tls.enabled()) return absl::OkStatus();
+    auto context = MakeHttpClientTls(target.tls);
+    if (!context.ok()) return context.status();
+    target.http.tls = *std::move(context);
+    return absl::OkStatus();
+  }
+  target.grpc.server_name = target.tls.server_name;
+  auto credentials = MakeChannelCredentials(target.tls);
+  if (!credentials.ok()) return credentials.status();
+  target.grpc.credentials = *std::move(credentials);
+  return absl::OkStatus();
+}
+
 // Asks the server what it serves: fills in what random prompts need, and describes the target.
 absl::Status AskTarget(LoadProgramConfig& config, LoadDescription& description) {
   WorkloadOptions& workload = config.workload;
@@ -216,6 +233,7 @@ absl::StatusOr<int> RunProgram(LoadProgramConfig config) {
   LoadDescription description;
   description.label = config.label;
   description.command = config.command;
+  if (absl::Status status = PrepareTls(config.target); !status.ok()) return status;
   if (absl::Status status = AskTarget(config, description); !status.ok()) return status;
   description.workload = config.description;
   const Workload workload(config.workload);

@@ -13,13 +13,15 @@
 #include "bench/load_run.h"
 #include "bench/load_sweep.h"
 #include "bench/load_workload.h"
+#include "rpc/tls.h"
 
 namespace blockserve {
 
 struct LoadTarget {
   bool over_http = false;
-  GrpcTargetOptions grpc;
+  GrpcTargetOptions grpc;  // its credentials are made of `tls`, as http.tls is
   HttpTargetOptions http;
+  ClientTlsFiles tls;  // not enabled: plaintext
 };
 
 // Paths; empty: not written.

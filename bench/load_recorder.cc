@@ -31,6 +31,7 @@ void LoadResult::Merge(const LoadResult& other) {
   inter_block.Merge(other.inter_block);
   inter_token.Merge(other.inter_token);
   e2e.Merge(other.e2e);
+  failed_after.Merge(other.failed_after);
   send_lag.Merge(other.send_lag);
   sent += other.sent;
   ok += other.ok;

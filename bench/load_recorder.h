@@ -44,10 +44,11 @@ struct RequestRow {
 struct LoadResult {
   // Of the requests that were measured. Latencies are counted from the time at which the request
   // was due, not from when it could be sent.
-  LoadHistogram ttft;         // to the first message with tokens
-  LoadHistogram inter_block;  // between two messages with tokens of one request
-  LoadHistogram inter_token;  // the same, divided evenly over the later message's tokens
-  LoadHistogram e2e;          // to the end of the stream; successful requests
+  LoadHistogram ttft;          // to the first message with tokens
+  LoadHistogram inter_block;   // between two messages with tokens of one request
+  LoadHistogram inter_token;   // the same, divided evenly over the later message's tokens
+  LoadHistogram e2e;           // to the end of the stream; successful requests
+  LoadHistogram failed_after;  // to the end of failed requests: how soon refusals come
   LoadHistogram send_lag;
   int64_t sent = 0;
   int64_t ok = 0;

@@ -23,6 +23,7 @@ constexpr LatencyField kFields[] = {
     {"inter_block_ms", "between blocks", &LoadResult::inter_block},
     {"inter_token_ms", "per token", &LoadResult::inter_token},
     {"e2e_ms", "end to end", &LoadResult::e2e},
+    {"failed_after_ms", "failed after", &LoadResult::failed_after},
     {"send_lag_ms", "sent late by", &LoadResult::send_lag},
 };
 
@@ -101,6 +102,8 @@ absl::StatusOr<LoadReport> Parse(const Json& json) {
   result.output_hash_known = hash.is_string();
   if (hash.is_string()) result.output_hash = std::stoull(hash.get<std::string>(), nullptr, 16);
   for (const LatencyField& field : kFields) {
+    // Files of older versions have fewer.
+    if (!json.at("latency").contains(field.name)) continue;
     absl::Status status =
         LatencyFromJson(json.at("latency").at(field.name), &(result.*field.histogram));
     if (!status.ok()) {

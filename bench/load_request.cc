@@ -159,6 +159,7 @@ void LoadRequest::OnEnd(int64_t now, const std::string& error, const std::string
         result.output_hash += Mix(Mix(static_cast<uint64_t>(spec_.index) + 1, i), choices_[i].hash);
       }
     } else {
+      result.failed_after.Add(e2e);
       ++result.errors[outcome];
       result.error_examples.emplace(outcome, text);
     }

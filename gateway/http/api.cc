@@ -280,7 +280,8 @@ absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, b
     if (!id.ok()) return id.status();
     const size_t choices = (chat ? 1 : wanted.prompts.size()) *
                            static_cast<size_t>(wanted.request.has_n() ? wanted.request.n() : 1);
-    if (!wanted.stream || id->tokens.size() != choices ||
+    // An echo by itself is one event: who has it has all.
+    if (!wanted.stream || wanted.max_tokens == 0 || id->tokens.size() != choices ||
         (wanted.request.has_seed() && wanted.request.seed() != id->seed)) {
       return FieldError("Last-Event-ID", "is not of a stream of this request");
     }

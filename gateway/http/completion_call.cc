@@ -455,6 +455,7 @@ OpenAiUsage CompletionCall::TotalUsage() const {
 }
 
 std::string CompletionCall::EventId() const {
+  if (choices_.size() > kMaxResumableChoices) return request_id_;
   std::string id = absl::StrCat(request_id_, ":", absl::Hex(seed_), ":", tiers_, ":");
   for (size_t i = 0; i < choices_.size(); ++i) {
     absl::StrAppend(&id, i == 0 ? "" : ",", choices_[i].tokens);

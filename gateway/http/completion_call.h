@@ -32,7 +32,9 @@ struct HttpPromptJob {
 // What the id of a stream's event tells: "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, a
 // hash of the model's and the tiers' ids, and the tokens so far of each choice, by commas. A client
 // that lost its connection sends its request again with the last one that it has (Last-Event-ID);
-// everything is generated again, and what it has is left out.
+// everything is generated again, and what it has is left out. Of streams of many choices the id is
+// "REQUEST" alone: counts of all choices in every event would be most of what is sent.
+inline constexpr size_t kMaxResumableChoices = 64;
 struct HttpEventId {
   std::string request_id;
   uint64_t seed = 0;

@@ -126,7 +126,6 @@ void HttpSession::Refuse(int status, const std::string& message) {
 
 void HttpSession::Drain() {
   if (phase_ == Phase::kClosed) return;
-  draining_ = true;
   close_after_ = true;
   const bool idle = phase_ == Phase::kOpening ||
                     (phase_ == Phase::kReading &&

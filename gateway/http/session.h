@@ -109,7 +109,6 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   std::array<char, 4096> input_;
   bool reading_ = false;        // a read is under way
   size_t discarded_bytes_ = 0;  // sent by the client before it had its answer
-  bool draining_ = false;
   bool close_after_ = false;
 
   std::shared_ptr<Exchange> exchange_;  // of the request that is being answered

@@ -26,6 +26,9 @@ absl::StatusOr<std::shared_ptr<ssl::context>> MakeContext(const ServerTlsFiles& 
     if (!error) {
       context->set_verify_mode(ssl::verify_peer | ssl::verify_fail_if_no_peer_cert, error);
     }
+    // Without it OpenSSL refuses clients that take up a session whose certificate it has seen.
+    constexpr unsigned char kSessions[] = "blockserve";
+    SSL_CTX_set_session_id_context(context->native_handle(), kSessions, sizeof(kSessions) - 1);
   }
   if (error) {
     return absl::InvalidArgumentError(

@@ -1,11 +1,15 @@
 """A gateway is lost, and its streams go on through another one with exactly the rest."""
 
 import asyncio
+import json
+import re
+import signal
 import types
 
 import blockserve
 import grpc
 import harness
+import http_tools
 import pytest
 from answers import ask, read_answer
 from blockserve import _wire
@@ -102,6 +106,77 @@ def test_a_gateway_that_drains_hands_its_streams_over(tiers):
         stream = client.stream(**request)
         assert read_answer(stream, stop) == expected
         assert stopped and stream.resumes == 1
+
+
+def test_at_the_end_of_the_drain_time_streams_are_told_so_after_all_of_their_tokens(tiers):
+    """UNAVAILABLE over gRPC, an event over HTTP; what was received is the beginning of the answer."""
+    port = harness.free_port()
+    leaving = tiers.gateway("--drain-time=0s", f"--http-listen=127.0.0.1:{port}")
+    http = http_tools.HttpServer(leaving, port)
+    fields = {"max_tokens": 900, "ignore_eos": True, "seed": 3, "temperature": 1}
+    with sdk(tiers.spare) as client:
+        expected = client.generate("In the forest", **fields).choices[0]
+    request = pb.GenerateRequest(text="In the forest", seed=3,
+                                 stop=pb.StopConditions(max_tokens=900, ignore_eos=True))
+    request.sampling.temperature = 1
+    with grpc.insecure_channel(leaving.address) as channel, http.connect() as connection:
+        connection.settimeout(60)
+        connection.sendall(http_tools.post("/v1/completions",
+                                           {"prompt": "In the forest", "stream": True, **fields}))
+        began = connection.recv(2000)
+        call = generation_pb2_grpc.GenerationStub(channel).Generate(request, timeout=120)
+        tokens, told = [], False
+        with pytest.raises(grpc.RpcError) as caught:
+            for event in call:
+                tokens += event.output.tokens
+                if not tokens:
+                    continue
+                if not told:
+                    told = True
+                    leaving.process.send_signal(signal.SIGTERM)
+        text = (began + http_tools.read_to_end(connection)).decode()
+    # A second signal would end it at once.
+    leaving.process.wait(harness.STOP_LIMIT_S)
+    leaving.stop()
+    assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, caught.value.details()
+    assert 0 < len(tokens) < 900 and tokens == list(expected.tokens[:len(tokens)])
+    *events, last = re.findall(r"data: (\{.*\})", text)
+    assert "the gateway is stopping" in json.loads(last)["error"]["message"]
+    written = "".join(json.loads(event)["choices"][0]["text"] for event in events)
+    assert written and expected.text.startswith(written)
+    assert text.endswith("0\r\n\r\n") and "[DONE]" not in text, "the stream ends in order"
+
+
+def test_over_http_a_stream_goes_on_through_another_gateway(tiers):
+    """With Last-Event-ID alone, after kill -9; nobody gave a seed."""
+    port, spare_port = harness.free_port(), harness.free_port()
+    doomed = http_tools.HttpServer(tiers.gateway(f"--http-listen=127.0.0.1:{port}"), port)
+    other = http_tools.HttpServer(tiers.gateway(f"--http-listen=127.0.0.1:{spare_port}"), spare_port)
+    fields = {"prompt": "Once upon a time", "max_tokens": 600, "ignore_eos": True, "stream": True, "n": 2}
+    text = ""
+    with doomed.connect() as connection:
+        connection.settimeout(60)
+        connection.sendall(http_tools.post("/v1/completions", fields))
+        while text.count("\nid: ") < 40:
+            text += connection.recv(4096).decode()
+        doomed.server.kill()
+        text += http_tools.read_to_end(connection).decode()
+    # Whole events alone; a chunk holds whole ones.
+    received = [(event_id, json.loads(data)) for event_id, data in
+                re.findall(r"id: (\S+)\ndata: (\{.*\})\n\n", text)]
+    assert 40 <= len(received) < 1200
+    status, _, rest = other.request("POST", "/v1/completions", fields,
+                                    {"Last-Event-ID": received[-1][0]})
+    assert status == 200, rest
+    events = received + list(http_tools.parse_events(rest))
+    assert len(events) == 1200
+    seed = int(received[0][0].split(":")[1], 16)
+    whole = other.complete(**{**fields, "stream": False, "seed": seed})
+    for choice in whole["choices"]:
+        written = [data["choices"][0] for _, data in events
+                   if data["choices"][0]["index"] == choice["index"]]
+        assert "".join(part["text"] for part in written) == choice["text"]
+        assert written[-1]["finish_reason"] == choice["finish_reason"] == "length"
 
 
 def test_with_one_address_the_stream_waits_for_its_gateway(tiers, demo_model, launcher):

@@ -1,5 +1,7 @@
 """TLS on every port, certificates between the tiers, API keys: over real processes."""
 
+import http.client
+import json
 import re
 import socket
 import ssl
@@ -64,11 +66,13 @@ def secured(pki, demo_model, launcher, tmp_path_factory):
     gateway = launcher.gateway(
         demo_model, [block], [token], *server_flags(pki.public, "server"), f"--api-keys={keys}",
         f"--tier-tls-ca={ca}", f"--tier-tls-cert={pki.tiers}/gateway.crt",
-        f"--tier-tls-key={pki.tiers}/gateway.key", "--tier-tls-name=blockserve-tiers")
+        f"--tier-tls-key={pki.tiers}/gateway.key", "--tier-tls-name=blockserve-tiers",
+        f"--http-listen=127.0.0.1:{(http_port := harness.free_port())}")
     for server in (block, token):
         wait_for_log(gateway, f"at {server.address} connected")
     wait_for_log(gateway, "listening on")
-    return types.SimpleNamespace(block=block, token=token, gateway=gateway, keys=keys, key=key)
+    return types.SimpleNamespace(block=block, token=token, gateway=gateway, keys=keys, key=key,
+                                 http_port=http_port)
 
 
 @pytest.fixture
@@ -166,18 +170,126 @@ def test_keys_are_taken_in_and_back_while_it_runs(secured, pki, client):
 
 
 def test_certificates_are_renewed_while_it_runs(secured, pki, client):
-    def shown():
-        """Serial number of the certificate that the port shows."""
-        host, port = secured.gateway.address.split(":")
-        context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
-        with socket.create_connection((host, int(port)), timeout=20) as plain:
-            with context.wrap_socket(plain, server_hostname=host) as connection:
-                return connection.getpeercert()["serialNumber"]
+    """On both ports; and an HTTP connection that stands goes on."""
+    context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
+    ports = [int(secured.gateway.address.split(":")[1]), secured.http_port]
 
-    before = shown()
+    def shown():
+        """Serial numbers of the certificates that the ports show."""
+        numbers = []
+        for port in ports:
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+                with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+                    numbers.append(connection.getpeercert()["serialNumber"])
+        return numbers
+
+    stands = http.client.HTTPSConnection("127.0.0.1", secured.http_port, context=context, timeout=60)
+    stands.request("GET", "/health")
+    assert stands.getresponse().read()
+    old = shown()
     make_certificates(pki.public, "server")
-    harness.wait_until(lambda: shown() != before, "the new certificate is shown")
+    harness.wait_until(lambda: not set(shown()) & set(old), "the new certificate is shown by both")
     assert client.generate(**PROMPT).choices
+    stands.request("GET", "/health")
+    assert stands.getresponse().status == 200
+    stands.close()
+
+
+def test_load_is_sent_through_tls_with_a_key(secured, pki, tmp_path):
+    (tmp_path / "key").write_text(secured.key + "\n")
+    flags = ["--concurrency=2", "--requests=4", "--prompt-tokens=4", "--output-tokens=4",
+             "--max-failed=0", "--noprogress"]
+    for target in (f"--grpc={secured.gateway.address}",
+                   f"--http=https://127.0.0.1:{secured.http_port}"):
+        def load(*more):
+            return subprocess.run([harness.program("blockserve-load"), target, *flags, *more],
+                                  text=True, capture_output=True, check=False, timeout=120)
+        done = load(f"--tls-ca={pki.public}/ca.crt", f"--api-key-file={tmp_path}/key")
+        assert done.returncode == 0 and "4 ok" in done.stdout, done.stderr
+        assert load(f"--tls-ca={pki.public}/ca.crt").returncode > 0, "without a key"
+        assert load(f"--tls-ca={pki.tiers}/ca.crt",
+                    f"--api-key-file={tmp_path}/key").returncode > 0, "another authority"
+    plain = subprocess.run([harness.program("blockserve-load"), "--http=http://127.0.0.1:1",
+                            f"--tls-ca={pki.public}/ca.crt", *flags], text=True, capture_output=True,
+                           check=False, timeout=120)
+    assert plain.returncode == 2 and "https://" in plain.stderr
+
+
+@pytest.fixture(scope="module")
+def mutual(pki, demo_model, launcher):
+    """`blockserve serve` whose callers must show a certificate, on both ports."""
+    port = harness.free_port()
+    server = launcher.serve(demo_model, f"--http-address=127.0.0.1:{port}",
+                            *server_flags(pki.public, "server", f"{pki.public}/ca.crt"))
+    wait_for_log(server, "blockserve serves")
+    return types.SimpleNamespace(grpc=server.address, http=f"https://127.0.0.1:{port}", port=port)
+
+
+def test_both_ports_ask_callers_for_a_certificate(mutual, pki):
+    flags = ["--concurrency=1", "--requests=2", "--prompt-tokens=4", "--output-tokens=4",
+             "--max-failed=0", "--noprogress", f"--tls-ca={pki.public}/ca.crt"]
+    shown = [f"--tls-cert={pki.public}/client.crt", f"--tls-key={pki.public}/client.key"]
+    for target in (f"--grpc={mutual.grpc}", f"--http={mutual.http}"):
+        for more, status in ((shown, 0), ([], 1)):
+            done = subprocess.run([harness.program("blockserve-load"), target, *flags, *more],
+                                  text=True, capture_output=True, check=False, timeout=120)
+            assert done.returncode == status, done.stderr
+
+
+def test_a_client_with_a_certificate_takes_up_its_tls_session(mutual, pki):
+    context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
+    context.load_cert_chain(pki.public / "client.crt", pki.public / "client.key")
+    session = None
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", mutual.port), timeout=20) as plain:
+            with context.wrap_socket(plain, server_hostname="127.0.0.1", session=session) as secure:
+                assert secure.session_reused == (session is not None)
+                secure.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+                assert secure.recv(1000).startswith(b"HTTP/1.1 200")
+                session = secure.session
+
+
+@pytest.mark.parametrize("limit, code", [
+    ("--max-requests=1", "requests are in flight, the most allowed"),
+    ("--max-tokens=40", "tokens are in flight, of 40 allowed"),
+    ("--requests-per-second=0.001", "more than 0.001 requests in a second")])
+def test_limits_of_a_key_hold_over_both_ports(secured, pki, limit, code):
+    name = limit.split("=")[0].strip("-")
+    key = keys_command(f"--name={name}", f"--file={secured.keys}", limit).stdout.strip()
+    tls = blockserve.Tls(ca=pki.public / "ca.crt")
+    context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
+
+    def post(max_tokens):
+        connection = http.client.HTTPSConnection("127.0.0.1", secured.http_port, context=context,
+                                                 timeout=60)
+        connection.request("POST", "/v1/completions",
+                           json.dumps({"prompt": "A", "max_tokens": max_tokens, "ignore_eos": True}),
+                           {"Authorization": f"Bearer {key}"})
+        response = connection.getresponse()
+        return response.status, response.headers, json.loads(response.read())
+
+    with blockserve.Client(secured.gateway.address, tls=tls, api_key=key, timeout=60,
+                           retries=0) as limited:
+        def known():
+            try:
+                return bool(limited.model())
+            except blockserve.Error:
+                return False
+
+        harness.wait_until(known, "the new key is known")
+        stream = limited.stream("Once", max_tokens=30, ignore_eos=True)
+        next(iter(stream))
+        # While it runs (and, of the rate, also afterwards), nothing more of this key is taken.
+        answers = [post(20)]
+        with pytest.raises(blockserve.Error) as caught:
+            limited.generate("A", max_tokens=20, ignore_eos=True)
+        list(stream)
+    status, headers, body = answers[0]
+    assert status == 429 and 1 <= int(headers["Retry-After"]) <= 60
+    assert body["error"]["type"] == "rate_limit_error" and code in body["error"]["message"]
+    assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED and code in str(caught.value)
+    if limit.startswith("--max"):
+        harness.wait_until(lambda: post(20)[0] == 200, "the place is free again")
 
 
 def test_nothing_secret_is_logged(secured, client):

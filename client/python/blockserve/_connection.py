@@ -128,7 +128,7 @@ class Attempts:
 
     def pause_after(self, code: grpc.StatusCode) -> Optional[float]:
         """Seconds after which to try again; None: that is of no use."""
-        # A gateway that stops breaks off what still runs (CANCELLED).
+        # CANCELLED: a gateway that stops cuts off who does not read what it is told.
         lost = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         if not lost and code != grpc.StatusCode.RESOURCE_EXHAUSTED:
             return None
