@@ -44,7 +44,8 @@ absl::StatusOr<int64_t> CountPages(const BlockServiceConfig& config, const Block
   if (pages == 0 && config.kv_memory_mib > 0) {
     pages = (config.kv_memory_mib << 20) / page_bytes;
   } else if (pages == 0) {
-    pages = DefaultKvBytes() / page_bytes;
+    const int64_t on_device = engine.DefaultKvBytes();
+    pages = (on_device > 0 ? on_device : DefaultKvBytes()) / page_bytes;
     const int64_t positions = engine.config().block.max_positions;
     if (positions > 0 && !config.allow_long_contexts) {
       const int64_t longest = (positions + config.page_blocks - 1) / config.page_blocks;

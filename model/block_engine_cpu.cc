@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/bf16.h"
+#include "model/block_chunks.h"
 
 namespace blockserve {
 
@@ -84,51 +85,9 @@ void CpuBlockEngine::CopyPage(int32_t from, int32_t to, int32_t blocks) {
   if (from != to && blocks > 0) kv_.CopyPage(from, to);
 }
 
-absl::Status CpuBlockEngine::Validate(absl::Span<const BlockChunk> chunks,
-                                      absl::Span<float> contexts) const {
-  if (kv_.num_pages() == 0) return absl::FailedPreconditionError("Step before AllocateKv");
-  const int64_t length = config_.block_length;
-  const int64_t page_blocks = kv_.layout().page_blocks;
-  int64_t wanted = 0;
-  for (size_t c = 0; c < chunks.size(); ++c) {
-    const BlockChunk& chunk = chunks[c];
-    const auto error = [c](absl::string_view what) {
-      return absl::InvalidArgumentError(absl::StrCat("chunk ", c, ": ", what));
-    };
-    const int64_t tokens = static_cast<int64_t>(chunk.tokens.size());
-    if (tokens == 0 || tokens % length != 0) {
-      return error(absl::StrCat("tokens: ", tokens, ", not whole blocks of ", length));
-    }
-    for (const int32_t token : chunk.tokens) {
-      if (token < 0 || token >= config_.vocab_size) {
-        return error(absl::StrCat("tokens: id ", token, " is outside the vocabulary of ",
-                                  config_.vocab_size));
-      }
-    }
-    if (chunk.first_block < 0) return error("first_block is negative");
-    const int64_t end = chunk.first_block + tokens / length;
-    const int64_t pages = (end + page_blocks - 1) / page_blocks;
-    if (static_cast<int64_t>(chunk.pages.size()) < pages) {
-      return error(absl::StrCat("pages: ", chunk.pages.size(), " of ", page_blocks,
-                                " blocks do not cover ", end, " blocks"));
-    }
-    for (int64_t i = 0; i < pages; ++i) {
-      if (chunk.pages[i] < 0 || chunk.pages[i] >= kv_.num_pages()) {
-        return error(absl::StrCat("pages: ", chunk.pages[i], " of ", kv_.num_pages()));
-      }
-    }
-    wanted += std::max<int64_t>(end - std::max(chunk.first_block, chunk.first_context), 0);
-  }
-  if (static_cast<int64_t>(contexts.size()) != wanted * config_.block.hidden_size) {
-    return absl::InvalidArgumentError(absl::StrCat("contexts: room for ", contexts.size(),
-                                                   " values, ", wanted, " rows of ",
-                                                   config_.block.hidden_size, " are wanted"));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status CpuBlockEngine::Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) {
-  absl::Status status = Validate(chunks, contexts);
+  absl::Status status =
+      ValidateBlockChunks(config_, kv_.num_pages(), kv_.layout().page_blocks, chunks, contexts);
   if (!status.ok()) return status;
   ThreadPool::Turn turn(pool_);
   if (timer_ != nullptr) timer_->Begin(StepTimer::kBlockStep);

@@ -47,7 +47,6 @@ class CpuBlockEngine final : public BlockEngine {
         timer_(options.timer) {}
 
   absl::Status LoadWeights(const Checkpoint& checkpoint, int64_t max_rows);
-  absl::Status Validate(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) const;
   // x_ = embeddings of the batch's blocks.
   void Embed();
   // Runs the positions in batch_ and rows_, writes the wanted context rows from `contexts` on, and

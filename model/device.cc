@@ -88,8 +88,4 @@ absl::StatusOr<EngineChoice> ChooseEngine(absl::string_view device, absl::string
   return choice;
 }
 
-std::string DeviceName(int32_t cuda_device) {
-  return cuda_device == kCpu ? "cpu" : absl::StrCat("cuda:", cuda_device);
-}
-
 }  // namespace blockserve

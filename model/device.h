@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "model/arithmetic.h"
 #include "model/checkpoint.h"
@@ -35,7 +36,9 @@ absl::StatusOr<EngineChoice> ChooseEngine(absl::string_view device, absl::string
                                           const Checkpoint& checkpoint);
 
 // "cpu" or "cuda:0".
-std::string DeviceName(int32_t cuda_device);
+inline std::string DeviceName(int32_t cuda_device) {
+  return cuda_device < 0 ? "cpu" : absl::StrCat("cuda:", cuda_device);
+}
 
 }  // namespace blockserve
 

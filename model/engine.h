@@ -52,6 +52,9 @@ class BlockEngine {
   virtual absl::Status AllocateKv(int64_t num_pages, int32_t page_blocks) = 0;
   // What AllocateKv takes for each page of so many blocks.
   virtual int64_t KvBytesPerPage(int32_t page_blocks) const = 0;
+  // What KV may take where nobody says: on a device half of what is free now; 0: the host's memory
+  // decides.
+  virtual int64_t DefaultKvBytes() const { return 0; }
   // Copies the first `blocks` blocks of page `from` to page `to`.
   virtual void CopyPage(int32_t from, int32_t to, int32_t blocks) = 0;
 

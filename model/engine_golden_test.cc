@@ -14,7 +14,6 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/cpu/cpu_kernels.h"
 #include "model/engine_test_util.h"
 #include "model/safetensors.h"
 #include "nlohmann/json.hpp"
@@ -25,8 +24,10 @@ namespace {
 constexpr double kTensorTolerance = 1e-5;   // of the largest magnitude
 constexpr double kLogprobTolerance = 5e-5;  // absolute
 constexpr double kBf16Tolerance = 3e-2;     // of the largest magnitude
+#ifndef BLOCKSERVE_TEST_CUDA
 constexpr double kBf16DotTolerance = 4e-2;  // of the largest magnitude
 constexpr double kInt8Tolerance = 12e-2;    // of the largest magnitude
+#endif
 
 // The folder of a golden model: in the repository, or where the build found the larger ones.
 std::string FindFolder(const std::string& name) {
@@ -73,6 +74,7 @@ struct Errors {
 class Golden : public testing::TestWithParam<std::string> {
  protected:
   void SetUp() override {
+    if (const std::string why = WhyNotHere(kTestedF32); !why.empty()) GTEST_SKIP() << why;
     folder_ = FindFolder(GetParam());
     if (folder_.empty())
       GTEST_SKIP() << GetParam() << " is neither in tests/golden nor in " << BLOCKSERVE_GOLDEN_DIR;
@@ -101,7 +103,7 @@ class Golden : public testing::TestWithParam<std::string> {
 };
 
 TEST_P(Golden, F32ComputesWhatTheReferenceComputes) {
-  const std::unique_ptr<TestModel> model = Load(Arithmetic::kF32);
+  const std::unique_ptr<TestModel> model = Load(kTestedF32);
   ASSERT_NE(model, nullptr);
   SamplingParameters greedy;
   greedy.temperature = 0;
@@ -167,9 +169,10 @@ TEST_P(Golden, F32ComputesWhatTheReferenceComputes) {
     errors.logprobs = std::max(errors.logprobs, text_error);
   }
   std::printf(
-      "[ GOLDEN   ] %s f32: context %.2g, logits %.2g of the largest magnitude, "
+      "[ GOLDEN   ] %s %s: context %.2g, logits %.2g of the largest magnitude, "
       "log-probabilities %.2g\n",
-      GetParam().c_str(), errors.context, errors.logits, errors.logprobs);
+      GetParam().c_str(), std::string(ArithmeticName(kTestedF32)).c_str(), errors.context,
+      errors.logits, errors.logprobs);
 }
 
 // Logits within a tolerance, and how many greedy tokens agree.
@@ -212,16 +215,17 @@ void Golden::ExpectNear(Arithmetic arithmetic, double tolerance) {
       GetParam().c_str(), std::string(ArithmeticName(arithmetic)).c_str(), worst, equal, compared);
 }
 
-TEST_P(Golden, Bf16StaysNear) { ExpectNear(Arithmetic::kBf16, kBf16Tolerance); }
+TEST_P(Golden, Bf16StaysNear) { ExpectNear(kTestedBf16, kBf16Tolerance); }
 
+#ifndef BLOCKSERVE_TEST_CUDA
 TEST_P(Golden, Bf16DotStaysNear) {
-  if (GetCpuKernels(SupportedKernelTargets().front()).bf16dot_matmul == nullptr) {
-    GTEST_SKIP() << "no AVX512-BF16";
-  }
+  const std::string why = WhyNotHere(Arithmetic::kBf16Dot);
+  if (!why.empty()) GTEST_SKIP() << why;
   ExpectNear(Arithmetic::kBf16Dot, kBf16DotTolerance);
 }
 
 TEST_P(Golden, Int8StaysNear) { ExpectNear(Arithmetic::kInt8, kInt8Tolerance); }
+#endif
 
 INSTANTIATE_TEST_SUITE_P(Folders, Golden,
                          testing::Values("concat_l4", "concat_l2_sharded", "widths_differ_l8",

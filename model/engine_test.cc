@@ -15,7 +15,6 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/cpu/cpu_kernels.h"
 #include "model/engine_test_util.h"
 
 namespace blockserve {
@@ -45,11 +44,9 @@ std::unique_ptr<TestModel> Load(const std::string& folder, const TestModelOption
 class EngineBits : public testing::TestWithParam<std::tuple<std::string, Arithmetic>> {
  protected:
   void SetUp() override {
-    if (!RunsOn(SupportedKernelTargets().front())) GTEST_SKIP() << "no AVX512-BF16";
-  }
-  bool RunsOn(KernelTarget target) const {
-    return std::get<1>(GetParam()) != Arithmetic::kBf16Dot ||
-           GetCpuKernels(target).bf16dot_matmul != nullptr;
+    if (const std::string why = WhyNotHere(std::get<1>(GetParam())); !why.empty()) {
+      GTEST_SKIP() << why;
+    }
   }
   TestModelOptions Options() const {
     TestModelOptions options;
@@ -73,7 +70,7 @@ TEST_P(EngineBits, PrefillInChunksOfAnySizeIsDecodingBlockByBlock) {
   }
 }
 
-TEST_P(EngineBits, PagesThreadsRowsAndTargetsChangeNothing) {
+TEST_P(EngineBits, PagesThreadsAndRowsChangeNothing) {
   TestModelOptions options = Options();
   const std::unique_ptr<TestModel> model = LoadWith(options);
   ASSERT_NE(model, nullptr);
@@ -108,12 +105,6 @@ TEST_P(EngineBits, PagesThreadsRowsAndTargetsChangeNothing) {
     TestModelOptions changed = options;
     changed.max_rows = rows;
     check(changed, absl::StrCat("activations of ", rows, " rows"));
-  }
-  for (const KernelTarget target : SupportedKernelTargets()) {
-    if (!RunsOn(target)) continue;
-    TestModelOptions changed = options;
-    changed.kernel_target = target;
-    check(changed, KernelTargetName(target));
   }
 }
 
@@ -314,13 +305,16 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Combine(testing::Values("concat_l4", "concat_l2_sharded", "widths_differ_l8",
                                      "projection_layer_f16", "summation", "sequential_residual",
                                      "sum_embedder", "vanilla"),
-                     testing::Values(Arithmetic::kF32, Arithmetic::kBf16, Arithmetic::kBf16Dot,
-                                     Arithmetic::kInt8)),
+                     testing::ValuesIn(kTestedArithmetics)),
     [](const testing::TestParamInfo<std::tuple<std::string, Arithmetic>>& info) {
-      return absl::StrCat(std::get<0>(info.param), "_", ArithmeticName(std::get<1>(info.param)));
+      return absl::StrCat(std::get<0>(info.param), "_", TestName(std::get<1>(info.param)));
     });
 
-TEST(BlockEngine, ForksShareTheBlocksOfACopiedPage) {
+class BlockEngineTest : public EngineTest {};
+class TokenEngineTest : public EngineTest {};
+class NumericIdTest : public EngineTest {};
+
+TEST_F(BlockEngineTest, ForksShareTheBlocksOfACopiedPage) {
   TestModelOptions options;
   options.page_blocks = 8;
   const std::unique_ptr<TestModel> model = Load("concat_l4", options);
@@ -342,7 +336,7 @@ TEST(BlockEngine, ForksShareTheBlocksOfACopiedPage) {
   EXPECT_TRUE(SameBits(context, absl::MakeConstSpan(expected).last(context.size())));
 }
 
-TEST(BlockEngine, OnlyWantedContextsAreWritten) {
+TEST_F(BlockEngineTest, OnlyWantedContextsAreWritten) {
   const std::unique_ptr<TestModel> model = Load("concat_l4", {});
   ASSERT_NE(model, nullptr);
   const ModelConfig& config = model->config();
@@ -362,7 +356,7 @@ TEST(BlockEngine, OnlyWantedContextsAreWritten) {
   EXPECT_TRUE(model->block().Step({&chunk, 1}, {}).ok());
 }
 
-TEST(BlockEngine, RefusesWhatDoesNotFit) {
+TEST_F(BlockEngineTest, RefusesWhatDoesNotFit) {
   const std::unique_ptr<TestModel> model = Load("concat_l4", {});
   ASSERT_NE(model, nullptr);
   const int64_t width = model->config().block.hidden_size;
@@ -388,49 +382,9 @@ TEST(BlockEngine, RefusesWhatDoesNotFit) {
             absl::StatusCode::kResourceExhausted);
 }
 
-TEST(BlockEngine, KvBytesPerPageIsWhatPagesTake) {
+TEST_F(BlockEngineTest, Bf16ContextsAreBf16Values) {
   TestModelOptions options;
-  const std::unique_ptr<TestModel> f32 = Load("concat_l4", options);
-  options.arithmetic = Arithmetic::kBf16;
-  const std::unique_ptr<TestModel> bf16 = Load("concat_l4", options);
-  ASSERT_NE(f32, nullptr);
-  ASSERT_NE(bf16, nullptr);
-  // 2 layers, keys and values, width 64.
-  EXPECT_EQ(f32->block().KvBytesPerPage(16), 16 * 2 * 2 * 64 * 4);
-  EXPECT_EQ(bf16->block().KvBytesPerPage(16), 16 * 2 * 2 * 64 * 2);
-  // Keys lie in groups of 16 blocks once there are so many, values do not.
-  EXPECT_EQ(f32->block().KvBytesPerPage(1), 2 * 2 * 64 * 4);
-  EXPECT_EQ(f32->block().KvBytesPerPage(17), (32 + 17) * 2 * 64 * 4);
-}
-
-TEST(Engine, Bf16DotIsRefusedWithoutItsInstructions) {
-  TestModelOptions options;
-  options.arithmetic = Arithmetic::kBf16Dot;
-  options.kernel_target = SupportedKernelTargets().back();
-  const absl::StatusOr<std::unique_ptr<TestModel>> model =
-      TestModel::Load("tests/golden/concat_l4", options);
-  EXPECT_EQ(model.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(model.status().message()), HasSubstr("AVX512-BF16"));
-}
-
-TEST(Engine, ArithmeticsHaveNumericIdsOfTheirOwn) {
-  std::vector<std::string> ids;
-  for (const Arithmetic arithmetic : {Arithmetic::kF32, Arithmetic::kBf16, Arithmetic::kInt8}) {
-    TestModelOptions options;
-    options.arithmetic = arithmetic;
-    const std::unique_ptr<TestModel> model = Load("concat_l4", options);
-    ASSERT_NE(model, nullptr);
-    ids.push_back(ProbeNumericId(model->token()));
-    EXPECT_THAT(ids.back(), testing::StartsWith(absl::StrCat(ArithmeticName(arithmetic), "-")));
-  }
-  const auto hash = [](const std::string& id) { return id.substr(id.find('-')); };
-  EXPECT_NE(hash(ids[0]), hash(ids[1]));
-  EXPECT_NE(hash(ids[1]), hash(ids[2]));
-}
-
-TEST(BlockEngine, Bf16ContextsAreBf16Values) {
-  TestModelOptions options;
-  options.arithmetic = Arithmetic::kBf16;
+  options.arithmetic = kTestedBf16;
   const std::unique_ptr<TestModel> model = Load("concat_l4", options);
   ASSERT_NE(model, nullptr);
   const std::vector<float> context = *model->Prefill(std::vector<int32_t>{1, 2, 3, 4}, 1);
@@ -442,7 +396,7 @@ TEST(BlockEngine, Bf16ContextsAreBf16Values) {
   }
 }
 
-TEST(TokenEngine, NonFiniteContextHarmsItsRowAlone) {
+TEST_F(TokenEngineTest, NonFiniteContextHarmsItsRowAlone) {
   for (const std::string folder : {"concat_l4", "summation", "vanilla"}) {
     SCOPED_TRACE(folder);
     const std::unique_ptr<TestModel> model = Load(folder, {});
@@ -478,7 +432,7 @@ TEST(TokenEngine, NonFiniteContextHarmsItsRowAlone) {
   }
 }
 
-TEST(TokenEngine, StopsAtAStopIdAndAtTheLimit) {
+TEST_F(TokenEngineTest, StopsAtAStopIdAndAtTheLimit) {
   const std::unique_ptr<TestModel> model = Load("concat_l4", {});
   ASSERT_NE(model, nullptr);
   const std::vector<float> context(model->config().block.hidden_size, 0.5f);
@@ -520,7 +474,7 @@ TEST(TokenEngine, StopsAtAStopIdAndAtTheLimit) {
   EXPECT_EQ(std::count(banned.tokens.begin(), banned.tokens.end(), stop[0]), 0);
 }
 
-TEST(TokenEngine, AFullyForcedRowThatIsNotScoredReportsNothing) {
+TEST_F(TokenEngineTest, AFullyForcedRowThatIsNotScoredReportsNothing) {
   const std::unique_ptr<TestModel> model = Load("concat_l4", {});
   ASSERT_NE(model, nullptr);
   const std::vector<float> context(model->config().block.hidden_size, 0.5f);
@@ -611,25 +565,25 @@ TEST(ValidateTokenRow, NamesTheField) {
               HasSubstr("frequency_penalty"));
 }
 
-TEST(NumericId, TellsArithmeticsApartAndNothingElse) {
+TEST_F(NumericIdTest, TellsArithmeticsApartAndNothingElse) {
   TestModelOptions options;
   const std::unique_ptr<TestModel> first = Load("concat_l4", options);
   ASSERT_NE(first, nullptr);
   const std::string block = *ProbeNumericId(first->block());
   const std::string token = ProbeNumericId(first->token());
-  EXPECT_THAT(block, testing::MatchesRegex("f32-[0-9a-f]{16}"));
-  EXPECT_THAT(token, testing::MatchesRegex("f32-[0-9a-f]{16}"));
+  const std::string form = absl::StrCat(ArithmeticName(kTestedF32), "-[0-9a-f]{16}");
+  EXPECT_THAT(block, testing::MatchesRegex(form));
+  EXPECT_THAT(token, testing::MatchesRegex(form));
   EXPECT_NE(block, token);
 
   options.num_threads = 3;
   options.page_blocks = 1;
-  options.kernel_target = SupportedKernelTargets().back();
   const std::unique_ptr<TestModel> second = Load("concat_l4", options);
   ASSERT_NE(second, nullptr);
   EXPECT_EQ(*ProbeNumericId(second->block()), block);
   EXPECT_EQ(ProbeNumericId(second->token()), token);
 
-  options.arithmetic = Arithmetic::kBf16;
+  options.arithmetic = kTestedBf16;
   const std::unique_ptr<TestModel> bf16 = Load("concat_l4", options);
   ASSERT_NE(bf16, nullptr);
   EXPECT_NE(*ProbeNumericId(bf16->block()), block);

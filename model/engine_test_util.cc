@@ -4,7 +4,28 @@
 #include <numeric>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "model/cuda/cuda_engines.h"
+
 namespace blockserve {
+
+std::string WhyNotHere(Arithmetic arithmetic) {
+  if (IsCuda(arithmetic)) {
+    const absl::Status status = CheckCudaDevice(0);
+    return status.ok() ? "" : absl::StrCat("no CUDA device: ", status.message());
+  }
+  if (arithmetic == Arithmetic::kBf16Dot &&
+      GetCpuKernels(SupportedKernelTargets().front()).bf16dot_matmul == nullptr) {
+    return "no AVX512-BF16";
+  }
+  return "";
+}
+
+std::string TestName(Arithmetic arithmetic) {
+  return absl::StrReplaceAll(ArithmeticName(arithmetic), {{"-", "_"}});
+}
 
 absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Load(const std::string& directory,
                                                            const TestModelOptions& options) {
@@ -16,6 +37,7 @@ absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Load(const std::string& di
 
   EngineOptions engine_options;
   engine_options.arithmetic = options.arithmetic;
+  engine_options.cuda_device = IsCuda(options.arithmetic) ? 0 : -1;
   engine_options.pool = model->pool_.get();
   engine_options.max_rows = options.max_rows;
   engine_options.kernel_target = options.kernel_target;

@@ -11,14 +11,41 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "common/thread_pool.h"
+#include "gtest/gtest.h"
 #include "model/alignment.h"
 #include "model/checkpoint.h"
 #include "model/engine.h"
 
 namespace blockserve {
 
+// Which engines a test program runs: the CPU's, or, with BLOCKSERVE_TEST_CUDA, those of the first
+// CUDA device (or of its emulation, whichever it is linked with).
+#ifdef BLOCKSERVE_TEST_CUDA
+inline constexpr Arithmetic kTestedF32 = Arithmetic::kCudaF32;
+inline constexpr Arithmetic kTestedBf16 = Arithmetic::kCudaBf16;
+inline constexpr Arithmetic kTestedArithmetics[] = {Arithmetic::kCudaF32, Arithmetic::kCudaBf16};
+#else
+inline constexpr Arithmetic kTestedF32 = Arithmetic::kF32;
+inline constexpr Arithmetic kTestedBf16 = Arithmetic::kBf16;
+inline constexpr Arithmetic kTestedArithmetics[] = {Arithmetic::kF32, Arithmetic::kBf16,
+                                                    Arithmetic::kBf16Dot, Arithmetic::kInt8};
+#endif
+
+// Why this machine cannot run an arithmetic; empty where it can.
+std::string WhyNotHere(Arithmetic arithmetic);
+// "cuda_f32": an arithmetic in the name of a test.
+std::string TestName(Arithmetic arithmetic);
+
+// Skips, with the reason, where the machine has no device for the tested engines.
+class EngineTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    if (const std::string why = WhyNotHere(kTestedF32); !why.empty()) GTEST_SKIP() << why;
+  }
+};
+
 struct TestModelOptions {
-  Arithmetic arithmetic = Arithmetic::kF32;
+  Arithmetic arithmetic = kTestedF32;
   int num_threads = 1;
   int32_t max_rows = 64;
   int64_t num_pages = 64;

@@ -18,10 +18,11 @@ namespace {
 // Rows of a table that a thread copies at a time.
 constexpr int64_t kTableGrain = 256;
 
-struct Elements {
-  ElementType type;
-  const uint8_t* data;
-};
+absl::Status NoMemory(absl::string_view name, int64_t bytes) {
+  return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes of ", name));
+}
+
+}  // namespace
 
 absl::StatusOr<Elements> FindElements(const LoadContext& context, absl::string_view name,
                                       int64_t count) {
@@ -45,19 +46,12 @@ absl::StatusOr<Elements> FindElements(const LoadContext& context, absl::string_v
       absl::StrCat("tensor ", name, " has dtype ", tensor->dtype_name, ", not F32, F16 or BF16"));
 }
 
-// After the tensor's `bytes` were packed: they are not needed twice in memory.
-void Packed(const LoadContext& context, int64_t bytes) {
+void TakenOver(const LoadContext& context, int64_t bytes) {
   context.checkpoint.ReleasePages();
   if (context.progress == nullptr) return;
   const std::string line = context.progress->Add(bytes, std::chrono::steady_clock::now());
   if (!line.empty()) LogInfo(line);
 }
-
-absl::Status NoMemory(absl::string_view name, int64_t bytes) {
-  return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes, " bytes of ", name));
-}
-
-}  // namespace
 
 absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string_view name,
                                         int64_t n, int64_t k, bool has_bias, int64_t kernel_size) {
@@ -75,7 +69,7 @@ absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string
   }
   absl::StatusOr<PackedMatrix> packed =
       PackedMatrix::Pack(source, n, k, WeightFormatOf(context.arithmetic), context.pool);
-  Packed(context, n * k * ElementBytes(source.type));
+  TakenOver(context, n * k * ElementBytes(source.type));
   return packed;
 }
 
@@ -130,7 +124,7 @@ absl::StatusOr<EmbeddingTable> EmbeddingTable::Load(const LoadContext& context,
       }
     }
   });
-  Packed(context, rows * width * ElementBytes(elements->type));
+  TakenOver(context, rows * width * ElementBytes(elements->type));
   return table;
 }
 

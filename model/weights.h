@@ -23,6 +23,17 @@ struct LoadContext {
   LoadProgress* progress = nullptr;  // not owned
 };
 
+// A tensor's elements as the checkpoint stores them.
+struct Elements {
+  ElementType type = ElementType::kF32;
+  const uint8_t* data = nullptr;
+};
+// Errors name the tensor.
+absl::StatusOr<Elements> FindElements(const LoadContext& context, absl::string_view name,
+                                      int64_t count);
+// After `bytes` of tensors were taken over: their pages are let go, and progress is told.
+void TakenOver(const LoadContext& context, int64_t bytes);
+
 // A matrix product's weight `name`.weight [n, k] (or a convolution [n, k / kernel_size,
 // kernel_size]) with `name`.bias [n] when there is one. Rounded to bf16 under Arithmetic::kBf16;
 // the bias stays float32. Errors name the tensor.

@@ -1,6 +1,7 @@
 // kernels/cuda/matmul.h as plain loops: what stands in for cuBLASLt where kernels run emulated. It
 // shows that products are called with the right operands, and nothing about cuBLASLt.
 #include <cmath>
+#include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/bf16.h"
@@ -40,8 +41,11 @@ class EmulatedPlan final : public MatmulPlan {
       return absl::InvalidArgumentError("a product's bias is not as its shape says");
     }
     return emulation::Enqueue(stream, [shape = shape_, x, w, bias, y, rows] {
-      // The rows of padding too: the device computes them.
-      for (int64_t r = 0; r < PadRows(rows); ++r) RunRow(shape, x, w, bias, y, r);
+      for (int64_t r = 0; r < rows; ++r) RunRow(shape, x, w, bias, y, r);
+      // The device computes the rows of padding from whatever lies there: they become NaN.
+      const int64_t row_bytes = shape.n * ElementBytes(shape.output);
+      std::memset(static_cast<char*>(y) + rows * row_bytes, 0xff,
+                  (PadRows(rows) - rows) * row_bytes);
     });
   }
 

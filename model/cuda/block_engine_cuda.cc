@@ -1,0 +1,391 @@
+#include "model/cuda/block_engine_cuda.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/bf16.h"
+#include "kernels/cuda/attention.h"
+#include "kernels/cuda/row_kernels.h"
+#include "model/block_chunks.h"
+#include "model/cuda/memory_plan.h"
+#include "model/device.h"
+#include "model/load_progress.h"
+
+namespace blockserve {
+namespace {
+
+constexpr int32_t kStagings = 2;
+// Rotary tables begin with so many positions, where the pages can hold as many.
+constexpr int64_t kFirstPositions = 8192;
+
+template <typename T>
+absl::Status MoveInto(absl::StatusOr<T> value, T& target) {
+  if (!value.ok()) return value.status();
+  target = *std::move(value);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+CudaBlockEngine::CudaBlockEngine(const ModelConfig& config, const EngineOptions& options)
+    : config_(config),
+      arithmetic_(options.arithmetic),
+      type_(StoresBf16(options.arithmetic) ? cuda::ElementType::kBf16 : cuda::ElementType::kF32),
+      mode_(IsBatchInvariant(options.arithmetic) ? cuda::MatmulMode::kPinned
+                                                 : cuda::MatmulMode::kFastest),
+      device_(options.cuda_device),
+      max_rows_(options.max_rows),
+      ladder_(options.max_rows),
+      timer_(options.timer),
+      rotary_(config.block.rotary_dims(), config.block.rotary_base),
+      staging_(kStagings),
+      ring_(kStagings) {}
+
+absl::StatusOr<std::unique_ptr<BlockEngine>> CudaBlockEngine::Load(const Checkpoint& checkpoint,
+                                                                   const EngineOptions& options) {
+  std::unique_ptr<CudaBlockEngine> engine(new CudaBlockEngine(checkpoint.config(), options));
+  absl::Status status = engine->LoadWeights(checkpoint, *options.pool);
+  if (!status.ok()) return status;
+  return engine;
+}
+
+absl::Status CudaBlockEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPool& pool) {
+  absl::Status status = cuda::SetDevice(device_);
+  if (!status.ok()) return status;
+  const absl::StatusOr<cuda::DeviceInfo> info = cuda::GetDeviceInfo(device_);
+  if (!info.ok()) return info.status();
+  device_name_ = absl::StrCat(DeviceName(device_), " (", info->name, ")");
+  const int64_t nodes = static_cast<int64_t>(kStagings * ladder_.sizes().size()) *
+                        (10 * config_.block.num_layers + 4);
+  status = CheckFits(PlanBlockEngine(config_, type_, max_rows_, nodes),
+                     absl::StrCat("a block decoder of ", max_rows_, " rows"), device_name_,
+                     info->free_bytes);
+  if (!status.ok()) return status;
+  std::shared_ptr<const cuda::MatmulLibrary> library;
+  status = MoveInto(cuda::MatmulLibrary::Load(), library);
+  if (status.ok()) status = MoveInto(cuda::Stream::Create(), stream_);
+  if (!status.ok()) return status;
+
+  ThreadPool::Turn turn(pool);
+  LoadProgress progress("the block decoder", StoredBytes(checkpoint, CheckpointPart::kBlock),
+                        std::chrono::steady_clock::now());
+  const LoadContext context{checkpoint, arithmetic_, pool, &progress};
+  const absl::StatusOr<DeviceLoader> loader = DeviceLoader::Create(context, type_);
+  if (!loader.ok()) return loader.status();
+  const bool vanilla = config_.kind == ModelKind::kVanilla;
+  status =
+      MoveInto(loader->Table(vanilla ? "gpt_neox.embed_in.weight" : "embedder.embeddings.weight",
+                             config_.vocab_size, config_.embedding_width),
+               table_);
+  if (status.ok()) {
+    status = MoveInto(DeviceStack::Load(*loader, vanilla ? "gpt_neox." : "block_decoder.gpt_neox.",
+                                        config_.block, library, mode_, max_rows_),
+                      stack_);
+  }
+  if (status.ok()) status = MoveInto(stack_.Allocate(max_rows_, max_rows_), activations_);
+  if (!status.ok()) return status;
+  const int64_t q_bytes = config_.block.num_heads * Layout(1).head_stride() * int64_t{4};
+  status = MoveInto(cuda::DeviceBuffer::Allocate(cuda::PadRows(max_rows_) * q_bytes), q_);
+  if (!status.ok() || config_.projection != Projection::kProjectionLayer) return status;
+
+  MatrixForm form;
+  form.n = config_.block.hidden_size;
+  form.k = int64_t{config_.embedding_width} * config_.block_length;
+  form.bias = true;
+  form.kernel_size = config_.block_length;
+  status = MoveInto(loader->Matrix("embedder.projection_layer", form), projection_);
+  if (!status.ok()) return status;
+  cuda::MatmulShape shape;
+  shape.n = projection_.n;
+  shape.k = projection_.k;
+  shape.type = type_;
+  shape.output = cuda::ElementType::kF32;
+  shape.bias = true;
+  status = MoveInto(cuda::MatmulPlan::Create(library, shape, max_rows_, mode_), projection_plan_);
+  if (!status.ok()) return status;
+  return MoveInto(cuda::DeviceBuffer::Allocate(cuda::PadRows(max_rows_) * projection_.k *
+                                               cuda::ElementBytes(type_)),
+                  gathered_);
+}
+
+cuda::KvLayout CudaBlockEngine::Layout(int32_t page_blocks) const {
+  cuda::KvLayout layout;
+  layout.num_heads = config_.block.num_heads;
+  layout.head_size = config_.block.head_size();
+  layout.page_blocks = page_blocks;
+  layout.type = type_;
+  return layout;
+}
+
+int64_t CudaBlockEngine::KvBytesPerPage(int32_t page_blocks) const {
+  return config_.block.num_layers * Layout(page_blocks).page_bytes();
+}
+
+int64_t CudaBlockEngine::DefaultKvBytes() const {
+  const absl::StatusOr<cuda::DeviceInfo> info = cuda::GetDeviceInfo(device_);
+  return info.ok() ? info->free_bytes / 2 : 0;
+}
+
+absl::Status CudaBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks) {
+  if (num_pages < 1 || page_blocks < 1 || num_pages > std::numeric_limits<int32_t>::max()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("KV of ", num_pages, " pages of ", page_blocks, " blocks"));
+  }
+  absl::Status status = cuda::SetDevice(device_);
+  if (!status.ok()) return status;
+  const absl::StatusOr<cuda::DeviceInfo> info = cuda::GetDeviceInfo(device_);
+  if (!info.ok()) return info.status();
+  // In double: the product may be beyond what an integer holds.
+  const double bytes = static_cast<double>(KvBytesPerPage(1)) * static_cast<double>(page_blocks) *
+                       static_cast<double>(num_pages);
+  if (bytes > static_cast<double>(info->free_bytes)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(device_name_, " has ", BytesText(info->free_bytes), " free; KV of ", num_pages,
+                     " pages of ", page_blocks, " blocks needs ",
+                     BytesText(static_cast<int64_t>(std::min(bytes, 9e18)))));
+  }
+  cuda::DeviceBuffer kv;
+  status = MoveInto(cuda::DeviceBuffer::Allocate(num_pages * KvBytesPerPage(page_blocks)), kv);
+  if (!status.ok()) return status;
+
+  const int64_t most_positions = num_pages * page_blocks;
+  const int64_t capacity = PageTableCapacity(num_pages, page_blocks, max_rows_,
+                                             std::max<int64_t>(config_.block.max_positions, 1));
+  const int64_t io_bytes = BlockIoLayout(config_.block_length, max_rows_).tables + 4 * capacity;
+  const int64_t context_bytes = max_rows_ * stack_.stride() * cuda::ElementBytes(type_);
+  for (Staging& staging : staging_) {
+    staging = Staging();
+    status = MoveInto(cuda::Event::Create(), staging.done);
+    if (status.ok()) {
+      status = MoveInto(cuda::PinnedBuffer::Allocate(io_bytes), staging.host_io);
+    }
+    if (status.ok()) {
+      status = MoveInto(cuda::PinnedBuffer::Allocate(context_bytes), staging.host_contexts);
+    }
+    if (status.ok()) status = MoveInto(cuda::DeviceBuffer::Allocate(io_bytes), staging.io);
+    if (!status.ok()) {
+      num_pages_ = 0;
+      return status;
+    }
+  }
+  batch_ = BlockBatch(config_.block_length, page_blocks, max_rows_, capacity);
+  kv_ = std::move(kv);
+  kv_layout_ = Layout(page_blocks);
+  num_pages_ = num_pages;
+  // The probe of the numeric id runs so many whatever the pages hold.
+  const int64_t first =
+      std::max<int64_t>(std::min(most_positions, kFirstPositions), kNumericProbeBlocks);
+  if (first <= positions_) return CaptureGraphs();
+  return EnsurePositions(first);
+}
+
+absl::Status CudaBlockEngine::EnsurePositions(int64_t positions) {
+  if (positions <= positions_) return absl::OkStatus();
+  positions = std::max(positions, 2 * positions_);
+  absl::Status status = stream_.Synchronize();
+  if (!status.ok()) return status;
+  rotary_.Reserve(positions);
+  const int64_t bytes = std::max<int64_t>(positions * rotary_.dims() / 2 * 4, 16);
+  status = MoveInto(cuda::DeviceBuffer::Allocate(bytes), cos_);
+  if (status.ok()) status = MoveInto(cuda::DeviceBuffer::Allocate(bytes), sin_);
+  if (status.ok() && rotary_.dims() > 0) {
+    status = cuda::CopyToDevice(cos_.data(), rotary_.cos(), bytes, stream_.get());
+    if (status.ok()) {
+      status = cuda::CopyToDevice(sin_.data(), rotary_.sin(), bytes, stream_.get());
+    }
+    if (status.ok()) status = stream_.Synchronize();
+  }
+  if (!status.ok()) return status;
+  positions_ = positions;
+  return CaptureGraphs();
+}
+
+absl::Status CudaBlockEngine::CaptureGraphs() {
+  for (Staging& staging : staging_) {
+    staging.graphs.clear();
+    for (const int32_t rows : ladder_.sizes()) {
+      absl::Status status = stream_.BeginCapture();
+      if (!status.ok()) return status;
+      const absl::Status enqueued = EnqueueBatch(staging, rows, -1, 1);
+      absl::StatusOr<cuda::Graph> graph = stream_.EndCapture();
+      if (!enqueued.ok()) return enqueued;
+      if (!graph.ok()) return graph.status();
+      staging.graphs.push_back(*std::move(graph));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void CudaBlockEngine::CopyPage(int32_t from, int32_t to, int32_t blocks) {
+  if (from == to || blocks <= 0) return;
+  const int64_t bytes = kv_layout_.page_bytes();
+  if (copied_.ok()) copied_ = cuda::SetDevice(device_);
+  for (int32_t i = 0; i < config_.block.num_layers && copied_.ok(); ++i) {
+    uint8_t* layer = kv_.as<uint8_t>() + i * num_pages_ * bytes;
+    copied_ = cuda::CopyOnDevice(layer + to * bytes, layer + from * bytes, bytes, stream_.get());
+  }
+}
+
+absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows, int32_t wanted,
+                                           int32_t queries_per_block) const {
+  const BlockIoLayout layout(config_.block_length, rows);
+  const cuda::StreamHandle stream = stream_.get();
+  const uint8_t* io = staging.io.as<uint8_t>();
+  const auto* sequence_rows = reinterpret_cast<const cuda::SequenceRow*>(io + layout.sequence_rows);
+  const auto* page_tables = reinterpret_cast<const int32_t*>(io + layout.tables);
+  const bool projected = config_.projection == Projection::kProjectionLayer;
+
+  cuda::EmbedBlocksArgs embed;
+  embed.kind = config_.projection == Projection::kSum ? cuda::BlockEmbedding::kSum
+                                                      : cuda::BlockEmbedding::kConcat;
+  embed.rows = rows;
+  embed.block_length = config_.block_length;
+  embed.tokens = reinterpret_cast<const int32_t*>(io + layout.tokens);
+  embed.type = type_;
+  embed.table = table_.data();
+  embed.table_stride = cuda::PadElements(config_.embedding_width);
+  embed.width = config_.embedding_width;
+  embed.y_type = projected ? type_ : cuda::ElementType::kF32;
+  embed.y = projected ? gathered_.data() : activations_.x.data();
+  embed.y_stride = projected ? projection_.k : stack_.stride();
+  absl::Status status = cuda::EmbedBlocks(embed, stream);
+  if (status.ok() && projected) {
+    status = projection_plan_->Run(gathered_.data(), projection_.weight.data(),
+                                   projection_.bias.data(), activations_.x.data(), rows, stream);
+  }
+  if (!status.ok()) return status;
+
+  const auto attention = [&](int32_t layer, const void* qkv, void* attended) {
+    uint8_t* kv = kv_.as<uint8_t>() + layer * num_pages_ * kv_layout_.page_bytes();
+    cuda::SplitQkvArgs split;
+    split.rows = rows;
+    split.qkv = qkv;
+    split.qkv_stride = stack_.qkv_stride();
+    split.sequence_rows = sequence_rows;
+    split.page_tables = page_tables;
+    split.layout = kv_layout_;
+    split.kv = kv;
+    split.rotary_dims = rotary_.dims();
+    split.cos = cos_.as<float>();
+    split.sin = sin_.as<float>();
+    split.q_scale = 1.0f / std::sqrt(static_cast<float>(config_.block.head_size()));
+    split.q = q_.as<float>();
+    const absl::Status stored = cuda::SplitQkv(split, stream);
+    if (!stored.ok()) return stored;
+    cuda::BlockAttentionArgs args;
+    args.rows = rows;
+    args.q = q_.as<float>();
+    args.sequence_rows = sequence_rows;
+    args.page_tables = page_tables;
+    args.layout = kv_layout_;
+    args.kv = kv;
+    args.out = attended;
+    args.out_stride = stack_.stride();
+    args.queries_per_block = queries_per_block;
+    return cuda::BlockAttention(args, stream);
+  };
+  const int32_t contexts = wanted < 0 ? rows : wanted;
+  const absl::StatusOr<const float*> x =
+      stack_.Run(rows, wanted < 0 ? nullptr : reinterpret_cast<const int32_t*>(io + layout.wanted),
+                 contexts, activations_, attention, stream);
+  if (!x.ok()) return x.status();
+  if (contexts == 0) return absl::OkStatus();
+  return stack_.FinalNorm(contexts, *x, type_, activations_.normed.data(), stream);
+}
+
+absl::Status CudaBlockEngine::StartBatch(float* contexts) {
+  absl::Status status = EnsurePositions(batch_.last_position() + 1);
+  if (status.ok() && ring_.full()) status = FinishOldest();
+  if (!status.ok()) return status;
+  Staging& staging = staging_[ring_.Start()];
+  staging.contexts = contexts;
+  staging.num_wanted = batch_.num_wanted();
+  const bool decodes = batch_.decodes();
+  const int32_t step = ladder_.StepFor(batch_.num_rows());
+  const int32_t rows = decodes ? ladder_.sizes()[step] : batch_.num_rows();
+  const int64_t bytes =
+      batch_.Pack(rows, BlockIoLayout(config_.block_length, rows), staging.host_io.as<uint8_t>());
+  status = cuda::CopyToDevice(staging.io.data(), staging.host_io.data(), bytes, stream_.get());
+  if (!status.ok()) return status;
+  if (decodes) {
+    status = staging.graphs[step].Launch(stream_.get());
+  } else {
+    const bool all = staging.num_wanted == rows;
+    status = EnqueueBatch(staging, rows, all ? -1 : staging.num_wanted, cuda::kAttentionQueries);
+  }
+  if (status.ok() && staging.num_wanted > 0) {
+    status = cuda::CopyToHost(staging.host_contexts.data(), activations_.normed.data(),
+                              staging.num_wanted * stack_.stride() * cuda::ElementBytes(type_),
+                              stream_.get());
+  }
+  if (status.ok()) status = staging.done.Record(stream_.get());
+  batch_.Clear();
+  return status;
+}
+
+absl::Status CudaBlockEngine::FinishOldest() {
+  Staging& staging = staging_[ring_.oldest()];
+  ring_.Finish();
+  absl::Status status = staging.done.Synchronize();
+  if (!status.ok()) return status;
+  const int64_t width = config_.block.hidden_size;
+  for (int32_t row = 0; row < staging.num_wanted; ++row) {
+    float* to = staging.contexts + row * width;
+    if (type_ == cuda::ElementType::kF32) {
+      std::memcpy(to, staging.host_contexts.as<float>() + row * stack_.stride(),
+                  width * sizeof(float));
+      continue;
+    }
+    const uint16_t* from = staging.host_contexts.as<uint16_t>() + row * stack_.stride();
+    for (int64_t i = 0; i < width; ++i) to[i] = FloatFromBf16(from[i]);
+  }
+  return status;
+}
+
+absl::Status CudaBlockEngine::RunChunks(absl::Span<const BlockChunk> chunks, float* contexts) {
+  if (!copied_.ok()) return std::exchange(copied_, absl::OkStatus());
+  absl::Status status = cuda::SetDevice(device_);
+  const auto start = [&] {
+    const int64_t rows = batch_.num_wanted();
+    status = StartBatch(contexts);
+    contexts += rows * config_.block.hidden_size;
+  };
+  for (const BlockChunk& chunk : chunks) {
+    const int64_t blocks = static_cast<int64_t>(chunk.tokens.size()) / config_.block_length;
+    for (int64_t done = 0; done < blocks && status.ok();) {
+      const int64_t added = batch_.Add(chunk, done);
+      done += added;
+      if (done == blocks) break;
+      if (added == 0 && batch_.empty()) {
+        return absl::InvalidArgumentError("pages: a sequence has more of them than there are");
+      }
+      start();
+    }
+  }
+  if (status.ok() && !batch_.empty()) start();
+  while (status.ok() && !ring_.empty()) status = FinishOldest();
+  return status;
+}
+
+absl::Status CudaBlockEngine::Step(absl::Span<const BlockChunk> chunks,
+                                   absl::Span<float> contexts) {
+  absl::Status status =
+      ValidateBlockChunks(config_, num_pages_, kv_layout_.page_blocks, chunks, contexts);
+  if (!status.ok()) return status;
+  if (timer_ != nullptr) timer_->Begin(StepTimer::kBlockStep);
+  status = RunChunks(chunks, contexts.data());
+  Lap(timer_, StepTimer::kMatmul);
+  if (status.ok()) return status;
+  // Nothing of this step is used; what is still in flight must not write where the next one does.
+  batch_.Clear();
+  while (!ring_.empty()) ring_.Finish();
+  (void)stream_.Synchronize();
+  return absl::UnavailableError(absl::StrCat(device_name_, " failed: ", status.message()));
+}
+
+}  // namespace blockserve

@@ -1,0 +1,125 @@
+// What the CPU engines promise beyond engine_test.cc.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "model/engine_test_util.h"
+
+namespace blockserve {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::unique_ptr<TestModel> Load(const std::string& folder, const TestModelOptions& options) {
+  absl::StatusOr<std::unique_ptr<TestModel>> model =
+      TestModel::Load(absl::StrCat("tests/golden/", folder), options);
+  EXPECT_TRUE(model.ok()) << model.status();
+  return model.ok() ? *std::move(model) : nullptr;
+}
+
+bool SameBits(absl::Span<const float> a, absl::Span<const float> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+class CpuTargets : public testing::TestWithParam<Arithmetic> {};
+
+TEST_P(CpuTargets, AllGiveTheSameBits) {
+  for (const char* folder :
+       {"concat_l4", "concat_l2_sharded", "widths_differ_l8", "projection_layer_f16", "summation",
+        "sequential_residual", "sum_embedder", "vanilla"}) {
+    SCOPED_TRACE(folder);
+    std::vector<float> expected;
+    Generated generated;
+    for (const KernelTarget target : SupportedKernelTargets()) {
+      if (GetParam() == Arithmetic::kBf16Dot && GetCpuKernels(target).bf16dot_matmul == nullptr) {
+        continue;
+      }
+      TestModelOptions options;
+      options.arithmetic = GetParam();
+      options.kernel_target = target;
+      const std::unique_ptr<TestModel> model = Load(folder, options);
+      ASSERT_NE(model, nullptr);
+      std::mt19937 random(2);
+      std::uniform_int_distribution<int32_t> ids(0, model->config().vocab_size - 1);
+      std::vector<int32_t> tokens(int64_t{40} * model->config().block_length);
+      for (int32_t& token : tokens) token = ids(random);
+      const std::vector<int32_t> prompt(tokens.begin(), tokens.begin() + 9);
+      const std::vector<float> contexts = *model->Prefill(tokens, 40);
+      const Generated now = *model->Generate(Alignment::kStart, prompt, 24, {}, 1);
+      if (expected.empty()) {
+        expected = contexts;
+        generated = now;
+      }
+      EXPECT_TRUE(SameBits(expected, contexts)) << KernelTargetName(target);
+      EXPECT_EQ(generated.tokens, now.tokens) << KernelTargetName(target);
+      EXPECT_TRUE(SameBits(generated.logprobs, now.logprobs)) << KernelTargetName(target);
+      EXPECT_TRUE(SameBits(generated.logits, now.logits)) << KernelTargetName(target);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Arithmetics, CpuTargets, testing::ValuesIn(kTestedArithmetics),
+                         [](const testing::TestParamInfo<Arithmetic>& info) {
+                           return TestName(info.param);
+                         });
+
+TEST(CpuEngine, KvBytesPerPageIsWhatPagesTake) {
+  TestModelOptions options;
+  const std::unique_ptr<TestModel> f32 = Load("concat_l4", options);
+  options.arithmetic = Arithmetic::kBf16;
+  const std::unique_ptr<TestModel> bf16 = Load("concat_l4", options);
+  ASSERT_NE(f32, nullptr);
+  ASSERT_NE(bf16, nullptr);
+  // 2 layers, keys and values, width 64.
+  EXPECT_EQ(f32->block().KvBytesPerPage(16), 16 * 2 * 2 * 64 * 4);
+  EXPECT_EQ(bf16->block().KvBytesPerPage(16), 16 * 2 * 2 * 64 * 2);
+  // Keys lie in groups of 16 blocks once there are so many, values do not.
+  EXPECT_EQ(f32->block().KvBytesPerPage(1), 2 * 2 * 64 * 4);
+  EXPECT_EQ(f32->block().KvBytesPerPage(17), (32 + 17) * 2 * 64 * 4);
+}
+
+TEST(CpuEngine, Bf16DotIsRefusedWithoutItsInstructions) {
+  TestModelOptions options;
+  options.arithmetic = Arithmetic::kBf16Dot;
+  options.kernel_target = SupportedKernelTargets().back();
+  const absl::StatusOr<std::unique_ptr<TestModel>> model =
+      TestModel::Load("tests/golden/concat_l4", options);
+  EXPECT_EQ(model.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(model.status().message()), HasSubstr("AVX512-BF16"));
+}
+
+TEST(CpuEngine, ArithmeticsHaveNumericIdsOfTheirOwn) {
+  std::vector<std::string> ids;
+  for (const Arithmetic arithmetic : {Arithmetic::kF32, Arithmetic::kBf16, Arithmetic::kInt8}) {
+    TestModelOptions options;
+    options.arithmetic = arithmetic;
+    const std::unique_ptr<TestModel> model = Load("concat_l4", options);
+    ASSERT_NE(model, nullptr);
+    ids.push_back(ProbeNumericId(model->token()));
+    EXPECT_THAT(ids.back(), testing::StartsWith(absl::StrCat(ArithmeticName(arithmetic), "-")));
+  }
+  const auto hash = [](const std::string& id) { return id.substr(id.find('-')); };
+  EXPECT_NE(hash(ids[0]), hash(ids[1]));
+  EXPECT_NE(hash(ids[1]), hash(ids[2]));
+}
+
+TEST(CpuEngine, NumericIdsAreThoseOfEveryTarget) {
+  TestModelOptions options;
+  const std::unique_ptr<TestModel> first = Load("concat_l4", options);
+  options.kernel_target = SupportedKernelTargets().back();
+  const std::unique_ptr<TestModel> last = Load("concat_l4", options);
+  ASSERT_NE(first, nullptr);
+  ASSERT_NE(last, nullptr);
+  EXPECT_EQ(*ProbeNumericId(first->block()), *ProbeNumericId(last->block()));
+  EXPECT_EQ(ProbeNumericId(first->token()), ProbeNumericId(last->token()));
+}
+
+}  // namespace
+}  // namespace blockserve
