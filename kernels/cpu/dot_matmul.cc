@@ -70,50 +70,48 @@ HWY_PUSH_ATTRIBUTES("avx2,fma,bmi,bmi2")
 namespace blockserve {
 namespace {
 
+// Rows of the largest tile: 12 sums, 2 weights, an input and a product are the 16 registers.
+constexpr int kAvx2Rows = 6;
+
 // Rows of int16, weights widened to int16: products of pairs are exact in int32, where the
-// instructions on bytes would saturate. A register of sums holds 4 outputs, two sums each.
+// instructions on bytes would saturate. Half a panel at a time: a register of sums holds 4 outputs,
+// two sums each, which leaves room for so many rows that widening costs little.
 template <int kRows>
 void Avx2Tile(const MatmulArgs& args, int64_t row, int64_t panel, WeightPrefetcher& prefetcher) {
   const PackedMatrix& weights = *args.weights;
-  const char* w = weights.panel_data() + panel * weights.panel_bytes();
-  RowPointers<kRows> x;
-  x.Set(reinterpret_cast<const char*>(args.quantized + row * args.quantized_stride),
-        args.quantized_stride);
-  __m256i sum[kRows][4];
+  alignas(64) int32_t sums[kRows][kPanelWidth];
+#pragma GCC unroll 1
+  for (int half = 0; half < 2; ++half) {
+    const char* w = weights.panel_data() + panel * weights.panel_bytes() + half * 32;
+    RowPointers<kRows> x;
+    x.Set(reinterpret_cast<const char*>(args.quantized + row * args.quantized_stride),
+          args.quantized_stride);
+    __m256i sum[kRows][2];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int q = 0; q < 4; ++q) sum[r][q] = _mm256_setzero_si256();
-  }
-  const auto step = [&]() __attribute__((always_inline, target("avx2,fma,bmi,bmi2"))) {
-    __m256i a[kRows];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) a[r] = _mm256_set1_epi64x(x.template At<int64_t>(r, 0));
-#pragma GCC unroll 8
-    for (int q = 0; q < 4; ++q) {
-      const __m256i v =
-          _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w + q * 16)));
+    for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+    const auto step = [&]() __attribute__((always_inline, target("avx2,fma,bmi,bmi2"))) {
+      const __m256i low = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w)));
+      const __m256i high =
+          _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w + 16)));
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r) {
-        sum[r][q] = _mm256_add_epi32(sum[r][q], _mm256_madd_epi16(a[r], v));
+        const __m256i a = _mm256_set1_epi64x(x.template At<int64_t>(r, 0));
+        sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(a, low));
+        sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(a, high));
       }
+      w += 64;
+      x.Advance(8);
+    };
+    int64_t lines = weights.panel_bytes() / 64;
+    for (; lines >= kChunk; lines -= kChunk) {
+      if (half == 0) prefetcher.Burst();
+#pragma GCC unroll 1
+      for (int64_t i = 0; i < kChunk; ++i) step();
     }
-    w += 64;
-    x.Advance(8);
-  };
-  int64_t lines = weights.panel_bytes() / 64;
-  for (; lines >= kChunk; lines -= kChunk) {
-    prefetcher.Burst();
-    for (int64_t i = 0; i < kChunk; ++i) step();
-  }
-  for (; lines > 0; --lines) step();
-
-  alignas(64) int32_t sums[kRows][kPanelWidth];
+    for (; lines > 0; --lines) step();
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int half = 0; half < 2; ++half) {
-      const __m256i pairs = _mm256_hadd_epi32(sum[r][2 * half], sum[r][2 * half + 1]);
+    for (int r = 0; r < kRows; ++r) {
+      const __m256i pairs = _mm256_hadd_epi32(sum[r][0], sum[r][1]);
       _mm256_store_si256(reinterpret_cast<__m256i*>(sums[r] + 8 * half),
                          _mm256_permute4x64_epi64(pairs, 0xd8));
     }
@@ -122,22 +120,22 @@ void Avx2Tile(const MatmulArgs& args, int64_t row, int64_t panel, WeightPrefetch
 }
 
 template <int kRows>
-void Avx2Rows(const MatmulArgs& args, int64_t rows, int64_t row, int64_t begin, int64_t end,
-              WeightPrefetcher& prefetcher) {
+void Avx2RunTile(const MatmulArgs& args, int64_t rows, int64_t row, int64_t begin, int64_t end,
+                 WeightPrefetcher& prefetcher) {
   if (rows == kRows) {
     for (int64_t panel = begin; panel < end; ++panel) {
       Avx2Tile<kRows>(args, row, panel, prefetcher);
     }
     return;
   }
-  if constexpr (kRows > 1) Avx2Rows<kRows - 1>(args, rows, row, begin, end, prefetcher);
+  if constexpr (kRows > 1) Avx2RunTile<kRows - 1>(args, rows, row, begin, end, prefetcher);
 }
 
 void Avx2Int8(const MatmulArgs& args, int64_t begin, int64_t end) {
   ForTiles(
-      args, begin, end, 3, 1,
+      args, begin, end, kAvx2Rows, 1,
       [&](int64_t rows, int64_t row, int64_t first, int64_t last, WeightPrefetcher& prefetcher) {
-        Avx2Rows<3>(args, rows, row, first, last, prefetcher);
+        Avx2RunTile<kAvx2Rows>(args, rows, row, first, last, prefetcher);
       });
 }
 
