@@ -101,6 +101,10 @@ absl::StatusOr<std::unique_ptr<EngineRunner>> EngineRunner::Load(const Checkpoin
       pages(kCheckPromptBlocks + kCheckBlocks, kCheckSequences));
   absl::Status status = runner->block_->AllocateKv(runner->num_pages_, options.page_blocks);
   if (!status.ok()) return status;
+  // Pages as they are in a pool that has been in use: physical memory is there.
+  for (int64_t page = 1; page < runner->num_pages_; ++page) {
+    runner->block_->CopyPage(0, static_cast<int32_t>(page), options.page_blocks);
+  }
   runner->kv_bytes_ = runner->num_pages_ * runner->block_->KvBytesPerPage(options.page_blocks);
   return runner;
 }

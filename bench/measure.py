@@ -40,14 +40,18 @@ def all_runs(args):
     for prompt, generate, sequences in ROWS + MIDDLES:
         row = f"row-{prompt}-{generate}-{sequences}"
         runs.append(run(f"{row}-block", BLOCK, prompt, generate, sequences, repeat=args.repeat))
-        runs.append(run(f"{row}-vanilla", PLAIN, prompt, generate, sequences))
+        for arithmetic in ("bf16", "bf16dot", "int8"):
+            runs.append(run(f"{row}-{arithmetic}-block", BLOCK, prompt, generate, sequences,
+                            arithmetic, args.repeat))
+        # The plain model takes ten times as long.
+        runs.append(run(f"{row}-vanilla", PLAIN, prompt, generate, sequences, more=["--warmup=0"]))
     # The whole of a row of which only the middle is measured otherwise.
     runs.append(run("whole-128-512-64-block", BLOCK, 128, 512, 64))
     for sequences in BATCHES:
         runs.append(run(f"batch-{sequences}-block", BLOCK, 128, 32, sequences, repeat=args.repeat))
         if sequences <= 256:  # more KV of the plain model than most machines have memory
             runs.append(run(f"batch-{sequences}-vanilla", PLAIN, 128, 32, sequences))
-    for arithmetic in ("bf16", "bf16dot", "int8"):
+    for arithmetic in ("f32", "bf16", "bf16dot", "int8"):
         for sequences, generate in ((64, 32), (1, 128)):
             runs.append(run(f"arithmetic-{arithmetic}-{sequences}-block", BLOCK, 128, generate,
                             sequences, arithmetic, args.repeat))
@@ -79,7 +83,7 @@ def main():
     parser.add_argument("--only", nargs="*", default=[], help="runs whose name begins so")
     parser.add_argument("--again", action="store_true", help="also runs whose result is there")
     parser.add_argument("--list", action="store_true", help="print the runs and do nothing")
-    parser.add_argument("--repeat", type=int, default=3,
+    parser.add_argument("--repeat", type=int, default=5,
                         help="runs of which the middle one is told; long ones are run once")
     parser.add_argument("--prefix", default="", help="command to put before each run")
     args = parser.parse_args()

@@ -11,6 +11,12 @@
 #include "model/block_chunks.h"
 
 namespace blockserve {
+namespace {
+
+// Rows that a thread embeds at a time.
+constexpr int64_t kEmbedGrain = 8;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<BlockEngine>> CpuBlockEngine::Load(const Checkpoint& checkpoint,
                                                                   const EngineOptions& options,
@@ -117,18 +123,24 @@ void CpuBlockEngine::Embed() {
   const bool projected = config_.projection == Projection::kProjectionLayer;
   const int64_t stride = projected ? RowStride(projection_.k()) : stack_.stride();
   float* rows = projected ? gathered_.as<float>() : x_.as<float>();
-  for (size_t r = 0; r < batch_.size(); ++r) {
-    float* row = rows + r * stride;
-    const int32_t* tokens = batch_[r].tokens;
-    // A row of non-finite values leaves its mark in the padding: clear it for the next one.
-    std::fill(row + (projected ? projection_.k() : config_.block.hidden_size), row + stride, 0.0f);
-    if (config_.projection == Projection::kSum) {
-      table_.CopyRow(tokens[0], row);
-      for (int64_t j = 1; j < length; ++j) table_.AddRow(tokens[j], row);
-    } else {
-      for (int64_t j = 0; j < length; ++j) table_.CopyRow(tokens[j], row + j * width);
+  const int64_t count = static_cast<int64_t>(batch_.size());
+  // Rows of the table lie anywhere in memory: threads wait for them side by side.
+  pool_.ParallelFor((count + kEmbedGrain - 1) / kEmbedGrain, [&](int64_t task, int) {
+    const int64_t end = std::min(count, (task + 1) * kEmbedGrain);
+    for (int64_t r = task * kEmbedGrain; r < end; ++r) {
+      float* row = rows + r * stride;
+      const int32_t* tokens = batch_[r].tokens;
+      // A row of non-finite values leaves its mark in the padding: clear it for the next one.
+      std::fill(row + (projected ? projection_.k() : config_.block.hidden_size), row + stride,
+                0.0f);
+      if (config_.projection == Projection::kSum) {
+        table_.CopyRow(tokens[0], row);
+        for (int64_t j = 1; j < length; ++j) table_.AddRow(tokens[j], row);
+      } else {
+        for (int64_t j = 0; j < length; ++j) table_.CopyRow(tokens[j], row + j * width);
+      }
     }
-  }
+  });
   Lap(timer_, StepTimer::kRows);
   if (!projected) return;
   MatmulArgs args;
