@@ -40,7 +40,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
                               ": other machines reach it, and it is not encrypted (",
                               options.tls.flags, "-cert)"));
     }
-    builder.AddListeningPort(options.listen_address, *credentials, &port);
+    result->credentials_ = *std::move(credentials);
+    builder.AddListeningPort(options.listen_address, result->credentials_, &port);
   }
   for (grpc::Service* service : services) builder.RegisterService(service);
   result->server_ = builder.BuildAndStart();

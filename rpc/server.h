@@ -3,6 +3,7 @@
 #define BLOCKSERVE_RPC_SERVER_H_
 
 #include <grpcpp/channel.h>
+#include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 
 #include <memory>
@@ -62,6 +63,7 @@ class RpcServer {
  private:
   RpcServer() = default;
 
+  std::shared_ptr<grpc::ServerCredentials> credentials_;  // read its certificates anew
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
   int max_message_bytes_ = 0;

@@ -8,8 +8,11 @@
 #include <cerrno>
 #include <cstring>
 #include <fstream>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "rpc/tls_file_copies.h"
 
 namespace blockserve {
 namespace {
@@ -121,12 +124,36 @@ absl::Status CheckTlsFiles(const ClientTlsFiles& files) {
   return CheckCa(context.get(), absl::StrCat(files.flags, "-ca"), files.ca);
 }
 
+namespace {
+
+// What reads the files of credentials anew lives as long as they do.
+template <class Credentials>
+std::shared_ptr<Credentials> With(std::unique_ptr<TlsFileCopies> copies,
+                                  std::shared_ptr<Credentials> credentials) {
+  copies->LookEvery(absl::Seconds(kTlsReloadSeconds));
+  struct Both {
+    std::unique_ptr<TlsFileCopies> copies;
+    std::shared_ptr<Credentials> credentials;
+  };
+  auto both = std::make_shared<Both>(Both{std::move(copies), std::move(credentials)});
+  return std::shared_ptr<Credentials>(both, both->credentials.get());
+}
+
+}  // namespace
+
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
     const ServerTlsFiles& files) {
-  if (absl::Status status = CheckTlsFiles(files); !status.ok()) return status;
+  if (absl::Status status = files.Validate(); !status.ok()) return status;
   if (!files.enabled()) return grpc::InsecureServerCredentials();
+  absl::StatusOr<std::unique_ptr<TlsFileCopies>> copies = TlsFileCopies::Make(
+      {files.certificate, files.key, files.client_ca},
+      [flags = files.flags](const std::vector<std::string>& paths) {
+        return CheckTlsFiles(ServerTlsFiles{paths[0], paths[1], paths[2], flags});
+      });
+  if (!copies.ok()) return copies.status();
+  const std::vector<std::string>& paths = (*copies)->paths();
   TlsServerCredentialsOptions options(std::make_shared<FileWatcherCertificateProvider>(
-      files.key, files.certificate, files.client_ca, kTlsReloadSeconds));
+      paths[1], paths[0], paths[2], kTlsReloadSeconds));
   options.watch_identity_key_cert_pairs();
   if (files.client_ca.empty()) {
     options.set_cert_request_type(GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
@@ -134,22 +161,30 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
     options.watch_root_certs();
     options.set_cert_request_type(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   }
-  return grpc::experimental::TlsServerCredentials(options);
+  return With(*std::move(copies), grpc::experimental::TlsServerCredentials(options));
 }
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials(
     const ClientTlsFiles& files) {
-  if (absl::Status status = CheckTlsFiles(files); !status.ok()) return status;
+  if (absl::Status status = files.Validate(); !status.ok()) return status;
   if (!files.enabled()) return grpc::InsecureChannelCredentials();
-  TlsChannelCredentialsOptions options;
   const bool own_ca = files.ca != kSystem;
+  absl::StatusOr<std::unique_ptr<TlsFileCopies>> copies = TlsFileCopies::Make(
+      {own_ca ? files.ca : "", files.certificate, files.key},
+      [files, own_ca](const std::vector<std::string>& paths) {
+        return CheckTlsFiles(ClientTlsFiles{own_ca ? paths[0] : files.ca, paths[1], paths[2],
+                                            files.server_name, files.flags});
+      });
+  if (!copies.ok()) return copies.status();
+  const std::vector<std::string>& paths = (*copies)->paths();
+  TlsChannelCredentialsOptions options;
   if (own_ca || !files.certificate.empty()) {
     options.set_certificate_provider(std::make_shared<FileWatcherCertificateProvider>(
-        files.key, files.certificate, own_ca ? files.ca : "", kTlsReloadSeconds));
+        paths[2], paths[1], paths[0], kTlsReloadSeconds));
     if (own_ca) options.watch_root_certs();
     if (!files.certificate.empty()) options.watch_identity_key_cert_pairs();
   }
-  return grpc::experimental::TlsCredentials(options);
+  return With(*std::move(copies), grpc::experimental::TlsCredentials(options));
 }
 
 }  // namespace blockserve

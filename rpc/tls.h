@@ -14,7 +14,7 @@
 
 namespace blockserve {
 
-// How long a changed file may go unnoticed, seconds.
+// Between two looks at the files, seconds; a change is taken over after two at most.
 inline constexpr unsigned kTlsReloadSeconds = 1;
 
 // Paths of PEM files. All empty: plaintext.
@@ -48,7 +48,8 @@ absl::Status CheckTlsFiles(const ServerTlsFiles& files);
 absl::Status CheckTlsFiles(const ClientTlsFiles& files);
 
 // Plaintext credentials where TLS is not enabled. Errors: those of Validate and CheckTlsFiles;
-// later the files may be broken for a while, and what was read last stays in use.
+// later the files may be broken or gone for a while, and what was read last stays in use. They are
+// read anew for as long as the credentials are held: a server's or channel's user keeps them.
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
     const ServerTlsFiles& files);
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials(

@@ -169,30 +169,51 @@ def test_keys_are_taken_in_and_back_while_it_runs(secured, pki, client):
     assert client.model().name
 
 
+def shown(pki, ports):
+    """Serial numbers of the certificates that the ports show."""
+    context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
+    numbers = []
+    for port in ports:
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
+            with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
+                numbers.append(connection.getpeercert()["serialNumber"])
+    return numbers
+
+
 def test_certificates_are_renewed_while_it_runs(secured, pki, client):
     """On both ports; and an HTTP connection that stands goes on."""
     context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
     ports = [int(secured.gateway.address.split(":")[1]), secured.http_port]
-
-    def shown():
-        """Serial numbers of the certificates that the ports show."""
-        numbers = []
-        for port in ports:
-            with socket.create_connection(("127.0.0.1", port), timeout=20) as plain:
-                with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
-                    numbers.append(connection.getpeercert()["serialNumber"])
-        return numbers
-
     stands = http.client.HTTPSConnection("127.0.0.1", secured.http_port, context=context, timeout=60)
     stands.request("GET", "/health")
     assert stands.getresponse().read()
-    old = shown()
+    old = shown(pki, ports)
     make_certificates(pki.public, "server")
-    harness.wait_until(lambda: not set(shown()) & set(old), "the new certificate is shown by both")
+    harness.wait_until(lambda: not set(shown(pki, ports)) & set(old), "the new certificate is shown by both")
     assert client.generate(**PROMPT).choices
     stands.request("GET", "/health")
     assert stands.getresponse().status == 200
     stands.close()
+
+
+@pytest.mark.parametrize("content", ["nonsense\n", ""])
+def test_certificates_that_cannot_be_used_for_a_while_change_nothing(secured, pki, content):
+    """As while they are being written: both ports go on with what they had, and take what follows."""
+    address = secured.gateway.address
+    credentials = blockserve.Tls(ca=pki.public / "ca.crt").credentials()
+    ports = [int(address.split(":")[1]), secured.http_port]
+    certificate = pki.public / "server.crt"
+    whole, said = certificate.read_bytes(), secured.gateway.log().count("cannot be used")
+    before = shown(pki, ports)
+    certificate.write_text(content)
+    # Each port says so once; by then each has looked at it.
+    harness.wait_until(lambda: shown(pki, ports) == before and
+                       secured.gateway.log().count("cannot be used") >= said + 2, "the file is told")
+    assert health(address, credentials) == health_pb2.HealthCheckResponse.SERVING
+    certificate.write_bytes(whole)
+    make_certificates(pki.public, "server")
+    harness.wait_until(lambda: not set(shown(pki, ports)) & set(before), "the new certificate is shown")
+    assert health(address, credentials) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_load_is_sent_through_tls_with_a_key(secured, pki, tmp_path):
