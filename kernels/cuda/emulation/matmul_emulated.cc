@@ -1,7 +1,7 @@
 // kernels/cuda/matmul.h as plain loops: what stands in for cuBLASLt where kernels run emulated. It
 // shows that products are called with the right operands, and nothing about cuBLASLt.
-#include <cmath>
-#include <cstring>
+#include <limits>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/bf16.h"
@@ -16,9 +16,21 @@ class EmulatedLibrary final : public MatmulLibrary {
   int64_t version() const override { return 0; }
 };
 
+using Bf16Bits = uint16_t;
+float ToFloat(float x) { return x; }
+float ToFloat(Bf16Bits x) { return FloatFromBf16(x); }
+
 float Read(ElementType type, const void* data, int64_t i) {
   if (type == ElementType::kF32) return static_cast<const float*>(data)[i];
   return FloatFromBf16(static_cast<const uint16_t*>(data)[i]);
+}
+
+void Write(ElementType type, void* data, int64_t i, float value) {
+  if (type == ElementType::kF32) {
+    static_cast<float*>(data)[i] = value;
+  } else {
+    static_cast<Bf16Bits*>(data)[i] = Bf16FromFloat(value);
+  }
 }
 
 class EmulatedPlan final : public MatmulPlan {
@@ -41,41 +53,59 @@ class EmulatedPlan final : public MatmulPlan {
       return absl::InvalidArgumentError("a product's bias is not as its shape says");
     }
     return emulation::Enqueue(stream, [shape = shape_, x, w, bias, y, rows] {
-      for (int64_t r = 0; r < rows; ++r) RunRow(shape, x, w, bias, y, r);
-      // The device computes the rows of padding from whatever lies there: they become NaN.
-      const int64_t row_bytes = shape.n * ElementBytes(shape.output);
-      std::memset(static_cast<char*>(y) + rows * row_bytes, 0xff,
-                  (PadRows(rows) - rows) * row_bytes);
+      if (shape.type == ElementType::kF32) {
+        RunRows(shape, static_cast<const float*>(x), static_cast<const float*>(w), bias, y, rows);
+      } else {
+        RunRows(shape, static_cast<const Bf16Bits*>(x), static_cast<const Bf16Bits*>(w), bias, y,
+                rows);
+      }
     });
   }
 
   std::string description() const override { return "emulated"; }
 
  private:
-  static void RunRow(const MatmulShape& shape, const void* x, const void* w, const void* bias,
-                     void* y, int64_t r) {
-    for (int64_t o = 0; o < shape.n; ++o) {
-      // Sixteen sums, as tensor cores have several: vectorised by the compiler.
-      float sums[16] = {};
-      for (int64_t i = 0; i < shape.k; i += 16) {
-        for (int64_t j = 0; j < 16; ++j) {
-          sums[j] +=
-              Read(shape.type, x, r * shape.k + i + j) * Read(shape.type, w, o * shape.k + i + j);
-        }
-      }
-      for (int half = 8; half >= 1; half /= 2) {
-        for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
-      }
-      float sum = sums[0];
-      if (shape.bias) sum += Read(shape.output, bias, o);
-      const int64_t at = r * shape.n + o;
-      if (shape.accumulate) sum += Read(shape.output, y, at);
-      if (shape.output == ElementType::kF32) {
-        static_cast<float*>(y)[at] = sum;
-      } else {
-        static_cast<uint16_t*>(y)[at] = Bf16FromFloat(sum);
+  template <typename T>
+  static void RunRows(const MatmulShape& shape, const T* x, const T* w, const void* bias, void* y,
+                      int64_t rows) {
+    std::vector<float> row(shape.k);
+    std::vector<float> widened;
+    const float* wide = Widened(w, shape.n * shape.k, widened);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < shape.k; ++i) row[i] = ToFloat(x[r * shape.k + i]);
+      for (int64_t o = 0; o < shape.n; ++o) {
+        const int64_t at = r * shape.n + o;
+        float sum = Dot(row.data(), wide + o * shape.k, shape.k);
+        if (shape.bias) sum += Read(shape.output, bias, o);
+        if (shape.accumulate) sum += Read(shape.output, y, at);
+        Write(shape.output, y, at, sum);
       }
     }
+    // The rows of padding: read by the device, and anything afterwards.
+    volatile T last = x[PadRows(rows) * shape.k - 1];
+    static_cast<void>(last);
+    for (int64_t at = rows * shape.n; at < PadRows(rows) * shape.n; ++at) {
+      Write(shape.output, y, at, std::numeric_limits<float>::quiet_NaN());
+    }
+  }
+
+  static const float* Widened(const float* w, int64_t, std::vector<float>&) { return w; }
+  static const float* Widened(const Bf16Bits* w, int64_t count, std::vector<float>& widened) {
+    widened.resize(count);
+    for (int64_t i = 0; i < count; ++i) widened[i] = ToFloat(w[i]);
+    return widened.data();
+  }
+
+  // Sixteen sums, as tensor cores have several: vectorised by the compiler.
+  static float Dot(const float* a, const float* b, int64_t k) {
+    float sums[16] = {};
+    for (int64_t i = 0; i < k; i += 16) {
+      for (int64_t j = 0; j < 16; ++j) sums[j] += a[i + j] * b[i + j];
+    }
+    for (int half = 8; half >= 1; half /= 2) {
+      for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
+    }
+    return sums[0];
   }
 
   MatmulShape shape_;
