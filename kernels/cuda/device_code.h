@@ -19,6 +19,16 @@
 
 namespace blockserve::cuda {
 
+// The value of the lane that differs in these bits, of any type.
+template <typename T>
+__device__ inline T ExchangeXor(T value, int bits) {
+  static_assert(sizeof(T) % 4 == 0);
+  uint32_t words[sizeof(T) / 4];
+  memcpy(words, &value, sizeof(T));
+  for (uint32_t& word : words) word = __shfl_xor_sync(0xffffffffu, word, bits);
+  memcpy(&value, words, sizeof(T));
+  return value;
+}
 // Dynamic shared memory of the block, aligned to 16 bytes.
 __device__ inline void* BlockMemory() {
   extern __shared__ uint4 blockserve_block_memory[];

@@ -21,10 +21,23 @@ constexpr int kReaches = 4;
 
 using Mass = unsigned long long;  // what atomicAdd takes
 
+// The largest of values and its lowest id.
+struct Largest {
+  float value;
+  int32_t id;
+};
+// Of some logits.
+struct PartialSum {
+  Largest largest;
+  float sum;  // of exp(logit - largest); 0 of none
+  int32_t finite;
+};
+
 struct BlockShared {
+  // Of the warps, while they are joined.
   Mass masses[kWarps];
-  double doubles[kWarps];
-  float floats[kWarps];
+  PartialSum sums[kWarps];
+  Largest largest[kWarps];
   int32_t ints[kWarps];
   Mass bins[kBins];
   // From one thread to all.
@@ -36,100 +49,84 @@ struct BlockShared {
   int32_t top_count;
 };
 
-// --- Joining the threads' values. Every thread gets the result. Each begins with a barrier, so
-// that what was read of the arrays before is not overwritten.
+// --- Joining the threads' values, by the tree of the warp and then the warps in ascending order.
+// Every thread gets the result. Each begins with a barrier, so that what was read of the arrays
+// before is not overwritten.
 
-__device__ float BlockMax(float value, BlockShared& shared) {
-  value = WarpMax(value);
+template <typename T, typename Join>
+__device__ T BlockJoin(T value, T* of_warps, const Join& join) {
+  for (int half = kWarp / 2; half > 0; half /= 2) value = join(value, ExchangeXor(value, half));
   __syncthreads();
-  if (threadIdx.x % kWarp == 0) shared.floats[threadIdx.x / kWarp] = value;
+  if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = value;
   __syncthreads();
-  value = shared.floats[0];
-  for (int i = 1; i < kWarps; ++i) value = value > shared.floats[i] ? value : shared.floats[i];
-  return value;
-}
-
-__device__ int32_t BlockMin(int32_t value, BlockShared& shared) {
-  for (int half = kWarp / 2; half > 0; half /= 2) {
-    const int32_t other = __shfl_xor_sync(kAllLanes, value, half);
-    value = value < other ? value : other;
-  }
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) shared.ints[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  value = shared.ints[0];
-  for (int i = 1; i < kWarps; ++i) value = value < shared.ints[i] ? value : shared.ints[i];
+  value = of_warps[0];
+  for (int i = 1; i < kWarps; ++i) value = join(value, of_warps[i]);
   return value;
 }
 
 __device__ bool BlockAny(bool value, BlockShared& shared) {
-  return BlockMin(value ? 0 : 1, shared) == 0;
-}
-
-__device__ double BlockSum(double value, BlockShared& shared) {
-  value = WarpSum(value);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) shared.doubles[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  value = 0.0;
-  for (int i = 0; i < kWarps; ++i) value += shared.doubles[i];
-  return value;
+  return BlockJoin(value ? 1 : 0, shared.ints, [](int a, int b) { return a | b; }) != 0;
 }
 
 // Leaves the warps' sums in shared.masses.
 __device__ Mass BlockSum(Mass value, BlockShared& shared) {
-  value = WarpSum(value);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) shared.masses[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  value = 0;
-  for (int i = 0; i < kWarps; ++i) value += shared.masses[i];
-  return value;
+  return BlockJoin(value, shared.masses, [](Mass a, Mass b) { return a + b; });
+}
+
+__device__ Largest LargerOf(const Largest& a, const Largest& b) {
+  return a.value > b.value || (a.value == b.value && a.id < b.id) ? a : b;
+}
+__device__ Largest FindLargest(const float* values, int32_t n, BlockShared& shared) {
+  Largest largest = {-Infinity(), n};
+#pragma unroll 4
+  for (int32_t i = threadIdx.x; i < n; i += kThreads) {
+    if (values[i] > largest.value) largest = {values[i], i};
+  }
+  return BlockJoin(largest, shared.largest, LargerOf);
 }
 
 // --- Section 1
 
 struct Statistics {
-  float max = 0;
-  int32_t best = 0;    // the lowest id of the largest logit
-  double log_sum = 0;  // of exp(logit - max)
-  bool finite = false;
+  Largest largest;
+  double log_sum;  // of exp(logit - largest)
+  bool finite;
 };
 
+// These exponentials need not have the CPU's bits: the device's own are quicker, within 2^-21, and
+// only small ones are less exact.
+__device__ PartialSum JoinSums(const PartialSum& a, const PartialSum& b) {
+  PartialSum joined;
+  joined.largest = LargerOf(a.largest, b.largest);
+  joined.finite = a.finite & b.finite;
+  joined.sum = 0.0f;
+  if (a.sum > 0.0f) joined.sum += a.sum * __expf(a.largest.value - joined.largest.value);
+  if (b.sum > 0.0f) joined.sum += b.sum * __expf(b.largest.value - joined.largest.value);
+  return joined;
+}
+
 __device__ Statistics TakeStatistics(const float* logits, int32_t n, BlockShared& shared) {
-  // One pass: each thread's sum refers to the largest value that it has seen. These exponentials
-  // need not have the CPU's bits: the device's own are quicker, within 2^-21, and only small ones
-  // are less exact.
-  float largest = -Infinity();
-  int32_t best = n;
-  float sum = 0.0f;
-  bool finite = true;
+  PartialSum part = {{-Infinity(), n}, 0.0f, 1};
 #pragma unroll 4
   for (int32_t i = threadIdx.x; i < n; i += kThreads) {
     const float x = logits[i];
-    finite = finite && IsFinite(x);
-    if (x > largest) {
-      sum = __fmaf_rn(sum, __expf(largest - x), 1.0f);
-      largest = x;
-      best = i;
+    if (!IsFinite(x)) part.finite = 0;
+    if (x > part.largest.value) {
+      part.sum = __fmaf_rn(part.sum, __expf(part.largest.value - x), 1.0f);
+      part.largest = {x, i};
     } else {
-      sum += __expf(x - largest);
+      part.sum += __expf(x - part.largest.value);
     }
   }
-  Statistics statistics;
-  statistics.finite = !BlockAny(!finite, shared);
-  if (!statistics.finite) return statistics;
-  statistics.max = BlockMax(largest, shared);
-  statistics.best = BlockMin(largest == statistics.max ? best : n, shared);
-  // A thread without an id has the sum 0.
-  const float scaled = sum == 0.0f ? 0.0f : sum * __expf(largest - statistics.max);
-  statistics.log_sum = ExactLogOf(BlockSum(static_cast<double>(scaled), shared));
-  return statistics;
+  part = BlockJoin(part, shared.sums, JoinSums);
+  return {part.largest, part.finite != 0 ? ExactLogOf(static_cast<double>(part.sum)) : 0.0,
+          part.finite != 0};
 }
 
 __device__ float RawLogprob(const Statistics& statistics, float logit) {
-  return static_cast<float>((static_cast<double>(logit) - static_cast<double>(statistics.max)) -
-                            statistics.log_sum);
+  return static_cast<float>(
+      (static_cast<double>(logit) - static_cast<double>(statistics.largest.value)) -
+      statistics.log_sum);
 }
 
 // --- The order by logit descending, then id ascending
@@ -448,25 +445,6 @@ __device__ float Reach(const float* values, int32_t n, float max, float temperat
   return -Infinity();
 }
 
-// The largest of the values and its lowest id.
-struct Largest {
-  float value;
-  int32_t id;
-};
-__device__ Largest FindLargest(const float* values, int32_t n, BlockShared& shared) {
-  float largest = -Infinity();
-  int32_t best = n;
-#pragma unroll 4
-  for (int32_t i = threadIdx.x; i < n; i += kThreads) {
-    if (values[i] > largest) {
-      largest = values[i];
-      best = i;
-    }
-  }
-  const float max = BlockMax(largest, shared);
-  return {max, BlockMin(largest == max ? best : n, shared)};
-}
-
 // -1 when no id is left.
 __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
                         const SampleRow& row, int64_t position, BlockShared& shared) {
@@ -519,7 +497,7 @@ __device__ void WriteTop(const SampleArgs& args, int64_t r, const float* logits,
                          const Statistics& statistics, BlockShared& shared) {
   const int32_t n = args.vocab_size;
   const auto one = [](int32_t /*id*/, float /*value*/) -> Mass { return 1; };
-  const float lowest = Reach(logits, n, statistics.max, 1.0f, count, one, shared);
+  const float lowest = Reach(logits, n, statistics.largest.value, 1.0f, count, one, shared);
   const Beginning best = Select(logits, n, Beginning(), lowest, count, one, shared);
   if (threadIdx.x == 0) shared.top_count = 0;
   __syncthreads();
@@ -589,9 +567,8 @@ __global__ void __launch_bounds__(kThreads, 2) SampleKernel(SampleArgs args) {
     const Edits edits{args, row, logits, n, tokens};
     const bool edited = edits.Any(ban_stop_ids);
     if (edited) edits.Apply(ban_stop_ids, shared);
-    const Largest largest = edited || n < args.vocab_size
-                                ? FindLargest(logits, n, shared)
-                                : Largest{statistics.max, statistics.best};
+    const Largest largest =
+        edited || n < args.vocab_size ? FindLargest(logits, n, shared) : statistics.largest;
     token = Draw(logits, n, largest, row, position, shared);
     if (edited) edits.Undo(ban_stop_ids, shared);
     if (token < 0) {

@@ -4,8 +4,8 @@
 // (top-p), in whole numbers whose sums have no order.
 //
 // Log-probabilities are raw, over the whole vocabulary. Their sum of exponentials is taken in
-// another order than the CPU's (each of kSampleThreads adds every kSampleThreads-th in float32, a
-// tree joins them in float64), so they agree to rounding, not to the bit.
+// another order than the CPU's (each of kSampleThreads adds every kSampleThreads-th, a tree joins
+// them, in float32), so they agree to rounding, not to the bit.
 #ifndef BLOCKSERVE_KERNELS_CUDA_SAMPLE_H_
 #define BLOCKSERVE_KERNELS_CUDA_SAMPLE_H_
 

@@ -55,11 +55,12 @@ namespace blockserve::cuda::emulation {
 
 template <typename T>
 T ExchangeValue(T value, uint32_t source, int line) {
-  static_assert(sizeof(T) <= 8);
-  uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(T));
-  bits = Exchange(bits, source, line);
-  std::memcpy(&value, &bits, sizeof(T));
+  constexpr int kWords = (sizeof(T) + 7) / 8;
+  static_assert(kWords <= kExchangeWords);
+  uint64_t words[kWords] = {};
+  std::memcpy(words, &value, sizeof(T));
+  const auto* all = Exchange(words, kWords, line);
+  std::memcpy(&value, all[source % kWarpThreads], sizeof(T));
   return value;
 }
 
@@ -129,6 +130,11 @@ inline int __popc(uint32_t x) { return std::popcount(x); }
 
 namespace blockserve::cuda {
 
+// The value of the lane that differs in these bits, of any type.
+template <typename T>
+__device__ inline T ExchangeXor(T value, int bits, int line = __builtin_LINE()) {
+  return emulation::ExchangeValue(value, emulation::CurrentThread().lane() ^ bits, line);
+}
 __device__ inline void* BlockMemory() { return emulation::SharedMemory(); }
 __device__ inline uint16_t Bf16Bits(float value) { return Bf16FromFloat(value); }
 // What the device does to an address that is not a multiple: it faults.

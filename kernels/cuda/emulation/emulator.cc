@@ -21,21 +21,24 @@ constexpr uint8_t kSharedGuard = 0x5a;
 enum class Order { kAscending, kDescending, kShuffled };
 enum class Wait { kNothing, kWarp, kBlock, kFinished };
 
+// Something that can be left and taken up again.
+struct Context {
+  boost::context::fiber fiber;
+};
+
 // A thread of a block. Its fiber outlives the block and serves the next one.
-struct Fiber {
+struct Fiber : Context {
   Thread thread;
   Wait wait = Wait::kFinished;
   int line = 0;
   uint32_t exchanges = 0;  // of this block
-  boost::context::fiber fiber;
-  boost::context::fiber scheduler;
   bool quit = false;
 };
 
 struct Warp {
   int waiting = 0;
   // Of this exchange and the last one: nobody can be two ahead.
-  uint64_t values[2][kWarpThreads];
+  uint64_t values[2][kWarpThreads][kExchangeWords];
 };
 
 class Block;
@@ -48,7 +51,7 @@ class Block {
   ~Block() {
     for (const std::unique_ptr<Fiber>& fiber : fibers_) {
       fiber->quit = true;
-      fiber->fiber = std::move(fiber->fiber).resume();
+      Switch(main_, *fiber);
     }
   }
 
@@ -80,19 +83,20 @@ class Block {
     Fiber& fiber = current();
     fiber.wait = wait;
     fiber.line = line;
-    fiber.scheduler = std::move(fiber.scheduler).resume();
+    if (wait == Wait::kWarp) {
+      ++warps_[fiber.thread.thread_index / kWarpThreads].waiting;
+    } else {
+      ++at_block_barrier_;
+    }
+    Leave(fiber);
   }
 
-  uint64_t Exchange(uint64_t value, uint32_t source, int line) {
-    uint64_t* values = Deposit(value, line);
-    return values[source % kWarpThreads];
-  }
-
-  uint32_t Ballot(bool value, int line) {
-    const uint64_t* values = Deposit(value ? 1 : 0, line);
-    uint32_t bits = 0;
-    for (int i = 0; i < kWarpThreads; ++i) bits |= static_cast<uint32_t>(values[i]) << i;
-    return bits;
+  const uint64_t (*Exchange(const uint64_t* words, int count, int line))[kExchangeWords] {
+    Fiber& fiber = current();
+    auto* values = warps_[fiber.thread.thread_index / kWarpThreads].values[fiber.exchanges++ % 2];
+    for (int i = 0; i < count; ++i) values[fiber.thread.lane()][i] = words[i];
+    Yield(Wait::kWarp, line);
+    return values;
   }
 
   [[noreturn]] void Fail(const char* what) {
@@ -107,29 +111,50 @@ class Block {
     return step;
   }
 
+  // Goes on with `to`, until someone comes back to `from`.
+  void Switch(Context& from, Context& to) {
+    left_ = &from;
+    boost::context::fiber back = std::move(to.fiber).resume();
+    left_->fiber = std::move(back);  // of whoever switched to us
+  }
+
+  // From a thread to the next that can run, or to the scheduler.
+  void Leave(Fiber& fiber) {
+    Fiber* next = NextReady();
+    if (next == nullptr) {
+      Switch(fiber, main_);
+    } else if (next != &fiber) {
+      Switch(fiber, *next);
+    }
+  }
+
+  // The next thread of this round that can run; it is current then.
+  Fiber* NextReady() {
+    while (next_ < shape_->threads) {
+      const uint32_t t = ThreadAt(next_++);
+      if (fibers_[t]->wait != Wait::kNothing) continue;
+      current_ = t;
+      t_current_thread = &fibers_[t]->thread;
+      return fibers_[t].get();
+    }
+    return nullptr;
+  }
+
   void AddFiber() {
     fibers_.push_back(std::make_unique<Fiber>());
     Fiber* fiber = fibers_.back().get();
-    fiber->fiber = boost::context::fiber(
-        std::allocator_arg, boost::context::protected_fixedsize_stack(kStackBytes),
-        [this, fiber](boost::context::fiber&& scheduler) {
-          fiber->scheduler = std::move(scheduler);
-          while (!fiber->quit) {
-            (*body_)();
-            fiber->wait = Wait::kFinished;
-            fiber->scheduler = std::move(fiber->scheduler).resume();
-          }
-          return std::move(fiber->scheduler);
-        });
-  }
-
-  uint64_t* Deposit(uint64_t value, int line) {
-    Fiber& fiber = current();
-    uint64_t* values =
-        warps_[fiber.thread.thread_index / kWarpThreads].values[fiber.exchanges++ % 2];
-    values[fiber.thread.lane()] = value;
-    Yield(Wait::kWarp, line);
-    return values;
+    fiber->fiber = boost::context::fiber(std::allocator_arg,
+                                         boost::context::protected_fixedsize_stack(kStackBytes),
+                                         [this, fiber](boost::context::fiber&& back) {
+                                           left_->fiber = std::move(back);
+                                           while (!fiber->quit) {
+                                             (*body_)();
+                                             fiber->wait = Wait::kFinished;
+                                             ++finished_;
+                                             Leave(*fiber);
+                                           }
+                                           return std::move(main_.fiber);
+                                         });
   }
 
   uint32_t ThreadAt(uint32_t i) const {
@@ -159,25 +184,14 @@ class Block {
     finished_ = 0;
     rounds_ = 0;
     while (finished_ < shape_->threads) {
-      for (uint32_t i = 0; i < shape_->threads; ++i) {
-        const uint32_t t = ThreadAt(i);
-        if (fibers_[t]->wait == Wait::kNothing) Resume(t);
-      }
+      next_ = 0;
+      if (Fiber* first = NextReady(); first != nullptr) Switch(main_, *first);
       ++rounds_;
       if (finished_ < shape_->threads) Release();
     }
     for (int64_t i = 0; i < kSharedGuardBytes - 16; ++i) {
       if (guard[i] != kSharedGuard) Fail("wrote beyond its shared memory");
     }
-  }
-
-  void Resume(uint32_t t) {
-    current_ = t;
-    Fiber& fiber = *fibers_[t];
-    fiber.fiber = std::move(fiber.fiber).resume();
-    if (fiber.wait == Wait::kWarp) ++warps_[t / kWarpThreads].waiting;
-    if (fiber.wait == Wait::kBlock) ++at_block_barrier_;
-    if (fiber.wait == Wait::kFinished) ++finished_;
   }
 
   // Lets those go on whose barrier is complete.
@@ -211,7 +225,10 @@ class Block {
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Warp> warps_;
   std::vector<uint8_t> shared_;
+  Context main_;             // the scheduler
+  Context* left_ = nullptr;  // who switched last
   uint32_t current_ = 0;
+  uint32_t next_ = 0;  // of this round
   uint32_t at_block_barrier_ = 0;
   uint32_t finished_ = 0;
   uint32_t rounds_ = 0;
@@ -219,15 +236,22 @@ class Block {
 
 }  // namespace
 
+constinit thread_local const Thread* t_current_thread = nullptr;
+
 const GridShape& CurrentGrid() { return t_block->shape(); }
-const Thread& CurrentThread() { return t_block->current().thread; }
 void* SharedMemory() { return t_block->shared(); }
 void SyncBlock(int line) { t_block->Yield(Wait::kBlock, line); }
 void SyncWarp(int line) { t_block->Yield(Wait::kWarp, line); }
-uint64_t Exchange(uint64_t value, uint32_t source, int line) {
-  return t_block->Exchange(value, source, line);
+const uint64_t (*Exchange(const uint64_t* words, int count, int line))[kExchangeWords] {
+  return t_block->Exchange(words, count, line);
 }
-uint32_t Ballot(bool value, int line) { return t_block->Ballot(value, line); }
+uint32_t Ballot(bool value, int line) {
+  const uint64_t word = value ? 1 : 0;
+  const auto* words = Exchange(&word, 1, line);
+  uint32_t bits = 0;
+  for (int i = 0; i < kWarpThreads; ++i) bits |= static_cast<uint32_t>(words[i][0]) << i;
+  return bits;
+}
 
 OrderCheck::OrderCheck() { ++t_order_checks; }
 OrderCheck::~OrderCheck() { --t_order_checks; }

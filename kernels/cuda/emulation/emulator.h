@@ -37,7 +37,8 @@ struct Thread {
   uint32_t lane() const { return thread_index % kWarpThreads; }
 };
 const GridShape& CurrentGrid();
-const Thread& CurrentThread();
+extern constinit thread_local const Thread* t_current_thread;
+inline const Thread& CurrentThread() { return *t_current_thread; }
 // The dynamic shared memory of the running block, filled with 0xff when the block begins.
 void* SharedMemory();
 
@@ -46,8 +47,10 @@ void* SharedMemory();
 void SyncBlock(int line);
 void SyncWarp(int line);
 
-// What the lane `source` of the warp passed. All lanes take part.
-uint64_t Exchange(uint64_t value, uint32_t source, int line);
+// The words that every lane of the warp passed. All lanes take part. They stay until the lane's
+// second exchange from here.
+inline constexpr int kExchangeWords = 4;
+const uint64_t (*Exchange(const uint64_t* words, int count, int line))[kExchangeWords];
 // Bit i: whether lane i passed true.
 uint32_t Ballot(bool value, int line);
 
