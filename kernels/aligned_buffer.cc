@@ -21,7 +21,7 @@ AlignedBuffer::AlignedBuffer(size_t size_bytes) {
   // begin at their multiples, so more is mapped, and the ends given back.
   const bool huge = size_bytes >= kHugePageBytes;
   const size_t kept = WholePages(size_bytes);
-  const size_t mapped_bytes = kept + (huge ? kHugePageBytes - kPageBytes : 0);
+  const size_t mapped_bytes = kept + (huge ? kHugePageBytes : 0);
   void* address =
       mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (address == MAP_FAILED) return;
@@ -31,7 +31,7 @@ AlignedBuffer::AlignedBuffer(size_t size_bytes) {
     const size_t before = past == 0 ? 0 : kHugePageBytes - past;
     if (before > 0) munmap(begin, before);
     begin += before;
-    if (before + kept < mapped_bytes) munmap(begin + kept, mapped_bytes - before - kept);
+    munmap(begin + kept, mapped_bytes - before - kept);
     madvise(begin, kept, MADV_HUGEPAGE);
   }
   data_ = begin;
