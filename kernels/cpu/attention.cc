@@ -442,10 +442,12 @@ void SplitHead(const SplitQkvArgs& args, int64_t r, int32_t head) {
   for (int64_t i = size; i < layout.head_stride(); ++i) q[i] = 0.0f;
 }
 
-// q, k and v of a head of a row, and the place of its query. `head` may be one too many.
+// Rows of a head between what is fetched and what is used.
+constexpr int64_t kRowsAhead = 3;
+
+// q, k and v of a head of a row, and the place of its query.
 void FetchInput(const SplitQkvArgs& args, int64_t r, int32_t head) {
   const KvLayout& layout = *args.layout;
-  if (head == layout.num_heads) return;
   const float* in = args.qkv + r * args.qkv_stride + int64_t{3} * head * layout.head_size;
   for (int64_t i = 0; i < 3 * layout.head_size; i += kPanelWidth) __builtin_prefetch(in + i);
   const float* q = args.q + (r * layout.num_heads + head) * layout.head_stride();
@@ -470,9 +472,11 @@ void SplitQkv(const SplitQkvArgs& args, int64_t row_begin, int64_t row_end) {
         FetchForWriting(args, args.sequence_rows[row_begin], head + 1);
       }
       for (; begin < end; ++begin) {
-        // Rows lie too far apart for the processor to foresee the next one.
-        const int64_t next = begin + 1 < row_end ? begin + 1 : row_begin;
-        FetchInput(args, next, begin + 1 < row_end ? head : head + 1);
+        // Rows lie too far apart for the processor to foresee which come next.
+        int64_t next = begin + kRowsAhead;
+        int32_t next_head = head;
+        for (; next >= row_end; ++next_head) next -= row_end - row_begin;
+        if (next_head < layout.num_heads) FetchInput(args, next, next_head);
         SplitHead(args, begin, head);
       }
     }
