@@ -214,8 +214,8 @@ TEST_F(CudaSampler, DrawsWhatTheCpuDrawsFromAWholeVocabulary) {
   ExpectEqualDraws(LogitsWithTies(50304, 4.0f), cases);
 }
 
-TEST_F(CudaSampler, DrawsWhatTheCpuDrawsFromFewIds) {
-  for (const int32_t vocab : {1, 2, 17, 33}) {
+TEST_F(CudaSampler, DrawsWhatTheCpuDrawsFromAnyNumberOfIds) {
+  for (const int32_t vocab : {1, 2, 17, 33, 3000}) {
     std::vector<Case> cases;
     for (int64_t position = 0; position < 4; ++position) {
       Case c;

@@ -9,8 +9,7 @@
 namespace blockserve::cuda {
 namespace {
 
-constexpr int kThreads = kSampleThreads;
-constexpr int kWarps = kThreads / kWarp;
+constexpr int kMaxWarps = kSampleThreads / kWarp;
 constexpr int kBins = 256;
 constexpr int kBinsPerLane = kBins / kWarp;
 // The best ids have 2^40.
@@ -35,10 +34,10 @@ struct PartialSum {
 
 struct BlockShared {
   // Of the warps, while they are joined.
-  Mass masses[kWarps];
-  PartialSum sums[kWarps];
-  Largest largest[kWarps];
-  int32_t ints[kWarps];
+  Mass masses[kMaxWarps];
+  PartialSum sums[kMaxWarps];
+  Largest largest[kMaxWarps];
+  int32_t ints[kMaxWarps];
   Mass bins[kBins];
   // From one thread to all.
   Mass found_mass;
@@ -48,6 +47,9 @@ struct BlockShared {
   int32_t top_ids[kMaxSampleTop];
   int32_t top_count;
 };
+
+__device__ int Threads() { return static_cast<int>(blockDim.x); }
+__device__ int Warps() { return Threads() / kWarp; }
 
 // --- Joining the threads' values, by the tree of the warp and then the warps in ascending order.
 // Every thread gets the result. Each begins with a barrier, so that what was read of the arrays
@@ -60,7 +62,7 @@ __device__ T BlockJoin(T value, T* of_warps, const Join& join) {
   if (threadIdx.x % kWarp == 0) of_warps[threadIdx.x / kWarp] = value;
   __syncthreads();
   value = of_warps[0];
-  for (int i = 1; i < kWarps; ++i) value = join(value, of_warps[i]);
+  for (int i = 1; i < Warps(); ++i) value = join(value, of_warps[i]);
   return value;
 }
 
@@ -79,7 +81,7 @@ __device__ Largest LargerOf(const Largest& a, const Largest& b) {
 __device__ Largest FindLargest(const float* values, int32_t n, BlockShared& shared) {
   Largest largest = {-Infinity(), n};
 #pragma unroll 4
-  for (int32_t i = threadIdx.x; i < n; i += kThreads) {
+  for (int32_t i = threadIdx.x; i < n; i += Threads()) {
     if (values[i] > largest.value) largest = {values[i], i};
   }
   return BlockJoin(largest, shared.largest, LargerOf);
@@ -108,7 +110,7 @@ __device__ PartialSum JoinSums(const PartialSum& a, const PartialSum& b) {
 __device__ Statistics TakeStatistics(const float* logits, int32_t n, BlockShared& shared) {
   PartialSum part = {{-Infinity(), n}, 0.0f, 1};
 #pragma unroll 4
-  for (int32_t i = threadIdx.x; i < n; i += kThreads) {
+  for (int32_t i = threadIdx.x; i < n; i += Threads()) {
     const float x = logits[i];
     if (!IsFinite(x)) part.finite = 0;
     if (x > part.largest.value) {
@@ -156,9 +158,7 @@ struct Pieces {
   int32_t size;
 
   __device__ Pieces(int32_t begin, int32_t end)
-      : begin(begin),
-        end(end),
-        size((end - begin + kWarps * kWarp - 1) / (kWarps * kWarp) * kWarp) {}
+      : begin(begin), end(end), size((end - begin + Threads() - 1) / Threads() * kWarp) {}
 
   // Leaves the sum of share(id) over each piece in shared.masses; returns that over all.
   template <typename Share>
@@ -175,7 +175,7 @@ struct Pieces {
   // what comes before is taken off.
   __device__ Pieces Find(Mass& target, const BlockShared& shared) const {
     int chosen = 0;
-    while (chosen < kWarps - 1 && shared.masses[chosen] <= target) {
+    while (chosen < Warps() - 1 && shared.masses[chosen] <= target) {
       target -= shared.masses[chosen++];
     }
     const int32_t first = begin + chosen * size;
@@ -226,9 +226,9 @@ __device__ Beginning Select(const float* values, int32_t n, const Beginning& wit
   Mass of_equals = 0;
   for (int shift = 24; shift >= 0; shift -= 8) {
     __syncthreads();
-    for (int i = threadIdx.x; i < kBins; i += kThreads) shared.bins[i] = 0;
+    for (int i = threadIdx.x; i < kBins; i += Threads()) shared.bins[i] = 0;
     __syncthreads();
-    for (int32_t i = threadIdx.x; i < n; i += kThreads) {
+    for (int32_t i = threadIdx.x; i < n; i += Threads()) {
       const float value = values[i];
       if (value < lowest) continue;
       const uint32_t other = OrderKey(value);
@@ -339,7 +339,7 @@ struct Edits {
   __device__ void Apply(bool ban_stop_ids, BlockShared& shared) const {
     const SampleBias* biases = args.biases + row.bias_begin;
     const int32_t num_biases = row.bias_end - row.bias_begin;
-    for (int32_t i = threadIdx.x; i < num_biases; i += kThreads) {
+    for (int32_t i = threadIdx.x; i < num_biases; i += Threads()) {
       if (!IsFirst(i, [&](int32_t j) { return biases[j].token; })) continue;
       float x = saved_biases()[i] = logits[biases[i].token];
       for (int32_t j = i; j < num_biases; ++j) {
@@ -351,9 +351,9 @@ struct Edits {
     if (HasPenalties()) {
       const SampleCount* counts = args.counts + row.counts_begin;
       const int32_t num_counts = row.counts_end - row.counts_begin;
-      for (int32_t i = threadIdx.x; i < args.index; i += kThreads) shared.flagged[i] = 0;
+      for (int32_t i = threadIdx.x; i < args.index; i += Threads()) shared.flagged[i] = 0;
       __syncthreads();
-      for (int32_t i = threadIdx.x; i < num_counts; i += kThreads) {
+      for (int32_t i = threadIdx.x; i < num_counts; i += Threads()) {
         const int32_t token = counts[i].token;
         for (int32_t j = 0; j < args.index; ++j) {
           if (tokens[j] == token) atomicOr(&shared.flagged[j], 1);
@@ -363,7 +363,7 @@ struct Edits {
         Penalize(token, counts[i].in_prompt, counts[i].in_output);
       }
       __syncthreads();
-      for (int32_t i = threadIdx.x; i < args.index; i += kThreads) {
+      for (int32_t i = threadIdx.x; i < args.index; i += Threads()) {
         if (shared.flagged[i] != 0 || !IsFirst(i, [&](int32_t j) { return tokens[j]; })) continue;
         saved_tokens()[i] = logits[tokens[i]];
         Penalize(tokens[i], 0, 0);
@@ -372,7 +372,7 @@ struct Edits {
     }
     if (ban_stop_ids) {
       const int32_t* stops = args.stops + row.stops_begin;
-      for (int32_t i = threadIdx.x; i < row.stops_end - row.stops_begin; i += kThreads) {
+      for (int32_t i = threadIdx.x; i < row.stops_end - row.stops_begin; i += Threads()) {
         if (!IsFirst(i, [&](int32_t j) { return stops[j]; })) continue;
         saved_stops()[i] = logits[stops[i]];
         logits[stops[i]] = -Infinity();
@@ -386,26 +386,26 @@ struct Edits {
     __syncthreads();
     if (ban_stop_ids) {
       const int32_t* stops = args.stops + row.stops_begin;
-      for (int32_t i = threadIdx.x; i < row.stops_end - row.stops_begin; i += kThreads) {
+      for (int32_t i = threadIdx.x; i < row.stops_end - row.stops_begin; i += Threads()) {
         if (IsFirst(i, [&](int32_t j) { return stops[j]; })) logits[stops[i]] = saved_stops()[i];
       }
       __syncthreads();
     }
     if (HasPenalties()) {
-      for (int32_t i = threadIdx.x; i < args.index; i += kThreads) {
+      for (int32_t i = threadIdx.x; i < args.index; i += Threads()) {
         if (shared.flagged[i] == 0 && IsFirst(i, [&](int32_t j) { return tokens[j]; })) {
           logits[tokens[i]] = saved_tokens()[i];
         }
       }
       __syncthreads();
       const SampleCount* counts = args.counts + row.counts_begin;
-      for (int32_t i = threadIdx.x; i < row.counts_end - row.counts_begin; i += kThreads) {
+      for (int32_t i = threadIdx.x; i < row.counts_end - row.counts_begin; i += Threads()) {
         if (counts[i].token < n) logits[counts[i].token] = saved_counts()[i];
       }
       __syncthreads();
     }
     const SampleBias* biases = args.biases + row.bias_begin;
-    for (int32_t i = threadIdx.x; i < row.bias_end - row.bias_begin; i += kThreads) {
+    for (int32_t i = threadIdx.x; i < row.bias_end - row.bias_begin; i += Threads()) {
       if (IsFirst(i, [&](int32_t j) { return biases[j].token; })) {
         logits[biases[i].token] = saved_biases()[i];
       }
@@ -433,7 +433,7 @@ __device__ float Reach(const float* values, int32_t n, float max, float temperat
     lowest[j] = max - static_cast<float>(4 << j) * temperature;
     sums[j] = 0;
   }
-  for (int32_t i = threadIdx.x; i < n; i += kThreads) {
+  for (int32_t i = threadIdx.x; i < n; i += Threads()) {
     const float value = values[i];
     if (value < lowest[kReaches - 2]) continue;
     const Mass mass = share(i, value);
@@ -465,7 +465,7 @@ __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
   }
   if (row.top_p < 1.0f) {
     Mass mine = 0;
-    for (int32_t i = threadIdx.x; i < n; i += kThreads) {
+    for (int32_t i = threadIdx.x; i < n; i += Threads()) {
       if (kept.Has(OrderKey(values[i]), i)) mine += mass_of(i, values[i]);
     }
     const Mass total = BlockSum(mine, shared);
@@ -502,14 +502,14 @@ __device__ void WriteTop(const SampleArgs& args, int64_t r, const float* logits,
   if (threadIdx.x == 0) shared.top_count = 0;
   __syncthreads();
   // In any order, then by rank.
-  for (int32_t i = threadIdx.x; i < n; i += kThreads) {
+  for (int32_t i = threadIdx.x; i < n; i += Threads()) {
     if (!best.Has(OrderKey(logits[i]), i)) continue;
     const int32_t at = atomicAdd(&shared.top_count, 1);
     shared.top_ids[at] = i;
     shared.top_values[at] = logits[i];
   }
   __syncthreads();
-  for (int32_t i = threadIdx.x; i < count; i += kThreads) {
+  for (int32_t i = threadIdx.x; i < count; i += Threads()) {
     const float value = shared.top_values[i];
     const int32_t id = shared.top_ids[i];
     int32_t rank = 0;
@@ -523,7 +523,7 @@ __device__ void WriteTop(const SampleArgs& args, int64_t r, const float* logits,
   }
 }
 
-__global__ void __launch_bounds__(kThreads, 2) SampleKernel(SampleArgs args) {
+__global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(SampleArgs args) {
   auto& shared = *static_cast<BlockShared*>(BlockMemory());
   const int64_t r = blockIdx.x;
   const SampleRow row = args.sample_rows[r];
@@ -576,7 +576,7 @@ __global__ void __launch_bounds__(kThreads, 2) SampleKernel(SampleArgs args) {
       return;
     }
     bool is_stop = false;
-    for (int32_t i = row.stops_begin + threadIdx.x; i < row.stops_end; i += kThreads) {
+    for (int32_t i = row.stops_begin + threadIdx.x; i < row.stops_end; i += Threads()) {
       is_stop = is_stop || args.stops[i] == token;
     }
     stopped = BlockAny(is_stop, shared);
@@ -598,8 +598,8 @@ absl::Status Sample(const SampleArgs& args, StreamHandle stream) {
                      args.logits_stride, ", token ", args.index, " of ", args.block_length));
   }
   if (args.rows == 0) return absl::OkStatus();
-  return LaunchKernel("Sample", SampleKernel, dim3(static_cast<uint32_t>(args.rows)), kThreads,
-                      sizeof(BlockShared), stream, args);
+  return LaunchKernel("Sample", SampleKernel, dim3(static_cast<uint32_t>(args.rows)),
+                      SampleThreads(args.vocab_size), sizeof(BlockShared), stream, args);
 }
 
 }  // namespace blockserve::cuda

@@ -4,7 +4,7 @@
 // (top-p), in whole numbers whose sums have no order.
 //
 // Log-probabilities are raw, over the whole vocabulary. Their sum of exponentials is taken in
-// another order than the CPU's (each of kSampleThreads adds every kSampleThreads-th, a tree joins
+// another order than the CPU's (each of SampleThreads adds every SampleThreads-th, a tree joins
 // them, in float32), so they agree to rounding, not to the bit.
 #ifndef BLOCKSERVE_KERNELS_CUDA_SAMPLE_H_
 #define BLOCKSERVE_KERNELS_CUDA_SAMPLE_H_
@@ -16,8 +16,12 @@
 
 namespace blockserve::cuda {
 
-inline constexpr int32_t kSampleThreads = 512;  // of the block that samples one row
-inline constexpr int32_t kMaxSampleTop = 128;   // best ids that a row can ask for
+// Threads of the block that samples one row.
+inline constexpr int32_t kSampleThreads = 512;
+inline constexpr int32_t SampleThreads(int32_t vocab_size) {
+  return vocab_size > 2048 ? kSampleThreads : 128;
+}
+inline constexpr int32_t kMaxSampleTop = 128;  // best ids that a row can ask for
 
 struct SampleBias {
   int32_t token = 0;

@@ -38,9 +38,9 @@ struct dim3 {
   (::blockserve::cuda::emulation::Index3{ \
       ::blockserve::cuda::emulation::CurrentThread().thread_index, 0, 0})
 #define blockIdx (::blockserve::cuda::emulation::CurrentThread().block_index)
-#define blockDim                                                                                  \
-  (::blockserve::cuda::emulation::Index3{::blockserve::cuda::emulation::CurrentGrid().threads, 1, \
-                                         1})
+#define blockDim                          \
+  (::blockserve::cuda::emulation::Index3{ \
+      ::blockserve::cuda::emulation::CurrentThread().block_threads, 1, 1})
 #define gridDim (::blockserve::cuda::emulation::CurrentGrid().grid)
 
 inline void __syncthreads(int line = __builtin_LINE()) {

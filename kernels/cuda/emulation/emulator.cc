@@ -175,7 +175,7 @@ class Block {
     std::memset(guard, kSharedGuard, kSharedGuardBytes - 16);
     for (uint32_t t = 0; t < shape_->threads; ++t) {
       Fiber& fiber = *fibers_[t];
-      fiber.thread = {block_index, t};
+      fiber.thread = {block_index, t, shape_->threads};
       fiber.wait = Wait::kNothing;
       fiber.exchanges = 0;
     }

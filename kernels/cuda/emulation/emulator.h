@@ -34,6 +34,7 @@ struct GridShape {
 struct Thread {
   Index3 block_index;
   uint32_t thread_index = 0;
+  uint32_t block_threads = 0;
   uint32_t lane() const { return thread_index % kWarpThreads; }
 };
 const GridShape& CurrentGrid();
