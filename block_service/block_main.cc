@@ -43,6 +43,11 @@ ABSL_FLAG(int32_t, prefill_chunk, 256, "prompt blocks computed in one step");
 ABSL_FLAG(int32_t, groups, 2, "groups that take turns, so that neither tier waits");
 ABSL_FLAG(bool, allow_long_contexts, false, "more blocks than max_position_embeddings");
 ABSL_FLAG(bool, prefix_cache, true, "share KV of prompts that begin alike");
+ABSL_FLAG(bool, allow_fault_injection, false,
+          "for tests: let --inject make this replica misbehave");
+ABSL_FLAG(double, inject_wrong_bits, 0, "for tests: share of rows with a wrong bit");
+ABSL_FLAG(int32_t, inject_crash_token, -1, "for tests: a block with this id kills this replica");
+ABSL_FLAG(int32_t, inject_hang_token, -1, "for tests: a block with this id hangs this replica");
 ABSL_FLAG(std::string, log_level, "info", "debug, info, warning, error or off");
 ABSL_FLAG(std::string, log_format, "text", "text, or json: an object a line");
 
@@ -57,12 +62,32 @@ int Main(int argc, char** argv) {
   const ProgramUsage usage = {
       "blockserve-block --model DIR [--listen HOST:PORT]\n"
       "Serves the block tier: embedder, block decoder and the KV of every sequence.",
-      {"model",          "listen",        "health_listen", "stall_bound",
-       "metrics_listen", "name",          "device",        "arithmetic",
-       "threads",        "kv_memory_mib", "kv_pages",      "page_blocks",
-       "max_sequences",  "prefill_chunk", "groups",        "allow_long_contexts",
-       "prefix_cache",   "tls_cert",      "tls_key",       "tls_client_ca",
-       "log_level",      "log_format"}};
+      {"model",
+       "listen",
+       "health_listen",
+       "stall_bound",
+       "metrics_listen",
+       "name",
+       "device",
+       "arithmetic",
+       "threads",
+       "kv_memory_mib",
+       "kv_pages",
+       "page_blocks",
+       "max_sequences",
+       "prefill_chunk",
+       "groups",
+       "allow_long_contexts",
+       "prefix_cache",
+       "tls_cert",
+       "tls_key",
+       "tls_client_ca",
+       "allow_fault_injection",
+       "inject_wrong_bits",
+       "inject_crash_token",
+       "inject_hang_token",
+       "log_level",
+       "log_format"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const auto bad_usage = [](const std::string& message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -95,6 +120,10 @@ int Main(int argc, char** argv) {
   config.groups = absl::GetFlag(FLAGS_groups);
   config.allow_long_contexts = absl::GetFlag(FLAGS_allow_long_contexts);
   config.prefix_cache = absl::GetFlag(FLAGS_prefix_cache);
+  config.faults.allowed = absl::GetFlag(FLAGS_allow_fault_injection);
+  config.faults.wrong_bits = absl::GetFlag(FLAGS_inject_wrong_bits);
+  config.faults.crash_token = absl::GetFlag(FLAGS_inject_crash_token);
+  config.faults.hang_token = absl::GetFlag(FLAGS_inject_hang_token);
   if (config.name.empty()) config.name = absl::GetFlag(FLAGS_listen);
   if (absl::Status status = config.Validate(); !status.ok()) {
     return ReportUsageError(kProgram, status);

@@ -125,7 +125,7 @@ absl::Status BlockServiceConfig::Validate() const {
   if (max_items_per_stream < 1) {
     return BadFlag("max-items-per-stream", max_items_per_stream, "it must be at least 1");
   }
-  return absl::OkStatus();
+  return faults.Validate();
 }
 
 struct BlockService::Impl {
@@ -182,6 +182,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
     if (!numeric_id.ok()) return numeric_id.status();
     parts.numeric_id = *std::move(numeric_id);
   }
+  impl->engine = InjectFaults(std::move(impl->engine), config.faults);  // `engine` is in it
 
   const ModelConfig& model = engine.config();
   const Clock& clock = config.clock != nullptr ? *config.clock : impl->steady_clock;
@@ -208,7 +209,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
     metrics = BlockMetrics(*config.metrics);
     metrics.page_bytes.Set(static_cast<double>(engine.KvBytesPerPage(config.page_blocks)));
   }
-  impl->loop = std::make_unique<EngineLoop>(engine, options, clock, metrics);
+  impl->loop = std::make_unique<EngineLoop>(*impl->engine, options, clock, metrics);
   if (config.metrics != nullptr) {
     impl->collector = config.metrics->OnCollect(
         [metrics, loop = impl->loop.get(), pages = *pages] { SetGauges(metrics, *loop, pages); });
@@ -223,6 +224,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   tier.set_tokenizer_hash(parts.tokenizer_hash);
   tier.set_numeric_id(parts.numeric_id);
   tier.set_model_digest(parts.model_digest);
+  tier.set_answers_pings(true);
   tier.set_name(config.name);
   tier.set_version(absl::StrCat(Version(), "-", Commit()));
   hello.set_block_length(model.block_length);

@@ -14,6 +14,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "block_service/engine_loop.h"
+#include "block_service/fault_injection.h"
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "common/thread_pool.h"
@@ -41,6 +42,7 @@ struct BlockServiceConfig {
   absl::Duration lease = absl::Seconds(10);
   int32_t max_items_per_stream = 4096;  // beyond: RESOURCE_EXHAUSTED
   int32_t max_reply_bytes = 4 << 20;    // of context rows in one message
+  BlockFaultInjection faults;           // for tests of the system around it
   MetricRegistry* metrics = nullptr;    // must outlive the service; null: none are kept
   const Clock* clock = nullptr;         // must outlive the service; null: the steady clock
 

@@ -105,6 +105,12 @@ class Gateway {
     batch_.Clear();
   }
 
+  void Ping(uint64_t ping) {
+    v1::BlockRequestBatch batch;
+    batch.set_ping(ping);
+    stream_->Write(batch);
+  }
+
   // Reads one message; false at the end of the stream.
   bool Read() {
     v1::BlockReplyBatch batch;
@@ -117,6 +123,7 @@ class Gateway {
       EXPECT_FALSE(batch.has_hello());
     }
     draining |= batch.draining();
+    if (batch.pong() != 0) pong = batch.pong();
     if (batch.has_load()) load = batch.load();
     largest_message = std::max(largest_message, batch.ByteSizeLong());
     const size_t row_bytes = static_cast<size_t>(hello.context_width()) *
@@ -175,6 +182,7 @@ class Gateway {
   v1::BlockServiceHello hello;
   v1::BlockLoad load;
   bool draining = false;
+  uint64_t pong = 0;
   int messages = 0;
   size_t largest_message = 0;
 
@@ -619,6 +627,16 @@ TEST(BlockServiceStream, RepliesTellLoadAndSteps) {
   EXPECT_EQ(gateway.load.sequences(), 0);
   EXPECT_EQ(gateway.load.free_pages(), 63);
   EXPECT_EQ(gateway.load.cached_pages(), 1);
+}
+
+TEST(BlockServiceStream, APingIsAnsweredWithItsNumberAndNeverBeforeTheHello) {
+  Fake fake;
+  Gateway gateway(fake.channel());
+  gateway.Ping(41);  // comes before the hello is said, or after it
+  ASSERT_TRUE(gateway.Read());
+  EXPECT_TRUE(gateway.hello.tier().answers_pings());
+  gateway.Ping(42);
+  while (gateway.pong != 42) ASSERT_TRUE(gateway.Read());
 }
 
 TEST(BlockServiceStream, ASequenceSurvivesABrokenStream) {

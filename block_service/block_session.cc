@@ -65,7 +65,14 @@ bool BlockSession::CheckHello(const v1::BlockRequestBatch& batch) {
 }
 
 void BlockSession::OnMessage(v1::BlockRequestBatch&& batch) {
-  if (ended_ || !CheckHello(batch) || batch.items_size() == 0) return;
+  if (ended_ || !CheckHello(batch)) return;
+  // By this thread: the engine's may be in the middle of a step.
+  if (batch.ping() != 0 && hello_said_.load()) {
+    v1::BlockReplyBatch pong;
+    pong.set_pong(batch.ping());
+    stream_->Send(std::move(pong));
+  }
+  if (batch.items_size() == 0) return;
   const absl::Time now = context_->clock->Now();
   StreamItems items;
   items.stream = id_;
@@ -103,6 +110,7 @@ void BlockSession::SayHello(const std::string& part_hash, const BlockLoadReport&
   *batch_.mutable_hello() = context_->hello;
   batch_.mutable_hello()->mutable_tier()->set_part_hash(part_hash);
   Flush(load);
+  hello_said_.store(true);
 }
 
 void BlockSession::Add(const BlockItemReply& reply, absl::Span<const float> rows) {

@@ -67,6 +67,7 @@ class BlockSession final : public BlockServerStream::Handler,
 
   OpenSpans spans_;
   std::atomic<int64_t> outstanding_{0};  // items without their last reply
+  std::atomic<bool> hello_said_{false};
 };
 
 }  // namespace blockserve

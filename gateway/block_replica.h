@@ -30,9 +30,6 @@ inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
 // running streams go on between their prefills.
 inline constexpr int kReopensAtOnce = 8;
 
-// A process that is away for so long has dropped our sequences, if it is there at all.
-inline constexpr absl::Duration kReplicaLease = absl::Seconds(10);
-
 // Bounds of a message's size. An item beyond goes into the next; ids take at most 5 bytes each, and
 // all else of an item (a request key has at most 128) fits kItemBytes.
 inline constexpr size_t kMaxBatchBytes = size_t{1} << 20;
@@ -73,6 +70,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
     seen = true;
     full = false;
     suspect = false;
+    ping.Reset(hello.tier().answers_pings());
     last_heard = now;
     context_type = hello.context_type();
     row_bytes = static_cast<size_t>(hello.context_width()) * ContextValueBytes(context_type);
@@ -84,6 +82,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   }
 
   void Disconnected() {
+    ping.Reset(false);
     // Closes without an answer may not have arrived, and what they close would outlive us.
     for (const auto& [id, item] : items) {
       if (item.call == BlockCall::kClose) orphans.push_back(item.wire_id);
@@ -111,8 +110,12 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   }
 
   void Heard(const v1::BlockReplyBatch& batch, absl::Time now) {
+    if (batch.pong() != 0) ping.Pong(batch.pong());
+    // Its network threads alone may have said so.
+    if (!batch.has_load() && batch.items_size() == 0 && !batch.draining()) return;
     last_heard = now;
-    suspect = false;
+    // One that hears nothing may go on talking.
+    if (!ping.Unreachable(now)) suspect = false;
     if (!batch.has_load()) return;
     load = batch.load();
     free_pages = batch.load().free_pages() + batch.load().cached_pages();
@@ -150,13 +153,16 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   BlockTier& tier;
   TierMember member;
   bool seen = false;     // has said hello before: its incarnation is known
-  bool suspect = false;  // silent for too long; until it is heard of again
+  bool suspect = false;  // silent for too long, or cannot be reached; until it is heard of again
+  PingWatch ping;
+  absl::Time oldest_call = absl::InfiniteFuture();  // of those under way, when sent; of a tick
   absl::Time last_heard = absl::InfinitePast();
   absl::Time lost_at = absl::InfinitePast();
 
   std::unordered_set<uint64_t> sequences;  // handles of those that it holds or opens
   std::vector<uint64_t> orphans;           // wire ids to be closed when it is there again
-  std::vector<uint64_t> suspects;  // handles of calls that it may have died of; while it is away
+  std::vector<uint64_t>
+      suspects;  // handles of calls that it had when it was lost; until it is back
   std::unordered_map<uint64_t, BlockItem> items;  // calls under way, by id
   std::vector<v1::BlockRequestBatch> outgoing;    // of this turn, in order
   size_t last_batch_bytes = 0;                    // at most

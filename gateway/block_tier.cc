@@ -76,7 +76,6 @@ void BlockTier::RetireIfEmpty(Replica& replica) {
       return candidate->member.address == address;
     });
     if (found == replicas_.end() || !(*found)->member.removed || !(*found)->empty()) return;
-    CountDeath(**found);
     membership_.Forget((*found)->member);
     replicas_.erase(found);
     if (on_change_) on_change_();
@@ -87,10 +86,9 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
   const v1::BlockServiceHello& hello = first.hello();
   const bool same_process =
       replica.seen && replica.member.identity.incarnation == hello.tier().incarnation();
-  if (same_process) {
-    replica.suspects.clear();
-  } else {
-    CountDeath(replica);
+  for (const uint64_t handle : std::exchange(replica.suspects, {})) {
+    const auto found = sequences_.find(handle);
+    if (same_process && found != sequences_.end()) found->second->history.ReplicaIsBack();
   }
   replica.Reset(hello, loop_.Now());
   const bool fits = membership_.Connected(replica.member, replica.IdentityOf(hello), loop_.Now());
@@ -141,9 +139,16 @@ void BlockTier::OnLost(Replica& replica, absl::Status status) {
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
   for (const uint64_t handle : held) {
     Sequence& sequence = *sequences_.at(handle);
-    if (may_have_died && sequence.item != 0) replica.suspects.push_back(handle);
+    if (may_have_died && sequence.item != 0) {
+      sequence.history.ReplicaLost();
+      replica.suspects.push_back(handle);
+    }
     sequence.item = 0;
     sequence.promised_pages = 0;
+    if (sequence.history.given_up()) {
+      Fail(handle, absl::InternalError("block services died under this request again and again"));
+      continue;
+    }
     if (HasOther(sequence.spec.group, &replica)) {
       if (sequence.wants_row) ++stats_.reopened_lost;
       Reopen(handle, sequence, /*close_copy=*/true);
@@ -153,16 +158,6 @@ void BlockTier::OnLost(Replica& replica, absl::Status status) {
   if (was_usable && on_change_) on_change_();
   RetireIfEmpty(replica);
   SchedulePump();
-}
-
-void BlockTier::CountDeath(Replica& replica) {
-  for (const uint64_t handle : std::exchange(replica.suspects, {})) {
-    const auto found = sequences_.find(handle);
-    if (found == sequences_.end()) continue;
-    found->second->history.ReplicaDied();
-    if (!found->second->history.given_up()) continue;
-    Fail(handle, absl::InternalError("block services died under this request again and again"));
-  }
 }
 
 std::vector<WorkerStatus> BlockTier::WorkerStatuses() const {

@@ -174,8 +174,8 @@ class BlockTier {
   void OnRefused(Replica& replica, BlockCall call, uint64_t handle, const v1::BlockReply& reply);
   void Contradicted(uint64_t handle, Sequence& sequence, absl::string_view what);
   void OnLost(Replica& replica, absl::Status status);
-  // The process that was lost is gone, not its stream alone: its suspects are told so.
-  void CountDeath(Replica& replica);
+  // It has a call of a sequence that must be opened alone.
+  bool HasOneAlone(const Replica& replica) const;
 
   void Enqueue(uint64_t handle, Sequence& sequence);
   // Takes the sequence off its replica, which closes its copy now or when it is there again.
@@ -200,6 +200,9 @@ class BlockTier {
   bool SomebodyMayHold(const SequenceSpec& spec) const;
   // How long the replica may say nothing while it has this sequence's call.
   absl::Duration SilenceAllowed(const Sequence& sequence) const;
+  // Asks replicas whose calls have waited for a while, and finds those that do not answer.
+  void WatchConnections(absl::Time now);
+  void Suspect(Replica& replica, absl::string_view why);
   // The idle sequences of a replica that leaves: opened elsewhere with their next block.
   void Evacuate(Replica& replica);
 

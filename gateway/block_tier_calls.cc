@@ -36,7 +36,9 @@ void BlockTier::Pump() {
     Replica* const replica = Choose(sequence);
     if (replica == nullptr) {
       // Whom few may hold does not stand in the others' way.
-      if (sequence.spec.not_by.empty()) blocked.insert(sequence.spec.group);
+      if (sequence.spec.not_by.empty() && !sequence.history.must_open_alone()) {
+        blocked.insert(sequence.spec.group);
+      }
       continue;
     }
     queue_.Erase(sequence.place);
@@ -73,6 +75,7 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
     BlockReplicaView& view = views.emplace_back();
     view.usable = MayHold(*replica, sequence.spec) && !replica->full &&
                   !(sequence.begun && replica->reopens >= kReopensAtOnce) &&
+                  !(sequence.history.must_open_alone() && HasOneAlone(*replica)) &&
                   replica->has_room_for_sequence() &&
                   (!somebody_fits || replica->fits_reserve(blocks, reserve));
     view.suspect = replica->suspect;
@@ -85,6 +88,13 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
   }
   const int chosen = PickReplica(views, most_needed);
   return chosen < 0 ? nullptr : replicas_[static_cast<size_t>(chosen)].get();
+}
+
+bool BlockTier::HasOneAlone(const Replica& replica) const {
+  return std::any_of(replica.sequences.begin(), replica.sequences.end(), [&](uint64_t handle) {
+    const Sequence& sequence = *sequences_.at(handle);
+    return sequence.item != 0 && sequence.history.must_open_alone();
+  });
 }
 
 bool BlockTier::CouldEverFit(const Sequence& sequence) const {

@@ -67,21 +67,61 @@ void BlockTier::Condemn(uint64_t incarnation, absl::string_view why) {
   }
 }
 
+void BlockTier::Suspect(Replica& replica, absl::string_view why) {
+  if (std::exchange(replica.suspect, true)) return;
+  ++stats_.ejected;
+  LogWarning(absl::StrCat("block service '", replica.member.identity.name, "' ", why,
+                          ": its sequences are opened elsewhere"));
+}
+
+void BlockTier::WatchConnections(absl::Time now) {
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    replica->oldest_call = absl::InfiniteFuture();
+  }
+  for (const auto& [handle, sequence] : sequences_) {
+    if (sequence->replica == nullptr || sequence->item == 0) continue;
+    absl::Time& oldest = sequence->replica->oldest_call;
+    oldest = std::min(oldest, sequence->sent);
+  }
+  std::vector<uint64_t> moved;
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (!replica->member.connected) continue;
+    if (const uint64_t ping = replica->ping.Next(replica->oldest_call, now); ping != 0) {
+      v1::BlockRequestBatch message;
+      message.set_ping(ping);
+      replica->link->Send(std::move(message));
+    }
+    if (!replica->ping.Unreachable(now)) continue;
+    const bool others_can = std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& other) {
+      return other != replica && other->member.usable() && !other->suspect &&
+             other->member.group == replica->member.group && !other->ping.Doubtful(now);
+    });
+    if (!others_can) continue;
+    Suspect(*replica, "cannot be reached");
+    for (const uint64_t handle : replica->sequences) {
+      if (sequences_.at(handle)->item != 0) moved.push_back(handle);
+    }
+  }
+  for (const uint64_t handle : moved) {
+    ++stats_.reopened_silent;
+    Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
+  }
+}
+
 void BlockTier::Tick() {
   const absl::Time now = loop_.Now();
   // A tick that comes late says that the gateway itself did not run: nobody else is to blame.
   if (now - std::exchange(last_tick_, now) > absl::Milliseconds(200)) {
     for (const std::unique_ptr<Replica>& replica : replicas_) {
       replica->last_heard = std::max(replica->last_heard, now);
+      replica->ping.NotBefore(now);
     }
   }
+  WatchConnections(now);
   for (const std::unique_ptr<Replica>& replica : replicas_) {
     if (replica->full && now >= replica->full_until) {
       replica->full = false;
       SchedulePump();
-    }
-    if (!replica->member.connected && now - replica->lost_at >= kReplicaLease) {
-      CountDeath(*replica);
     }
   }
   std::vector<uint64_t> gone;
@@ -115,12 +155,9 @@ void BlockTier::Tick() {
           now - sequence->sent >= 6 * sequence->history.Patience(options_.progress_bound);
       if ((silent || forgotten) && HasOther(sequence->spec.group, replica)) {
         stalled.push_back(handle);
-        if (silent && !std::exchange(replica->suspect, true)) {
-          ++stats_.ejected;
-          LogWarning(absl::StrCat("block service '", replica->member.identity.name,
-                                  "' has said nothing for ",
-                                  absl::FormatDuration(now - replica->last_heard),
-                                  ": its sequences are opened elsewhere"));
+        if (silent) {
+          Suspect(*replica, absl::StrCat("has said nothing for ",
+                                         absl::FormatDuration(now - replica->last_heard)));
         }
       }
     }

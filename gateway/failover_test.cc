@@ -409,6 +409,32 @@ TEST_F(FailoverTest, AReplicaThatDiesAgainAndAgainEndsTheRequest) {
   ExpectNothingLeft();
 }
 
+// Its replicas stay away: their deaths are not told apart from lost connections until much later.
+TEST_F(FailoverTest, ASequenceThatKillsReplicasEndsItsRequestAlone) {
+  MakeCore(6, 2);
+  const std::vector<Stream> streams = Load(30, 200);
+  loop_.Advance(absl::Milliseconds(20));
+  GenerationRequest poison = Request(8, 40, 77);
+  poison.prompt = {901, 902, 903, 904};
+  const std::vector<int32_t> marked = poison.prompt;
+  int killed = 0;
+  for (const auto& replica : blocks_) {
+    replica->deadly = [&killed, &marked](const v1::OpenSequence& open) {
+      const bool dies = std::search(open.tokens().begin(), open.tokens().end(), marked.begin(),
+                                    marked.end()) != open.tokens().end();
+      killed += dies;
+      return dies;
+    };
+  }
+  const Stream deadly = Generate(std::move(poison));
+  ASSERT_TRUE(RunUntilDone(streams));
+  ASSERT_TRUE(RunUntilDone({deadly}));
+  EXPECT_EQ(killed, 4);
+  EXPECT_EQ(deadly.sink->status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(deadly.sink->status.message(), HasSubstr("again and again"));
+  for (const Stream& stream : streams) ExpectExact(stream);
+}
+
 TEST_F(FailoverTest, SequencesThatMovedAreClosedWhereTheyWere) {
   MakeCore(2, 1);
   const std::vector<Stream> streams = Load(10, 400);

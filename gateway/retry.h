@@ -61,22 +61,35 @@ enum class BlockAction {
 };
 BlockAction JudgeBlockReply(BlockCall call, const absl::Status& status, bool suspended);
 
-// What has befallen a sequence since its last context row. Replicas that die under a sequence, or
-// contradict it, again and again are not offered it for ever.
+// What has befallen a sequence since its last context row. One whose replica died may be why, as
+// may all others that it was working on; when a second one has died, it is opened alone: never
+// together with another that may be why. When two more have died with it alone, no other one is
+// risked.
 class SequenceHistory {
  public:
-  void ReplicaDied() { ++deaths_; }
+  // The connection to the replica broke while it had a call of this sequence.
+  void ReplicaLost() {
+    if (must_open_alone()) ++losses_alone_;
+    ++losses_;
+  }
+  // It was the connection alone: the same process is back.
+  void ReplicaIsBack() {
+    if (losses_alone_ > 0) --losses_alone_;
+    if (losses_ > 0) --losses_;
+  }
+  bool must_open_alone() const { return losses_ >= 2; }
   void Contradicted() { ++contradictions_; }  // ABORTED, INVALID_ARGUMENT or NOT_FOUND
   void Stalled() { ++stalls_; }
   void Progress() { *this = SequenceHistory(); }
-  bool given_up() const { return deaths_ >= kMost || contradictions_ >= kMost; }
+  bool given_up() const { return losses_alone_ >= 2 || contradictions_ >= kMost; }
   absl::Duration Patience(absl::Duration bound) const {
     return bound * (1 << (stalls_ < 6 ? stalls_ : 6));
   }
 
  private:
   static constexpr int kMost = 4;
-  int deaths_ = 0;
+  int losses_ = 0;
+  int losses_alone_ = 0;
   int contradictions_ = 0;
   int stalls_ = 0;
 };

@@ -83,13 +83,28 @@ TEST(RowHistory, PatienceGrowsWithEveryStall) {
 
 TEST(SequenceHistory, GivenUpOnlyWithoutProgressBetween) {
   SequenceHistory history;
-  for (int i = 0; i < 3; ++i) history.ReplicaDied();
+  for (int i = 0; i < 3; ++i) history.ReplicaLost();
   EXPECT_FALSE(history.given_up());
   history.Progress();
-  for (int i = 0; i < 3; ++i) history.ReplicaDied();
+  for (int i = 0; i < 3; ++i) history.ReplicaLost();
   EXPECT_FALSE(history.given_up());
-  history.ReplicaDied();
+  history.ReplicaLost();
   EXPECT_TRUE(history.given_up());
+}
+
+TEST(SequenceHistory, AfterTheSecondLossItIsOpenedAloneUnlessTheProcessWasBack) {
+  SequenceHistory history;
+  history.ReplicaLost();
+  EXPECT_FALSE(history.must_open_alone());
+  history.ReplicaLost();
+  EXPECT_TRUE(history.must_open_alone());
+  history.ReplicaIsBack();
+  EXPECT_FALSE(history.must_open_alone());
+  for (int i = 0; i < 20; ++i) {
+    history.ReplicaLost();
+    history.ReplicaIsBack();
+  }
+  EXPECT_FALSE(history.given_up());
 }
 
 TEST(GiveUpTime, TheTiersWaitOrShortlyBeforeTheDeadline) {

@@ -36,7 +36,7 @@ v1::TokenReplyBatch SimulatedTokenWorker::Answer(const v1::TokenRequestBatch& re
       return batch;
     }
     if (hanging && hanging(row)) {
-      Freeze();
+      Hang();
       return batch;
     }
     ++rows;
@@ -105,6 +105,10 @@ v1::BlockReplyBatch SimulatedBlockReplica::Answer(const v1::BlockRequestBatch& r
   v1::BlockReplyBatch batch;
   for (const v1::BlockRequest& item : request.items()) {
     if (item.has_cancel()) continue;
+    if (deadly && item.has_open() && deadly(item.open())) {
+      Kill();
+      return batch;
+    }
     v1::BlockReply& reply = *batch.add_items();
     reply.set_id(item.id());
     reply.set_last(true);

@@ -67,7 +67,7 @@ class SimulatedWorker {
   void Kill() {
     if (!up) return;
     up = false;
-    frozen = false;
+    frozen = hung = false;
     Forget();
     Cut(absl::UnavailableError("connection reset"));
   }
@@ -85,8 +85,12 @@ class SimulatedWorker {
   void Mend() { Connect(); }
   // Takes messages, does nothing; Thaw does all of it.
   void Freeze() { frozen = true; }
+  // Takes messages and does nothing, but answers pings: its engine hangs.
+  void Hang() { frozen = hung = true; }
+  // Something that no request asked for.
+  void Say() { Deliver(Reply()); }
   void Thaw() {
-    frozen = false;
+    frozen = hung = false;
     for (Request& request : std::exchange(held_, {})) Receive(std::move(request));
   }
   void Drain() {
@@ -105,7 +109,10 @@ class SimulatedWorker {
   uint64_t incarnation = 1;
   bool up = true;
   bool frozen = false;
+  bool hung = false;
   bool draining = false;
+  bool answers_pings = true;
+  int pings = 0;
   absl::Duration service_time = absl::Milliseconds(1);
   int messages = 0;
   size_t largest_message_bytes = 0;
@@ -124,6 +131,7 @@ class SimulatedWorker {
     tier.set_model_digest(model_digest);
     tier.set_numeric_id(numeric_id);
     tier.set_name(name);
+    tier.set_answers_pings(answers_pings);
   }
 
  private:
@@ -172,6 +180,15 @@ class SimulatedWorker {
     Post(service_time, [this, message] { connection_->observer->OnMessage(std::move(*message)); });
   }
   void Receive(Request request) {
+    if (request.ping() != 0 && (hung || !frozen)) {
+      ++pings;
+      auto pong = std::make_shared<Reply>();
+      pong->set_pong(request.ping());
+      Post(absl::ZeroDuration(), [this, pong] {
+        if (hung || !frozen) connection_->observer->OnMessage(std::move(*pong));
+      });
+      return;
+    }
     if (frozen) {
       held_.push_back(std::move(request));
       return;
@@ -238,6 +255,8 @@ class SimulatedBlockReplica final
   bool checks_reserve = false;
   // Every third context row is another than it should be.
   bool wrong_bits = false;
+  // An open that kills the process.
+  std::function<bool(const v1::OpenSequence& open)> deadly;
   // Sequences lose their pages with their next append, one after another.
   int suspend = 0;
   std::map<uint64_t, std::vector<int32_t>> sequences;  // by wire id: [blocks, L]

@@ -137,6 +137,7 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   worker.reserved = false;
   worker.hold_until = absl::InfinitePast();
   worker.TakeOutgoing();
+  worker.ping.Reset(hello.tier().answers_pings());
   worker.load = first.load();
   // What it runs and what it lets wait; room is left for other gateways.
   worker.best_rows = std::max(1, hello.max_rows());
@@ -147,6 +148,7 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
 }
 
 void TokenTier::OnMessage(Worker& worker, v1::TokenReplyBatch batch) {
+  if (batch.pong() != 0) worker.ping.Pong(batch.pong());
   if (batch.has_load()) {
     if (batch.load().steps() != worker.load.steps()) worker.progress.Progress(loop_.Now());
     worker.load = batch.load();
@@ -238,6 +240,7 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
   const bool was_usable = worker.member.usable();
   membership_.Lost(worker.member, status, loop_.Now());
   worker.reserved = false;
+  worker.ping.Reset(false);
   worker.TakeOutgoing();
   const std::unordered_map<uint64_t, Attempt> lost = std::exchange(worker.attempts, {});
   if (died && !lost.empty()) worker.died = true;

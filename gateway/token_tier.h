@@ -136,13 +136,15 @@ class TokenTier {
                     const ContextRow& context, absl::Time deadline);
   void WatchWorker(Worker& worker, absl::Time now);
   bool PeersMove(const Worker& worker, absl::Duration allowed, absl::Time now) const;
+  bool PeersCanBeReached(const Worker& worker, absl::Time now) const;
+  void Ping(Worker& worker, absl::Time now);
   void Hedge(Worker& worker, absl::Time now);
   bool IsBusy(const TierGroup& group) const;
   void GiveUp(absl::Time now);
   void Eject(Worker& worker, absl::string_view why);
   void Probe(Worker& worker, absl::Time now);
   // The silent worker's rows are given to others; it may still answer them first.
-  void MoveRows(Worker& worker, absl::Time now);
+  void MoveRows(Worker& worker);
   // Removes the row, gives up what else was tried, and calls back.
   void Finish(uint64_t handle, absl::StatusOr<TokenRowAnswer> answer);
   std::unique_ptr<Row> Take(uint64_t handle);

@@ -37,15 +37,39 @@ bool TokenTier::PeersMove(const Worker& worker, absl::Duration allowed, absl::Ti
   });
 }
 
+bool TokenTier::PeersCanBeReached(const Worker& worker, absl::Time now) const {
+  return std::any_of(workers_.begin(), workers_.end(), [&](const auto& other) {
+    return other.get() != &worker && other->member.usable() &&
+           other->member.group == worker.member.group && !other->health.ejected() &&
+           !other->ping.Doubtful(now);
+  });
+}
+
+void TokenTier::Ping(Worker& worker, absl::Time now) {
+  absl::Time oldest = absl::InfiniteFuture();
+  for (const auto& [id, attempt] : worker.attempts) oldest = std::min(oldest, attempt.sent);
+  const uint64_t ping = worker.ping.Next(oldest, now);
+  if (ping == 0) return;
+  v1::TokenRequestBatch message;
+  message.set_ping(ping);
+  worker.link->Send(std::move(message));
+}
+
 void TokenTier::Tick() {
   const absl::Time now = loop_.Now();
   if (now - std::exchange(last_tick_, now) > kLateTick) {
     resumed_at_ = now;
-    for (const std::unique_ptr<Worker>& worker : workers_) worker->progress.NotBefore(now);
+    for (const std::unique_ptr<Worker>& worker : workers_) {
+      worker->progress.NotBefore(now);
+      worker->ping.NotBefore(now);
+    }
   }
   for (const std::unique_ptr<Worker>& worker : workers_) {
     if (!worker->member.connected) continue;
-    if (!worker->attempts.empty()) WatchWorker(*worker, now);
+    if (!worker->attempts.empty()) {
+      Ping(*worker, now);
+      WatchWorker(*worker, now);
+    }
     if (worker->health.WantsProbe(now)) Probe(*worker, now);
   }
   GiveUp(now);
@@ -56,10 +80,13 @@ void TokenTier::WatchWorker(Worker& worker, absl::Time now) {
   const absl::Duration bound = options_.progress_bound;
   const absl::Duration allowed = groups_[worker.member.group].times.SilenceAllowed(bound);
   const absl::Duration silent = worker.progress.Silent(now);
-  if (HasOther(worker.member.group, worker)) {
+  if (worker.ping.Unreachable(now) && PeersCanBeReached(worker, now)) {
+    Eject(worker, "cannot be reached");
+    MoveRows(worker);
+  } else if (HasOther(worker.member.group, worker)) {
     if (silent >= allowed && (silent >= bound || PeersMove(worker, allowed, now))) {
       Eject(worker, absl::StrCat("has said nothing for ", absl::FormatDuration(silent)));
-      MoveRows(worker, now);
+      MoveRows(worker);
     } else {
       Hedge(worker, now);
     }
@@ -79,7 +106,7 @@ void TokenTier::WatchWorker(Worker& worker, absl::Time now) {
   }
 }
 
-void TokenTier::MoveRows(Worker& worker, absl::Time now) {
+void TokenTier::MoveRows(Worker& worker) {
   for (auto& [id, attempt] : worker.attempts) {
     if (attempt.stalled || attempt.handle == 0) continue;
     Row& row = *rows_.at(attempt.handle);

@@ -43,6 +43,7 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   v1::TokenLoad load;
   WorkerHealth health;
   ProgressWatch progress;
+  PingWatch ping;
   bool died = false;      // its connection broke with rows under way, and it is not back yet
   int lost_hedges = 0;    // rows in a row that a second worker answered first
   bool reserved = false;  // kept free of other rows for one that must run alone

@@ -65,6 +65,23 @@ void WorkerHealth::Answered() {
   }
 }
 
+void PingWatch::Reset(bool answers) {
+  answers_ = answers;
+  waiting_ = false;
+  sent_ = absl::InfinitePast();
+}
+
+uint64_t PingWatch::Next(absl::Time oldest, absl::Time now) {
+  if (!answers_ || waiting_ || now - oldest < kAskAfter || now - sent_ < kAskAfter) return 0;
+  waiting_ = true;
+  sent_ = now;
+  return ++last_;
+}
+
+void PingWatch::Pong(uint64_t ping) {
+  if (ping == last_) waiting_ = false;
+}
+
 int32_t WorkerHealth::Allowed(int32_t most) const {
   return returning() ? std::min(allowed_, most) : most;
 }

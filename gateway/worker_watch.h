@@ -92,6 +92,36 @@ class ProgressWatch {
   absl::Time since_ = absl::InfinitePast();
 };
 
+// Whether a worker can be reached, both ways. How long it takes for its work says little of that: a
+// tier that is slow today would be given long to answer when it is cut off, and one that hears
+// nothing may go on talking. So what has waited for its answer for a while makes us ask, and the
+// worker's network threads answer, whatever its engine does.
+class PingWatch {
+ public:
+  // A new connection; `answers`: to a worker that knows pings.
+  void Reset(bool answers);
+  // `oldest`: when what has waited longest was sent. The ping to send now; 0: none.
+  uint64_t Next(absl::Time oldest, absl::Time now);
+  void Pong(uint64_t ping);
+  void NotBefore(absl::Time now) { sent_ = sent_ < now ? now : sent_; }
+  // How long a ping has been unanswered.
+  absl::Duration Waits(absl::Time now) const {
+    return waiting_ ? now - sent_ : absl::ZeroDuration();
+  }
+  bool Unreachable(absl::Time now) const { return Waits(now) >= kUnreachableAfter; }
+  // Nothing speaks for it, while others do: the gateway itself may have been cut off.
+  bool Doubtful(absl::Time now) const { return Waits(now) >= kUnreachableAfter / 2; }
+
+  static constexpr absl::Duration kAskAfter = absl::Milliseconds(150);
+  static constexpr absl::Duration kUnreachableAfter = absl::Seconds(1);
+
+ private:
+  bool answers_ = false;
+  bool waiting_ = false;
+  uint64_t last_ = 0;
+  absl::Time sent_ = absl::InfinitePast();  // the last ping
+};
+
 }  // namespace blockserve
 
 #endif  // BLOCKSERVE_GATEWAY_WORKER_WATCH_H_

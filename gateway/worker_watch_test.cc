@@ -93,5 +93,46 @@ TEST(WorkerHealth, OneThatFailsWhileItReturnsWaitsLonger) {
   EXPECT_TRUE(health.WantsProbe(now + absl::Milliseconds(600)));
 }
 
+TEST(PingWatch, AsksOnceWhenACallHasWaitedAndAgainAfterItsAnswer) {
+  PingWatch watch;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  const auto after = [&](int ms) { return now + absl::Milliseconds(ms); };
+  watch.Reset(/*answers=*/true);
+  EXPECT_EQ(watch.Next(absl::InfiniteFuture(), after(5000)), 0u);  // nothing is under way
+  EXPECT_EQ(watch.Next(now, after(149)), 0u);
+  const uint64_t first = watch.Next(now, after(150));
+  EXPECT_NE(first, 0u);
+  EXPECT_EQ(watch.Next(now, after(900)), 0u);  // one at a time
+  EXPECT_TRUE(watch.Doubtful(after(650)));
+  EXPECT_FALSE(watch.Unreachable(after(1149)));
+  EXPECT_TRUE(watch.Unreachable(after(1150)));
+  watch.Pong(first + 1);
+  EXPECT_TRUE(watch.Unreachable(after(1150)));
+  watch.Pong(first);
+  EXPECT_FALSE(watch.Doubtful(after(9000)));
+  EXPECT_NE(watch.Next(now, after(1200)), first);
+}
+
+TEST(PingWatch, DoesNotAskWhoDoesNotAnswer) {
+  PingWatch watch;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  watch.Reset(/*answers=*/false);
+  EXPECT_EQ(watch.Next(now, now + absl::Seconds(9)), 0u);
+  EXPECT_FALSE(watch.Doubtful(now + absl::Seconds(99)));
+}
+
+TEST(PingWatch, ANewConnectionOwesNothingAndTimeWithoutUsDoesNotCount) {
+  PingWatch watch;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  watch.Reset(/*answers=*/true);
+  const uint64_t ping = watch.Next(now, now + absl::Seconds(1));
+  watch.NotBefore(now + absl::Seconds(5));
+  EXPECT_FALSE(watch.Unreachable(now + absl::Seconds(5)));
+  EXPECT_TRUE(watch.Unreachable(now + absl::Seconds(6)));
+  watch.Reset(/*answers=*/true);
+  EXPECT_FALSE(watch.Unreachable(now + absl::Seconds(60)));
+  EXPECT_GT(watch.Next(now, now + absl::Seconds(60)), ping);  // an old answer is none to a new one
+}
+
 }  // namespace
 }  // namespace blockserve

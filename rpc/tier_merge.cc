@@ -21,6 +21,7 @@ template <class Batch>
 void MergeLoad(Batch& into, Batch& from) {
   if (from.has_load()) *into.mutable_load() = std::move(*from.mutable_load());
   if (from.draining()) into.set_draining(true);
+  if (from.pong() != 0) into.set_pong(from.pong());
 }
 
 }  // namespace
@@ -38,6 +39,7 @@ bool MergeTokenRequests(v1::TokenRequestBatch& into, v1::TokenRequestBatch& from
   }
   MoveItems(*into.mutable_rows(), *from.mutable_rows());
   into.mutable_cancel()->MergeFrom(from.cancel());
+  if (from.ping() != 0) into.set_ping(from.ping());
   return true;
 }
 
@@ -51,6 +53,7 @@ bool MergeTokenReplies(v1::TokenReplyBatch& into, v1::TokenReplyBatch& from) {
 bool MergeBlockRequests(v1::BlockRequestBatch& into, v1::BlockRequestBatch& from) {
   if (HasHello(into, from)) return false;
   MoveItems(*into.mutable_items(), *from.mutable_items());
+  if (from.ping() != 0) into.set_ping(from.ping());
   return true;
 }
 

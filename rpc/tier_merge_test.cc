@@ -108,5 +108,24 @@ TEST(TierMerge, LaysBlockItemsAndTheirContextsEndToEnd) {
   EXPECT_EQ(requests.items(1).append().tokens(0), 9);
 }
 
+TEST(TierMerge, KeepsTheLatestPingAndPong) {
+  v1::TokenRequestBatch rows = Rows(v1::CONTEXT_TYPE_FLOAT32, {1}), ping;
+  ping.set_ping(4);
+  ASSERT_TRUE(MergeTokenRequests(rows, ping));
+  v1::TokenRequestBatch more = Rows(v1::CONTEXT_TYPE_FLOAT32, {2});
+  ASSERT_TRUE(MergeTokenRequests(rows, more));
+  EXPECT_EQ(rows.ping(), 4u);
+  v1::BlockReplyBatch pong, reply;
+  pong.set_pong(7);
+  reply.add_items()->set_id(1);
+  ASSERT_TRUE(MergeBlockReplies(pong, reply));
+  EXPECT_EQ(pong.pong(), 7u);
+  v1::BlockReplyBatch next;
+  next.set_pong(8);
+  ASSERT_TRUE(MergeBlockReplies(pong, next));
+  EXPECT_EQ(pong.pong(), 8u);
+  EXPECT_EQ(pong.items_size(), 1);
+}
+
 }  // namespace
 }  // namespace blockserve

@@ -86,6 +86,11 @@ class TokenClient {
     seen_->Wait([this] { return seen_->draining || seen_->end.has_value(); });
     return seen_->draining;
   }
+  bool WaitForPong(uint64_t ping) {
+    MutexLock lock(&seen_->mutex);
+    seen_->Wait([&] { return seen_->pong == ping || seen_->end.has_value(); });
+    return seen_->pong == ping;
+  }
   absl::Status WaitForEnd() {
     MutexLock lock(&seen_->mutex);
     seen_->Wait([this] { return seen_->end.has_value(); });
@@ -119,6 +124,7 @@ class TokenClient {
       }
       if (reply.has_load()) load = reply.load();
       draining |= reply.draining();
+      if (reply.pong() != 0) pong = reply.pong();
       changed.SignalAll();
     }
     void Close(absl::Status status) {
@@ -140,6 +146,7 @@ class TokenClient {
     std::map<uint64_t, v1::TokenRowReply> rows ABSL_GUARDED_BY(mutex);
     v1::TokenLoad load ABSL_GUARDED_BY(mutex);
     bool draining ABSL_GUARDED_BY(mutex) = false;
+    uint64_t pong ABSL_GUARDED_BY(mutex) = 0;
     int faults ABSL_GUARDED_BY(mutex) = 0;
     std::optional<absl::Status> end ABSL_GUARDED_BY(mutex);
   };

@@ -75,6 +75,7 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
     hello.mutable_tier()->set_tokenizer_hash(identity.tokenizer_hash);
     hello.mutable_tier()->set_numeric_id(identity.numeric_id);
     hello.mutable_tier()->set_model_digest(identity.model_digest);
+    hello.mutable_tier()->set_answers_pings(true);
     hello.mutable_tier()->set_name(config.name);
     hello.mutable_tier()->set_version(absl::StrCat(Version(), "+", Commit()));
     hello.set_block_length(engine_->config().block_length);

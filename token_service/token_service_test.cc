@@ -166,6 +166,23 @@ TEST_F(TokenServiceTest, AnswersEveryRowOfEveryStream) {
   }
 }
 
+TEST_F(TokenServiceTest, AnswersAPingWhileTheEngineHangs) {
+  Start();
+  TokenClient client(channel_);
+  const auto hello = client.Hello();
+  ASSERT_TRUE(hello.has_value());
+  EXPECT_TRUE(hello->tier().answers_pings());
+  gate_.Close();
+  ASSERT_TRUE(client.Send(Rows(0, 3)));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  v1::TokenRequestBatch ping;
+  ping.set_ping(17);
+  ASSERT_TRUE(client.Send(std::move(ping)));
+  EXPECT_TRUE(client.WaitForPong(17));
+  gate_.Open();
+  EXPECT_EQ(client.WaitForRows(3).size(), 3u);
+}
+
 TEST_F(TokenServiceTest, AnswersBadRowsByThemselves) {
   Start();
   TokenClient client(channel_);

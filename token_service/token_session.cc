@@ -68,6 +68,11 @@ void TokenSession::OnMessage(v1::TokenRequestBatch&& message) {
     LogInfo(absl::StrCat("gateway connected from ", stream_->peer()));
     hooks_.ask_hello();
   }
+  if (message.ping() != 0) {
+    v1::TokenReplyBatch pong;
+    pong.set_pong(message.ping());
+    Reply(std::move(pong));
+  }
   if (message.rows_size() > 0) TakeRows(message);
   if (message.cancel_size() > 0) {
     const std::vector<RowAnswer> cancelled = context_.worker.Cancel(
