@@ -21,6 +21,7 @@
 #include "common/program.h"
 #include "common/version.h"
 #include "model/checkpoint.h"
+#include "model/cuda/cuda_engines.h"
 #include "model/device.h"
 
 ABSL_FLAG(std::string, model, "", "folder of the model, block or vanilla");
@@ -135,6 +136,18 @@ class ProgressLine {
   std::string last_;
 };
 
+// The same shares of another length.
+StepTimer ScaledTo(StepTimer times, double seconds) {
+  double all = 0;
+  for (int part = 0; part < StepTimer::kNumParts; ++part) {
+    for (int work = 0; work < StepTimer::kNumWorks; ++work) {
+      all += times.seconds(static_cast<StepTimer::Part>(part), static_cast<StepTimer::Work>(work));
+    }
+  }
+  if (all > 0) times.Scale(seconds / all);
+  return times;
+}
+
 absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) {
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model);
   if (!checkpoint.ok()) return checkpoint.status();
@@ -161,6 +174,17 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   report.batching = config.run.batching;
   progress.Show("measuring the machine");
   report.machine = MeasureMachine(pool, *kernels == KernelTarget::kAvx512);
+  if (choice->cuda_device >= 0) {
+    progress.Show("measuring the device");
+    absl::StatusOr<CudaDeviceRates> rates = MeasureCudaDevice(choice->cuda_device);
+    if (!rates.ok()) return rates.status();
+    report.kernels = "CUDA";
+    report.machine.device = rates->name;
+    report.machine.device_libraries = rates->libraries;
+    report.machine.device_f32 = {"float32 product", 0, rates->f32_flop_per_s};
+    report.machine.device_bf16 = {"bfloat16 product", 0, rates->bf16_flop_per_s};
+    report.machine.device_bytes_per_s = rates->bytes_per_s;
+  }
 
   progress.Show("loading");
   absl::StatusOr<std::unique_ptr<EngineRunner>> runner =
@@ -168,7 +192,7 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   if (!runner.ok()) return runner.status();
   report.kv_bytes = (*runner)->kv_bytes();
   report.weight_bytes = static_cast<int64_t>(ModelBytes(report.config, report.arithmetic));
-  if (config.check) {
+  if (config.check && IsBatchInvariant(report.arithmetic)) {
     progress.Show("checking");
     absl::StatusOr<uint64_t> hash = (*runner)->CheckBatchInvariance();
     if (!hash.ok()) return hash.status();
@@ -194,6 +218,16 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
     report.runs.push_back(*std::move(run));
   }
   report.peak_memory_bytes = PeakMemoryBytes();
+  if (choice->cuda_device >= 0) {
+    progress.Show("profiling");
+    const absl::StatusOr<EngineRunResult> profile = (*runner)->Profile(config.workload);
+    if (!profile.ok()) return profile.status();
+    report.profiled = true;
+    for (EngineRunResult& run : report.runs) {
+      run.prefill_times = ScaledTo(profile->prefill_times, run.prefill_seconds);
+      run.decode_times = ScaledTo(profile->decode_times, run.decode_seconds);
+    }
+  }
   return report;
 }
 

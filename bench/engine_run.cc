@@ -290,6 +290,18 @@ absl::StatusOr<EngineRunResult> EngineRunner::Run(const Workload& workload, int6
   return result;
 }
 
+absl::StatusOr<EngineRunResult> EngineRunner::Profile(const Workload& workload) {
+  const int64_t rounds = std::min<int64_t>(GeneratedBlocks(config(), workload), 4);
+  Workload middle = workload;
+  middle.generate_tokens = rounds * config().block_length;
+  middle.prompt_tokens +=
+      std::max<int64_t>(workload.generate_tokens - middle.generate_tokens, 0) / 2;
+  timer_.SetProfiling(true);
+  absl::StatusOr<EngineRunResult> result = Run(middle);
+  timer_.SetProfiling(false);
+  return result;
+}
+
 absl::StatusOr<uint64_t> EngineRunner::CheckBatchInvariance() {
   const int64_t length = config().block_length;
   Workload workload;

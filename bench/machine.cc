@@ -131,14 +131,22 @@ Machine MeasureMachine(ThreadPool& pool, bool with_avx512) {
 }
 
 nlohmann::ordered_json Machine::Json() const {
-  return {{"cpu", cpu},
-          {"cores", cores},
-          {"threads", threads},
-          {"fma_f32", PeakJson(fma_f32)},
-          {"bf16_dot", PeakJson(bf16_dot)},
-          {"int8_dot", PeakJson(int8_dot)},
-          {"read_gb_per_s_one_core", read_bytes_per_s_one_core / 1e9},
-          {"read_gb_per_s", read_bytes_per_s / 1e9}};
+  nlohmann::ordered_json json = {{"cpu", cpu},
+                                 {"cores", cores},
+                                 {"threads", threads},
+                                 {"fma_f32", PeakJson(fma_f32)},
+                                 {"bf16_dot", PeakJson(bf16_dot)},
+                                 {"int8_dot", PeakJson(int8_dot)},
+                                 {"read_gb_per_s_one_core", read_bytes_per_s_one_core / 1e9},
+                                 {"read_gb_per_s", read_bytes_per_s / 1e9}};
+  if (!device.empty()) {
+    json["device"] = {{"name", device},
+                      {"libraries", device_libraries},
+                      {"f32_gflop_per_s", device_f32.all_cores / 1e9},
+                      {"bf16_gflop_per_s", device_bf16.all_cores / 1e9},
+                      {"gb_per_s", device_bytes_per_s / 1e9}};
+  }
+  return json;
 }
 
 }  // namespace blockserve

@@ -28,6 +28,12 @@ struct Machine {
   PeakRate int8_dot;
   double read_bytes_per_s_one_core = 0;  // from memory, far beyond the caches
   double read_bytes_per_s = 0;           // all threads
+  // Of the CUDA device that the engines run on; empty on the CPU.
+  std::string device;
+  std::string device_libraries;
+  PeakRate device_f32;  // one_core is 0
+  PeakRate device_bf16;
+  double device_bytes_per_s = 0;
 
   nlohmann::ordered_json Json() const;
 };

@@ -57,12 +57,33 @@ ordered_json PartJson(const char* name, const PartWork* work, double seconds, do
   return json;
 }
 
+// The instruction peak that an arithmetic's matrix products can reach.
+const PeakRate& OwnPeak(const EngineReport& report) {
+  if (IsCuda(report.arithmetic)) {
+    return StoresBf16(report.arithmetic) ? report.machine.device_bf16 : report.machine.device_f32;
+  }
+  const absl::string_view name = ArithmeticName(report.arithmetic);
+  if (name == "bf16dot" && report.machine.bf16_dot.all_cores > 0) return report.machine.bf16_dot;
+  if (name == "int8" && report.machine.int8_dot.all_cores > 0) return report.machine.int8_dot;
+  return report.machine.fma_f32;
+}
+
+// What shares are of: float32 on the CPU, what the arithmetic multiplies with on a device.
+const PeakRate& BasePeak(const EngineReport& report) {
+  return IsCuda(report.arithmetic) ? OwnPeak(report) : report.machine.fma_f32;
+}
+
+double Bandwidth(const EngineReport& report) {
+  return IsCuda(report.arithmetic) ? report.machine.device_bytes_per_s
+                                   : report.machine.read_bytes_per_s;
+}
+
 ordered_json PhaseJson(const EngineReport& report, const Work& work, const StepTimer& times,
                        double seconds, bool prefill) {
   const double tokens =
       static_cast<double>(report.workload.sequences * (prefill ? report.workload.prompt_tokens
                                                                : report.workload.generate_tokens));
-  const double peak = report.machine.fma_f32.all_cores;
+  const double peak = BasePeak(report).all_cores;
   ordered_json parts = ordered_json::array();
   double told = 0;
   const auto add = [&](const char* name, const PartWork* part, double part_seconds) {
@@ -95,7 +116,7 @@ ordered_json PhaseJson(const EngineReport& report, const Work& work, const StepT
           {"flop_per_token", all.flop() / tokens},
           {"bytes_per_token", all.bytes() / tokens},
           {"share_of_peak", all.flop() / seconds / peak},
-          {"share_of_bandwidth", all.bytes() / seconds / report.machine.read_bytes_per_s},
+          {"share_of_bandwidth", all.bytes() / seconds / Bandwidth(report)},
           {"parts", std::move(parts)},
           {"kinds_of_work",
            {{"matrix_products_seconds",
@@ -115,14 +136,6 @@ ordered_json LatencyJson(const std::vector<double>& seconds) {
   return {{"count", seconds.size()},
           {"p50_ms", Percentile(seconds, 0.5) * 1e3},
           {"p99_ms", Percentile(seconds, 0.99) * 1e3}};
-}
-
-// The instruction peak that an arithmetic's matrix products can reach.
-const PeakRate& OwnPeak(const EngineReport& report) {
-  const absl::string_view name = ArithmeticName(report.arithmetic);
-  if (name == "bf16dot" && report.machine.bf16_dot.all_cores > 0) return report.machine.bf16_dot;
-  if (name == "int8" && report.machine.int8_dot.all_cores > 0) return report.machine.int8_dot;
-  return report.machine.fma_f32;
 }
 
 std::string Bytes(double bytes) {
@@ -198,10 +211,11 @@ ordered_json ReportJson(const EngineReport& report) {
   json["output_tokens_per_s"] = generated / seconds;
   json["prefill_tokens_per_s"] = prompt_tokens / prefill_seconds;
   json["decode_tokens_per_s"] = generated / decode_seconds;
-  json["share_of_peak"] = work.all().flop() / seconds / report.machine.fma_f32.all_cores;
+  json["share_of_peak"] = work.all().flop() / seconds / BasePeak(report).all_cores;
+  json["peak_instruction"] = BasePeak(report).instruction;
   json["share_of_own_peak"] = work.all().flop() / seconds / own_peak.all_cores;
   json["own_peak_instruction"] = own_peak.instruction;
-  json["share_of_bandwidth"] = work.all().bytes() / seconds / report.machine.read_bytes_per_s;
+  json["share_of_bandwidth"] = work.all().bytes() / seconds / Bandwidth(report);
   json["model"] = {{"name", report.model},
                    {"kind", report.config.kind == ModelKind::kVanilla ? "vanilla" : "block"},
                    {"block_length", report.config.block_length},
@@ -229,6 +243,9 @@ ordered_json ReportJson(const EngineReport& report) {
   // Above a few percent the run was disturbed: measure again on a quieter machine.
   json["share_of_time_without_a_core"] =
       run.waited_for_core_seconds / (seconds * report.machine.threads);
+  if (report.profiled) {
+    json["parts_are"] = "shares of a run of its own, kernel by kernel, of the measured time";
+  }
   json["machine"] = report.machine.Json();
   json["commit"] = report.commit;
   json["command"] = report.command;
@@ -247,6 +264,16 @@ std::string ReportTable(const ordered_json& json) {
   absl::StrAppendFormat(&text, "machine   %s, %d of %d cores, commit %s\n",
                         machine["cpu"].get<std::string>(), machine["threads"].get<int>(),
                         machine["cores"].get<int>(), json["commit"].get<std::string>());
+  if (machine.contains("device")) {
+    const ordered_json& device = machine["device"];
+    absl::StrAppendFormat(&text,
+                          "device    %s, %s\n          products %.1f float32, %.1f bfloat16 "
+                          "TFLOP/s; memory %.0f GB/s, read and written\n",
+                          device["name"].get<std::string>(), device["libraries"].get<std::string>(),
+                          device["f32_gflop_per_s"].get<double>() / 1e3,
+                          device["bf16_gflop_per_s"].get<double>() / 1e3,
+                          device["gb_per_s"].get<double>());
+  }
   absl::StrAppend(&text, PeakText(machine["fma_f32"], "float32"),
                   PeakText(machine["bf16_dot"], "bfloat16 dot"),
                   PeakText(machine["int8_dot"], "int8 dot"));
@@ -272,12 +299,14 @@ std::string ReportTable(const ordered_json& json) {
   absl::StrAppendFormat(
       &text,
       ")\nprefill   %.1f tokens/s        decode %.1f tokens/s\n"
-      "share     %.1f %% of the float32 peak, %.1f %% of the %s peak, %.1f %% of memory bandwidth\n"
+      "share     %.1f %% of the %s peak, %.1f %% of the %s peak, %.1f %% of memory bandwidth\n"
       "round     p50 %.2f ms, p99 %.2f ms (a block of every sequence)\n"
       "disturbed %.1f %% of the threads' time, by other processes\n"
       "memory    %s at most, of it %s KV\n",
       json["prefill_tokens_per_s"].get<double>(), json["decode_tokens_per_s"].get<double>(),
-      100 * json["share_of_peak"].get<double>(), 100 * json["share_of_own_peak"].get<double>(),
+      100 * json["share_of_peak"].get<double>(),
+      machine.contains("device") ? "device's" : "float32",
+      100 * json["share_of_own_peak"].get<double>(),
       json["own_peak_instruction"].get<std::string>(),
       100 * json["share_of_bandwidth"].get<double>(), json["rounds"]["p50_ms"].get<double>(),
       json["rounds"]["p99_ms"].get<double>(),

@@ -23,7 +23,8 @@ struct EngineReport {
   Machine machine;
   Workload workload;
   Batching batching;
-  bool checked = false;  // a batch was seen to give the bits of each sequence alone
+  bool profiled = false;  // times by part come from a run of their own, kernel by kernel
+  bool checked = false;   // a batch was seen to give the bits of each sequence alone
   uint64_t logits_hash = 0;
   int64_t kv_bytes = 0;
   int64_t weight_bytes = 0;  // of the packed model

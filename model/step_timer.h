@@ -42,6 +42,18 @@ class StepTimer {
     last_ = now;
   }
 
+  // Engines on a device tell times only while this is on, and then wait for every kernel: a
+  // profiled step is slower than others. Those on the CPU always tell.
+  void SetProfiling(bool on) { profiling_ = on; }
+  bool profiling() const { return profiling_; }
+
+  // As if everything had taken `factor` times as long.
+  void Scale(double factor) {
+    for (auto& part : seconds_) {
+      for (double& seconds : part) seconds *= factor;
+    }
+  }
+
   double seconds(Part part, Work work) const { return seconds_[part][work]; }
   void Reset() { seconds_ = {}; }
 
@@ -49,6 +61,7 @@ class StepTimer {
   using Clock = std::chrono::steady_clock;
 
   Part part_ = kBlockStep;
+  bool profiling_ = false;
   Clock::time_point last_;
   std::array<std::array<double, kNumWorks>, kNumParts> seconds_ = {};
 };

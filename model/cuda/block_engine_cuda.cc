@@ -211,7 +211,7 @@ absl::Status CudaBlockEngine::CaptureGraphs() {
     for (const int32_t rows : ladder_.sizes()) {
       absl::Status status = stream_.BeginCapture();
       if (!status.ok()) return status;
-      const absl::Status enqueued = EnqueueBatch(staging, rows, -1, 1);
+      const absl::Status enqueued = EnqueueBatch(staging, rows, -1, 1, {});
       absl::StatusOr<cuda::Graph> graph = stream_.EndCapture();
       if (!enqueued.ok()) return enqueued;
       if (!graph.ok()) return graph.status();
@@ -232,7 +232,8 @@ void CudaBlockEngine::CopyPage(int32_t from, int32_t to, int32_t blocks) {
 }
 
 absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows, int32_t wanted,
-                                           int32_t queries_per_block) const {
+                                           int32_t queries_per_block,
+                                           const StepProfile& profile) const {
   const BlockIoLayout layout(config_.block_length, rows);
   const cuda::StreamHandle stream = stream_.get();
   const uint8_t* io = staging.io.as<uint8_t>();
@@ -259,6 +260,7 @@ absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows,
                                    projection_.bias.data(), activations_.x.data(), rows, stream);
   }
   if (!status.ok()) return status;
+  profile.Lap(StepTimer::kRows);
 
   const auto attention = [&](int32_t layer, const void* qkv, void* attended) {
     uint8_t* kv = kv_.as<uint8_t>() + layer * num_pages_ * kv_layout_.page_bytes();
@@ -292,10 +294,12 @@ absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows,
   const int32_t contexts = wanted < 0 ? rows : wanted;
   const absl::StatusOr<const float*> x =
       stack_.Run(rows, wanted < 0 ? nullptr : reinterpret_cast<const int32_t*>(io + layout.wanted),
-                 contexts, activations_, attention, stream);
+                 contexts, activations_, attention, stream_, profile);
   if (!x.ok()) return x.status();
   if (contexts == 0) return absl::OkStatus();
-  return stack_.FinalNorm(contexts, *x, type_, activations_.normed.data(), stream);
+  status = stack_.FinalNorm(contexts, *x, type_, activations_.normed.data(), stream);
+  profile.Lap(StepTimer::kRows);
+  return status;
 }
 
 absl::Status CudaBlockEngine::StartBatch(float* contexts) {
@@ -312,11 +316,20 @@ absl::Status CudaBlockEngine::StartBatch(float* contexts) {
       batch_.Pack(rows, BlockIoLayout(config_.block_length, rows), staging.host_io.as<uint8_t>());
   status = cuda::CopyToDevice(staging.io.data(), staging.host_io.data(), bytes, stream_.get());
   if (!status.ok()) return status;
-  if (decodes) {
+  const bool profiling = timer_ != nullptr && timer_->profiling();
+  StepProfile profile;
+  if (profiling) {
+    status = stream_.Synchronize();
+    if (!status.ok()) return status;
+    profile = {timer_, &stream_};
+    timer_->Begin(StepTimer::kBlockStep);
+  }
+  if (decodes && !profiling) {
     status = staging.graphs[step].Launch(stream_.get());
   } else {
     const bool all = staging.num_wanted == rows;
-    status = EnqueueBatch(staging, rows, all ? -1 : staging.num_wanted, cuda::kAttentionQueries);
+    status = EnqueueBatch(staging, rows, all || decodes ? -1 : staging.num_wanted,
+                          decodes ? 1 : cuda::kAttentionQueries, profile);
   }
   if (status.ok() && staging.num_wanted > 0) {
     status = cuda::CopyToHost(staging.host_contexts.data(), activations_.normed.data(),
@@ -377,9 +390,7 @@ absl::Status CudaBlockEngine::Step(absl::Span<const BlockChunk> chunks,
   absl::Status status =
       ValidateBlockChunks(config_, num_pages_, kv_layout_.page_blocks, chunks, contexts);
   if (!status.ok()) return status;
-  if (timer_ != nullptr) timer_->Begin(StepTimer::kBlockStep);
   status = RunChunks(chunks, contexts.data());
-  Lap(timer_, StepTimer::kMatmul);
   if (status.ok()) return status;
   // Nothing of this step is used; what is still in flight must not write where the next one does.
   batch_.Clear();

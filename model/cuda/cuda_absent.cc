@@ -23,4 +23,6 @@ absl::StatusOr<std::unique_ptr<TokenEngine>> LoadCudaTokenEngine(const Checkpoin
   return Absent();
 }
 
+absl::StatusOr<CudaDeviceRates> MeasureCudaDevice(int32_t /*device*/) { return Absent(); }
+
 }  // namespace blockserve

@@ -26,6 +26,18 @@ absl::StatusOr<std::unique_ptr<BlockEngine>> LoadCudaBlockEngine(const Checkpoin
 absl::StatusOr<std::unique_ptr<TokenEngine>> LoadCudaTokenEngine(const Checkpoint& checkpoint,
                                                                  const EngineOptions& options);
 
+// What a device can do at most, measured: for benchmarks.
+struct CudaDeviceRates {
+  std::string name;
+  std::string libraries;       // versions of driver, runtime and cuBLASLt
+  int64_t memory_bytes = 0;    // in all
+  double f32_flop_per_s = 0;   // of a large product
+  double bf16_flop_per_s = 0;  // of a large product
+  double bytes_per_s = 0;      // read and written by a copy
+};
+// Takes 2 GiB of the device and some seconds.
+absl::StatusOr<CudaDeviceRates> MeasureCudaDevice(int32_t device);
+
 }  // namespace blockserve
 
 #endif  // BLOCKSERVE_MODEL_CUDA_CUDA_ENGINES_H_

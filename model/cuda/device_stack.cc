@@ -123,8 +123,9 @@ int64_t DeviceStack::launches(bool compacts) const {
 absl::StatusOr<const float*> DeviceStack::Run(int64_t rows, const int32_t* wanted,
                                               int64_t num_wanted,
                                               const StackActivations& activations,
-                                              Attention attention,
-                                              cuda::StreamHandle stream) const {
+                                              Attention attention, const cuda::Stream& on,
+                                              const StepProfile& profile) const {
+  const cuda::StreamHandle stream = on.get();
   float* x = activations.x.as<float>();
   void* attended = activations.attended.data();
   void* mlp_normed = activations.mlp_normed.data();
@@ -144,11 +145,13 @@ absl::StatusOr<const float*> DeviceStack::Run(int64_t rows, const int32_t* wante
       args.outputs[1] = {second->weight.as<float>(), second->bias.as<float>(), second_y, stride()};
     }
     status = cuda::LayerNorm(args, stream);
+    profile.Lap(StepTimer::kRows);
   };
   const auto matmul = [&](const cuda::MatmulPlan& plan, const DeviceMatrix& weights, const void* in,
                           void* y) {
     if (status.ok()) {
       status = plan.Run(in, weights.weight.data(), weights.bias.data(), y, rows, stream);
+      profile.Lap(StepTimer::kMatmul);
     }
   };
   const auto gather = [&](const void* from, void* to, int64_t row_bytes) {
@@ -171,6 +174,7 @@ absl::StatusOr<const float*> DeviceStack::Run(int64_t rows, const int32_t* wante
          mlp_normed);
     matmul(*qkv_, layer.qkv, activations.normed.data(), activations.qkv.data());
     if (status.ok()) status = attention(i, activations.qkv.data(), attended);
+    profile.Lap(StepTimer::kAttention);
     if (i + 1 == config_.num_layers && wanted != nullptr) {
       if (num_wanted == 0) break;  // keys and values are stored
       const int64_t row_bytes = stride() * cuda::ElementBytes(type_);
@@ -189,6 +193,7 @@ absl::StatusOr<const float*> DeviceStack::Run(int64_t rows, const int32_t* wante
       status = cuda::Gelu(type_, activations.intermediate.data(),
                           rows * cuda::PadElements(config_.intermediate_size), stream);
     }
+    profile.Lap(StepTimer::kRows);
     matmul(*down_, layer.down, activations.intermediate.data(), x);
   }
   if (!status.ok()) return status;

@@ -15,6 +15,7 @@
 #include "kernels/cuda/runtime.h"
 #include "model/config.h"
 #include "model/cuda/device_weights.h"
+#include "model/cuda/step_profile.h"
 
 namespace blockserve {
 
@@ -56,7 +57,7 @@ class DeviceStack {
   // may be captured.
   absl::StatusOr<const float*> Run(int64_t rows, const int32_t* wanted, int64_t num_wanted,
                                    const StackActivations& activations, Attention attention,
-                                   cuda::StreamHandle stream) const;
+                                   const cuda::Stream& stream, const StepProfile& profile) const;
   // y [rows, stride()] of `type` = final layer norm of x.
   absl::Status FinalNorm(int64_t rows, const float* x, cuda::ElementType type, void* y,
                          cuda::StreamHandle stream) const;

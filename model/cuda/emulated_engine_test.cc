@@ -110,6 +110,41 @@ TEST(CudaEngines, FastArithmeticRunsUnderItsOwnName) {
   EXPECT_FALSE(IsBatchInvariant((*model)->token().arithmetic()));
 }
 
+TEST(CudaEngines, AProfiledBlockIsTheSameBlockAndTellsEveryPart) {
+  const std::unique_ptr<Checkpoint> model = Open("concat_l4");
+  ASSERT_NE(model, nullptr);
+  ThreadPool pool(1);
+  StepTimer timer;
+  EngineOptions options;
+  options.arithmetic = Arithmetic::kCudaBf16;
+  options.cuda_device = 0;
+  options.pool = &pool;
+  options.timer = &timer;
+  absl::StatusOr<std::unique_ptr<TokenEngine>> token = LoadTokenEngine(*model, options);
+  ASSERT_TRUE(token.ok()) << token.status();
+  const std::vector<float> context((*token)->config().block.hidden_size, 0.5f);
+  const SamplingParameters sampling;
+  TokenRow row;
+  row.context = context;
+  row.limit = (*token)->config().block_length;
+  row.sampling = &sampling;
+  TokenRowResult plain;
+  (*token)->Decode({&row, 1}, {&plain, 1});
+  EXPECT_EQ(timer.seconds(StepTimer::kLaterSteps, StepTimer::kMatmul), 0);
+  timer.SetProfiling(true);
+  TokenRowResult profiled;
+  (*token)->Decode({&row, 1}, {&profiled, 1});
+  EXPECT_EQ(plain.tokens, profiled.tokens);
+  EXPECT_EQ(plain.logprobs, profiled.logprobs);
+  EXPECT_GT(timer.seconds(StepTimer::kExpansion, StepTimer::kMatmul), 0);
+  for (const StepTimer::Part part : {StepTimer::kFirstStep, StepTimer::kLaterSteps}) {
+    for (const StepTimer::Work work : {StepTimer::kMatmul, StepTimer::kAttention, StepTimer::kRows,
+                                       StepTimer::kHead, StepTimer::kSampling}) {
+      EXPECT_GT(timer.seconds(part, work), 0) << part << " " << work;
+    }
+  }
+}
+
 TEST(CudaEngines, SequencesLongerThanTheFirstRotaryTableGoOn) {
   TestModelOptions options;
   options.num_pages = 4;

@@ -40,6 +40,8 @@ absl::Status MoveInto(absl::StatusOr<T> value, T& target) {
   return absl::OkStatus();
 }
 
+absl::Status SeeNothing(int32_t, int64_t, int64_t) { return absl::OkStatus(); }
+
 const void* At(const cuda::DeviceBuffer& buffer, int64_t bytes) {
   return buffer.as<uint8_t>() + bytes;
 }
@@ -195,8 +197,7 @@ absl::Status CudaTokenEngine::CaptureGraphs(Lane& lane) const {
   for (const int32_t rows : ladder_.sizes()) {
     absl::Status status = lane.stream.BeginCapture();
     if (!status.ok()) return status;
-    const absl::Status enqueued =
-        EnqueueBlock(lane, rows, [](int32_t, int64_t, int64_t) { return absl::OkStatus(); });
+    const absl::Status enqueued = EnqueueBlock(lane, rows, {}, SeeNothing);
     absl::StatusOr<cuda::Graph> graph = lane.stream.EndCapture();
     if (!enqueued.ok()) return enqueued;
     if (!graph.ok()) return graph.status();
@@ -235,7 +236,8 @@ absl::Status CudaTokenEngine::EmbedStep(const Lane& lane, const TokenIoLayout& l
   return cuda::EmbedTokens(args, lane.stream.get());
 }
 
-absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows, StepSeen seen) const {
+absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows,
+                                           const StepProfile& profile, StepSeen seen) const {
   const TokenIoLayout layout(config_, type_, rows);
   const cuda::StreamHandle stream = lane.stream.get();
   const int64_t length = config_.block_length;
@@ -244,12 +246,15 @@ absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows, StepS
   if (!head_only()) {
     status = expansion_plan_->Run(At(lane.io, layout.contexts), expansion_.weight.data(),
                                   expansion_.bias.data(), lane.vectors.data(), rows, stream);
+    profile.Lap(StepTimer::kMatmul);
     head_input = lane.activations.normed.data();
   }
   for (int32_t token = 0; token < length && status.ok(); ++token) {
+    profile.SetPart(token == 0 ? StepTimer::kFirstStep : StepTimer::kLaterSteps);
     if (!head_only()) {
       status = EmbedStep(lane, layout, rows, token);
       if (!status.ok()) return status;
+      profile.Lap(StepTimer::kRows);
       const int32_t rows_per_slot = token == 0 ? lead() : 1;
       const auto attention = [&](int32_t layer, const void* qkv, void* attended) {
         cuda::TokenAttentionArgs args;
@@ -270,9 +275,10 @@ absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows, StepS
       };
       const absl::StatusOr<const float*> x = stack_.Run(
           int64_t{rows} * rows_per_slot, rows_per_slot > 1 ? last_inputs_.as<int32_t>() : nullptr,
-          rows, lane.activations, attention, stream);
+          rows, lane.activations, attention, lane.stream, profile);
       if (!x.ok()) return x.status();
       status = stack_.FinalNorm(rows, *x, type_, lane.activations.normed.data(), stream);
+      profile.Lap(StepTimer::kRows);
     }
     for (int64_t begin = 0; begin < rows && status.ok(); begin += head_rows_) {
       const int64_t count = std::min<int64_t>(head_rows_, rows - begin);
@@ -280,6 +286,7 @@ absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows, StepS
       status = head_plan_->Run(static_cast<const uint8_t*>(head_input) + begin * row_bytes,
                                head_.weight.data(), nullptr, lane.logits.data(), count, stream);
       if (!status.ok()) return status;
+      profile.Lap(StepTimer::kHead);
       cuda::SampleArgs args;
       args.rows = count;
       args.vocab_size = config_.vocab_size;
@@ -301,6 +308,7 @@ absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows, StepS
       args.top_logprobs = lane.top_logprobs.as<float>() + begin * length * top_stride_;
       args.top_stride = top_stride_;
       status = cuda::Sample(args, stream);
+      profile.Lap(StepTimer::kSampling);
       if (status.ok()) status = seen(token, begin, count);
     }
   }
@@ -308,7 +316,6 @@ absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows, StepS
 }
 
 void CudaTokenEngine::Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) {
-  if (timer_ != nullptr) timer_->Begin(StepTimer::kLaterSteps);
   const auto fail = [&](absl::Span<TokenRowResult> failed, const absl::Status& status) {
     LogError(absl::StrCat("token decoder on ", DeviceName(device_), ": ", status.message()));
     for (TokenRowResult& result : failed) {
@@ -346,7 +353,6 @@ void CudaTokenEngine::Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRo
     Finish(lanes_[ring_.oldest()]);
     ring_.Finish();
   }
-  Lap(timer_, StepTimer::kMatmul);
 }
 
 absl::Status CudaTokenEngine::Start(Lane& lane, absl::Span<const TokenRow> rows,
@@ -366,7 +372,13 @@ absl::Status CudaTokenEngine::Start(Lane& lane, absl::Span<const TokenRow> rows,
   if (!status.ok()) return status;
   const bool wants_logits = std::any_of(rows.begin(), rows.end(),
                                         [](const TokenRow& row) { return !row.logits.empty(); });
-  status = wants_logits ? RunWithLogits(lane, padded) : lane.graphs[step].Launch(stream);
+  if (timer_ != nullptr && timer_->profiling()) {
+    status = lane.stream.Synchronize();
+    timer_->Begin(StepTimer::kExpansion);
+    if (status.ok()) status = EnqueueBlock(lane, padded, {timer_, &lane.stream}, SeeNothing);
+  } else {
+    status = wants_logits ? RunWithLogits(lane, padded) : lane.graphs[step].Launch(stream);
+  }
   if (!status.ok()) return status;
   status = cuda::CopyToHost(lane.host_io.as<uint8_t>() + lane.layout.states,
                             At(lane.io, lane.layout.states), lane.layout.download_bytes(), stream);
@@ -386,7 +398,7 @@ absl::Status CudaTokenEngine::Start(Lane& lane, absl::Span<const TokenRow> rows,
 }
 
 absl::Status CudaTokenEngine::RunWithLogits(Lane& lane, int32_t rows) {
-  return EnqueueBlock(lane, rows, [&](int32_t token, int64_t begin, int64_t count) {
+  return EnqueueBlock(lane, rows, {}, [&](int32_t token, int64_t begin, int64_t count) {
     absl::Status status;
     for (int64_t i = begin; i < begin + count && status.ok(); ++i) {
       if (i >= static_cast<int64_t>(lane.rows.size())) break;

@@ -75,7 +75,8 @@ class CudaTokenEngine final : public TokenEngine {
   absl::Status CaptureGraphs(Lane& lane) const;
   // Gives a whole block of `rows` rows to the lane's stream; what it reads is in the lane's buffers
   // by the layout of so many rows.
-  absl::Status EnqueueBlock(const Lane& lane, int32_t rows, StepSeen seen) const;
+  absl::Status EnqueueBlock(const Lane& lane, int32_t rows, const StepProfile& profile,
+                            StepSeen seen) const;
   // Fills the stack's input of the step of token `token`.
   absl::Status EmbedStep(const Lane& lane, const TokenIoLayout& layout, int32_t rows,
                          int32_t token) const;
