@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cpu/cpu_kernels.h"
 #include "kernels/cuda/device_test_util.h"
 #include "kernels/reference.h"
 
@@ -92,6 +93,22 @@ TEST_P(RowKernels, GeluIsTheExactOneWithinUnits) {
     EXPECT_NEAR(actual[i], expected, 4 * kEpsilon * std::abs(x[i]) + StorageError(expected) + 1e-38)
         << x[i];
   }
+}
+
+using Float32Kernels = DeviceTest;
+
+TEST_F(Float32Kernels, GeluHasTheBitsOfTheCpuKernels) {
+  std::vector<float> x;
+  for (float value = -9.0f; value < 9.0f; value += 0.00317f) x.push_back(value);
+  x.resize(x.size() / 16 * 16);
+  const DeviceBuffer y = Upload(x);
+  ASSERT_TRUE(Gelu(ElementType::kF32, y.data(), static_cast<int64_t>(x.size()), stream()).ok());
+  std::vector<float> expected(x.size());
+  for (size_t i = 0; i < x.size(); ++i) expected[i] = x[i] * 0.70710678118654752f;
+  const CpuKernels& kernels = GetCpuKernels(SupportedKernelTargets().front());
+  kernels.erf_in_place(expected.data(), static_cast<int64_t>(expected.size()));
+  for (size_t i = 0; i < x.size(); ++i) expected[i] = x[i] * 0.5f * (1.0f + expected[i]);
+  EXPECT_TRUE(SameBits(Download<float>(y), expected));
 }
 
 TEST_P(RowKernels, BlocksAreEmbeddedEndToEndOrAdded) {
