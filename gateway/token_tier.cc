@@ -17,6 +17,14 @@ constexpr absl::Duration kHold = absl::Milliseconds(20);
 // So many rows one after another that a second worker answered first make a worker slow.
 constexpr int kLostHedges = 5;
 
+// "Alone" is without other rows of ours. Another gateway may have tried its own there, and be
+// trying it on the next worker now: by the time that this is over ours goes on, at a time of its
+// own.
+absl::Duration WaitAfterDeathAlone(uint64_t handle) {
+  const uint64_t drawn = (handle * 0x9e3779b97f4a7c15u) >> 32;
+  return absl::Milliseconds(300 + static_cast<int64_t>(drawn % 700));
+}
+
 TierIdentity IdentityOf(const v1::TokenServiceHello& hello) {
   const v1::TierHello& tier = hello.tier();
   return {tier.protocol_version(),
@@ -249,7 +257,10 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
     if (what.handle == 0) continue;
     Row& row = *rows_.at(what.handle);
     std::erase(row.attempts, std::make_pair(&worker, attempt));
-    if (died && !what.stalled) row.history.WorkerDied(what.alone);
+    if (died && !what.stalled) {
+      row.history.WorkerDied(what.alone);
+      if (what.alone) row.not_before = loop_.Now() + WaitAfterDeathAlone(what.handle);
+    }
     if (row.history.given_up()) {
       given_up.push_back(what.handle);
     } else if (!IsUnderWay(row) || row.waiting) {

@@ -142,7 +142,7 @@ void TokenTier::PumpAlone() {
     Row& row = *rows_.at(handle);
     const auto [left, is_new] = places.try_emplace(row.job.group, 0);
     if (is_new) left->second = AloneAtOnce(row.job.group);
-    if (left->second == 0) continue;
+    if (left->second == 0 || loop_.Now() < row.not_before) continue;
     Worker* const worker = WorkerForAlone(row);
     if (worker == nullptr) continue;
     --left->second;
@@ -156,7 +156,7 @@ void TokenTier::PumpAlone() {
   }
 }
 
-// Half of the workers that are there, rounded up, less those that have such a row already.
+// Half of the workers that are there, at least one, less those that have such a row already.
 int TokenTier::AloneAtOnce(const TierGroup& group) const {
   int there = 0;
   int taken = 0;
@@ -167,7 +167,7 @@ int TokenTier::AloneAtOnce(const TierGroup& group) const {
       return entry.second.alone && !entry.second.stalled;
     });
   }
-  return std::max(0, (there + 1) / 2 - taken);
+  return std::max(0, std::max(1, there / 2) - taken);
 }
 
 TokenTier::Worker* TokenTier::WorkerForAlone(const Row& row) {

@@ -58,6 +58,7 @@ struct TokenTier::Row {
   RowHistory history;
   std::vector<std::pair<Worker*, uint64_t>> attempts;
   absl::Time waits_since;
+  absl::Time not_before = absl::InfinitePast();  // of a row with which a worker has died alone
   bool waiting = false;
   bool hedge = false;  // waits, or was last sent, as the second of two
   WaitQueue::Place place;

@@ -211,7 +211,8 @@ class Lane:
         record = self._crash()
         dead = []
         for worker in self._deployment.tokens:
-            if worker.process is not None and worker.process.poll() is not None:
+            # The gateway may hear of a death before the process can be waited for.
+            if not worker.is_serving() and worker.has_ended(within_s=5):
                 worker.reap()
                 dead.append(worker)
         fault.victim = ", ".join(worker.name for worker in dead) or record.name

@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAMS = pathlib.Path(os.environ.get("BLOCKSERVE_BIN_DIR", ROOT / "build" / "bin"))
 START_LIMIT_S = 120
 STOP_LIMIT_S = 60
-LOG_DISK_BYTES = 4 << 20
+LOG_DISK_BYTES = 64 << 20  # a gateway writes a line for each request
 
 
 def wait_until(holds: Callable[[], bool], what: str, limit_s: float) -> None:
@@ -215,6 +215,15 @@ class Program:
 
     def is_alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
+
+    def has_ended(self, within_s: float) -> bool:
+        if self.process is None:
+            return False
+        try:
+            self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def send(self, number: int) -> None:
         if self.is_alive():

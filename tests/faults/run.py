@@ -68,7 +68,7 @@ def leftovers(deployment) -> list[history.Leftover]:
     """What the services hold now that no client is there."""
     streams = len(deployment.gateways)
     found = []
-    for program in deployment.gateways:
+    for program in filter(lab.Program.is_alive, deployment.gateways):
         metrics = program.metrics()
         found += [history.Leftover(program.name, what, int(metrics[f"blockserve_gateway_{name}"]))
                   for what, name in (("requests", "streams"),
@@ -76,7 +76,7 @@ def leftovers(deployment) -> list[history.Leftover]:
                                      ("starting requests", "requests_starting"),
                                      ("rows", "rows"),
                                      ("waiting sequences", "sequences_waiting"))]
-    for program in deployment.blocks:
+    for program in filter(lab.Program.is_alive, deployment.blocks):
         metrics = program.metrics()
         found += [
             history.Leftover(program.name, "sequences", int(metrics["blockserve_block_sequences"])),
@@ -85,7 +85,7 @@ def leftovers(deployment) -> list[history.Leftover]:
             history.Leftover(program.name, "streams",
                              max(0, int(metrics["blockserve_block_streams"]) - streams)),
         ]
-    for program in deployment.tokens:
+    for program in filter(lab.Program.is_alive, deployment.tokens):
         metrics = program.metrics()
         found += [
             history.Leftover(program.name, "rows",
@@ -176,6 +176,9 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> int:
         seconds = time.monotonic() - begin
         killer.close()
 
+        for program in deployment.programs:
+            if not program.is_alive():
+                problems.append(f"{program.name} has ended by itself: its log says why (--keep)")
         left = settle(deployment)
         violations = kept.check(left)
         injected = [fault for lane in lanes for fault in lane.faults if fault.end]
