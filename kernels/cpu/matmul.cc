@@ -118,12 +118,27 @@ HWY_INLINE void Steps(RowPointers<kRows>& x, const char*& w, int64_t panel_bytes
   x.Advance(kSteps * 4);
 }
 
+// Panels as they lie in a matrix, or somewhere else.
+struct Panels {
+  const char* data;
+  int64_t panel_bytes;
+  int64_t steps;  // inner steps; even for bf16
+};
+
+template <bool kBf16>
+HWY_INLINE Panels PanelsFrom(const PackedMatrix& weights, int64_t panel) {
+  // With an odd k the last odd step of bf16 multiplies the zero padding of x with a zero weight.
+  return {weights.panel_data() + panel * weights.panel_bytes(), weights.panel_bytes(),
+          kBf16 ? (weights.k() + 1) / 2 * 2 : weights.k()};
+}
+
+// Outputs of kPanels panels from `panel` on, whose weights are `panels`.
 template <int kRows, int kPanels, bool kBf16>
-HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel,
+HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel, const Panels& panels,
                      WeightPrefetcher& prefetcher) {
   const PackedMatrix& weights = *args.weights;
-  int64_t panel_bytes = weights.panel_bytes();
-  const char* w = weights.panel_data() + panel * panel_bytes;
+  int64_t panel_bytes = panels.panel_bytes;
+  const char* w = panels.data;
   RowPointers<kRows> x;
   x.Set(reinterpret_cast<const char*>(args.x + row * args.x_stride), args.x_stride * 4);
   KeepInRegister(panel_bytes);
@@ -135,8 +150,7 @@ HWY_INLINE void Tile(const MatmulArgs& args, int64_t row, int64_t panel,
     for (int p = 0; p < kPanels; ++p) sum[r][p] = Set16(0.0f);
   }
 
-  // With an odd k the last odd step of bf16 multiplies the zero padding of x with a zero weight.
-  int64_t steps = kBf16 ? (weights.k() + 1) / 2 * 2 : weights.k();
+  int64_t steps = panels.steps;
   for (; steps >= kChunk; steps -= kChunk) {
     prefetcher.Burst();
 #pragma GCC unroll 1
@@ -192,10 +206,13 @@ HWY_NOINLINE void RowTile(const MatmulArgs& args, int64_t row, int64_t begin, in
   constexpr int kPanels = TilePanels(kRows, kBf16);
   int64_t panel = begin;
   for (; panel + kPanels <= end; panel += kPanels) {
-    Tile<kRows, kPanels, kBf16>(args, row, panel, prefetcher);
+    Tile<kRows, kPanels, kBf16>(args, row, panel, PanelsFrom<kBf16>(*args.weights, panel),
+                                prefetcher);
   }
   if constexpr (kPanels > 1) {
-    for (; panel < end; ++panel) Tile<kRows, 1, kBf16>(args, row, panel, prefetcher);
+    for (; panel < end; ++panel) {
+      Tile<kRows, 1, kBf16>(args, row, panel, PanelsFrom<kBf16>(*args.weights, panel), prefetcher);
+    }
   }
 }
 
@@ -206,10 +223,53 @@ HWY_INLINE void RunTile(const MatmulArgs& args, int64_t rows, int64_t row, int64
   if constexpr (kRows > 1) RunTile<kBf16, kRows - 1>(args, rows, row, begin, end, prefetcher);
 }
 
+// With many rows, AVX2 widens a panel of bf16 once for all of them: its tiles of bf16 are smaller
+// than those of float32, for want of registers.
+constexpr int64_t kWidenFromRows = 16;
+constexpr int64_t kWidenMaxSteps = 4096;
+
+template <int kRows = MaxTileRows(false)>
+HWY_INLINE void RunWidenedTile(const MatmulArgs& args, int64_t rows, int64_t row, int64_t panel,
+                               const Panels& panels, WeightPrefetcher& prefetcher) {
+  if (rows == kRows) return Tile<kRows, 1, false>(args, row, panel, panels, prefetcher);
+  if constexpr (kRows > 1) {
+    RunWidenedTile<kRows - 1>(args, rows, row, panel, panels, prefetcher);
+  }
+}
+
+HWY_NOINLINE void RunWidened(const MatmulArgs& args, int64_t begin, int64_t end) {
+  constexpr int64_t kMaxTileRows = MaxTileRows(false);
+  const PackedMatrix& weights = *args.weights;
+  alignas(64) float wide[kWidenMaxSteps * kPanelWidth];
+  const int64_t tiles = (args.rows + kMaxTileRows - 1) / kMaxTileRows;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const Panels narrow = PanelsFrom<true>(weights, panel);
+    const uint32_t* pairs = reinterpret_cast<const uint32_t*>(narrow.data);
+    for (int64_t i = 0; i < narrow.steps; i += 2, pairs += kPanelWidth) {
+      Store16(LoadBf16Low(pairs), wide + i * kPanelWidth);
+      Store16(LoadBf16High(pairs), wide + (i + 1) * kPanelWidth);
+    }
+    const Panels panels = {reinterpret_cast<const char*>(wide), 0, narrow.steps};
+    WeightPrefetcher prefetcher =
+        WeightPrefetcher::After(args, panel + 1, end, 1, tiles * (narrow.steps / kChunk));
+    int64_t row = 0;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t rows = (args.rows - row + tiles - tile - 1) / (tiles - tile);
+      RunWidenedTile(args, rows, row, panel, panels, prefetcher);
+      row += rows;
+    }
+  }
+}
+
 template <bool kBf16>
 void RunPanels(const MatmulArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kMaxTileRows = MaxTileRows(kBf16);
   const PackedMatrix& weights = *args.weights;
+  if constexpr (kBf16 && HWY_TARGET == HWY_AVX2) {
+    if (args.rows >= kWidenFromRows && weights.k() <= kWidenMaxSteps) {
+      return RunWidened(args, begin, end);
+    }
+  }
   // Tiles of nearly equal height: 8 rows are 4 + 4, for 6 + 2 would leave units idle.
   const int64_t tiles = (args.rows + kMaxTileRows - 1) / kMaxTileRows;
   if (tiles == 0) return;
