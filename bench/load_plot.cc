@@ -62,16 +62,25 @@ Axis LinearAxis(double high) {
 Axis LogAxis(double low, double high) {
   Axis axis;
   axis.log = true;
-  axis.low = std::pow(10, std::floor(std::log10(low)));
-  axis.high = std::pow(10, std::ceil(std::log10(std::max(high, low * 1.01))));
-  if (axis.high <= axis.low) axis.high = axis.low * 10;
+  // From the 1, 2 or 5 of a decade below all values to the one above them.
+  const double first = std::pow(10, std::floor(std::log10(low)));
+  const double last = std::pow(10, std::ceil(std::log10(std::max(high, low * 1.01))));
+  axis.low = first;
+  axis.high = last;
+  std::vector<double> steps;
+  for (double decade = first; decade <= last * 1.001; decade *= 10) {
+    for (const double factor : {1.0, 2.0, 5.0}) steps.push_back(decade * factor);
+  }
+  for (const double step : steps) {
+    if (step <= low) axis.low = step;
+  }
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    if (*step >= high && *step > axis.low) axis.high = *step;
+  }
   const bool few = axis.high / axis.low <= 1001;
-  for (double decade = axis.low; decade <= axis.high * 1.001; decade *= 10) {
-    for (const double factor : {1.0, 2.0, 5.0}) {
-      if ((factor == 1 || few) && decade * factor <= axis.high * 1.001) {
-        axis.ticks.emplace_back(decade * factor, TickText(decade * factor));
-      }
-    }
+  for (size_t i = 0; i < steps.size(); ++i) {
+    const bool inside = steps[i] >= axis.low * 0.999 && steps[i] <= axis.high * 1.001;
+    if (inside && (few || i % 3 == 0)) axis.ticks.emplace_back(steps[i], TickText(steps[i]));
   }
   return axis;
 }
@@ -120,11 +129,11 @@ std::string Page(const std::string& title, const std::string& subtitle,
       "<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>",
       Escape(title),
       "</title>\n<style>\n:root{color-scheme:light dark}\n"
-      "body{font:15px/1.45 system-ui,sans-serif;color:#1c2430;background:#fff;max-width:760px;"
+      "body{font:15px/1.45 system-ui,sans-serif;color:#1c2430;background:#fff;max-width:820px;"
       "margin:2rem auto;padding:0 1rem}\n"
       "@media(prefers-color-scheme:dark){body{color:#dde3ea;background:#14181d}}\n"
       "h1{font-size:1.3rem;margin:0}p{margin:.3rem 0 1rem;opacity:.75;overflow-wrap:anywhere}"
-      "pre{overflow-x:auto;font-size:13px}svg{max-width:100%;height:auto;display:block;"
+      "pre{overflow-x:auto;font-size:12px}svg{max-width:100%;height:auto;display:block;"
       "margin:1.2rem 0}\n</style></head><body>\n<h1>",
       Escape(title), "</h1>\n<p>", Escape(subtitle), "</p>\n");
   for (const PlotChart& chart : charts) absl::StrAppend(&page, ToSvg(chart), "\n");
@@ -173,13 +182,19 @@ std::string ToSvg(const PlotChart& chart) {
       kLeft, kWidth - kRight, kHeight - kBottom, kHeight - kBottom, (kLeft + kWidth - kRight) / 2,
       kHeight - 12, Escape(chart.x_label), (kTop + kHeight - kBottom) / 2,
       (kTop + kHeight - kBottom) / 2, Escape(chart.y_label));
+  std::string mark;
   if (chart.mark_x >= 0) {
     const bool right = x.Place(chart.mark_x) > 0.7;
     absl::StrAppendFormat(
         &svg,
         "<line x1=\"%.1f\" x2=\"%.1f\" y1=\"%g\" y2=\"%g\" stroke=\"currentColor\" "
-        "stroke-dasharray=\"2 4\"/><text x=\"%.1f\" y=\"%g\" text-anchor=\"%s\">%s</text>\n",
-        px(chart.mark_x), px(chart.mark_x), kTop, kHeight - kBottom,
+        "stroke-dasharray=\"2 4\"/>",
+        px(chart.mark_x), px(chart.mark_x), kTop, kHeight - kBottom);
+    // Legible across the lines that it may lie on; drawn after them.
+    absl::StrAppendFormat(
+        &mark,
+        "<text x=\"%.1f\" y=\"%g\" text-anchor=\"%s\" stroke=\"Canvas\" stroke-width=\"4\" "
+        "paint-order=\"stroke\">%s</text>\n",
         px(chart.mark_x) + (right ? -6 : 6), kTop + 12, right ? "end" : "start",
         Escape(chart.mark_label));
   }
@@ -206,7 +221,7 @@ std::string ToSvg(const PlotChart& chart) {
                           legend, legend + 18, colour, legend + 24, Escape(series.name));
     legend += 24 + 7.2 * static_cast<double>(series.name.size()) + 22;
   }
-  svg += "</svg>";
+  svg += mark + "</svg>";
   return svg;
 }
 
