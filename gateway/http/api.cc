@@ -1,12 +1,10 @@
 #include "gateway/http/api.h"
 
 #include <algorithm>
-#include <random>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
@@ -23,28 +21,8 @@ namespace blockserve {
 namespace {
 
 constexpr absl::string_view kModelsPath = "/v1/models";
-// A chat's answer, where the request does not say how long it may be.
-constexpr int32_t kDefaultChatTokens = 256;
-// Room in a request id for the number of a prompt.
-constexpr size_t kMaxHttpRequestIdBytes = 120;
 constexpr size_t kMaxLoggedFields = 256;
 constexpr size_t kMaxLoggedFieldBytes = 64;
-
-uint64_t DrawBits() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
-
-absl::StatusOr<absl::Duration> RequestTimeout(const HttpRequest& request) {
-  constexpr absl::string_view kHeader = "X-Request-Timeout";
-  const absl::string_view given = request.header(kHeader);
-  if (given.empty()) return kDefaultDeadline;
-  double seconds = 0;
-  if (!absl::SimpleAtod(given, &seconds) || !(seconds > 0 && seconds <= 86400)) {
-    return FieldError(kHeader, "must be seconds, more than 0 and at most 86400");
-  }
-  return absl::Seconds(seconds);
-}
 
 bool NeedsKey(absl::string_view path) {
   return absl::StartsWith(path, "/v1/") || path == "/tokenize" || path == "/detokenize" ||
@@ -191,7 +169,10 @@ void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange) {
 
 void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
                        const std::string& key_name) {
-  absl::StatusOr<HttpCompletionJob> job = MakeJob(exchange->request(), chat, key_name);
+  const HttpJobContext context{*backend_.validator, backend_.chat_format, options_.check_priority,
+                               DescribeModel(), backend_.core->Now()};
+  absl::StatusOr<HttpCompletionJob> job =
+      MakeCompletionJob(context, exchange->request(), chat, key_name);
   if (!job.ok()) {
     backend_.core->CountRefused(/*scoring=*/false, job.status());
     HttpResponse response = OpenAiError(job.status());
@@ -205,162 +186,6 @@ void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
   }
   LogUnknownFields(job->wanted.unknown_fields);
   CompletionCall::Start(backend_.core, backend_.validator->tokenizer(), exchange, *std::move(job));
-}
-
-absl::StatusOr<HttpPromptJob> HttpApi::MakePromptJob(const HttpCompletion& wanted,
-                                                     HttpPrompt prompt, absl::string_view model_id,
-                                                     absl::Time deadline) const {
-  const RequestValidator& validator = *backend_.validator;
-  v1::GenerateRequest request = wanted.request;
-  if (prompt.text.has_value()) {
-    request.set_text(*prompt.text);
-  } else {
-    request.mutable_tokens()->mutable_ids()->Add(prompt.ids.begin(), prompt.ids.end());
-  }
-  const int32_t max_tokens = wanted.max_tokens.value_or(kDefaultMaxTokens);
-  HttpPromptJob job;
-  if (max_tokens > 0) {
-    request.mutable_stop()->set_max_tokens(max_tokens);
-    absl::StatusOr<GenerationRequest> generation =
-        validator.Generation(request, model_id, deadline);
-    if (!generation.ok()) return generation.status();
-    job.ids = generation->prompt;
-    job.generation = *std::move(generation);
-  } else {
-    // Nothing is generated, but what the request says of it has to make sense.
-    v1::GenerateRequest checked = request;
-    checked.mutable_tokens()->Clear();
-    checked.mutable_stop()->set_max_tokens(1);
-    checked.mutable_stop()->set_min_tokens(0);
-    if (auto status = validator.Generation(checked, model_id, deadline).status(); !status.ok()) {
-      return status;
-    }
-  }
-  if (!wanted.echo) return job;
-  v1::ScoreRequest scored;
-  scored.set_request_id(request.request_id());
-  scored.set_model(request.model());
-  scored.set_priority(request.priority());
-  scored.set_alignment(v1::ALIGNMENT_START);
-  scored.set_top_logprobs(request.logprobs());
-  if (job.generation.has_value()) {
-    scored.mutable_continuation_tokens()->mutable_ids()->Add(job.ids.begin(), job.ids.end());
-  } else if (request.has_text()) {
-    scored.set_continuation_text(request.text());
-  } else {
-    *scored.mutable_continuation_tokens() = request.tokens();
-  }
-  absl::StatusOr<ScoringRequest> scoring = validator.Scoring(scored, model_id, deadline);
-  if (!scoring.ok()) return scoring.status();
-  job.ids = scoring->tokens;
-  if (request.has_logprobs()) job.scoring = *std::move(scoring);
-  if (prompt.text.has_value()) {
-    job.text = *std::move(prompt.text);
-  } else if (validator.tokenizer() != nullptr) {
-    absl::StatusOr<std::string> text = validator.tokenizer()->Decode(job.ids, false);
-    if (!text.ok()) return FieldError("prompt", text.status().message());
-    job.text = *std::move(text);
-  }
-  return job;
-}
-
-absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, bool chat,
-                                                   const std::string& key_name) {
-  HttpCompletionJob job;
-  absl::StatusOr<HttpCompletion> parsed = ParseCompletion(request.body, chat);
-  if (!parsed.ok()) return parsed.status();
-  job.wanted = *std::move(parsed);
-  HttpCompletion& wanted = job.wanted;
-  const absl::string_view given_id = request.header("X-Request-Id");
-  if (given_id.size() > kMaxHttpRequestIdBytes) {
-    return FieldError("X-Request-Id", "may have ", kMaxHttpRequestIdBytes, " characters");
-  }
-  if (const absl::string_view last = request.header("Last-Event-ID"); !last.empty()) {
-    absl::StatusOr<HttpEventId> id = ParseEventId(last);
-    if (!id.ok()) return id.status();
-    const size_t choices = (chat ? 1 : wanted.prompts.size()) *
-                           static_cast<size_t>(wanted.request.has_n() ? wanted.request.n() : 1);
-    // An echo by itself is one event: who has it has all.
-    if (!wanted.stream || wanted.max_tokens == 0 || id->tokens.size() != choices ||
-        (wanted.request.has_seed() && wanted.request.seed() != id->seed)) {
-      return FieldError("Last-Event-ID", "is not of a stream of this request");
-    }
-    job.resume = *std::move(id);
-  }
-  if (job.resume.has_value()) {
-    job.request_id = job.resume->request_id;
-  } else {
-    job.request_id = given_id.empty() ? absl::StrCat(absl::Hex(DrawBits(), absl::kZeroPad16),
-                                                     absl::Hex(DrawBits(), absl::kZeroPad16))
-                                      : std::string(given_id);
-  }
-  absl::StatusOr<absl::Duration> timeout = RequestTimeout(request);
-  if (!timeout.ok()) return timeout.status();
-  const absl::Time deadline = backend_.core->Now() + *timeout;
-
-  const v1::GetModelResponse model = DescribeModel();
-  if (chat) {
-    if (!backend_.chat_format.ok()) return backend_.chat_format.status();
-    absl::StatusOr<std::string> text = backend_.chat_format->Render(wanted.messages);
-    if (!text.ok()) return text.status();
-    wanted.prompts = {{*std::move(text), {}}};
-    for (const std::string& stop : backend_.chat_format->stop()) {
-      wanted.request.mutable_stop()->add_strings(stop);
-    }
-    if (!wanted.max_tokens.has_value()) {
-      wanted.max_tokens = kDefaultChatTokens;
-      const Tokenizer* tokenizer = backend_.validator->tokenizer();
-      if (tokenizer != nullptr && model.max_tokens() > 0) {
-        absl::StatusOr<std::vector<int32_t>> ids = tokenizer->Encode(*wanted.prompts[0].text);
-        const int64_t room = ids.ok() ? model.max_tokens() - static_cast<int64_t>(ids->size()) : 1;
-        wanted.max_tokens =
-            static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(kDefaultChatTokens, room)));
-      }
-    }
-  }
-  const TraceContext trace =
-      ParseTraceparent(request.header(kTraceparentKey)).value_or(TraceContext());
-  const bool seed_given = wanted.request.has_seed();
-  job.seed = job.resume.has_value() ? job.resume->seed
-             : seed_given           ? wanted.request.seed()
-                                    : DrawBits();
-  for (size_t i = 0; i < wanted.prompts.size(); ++i) {
-    wanted.request.set_request_id(
-        wanted.prompts.size() == 1 ? job.request_id : absl::StrCat(job.request_id, "-", i));
-    // Prompts that are alike get answers that differ, unless the client wants to get the same.
-    wanted.request.set_seed(seed_given ? job.seed : job.seed + i);
-    absl::StatusOr<HttpPromptJob> prompt =
-        MakePromptJob(wanted, std::move(wanted.prompts[i]), model.model_id(), deadline);
-    if (prompt.ok() && options_.check_priority) {
-      uint32_t priority = v1::PRIORITY_NORMAL;
-      if (prompt->generation.has_value()) priority = prompt->generation->priority;
-      if (prompt->scoring.has_value()) priority = prompt->scoring->priority;
-      if (auto status = options_.check_priority(key_name, priority); !status.ok()) return status;
-    }
-    if (!prompt.ok()) {
-      const std::string message = WithHttpFieldName(prompt.status().message());
-      if (wanted.prompts.size() == 1 || !absl::StartsWith(message, "prompt")) {
-        return absl::Status(prompt.status().code(), message);
-      }
-      return absl::Status(prompt.status().code(),
-                          absl::StrCat("prompt[", i, "]", absl::StripPrefix(message, "prompt")));
-    }
-    if (prompt->generation.has_value()) {
-      prompt->generation->key = key_name;
-      prompt->generation->origin.trace = trace;
-    }
-    if (prompt->scoring.has_value()) {
-      prompt->scoring->key = key_name;
-      prompt->scoring->origin.trace = trace;
-    }
-    job.prompts.push_back(*std::move(prompt));
-  }
-  wanted.prompts.clear();
-  job.head.chat = chat;
-  job.head.id = absl::StrCat(chat ? "chatcmpl-" : "cmpl-", job.request_id);
-  job.head.created = absl::ToUnixSeconds(absl::Now());
-  job.head.model = model.name();
-  return job;
 }
 
 void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) {

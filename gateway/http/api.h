@@ -59,11 +59,6 @@ class HttpApi {
   void Dispatch(const std::shared_ptr<HttpExchange>& exchange);
   void Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
                 const std::string& key_name);
-  absl::StatusOr<HttpCompletionJob> MakeJob(const HttpRequest& request, bool chat,
-                                            const std::string& key_name);
-  absl::StatusOr<HttpPromptJob> MakePromptJob(const HttpCompletion& wanted, HttpPrompt prompt,
-                                              absl::string_view model_id,
-                                              absl::Time deadline) const;
   HttpResponse Tokenize(const HttpRequest& request) const;
   HttpResponse Detokenize(const HttpRequest& request) const;
   // The special tokens: what lm-evaluation-harness asks a server for that tokenizes.

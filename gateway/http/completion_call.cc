@@ -2,9 +2,7 @@
 
 #include <algorithm>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "common/logging.h"
 
 namespace blockserve {
@@ -18,31 +16,6 @@ uint32_t ShortHash(absl::string_view text) {
 }
 
 }  // namespace
-
-absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text) {
-  const absl::Status bad =
-      absl::InvalidArgumentError("Last-Event-ID: is not the id of an event of this interface");
-  HttpEventId id;
-  // A request's id may have colons.
-  const auto cut = [&text](absl::string_view& part) {
-    const size_t colon = text.rfind(':');
-    if (colon == absl::string_view::npos) return false;
-    part = text.substr(colon + 1);
-    text = text.substr(0, colon);
-    return true;
-  };
-  absl::string_view tokens, tiers, seed;
-  if (!cut(tokens) || !cut(tiers) || !cut(seed) || text.empty()) return bad;
-  if (!absl::SimpleHexAtoi(seed, &id.seed)) return bad;
-  id.request_id = std::string(text);
-  id.tiers = std::string(tiers);
-  for (const absl::string_view count : absl::StrSplit(tokens, ',')) {
-    int64_t number = 0;
-    if (!absl::SimpleAtoi(count, &number) || number < 0) return bad;
-    id.tokens.push_back(number);
-  }
-  return id;
-}
 
 class CompletionCall::Sink final : public GenerationSink, public ScoringSink {
  public:

@@ -15,43 +15,11 @@
 #include "absl/status/status.h"
 #include "common/mutex.h"
 #include "gateway/generation.h"
+#include "gateway/http/completion_job.h"
 #include "gateway/http/exchange.h"
 #include "gateway/http/openai_answer.h"
-#include "gateway/http/openai_request.h"
 
 namespace blockserve {
-
-// What is to be done for one prompt.
-struct HttpPromptJob {
-  std::vector<int32_t> ids;
-  std::string text;                             // echoed
-  std::optional<ScoringRequest> scoring;        // echo with log-probabilities
-  std::optional<GenerationRequest> generation;  // none where max_tokens is 0
-};
-
-// What the id of a stream's event tells: "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, a
-// hash of the model's and the tiers' ids, and the tokens so far of each choice, by commas. A client
-// that lost its connection sends its request again with the last one that it has (Last-Event-ID);
-// everything is generated again, and what it has is left out. Of streams of many choices the id is
-// "REQUEST" alone: counts of all choices in every event would be most of what is sent.
-inline constexpr size_t kMaxResumableChoices = 64;
-struct HttpEventId {
-  std::string request_id;
-  uint64_t seed = 0;
-  std::string tiers;
-  std::vector<int64_t> tokens;
-};
-// INVALID_ARGUMENT naming Last-Event-ID.
-absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text);
-
-struct HttpCompletionJob {
-  HttpCompletion wanted;
-  OpenAiHead head;
-  std::string request_id;
-  uint64_t seed = 0;                  // the events' ids tell it, so that a stream can be made again
-  std::optional<HttpEventId> resume;  // seed and request id are its
-  std::vector<HttpPromptJob> prompts;
-};
 
 // Belongs to the exchange's thread; the core's events reach it through a queue. A stream's events
 // that wait are bounded: from kWindow blocks on the core is told not to go on, and each choice adds

@@ -1,0 +1,74 @@
+// From an HTTP request to what is to be asked of the core.
+#ifndef BLOCKSERVE_GATEWAY_HTTP_COMPLETION_JOB_H_
+#define BLOCKSERVE_GATEWAY_HTTP_COMPLETION_JOB_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "gateway/generation.h"
+#include "gateway/http/chat_format.h"
+#include "gateway/http/message.h"
+#include "gateway/http/openai_answer.h"
+#include "gateway/http/openai_request.h"
+
+namespace blockserve {
+
+class RequestValidator;
+
+// What is to be done for one prompt.
+struct HttpPromptJob {
+  std::vector<int32_t> ids;
+  std::string text;                             // echoed
+  std::optional<ScoringRequest> scoring;        // echo with log-probabilities
+  std::optional<GenerationRequest> generation;  // none where max_tokens is 0
+};
+
+// What the id of a stream's event tells: "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, a
+// hash of the model's and the tiers' ids, and the tokens so far of each choice, by commas. A client
+// that lost its connection sends its request again with the last one that it has (Last-Event-ID);
+// everything is generated again, and what it has is left out. Of streams of many choices the id is
+// "REQUEST" alone: counts of all choices in every event would be most of what is sent.
+inline constexpr size_t kMaxResumableChoices = 64;
+struct HttpEventId {
+  std::string request_id;
+  uint64_t seed = 0;
+  std::string tiers;
+  std::vector<int64_t> tokens;
+};
+// INVALID_ARGUMENT naming Last-Event-ID.
+absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text);
+
+struct HttpCompletionJob {
+  HttpCompletion wanted;
+  OpenAiHead head;
+  std::string request_id;
+  uint64_t seed = 0;                  // the events' ids tell it, so that a stream can be made again
+  std::optional<HttpEventId> resume;  // seed and request id are its
+  std::vector<HttpPromptJob> prompts;
+};
+
+// What making a job needs to know; all of it outlives the call.
+struct HttpJobContext {
+  const RequestValidator& validator;
+  const absl::StatusOr<ChatFormat>& chat_format;
+  // Whether the key of this name may ask for this priority; null: any may.
+  const std::function<absl::Status(absl::string_view name, uint32_t priority)>& check_priority;
+  v1::GetModelResponse model;
+  absl::Time now;
+};
+// Errors name the field or header as HTTP's clients know it.
+absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& context,
+                                                    const HttpRequest& request, bool chat,
+                                                    const std::string& key_name);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_HTTP_COMPLETION_JOB_H_
