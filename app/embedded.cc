@@ -72,6 +72,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   token_config.name = "token";
   token_config.metrics = options.metrics;
   token_config.device = options.device;
+  token_config.max_rows = 0;
   token_config.arithmetic = options.arithmetic;
   absl::StatusOr<std::unique_ptr<TokenService>> token =
       TokenService::Create(token_config, *embedded->checkpoint_, embedded->pool_.get());

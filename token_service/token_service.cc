@@ -22,6 +22,10 @@
 namespace blockserve {
 namespace {
 
+// Beyond so many rows the weights are read seldom enough: arithmetic alone limits.
+constexpr int32_t kCpuBatchRows = 64;
+constexpr int32_t kCudaBatchRows = 1024;
+
 uint64_t DrawIncarnation() {
   std::random_device device;
   return (uint64_t{device()} << 32) | device();
@@ -45,9 +49,9 @@ RowQueueOptions QueueOptions(const TokenServiceConfig& config) {
 
 absl::Status TokenServiceConfig::Validate() const {
   if (absl::Status status = ValidateDeviceFlags(device, arithmetic); !status.ok()) return status;
-  if (max_rows < 1 || max_rows > 4096) {
+  if (max_rows < 0 || max_rows > 4096) {
     return absl::InvalidArgumentError(
-        absl::StrCat("--max-rows is ", max_rows, "; it must be 1 to 4096"));
+        absl::StrCat("--max-rows is ", max_rows, "; it must be 1 to 4096, or 0 (default)"));
   }
   if (max_queued_rows < 1 || max_queued_rows > 1'000'000) {
     return absl::InvalidArgumentError(
@@ -233,9 +237,10 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
   std::shared_ptr<void> collector_;
 };
 
-absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenServiceConfig& config,
+absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenServiceConfig& asked,
                                                                    const Checkpoint& checkpoint,
                                                                    ThreadPool* pool) {
+  TokenServiceConfig config = asked;
   absl::Status status = config.Validate();
   if (!status.ok()) return status;
   const absl::StatusOr<EngineChoice> choice =
@@ -244,6 +249,9 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenSe
   absl::StatusOr<std::string> tokenizer_hash = TokenizerHash(checkpoint.directory());
   if (!tokenizer_hash.ok()) return tokenizer_hash.status();
 
+  if (config.max_rows == 0) {
+    config.max_rows = IsCuda(choice->arithmetic) ? kCudaBatchRows : kCpuBatchRows;
+  }
   EngineOptions options;
   options.arithmetic = choice->arithmetic;
   options.cuda_device = choice->cuda_device;
@@ -267,6 +275,7 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::CreateOnEngine(
     TokenServiceIdentity identity) {
   absl::Status status = config.Validate();
   if (!status.ok()) return status;
+  if (config.max_rows == 0) return absl::InvalidArgumentError("max_rows is 0");
   return std::unique_ptr<TokenService>(
       new TokenService(std::make_unique<Impl>(config, std::move(engine), std::move(identity))));
 }

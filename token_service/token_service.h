@@ -22,10 +22,12 @@
 namespace blockserve {
 
 struct TokenServiceConfig {
-  std::string name = "token";         // for people: who answers
-  std::string device = "auto";        // auto, cpu or cuda:N
-  std::string arithmetic = "auto";    // or a name of model/arithmetic.h
-  int32_t max_rows = 64;              // rows of a batch, beyond which nothing is gained
+  std::string name = "token";       // for people: who answers
+  std::string device = "auto";      // auto, cpu or cuda:N
+  std::string arithmetic = "auto";  // or a name of model/arithmetic.h
+  // Rows of a batch, beyond which nothing is gained. 0, for Create alone: 64, on a CUDA device
+  // 1024.
+  int32_t max_rows = 64;
   int32_t max_queued_rows = 1024;     // rows that wait; more are answered RESOURCE_EXHAUSTED
   MetricRegistry* metrics = nullptr;  // must outlive the service; null: none are kept
   FaultInjection faults = {};         // for tests of the system around it

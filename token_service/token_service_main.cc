@@ -31,7 +31,7 @@ ABSL_FLAG(std::string, metrics_listen, "", "IP:port that shows metrics over HTTP
 ABSL_FLAG(std::string, device, "auto", blockserve::kDeviceFlagHelp);
 ABSL_FLAG(std::string, arithmetic, "auto", blockserve::kArithmeticFlagHelp);
 ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
-ABSL_FLAG(int, max_rows, 64, "rows of a batch, beyond which nothing is gained");
+ABSL_FLAG(int, max_rows, 0, "rows of a batch; 0: 64, on a CUDA device 1024");
 ABSL_FLAG(int, max_queued_rows, 1024, "rows that wait; more are refused");
 ABSL_FLAG(std::string, name, "", "what people call this worker; empty: host name and port");
 ABSL_FLAG(bool, allow_fault_injection, false, "for tests: let --inject make this worker misbehave");
