@@ -309,7 +309,7 @@ TEST(TokenServiceConfig, NamesTheFlagThatIsBad) {
   };
   EXPECT_TRUE(TokenServiceConfig().Validate().ok());
   EXPECT_THAT(message({.arithmetic = "f64"}), HasSubstr("--arithmetic"));
-  EXPECT_THAT(message({.max_rows = 0}), HasSubstr("--max-rows is 0"));
+  EXPECT_THAT(message({.max_rows = -1}), HasSubstr("--max-rows is -1"));
   EXPECT_THAT(message({.max_queued_rows = -1}), HasSubstr("--max-queued-rows is -1"));
   EXPECT_THAT(message({.faults = {.allowed = true, .wrong_bits = 2}}),
               HasSubstr("--inject-wrong-bits"));
