@@ -1,6 +1,8 @@
 """Block replicas that misbehave while real gateways use them: wrong bits, a request that kills them, an engine
 that hangs."""
 
+import concurrent.futures
+
 import harness
 import pytest
 from answers import ask
@@ -77,10 +79,13 @@ def test_a_replica_whose_engine_hangs_is_done_without(deployment):
     load = SteadyLoad(client, REQUESTS, 4)
     try:
         load.wait_until_in_mid_stream()
-        marked = {"prompt": [1, 2, 3, MARKED, 4, 5, 6, 7], "max_tokens": 8, "seed": 1}
-        # Until one of them went to the replica that hangs; the other one answers them all.
-        while "'block-0' has said nothing for" not in gateway.log():
-            ask(client, marked)
+        # Enough at once that both replicas are asked. Each begins with another token: equal beginnings would
+        # all go to the replica that has the first one's pages.
+        marked = [{"prompt": [first, 2, 3, MARKED, 4, 5, 6, 7], "max_tokens": 100, "ignore_eos": True, "seed": 1}
+                  for first in range(1, 33)]
+        with concurrent.futures.ThreadPoolExecutor(len(marked)) as pool:
+            list(pool.map(lambda request: ask(client, request), marked))
+        assert "'block-0' has said nothing for" in gateway.log()
         load.wait_for_answers(8)
     finally:
         load.stop()
