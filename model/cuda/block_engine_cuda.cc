@@ -177,6 +177,8 @@ absl::Status CudaBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks)
   kv_ = std::move(kv);
   kv_layout_ = Layout(page_blocks);
   num_pages_ = num_pages;
+  status = RunEverySize(staging_.front());
+  if (!status.ok()) return status;
   // The probe of the numeric id runs so many whatever the pages hold.
   const int64_t first =
       std::max<int64_t>(std::min(most_positions, kFirstPositions), kNumericProbeBlocks);
@@ -191,18 +193,36 @@ absl::Status CudaBlockEngine::EnsurePositions(int64_t positions) {
   if (!status.ok()) return status;
   rotary_.Reserve(positions);
   const int64_t bytes = std::max<int64_t>(positions * rotary_.dims() / 2 * 4, 16);
-  status = MoveInto(cuda::DeviceBuffer::Allocate(bytes), cos_);
-  if (status.ok()) status = MoveInto(cuda::DeviceBuffer::Allocate(bytes), sin_);
+  cuda::DeviceBuffer cos;
+  cuda::DeviceBuffer sin;
+  status = MoveInto(cuda::DeviceBuffer::Allocate(bytes), cos);
+  if (status.ok()) status = MoveInto(cuda::DeviceBuffer::Allocate(bytes), sin);
   if (status.ok() && rotary_.dims() > 0) {
-    status = cuda::CopyToDevice(cos_.data(), rotary_.cos(), bytes, stream_.get());
+    status = cuda::CopyToDevice(cos.data(), rotary_.cos(), bytes, stream_.get());
     if (status.ok()) {
-      status = cuda::CopyToDevice(sin_.data(), rotary_.sin(), bytes, stream_.get());
+      status = cuda::CopyToDevice(sin.data(), rotary_.sin(), bytes, stream_.get());
     }
     if (status.ok()) status = stream_.Synchronize();
   }
   if (!status.ok()) return status;
+  cos_ = std::move(cos);
+  sin_ = std::move(sin);
   positions_ = positions;
   return CaptureGraphs();
+}
+
+absl::Status CudaBlockEngine::RunEverySize(const Staging& staging) {
+  absl::Status status;
+  for (const int32_t rows : ladder_.sizes()) {
+    // Rows that are none: neither pages nor rotary tables are touched.
+    const int64_t bytes = batch_.Pack(rows, BlockIoLayout(config_.block_length, rows),
+                                            staging.host_io.as<uint8_t>());
+    status = cuda::CopyToDevice(staging.io.data(), staging.host_io.data(), bytes, stream_.get());
+    if (status.ok()) status = EnqueueBatch(staging, rows, -1, 1, {});
+    if (status.ok()) status = stream_.Synchronize();
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CudaBlockEngine::CaptureGraphs() {

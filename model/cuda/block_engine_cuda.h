@@ -58,6 +58,10 @@ class CudaBlockEngine final : public BlockEngine {
   // Rotary tables for at least so many positions. When they move, the graphs that read them are
   // captured again.
   absl::Status EnsurePositions(int64_t positions);
+  // Runs a decoding step of every size of the ladder, of rows that are none. CUDA loads a kernel,
+  // cuBLASLt's too, when it is launched for the first time, which may need memory and a
+  // synchronisation that a capture forbids.
+  absl::Status RunEverySize(const Staging& staging);
   absl::Status CaptureGraphs();
   // Gives the positions in `staging` to the stream; contexts of the wanted ones end up in
   // activations_.normed. `wanted` < 0: all of them.

@@ -71,6 +71,9 @@ absl::StatusOr<std::unique_ptr<TokenEngine>> CudaTokenEngine::Load(const Checkpo
   absl::Status status = engine->LoadWeights(checkpoint, *options.pool);
   for (Lane& lane : engine->lanes_) {
     if (status.ok()) status = engine->AllocateLane(lane);
+  }
+  if (status.ok()) status = engine->RunEverySize(engine->lanes_.front());
+  for (Lane& lane : engine->lanes_) {
     if (status.ok()) status = engine->CaptureGraphs(lane);
   }
   if (!status.ok()) return status;
@@ -191,6 +194,15 @@ absl::Status CudaTokenEngine::AllocateLane(Lane& lane) const {
     status = MoveInto(stack_.Allocate(int64_t{lane_rows_} * lead(), lane_rows_), lane.activations);
   }
   return status;
+}
+
+absl::Status CudaTokenEngine::RunEverySize(const Lane& lane) const {
+  // The buffers are zero: rows that are none.
+  absl::Status status;
+  for (const int32_t rows : ladder_.sizes()) {
+    if (status.ok()) status = EnqueueBlock(lane, rows, {}, SeeNothing);
+  }
+  return status.ok() ? lane.stream.Synchronize() : status;
 }
 
 absl::Status CudaTokenEngine::CaptureGraphs(Lane& lane) const {
