@@ -20,6 +20,10 @@ namespace {
 // Algorithms that are asked for when one is chosen.
 constexpr int kCandidates = 32;
 
+#define BLOCKSERVE_TEXT(x) #x
+#define BLOCKSERVE_TEXT_OF(x) BLOCKSERVE_TEXT(x)
+constexpr char kLibraryName[] = "libcublasLt.so." BLOCKSERVE_TEXT_OF(CUBLAS_VER_MAJOR);
+
 // Every function of cuBLASLt that is used here.
 #define BLOCKSERVE_CUBLASLT_FUNCTIONS(X)   \
   X(cublasLtCreate)                        \
@@ -50,7 +54,7 @@ class Library final : public MatmulLibrary {
   }
 
   absl::Status Open() {
-    const std::string name = absl::StrCat("libcublasLt.so.", CUBLAS_VER_MAJOR);
+    const std::string name = kLibraryName;
     void* library = nullptr;
     // Not every installation is in the loader's path.
     for (const std::string& path : {name, absl::StrCat("/usr/local/cuda/lib64/", name)}) {
@@ -236,13 +240,36 @@ class Plan final : public MatmulPlan {
   // each output's sum in one piece.
   absl::Status Candidates(int64_t rows, bool whole_sums,
                           std::vector<cublasLtMatmulAlgo_t>& candidates) const {
-    const Functions& f = library_->f;
     Description d;
     // The pointer's alignment is what matters here.
     absl::Status status = d.Init(*library_, shape_, rows, reinterpret_cast<const void*>(256));
     if (!status.ok()) return status;
+    std::vector<cublasLtMatmulHeuristicResult_t> results;
+    if (whole_sums) {
+      status = Propose(d, CUBLASLT_REDUCTION_SCHEME_NONE, results);
+      if (!status.ok()) return status;
+    }
+    // What is asked for is looked at below anyway.
+    if (results.empty()) status = Propose(d, CUBLASLT_REDUCTION_SCHEME_MASK, results);
+    if (!status.ok()) return status;
+    for (const cublasLtMatmulHeuristicResult_t& result : results) {
+      if (result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > 0) continue;
+      if (whole_sums && (Config<int32_t>(result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1 ||
+                         Config<uint32_t>(result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) !=
+                             CUBLASLT_REDUCTION_SCHEME_NONE)) {
+        continue;
+      }
+      candidates.push_back(result.algo);
+    }
+    return absl::OkStatus();
+  }
+
+  // cuBLASLt's proposals that join sums by one of the schemes; none where it has none.
+  absl::Status Propose(Description& d, uint32_t schemes,
+                       std::vector<cublasLtMatmulHeuristicResult_t>& results) const {
+    const Functions& f = library_->f;
     cublasLtMatmulPreferenceOpaque_t preference;
-    status =
+    absl::Status status =
         library_->Status(f.cublasLtMatmulPreferenceInit_internal(&preference, sizeof(preference)),
                          "cublasLtMatmulPreferenceInit");
     const auto set = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
@@ -258,30 +285,16 @@ class Plan final : public MatmulPlan {
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment);
-    if (whole_sums) {
-      const uint32_t schemes = CUBLASLT_REDUCTION_SCHEME_NONE;
-      set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
-    }
+    set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, schemes);
     if (!status.ok()) return status;
-    std::vector<cublasLtMatmulHeuristicResult_t> results(kCandidates);
+    results.resize(kCandidates);
     int found = 0;
     const cublasStatus_t searched =
         f.cublasLtMatmulAlgoGetHeuristic(library_->handle(), &d.operation, &d.w, &d.x, &d.y, &d.y,
                                          &preference, kCandidates, results.data(), &found);
+    results.resize(searched == CUBLAS_STATUS_SUCCESS ? found : 0);
     if (searched == CUBLAS_STATUS_NOT_SUPPORTED) return absl::OkStatus();
-    status = library_->Status(searched, "cublasLtMatmulAlgoGetHeuristic");
-    if (!status.ok()) return status;
-    for (int i = 0; i < found; ++i) {
-      const cublasLtMatmulHeuristicResult_t& result = results[i];
-      if (result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > 0) continue;
-      if (whole_sums && (Config<int32_t>(result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1 ||
-                         Config<uint32_t>(result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) !=
-                             CUBLASLT_REDUCTION_SCHEME_NONE)) {
-        continue;
-      }
-      candidates.push_back(result.algo);
-    }
-    return absl::OkStatus();
+    return library_->Status(searched, "cublasLtMatmulAlgoGetHeuristic");
   }
 
   bool Runs(const cublasLtMatmulAlgo_t& algorithm, int64_t rows) const {
