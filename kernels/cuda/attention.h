@@ -3,9 +3,10 @@
 // queries of a launch, on how positions are spread over launches (prefill in chunks of any size, or
 // decoding), nor on the page size.
 //
-// Scores are q k / sqrt(d), softmax and weighted sum in float32. Positions are taken in tiles of
-// kAttentionTile from 0 on, whatever the query's position and the page size; a tile's maximum and
-// sums are joined with the running ones in ascending order.
+// Scores are q k / sqrt(d), softmax and weighted sum in float32; over pages of bfloat16, on tensor
+// cores, q and the weights are rounded to bfloat16 too. Positions are taken in tiles of a fixed
+// size from 0 on, whatever the query's position and the page size; a tile's maximum and sums are
+// joined with the running ones in ascending order.
 #ifndef BLOCKSERVE_KERNELS_CUDA_ATTENTION_H_
 #define BLOCKSERVE_KERNELS_CUDA_ATTENTION_H_
 
@@ -55,8 +56,8 @@ struct BlockAttentionArgs {
   const void* kv = nullptr;
   void* out = nullptr;     // [rows, out_stride] layout.type: head h at h * head_size
   int64_t out_stride = 0;  // padding is left as it is; rows that are none become zero
-  // Up to so many consecutive rows share what they read of keys and values, where they are
-  // consecutive positions of one sequence: 1 for decoding, kAttentionQueries for prefill. Either is
+  // 1 for decoding; kAttentionQueries for prefill: so many consecutive rows, or more, share what
+  // they read of keys and values, where they are consecutive positions of one sequence. Either is
   // right for any rows, with the same bits.
   int32_t queries_per_block = 1;
 };

@@ -1,5 +1,5 @@
 // The block decoder's attention over pages: a block of threads for one head of one or several
-// consecutive rows.
+// consecutive rows. attention_tensor.cu has it for bfloat16 and the usual sizes of heads.
 //
 // A tile of kAttentionTile positions at a time, in three phases: scores, softmax, weighted sum of
 // values. Keys and values are read in pieces of eight elements: so many neighbouring lanes as a
@@ -9,6 +9,7 @@
 // at the end. None of this depends on where a query lies in the launch: rows that share reads
 // compute what they would compute alone.
 #include "kernels/cuda/attention.h"
+#include "kernels/cuda/attention_tensor.h"
 #include "kernels/cuda/head_rows.h"
 
 namespace blockserve::cuda {
@@ -278,6 +279,7 @@ absl::Status BlockAttention(const BlockAttentionArgs& args, StreamHandle stream)
                      " queries a block (1 or ", kAttentionQueries, "), stride ", args.out_stride));
   }
   if (args.rows == 0) return absl::OkStatus();
+  if (HasTensorAttention(layout)) return TensorAttention(args, stream);
   const int64_t queries = args.queries_per_block;
   const dim3 grid(static_cast<uint32_t>((args.rows + queries - 1) / queries), layout.num_heads);
   const KvStrides strides(layout);

@@ -233,6 +233,28 @@ TEST_P(Attention, BitsDoNotDependOnPagesChunksSharedReadsOrBatch) {
   }
 }
 
+// A position that is not finite breaks those that see it, and no other of the same launch.
+TEST_P(Attention, WhatAQueryDoesNotSeeMayBeAnything) {
+  std::mt19937 random(11);
+  const Shape shape{1, 64, 16};
+  const int32_t positions = 40;
+  const int32_t broken = 21;
+  std::vector<float> qkv = Stored(Normal(random, positions * shape.qkv_stride()));
+  const auto run = [&] {
+    return RunSteps(shape, qkv, 1, positions, 16, kAttentionQueries, Prefill(0, positions, {40}));
+  };
+  const std::vector<float> whole = run();
+  // One dimension of its value.
+  qkv[broken * shape.qkv_stride() + 2 * shape.size + 5] = std::numeric_limits<float>::infinity();
+  const std::vector<float> actual = run();
+  EXPECT_TRUE(SameBits(absl::MakeConstSpan(whole).subspan(0, broken * shape.out_stride()),
+                       absl::MakeConstSpan(actual).subspan(0, broken * shape.out_stride())));
+  for (int32_t p = broken; p < positions; ++p) {
+    EXPECT_FALSE(std::isfinite(actual[p * shape.out_stride() + 5])) << p;
+    EXPECT_EQ(actual[p * shape.out_stride() + 20], whole[p * shape.out_stride() + 20]) << p;
+  }
+}
+
 TEST_P(Attention, OfATokenBlockMatchesTheReferenceInAnySplit) {
   std::mt19937 random(7);
   for (const Shape& shape :

@@ -39,6 +39,54 @@ __device__ inline uint16_t Bf16Bits(float value) {
 }
 __device__ inline void CheckAligned(const void*, uintptr_t) {}
 
+// 16 bytes to shared memory, without waiting: they are there, for this thread, after WaitForCopies.
+// Not `present`: zeros, and nothing is read.
+__device__ inline void CopyAsync16(void* shared, const void* global, bool present) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to),
+               "l"(__cvta_generic_to_global(global)), "r"(present ? 16 : 0)
+               : "memory");
+}
+// Makes one group of the copies since the last one.
+__device__ inline void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all groups of this thread but the last kLeft.
+template <int kLeft>
+__device__ inline void WaitForCopies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// Four matrices of 8 x 8 16-bit elements from shared memory, by the whole warp: lane l passes the
+// row l % 8 of matrix l / 8, 16 bytes, and gets of each matrix the elements (l / 4, 2 (l % 4)) and
+// (l / 4, 2 (l % 4) + 1), or those of the transposed one.
+template <bool kTransposed>
+__device__ inline void LoadMatrices(uint32_t* out, const void* row) {
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  if constexpr (kTransposed) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(from)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(from)
+                 : "memory");
+  }
+}
+
+// d (16 x 8, float) += a (16 x 16) b (16 x 8), bfloat16, by the whole warp. With g = lane / 4 and
+// t = lane % 4 a lane holds
+//   d: (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1)
+//   a: pairs of columns at (g, 2 t), (g + 8, 2 t), (g, 2 t + 8), (g + 8, 2 t + 8)
+//   b: pairs of rows at (2 t, g), (2 t + 8, g)
+__device__ inline void MultiplyAdd(float* d, const uint32_t* a, const uint32_t* b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
 // Runs `kernel` on a grid of one-dimensional blocks. The emulation defines the same function.
 template <typename... Parameters, typename... Arguments>
 absl::Status LaunchKernel(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,

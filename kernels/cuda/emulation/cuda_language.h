@@ -146,6 +146,59 @@ __device__ inline void CheckAligned(const void* p, uintptr_t bytes) {
   }
 }
 
+__device__ inline void CopyAsync16(void* shared, const void* global, bool present) {
+  CheckAligned(shared, 16);
+  CheckAligned(global, 16);
+  emulation::CopyLater(shared, present ? global : nullptr, 16);
+}
+__device__ inline void CommitCopies() { emulation::CommitCopies(); }
+template <int kLeft>
+__device__ inline void WaitForCopies() {
+  emulation::WaitForCopies(kLeft);
+}
+
+template <bool kTransposed>
+__device__ inline void LoadMatrices(uint32_t* out, const void* row, int line = __builtin_LINE()) {
+  CheckAligned(row, 16);
+  const uint64_t word = reinterpret_cast<uint64_t>(row);
+  const auto* rows = emulation::Exchange(&word, 1, line);
+  const uint32_t major = emulation::CurrentThread().lane() / 4;
+  const uint32_t minor = emulation::CurrentThread().lane() % 4 * 2;
+  for (uint32_t j = 0; j < 4; ++j) {
+    const auto element = [&](uint32_t r, uint32_t c) {
+      return static_cast<uint32_t>(reinterpret_cast<const uint16_t*>(rows[j * 8 + r][0])[c]);
+    };
+    out[j] = kTransposed ? element(minor, major) | element(minor + 1, major) << 16
+                         : element(major, minor) | element(major, minor + 1) << 16;
+  }
+}
+
+// The device's order of summation is its own: of its bits this has only the accuracy.
+__device__ inline void MultiplyAdd(float* d, const uint32_t* a, const uint32_t* b,
+                                   int line = __builtin_LINE()) {
+  uint32_t registers[6];
+  std::memcpy(registers, a, 4 * sizeof(uint32_t));
+  std::memcpy(registers + 4, b, 2 * sizeof(uint32_t));
+  uint64_t words[3];
+  std::memcpy(words, registers, sizeof(words));
+  const auto* all = emulation::Exchange(words, 3, line);
+  const auto element = [&](uint32_t lane, uint32_t index, uint32_t half) {
+    uint32_t bits[6];
+    std::memcpy(bits, all[lane], sizeof(bits));
+    return FloatFromBf16(static_cast<uint16_t>(bits[index] >> (16 * half)));
+  };
+  const uint32_t group = emulation::CurrentThread().lane() / 4;
+  const uint32_t pair = emulation::CurrentThread().lane() % 4;
+  for (uint32_t j = 0; j < 4; ++j) {
+    const uint32_t column = 2 * pair + j % 2;
+    for (uint32_t k = 0; k < 16; ++k) {
+      const uint32_t holder = k % 8 / 2;
+      d[j] = std::fma(element(group * 4 + holder, j / 2 + k / 8 * 2, k % 2),
+                      element(column * 4 + holder, 4 + k / 8, k % 2), d[j]);
+    }
+  }
+}
+
 template <typename... Parameters, typename... Arguments>
 absl::Status LaunchKernel(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
                           int64_t shared_bytes, StreamHandle stream, Arguments&&... arguments) {

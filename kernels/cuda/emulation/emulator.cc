@@ -26,12 +26,21 @@ struct Context {
   boost::context::fiber fiber;
 };
 
+struct PendingCopy {
+  void* to;
+  const void* from;
+  size_t size_bytes;
+  int group;
+};
+
 // A thread of a block. Its fiber outlives the block and serves the next one.
 struct Fiber : Context {
   Thread thread;
   Wait wait = Wait::kFinished;
   int line = 0;
   uint32_t exchanges = 0;  // of this block
+  std::vector<PendingCopy> copies;
+  int copy_groups = 0;  // that are complete
   bool quit = false;
 };
 
@@ -178,6 +187,8 @@ class Block {
       fiber.thread = {block_index, t, shape_->threads};
       fiber.wait = Wait::kNothing;
       fiber.exchanges = 0;
+      fiber.copies.clear();
+      fiber.copy_groups = 0;
     }
     for (Warp& warp : warps_) warp.waiting = 0;
     at_block_barrier_ = 0;
@@ -251,6 +262,24 @@ uint32_t Ballot(bool value, int line) {
   uint32_t bits = 0;
   for (int i = 0; i < kWarpThreads; ++i) bits |= static_cast<uint32_t>(words[i][0]) << i;
   return bits;
+}
+
+void CopyLater(void* to, const void* from, size_t size_bytes) {
+  Fiber& fiber = t_block->current();
+  fiber.copies.push_back({to, from, size_bytes, fiber.copy_groups});
+}
+void CommitCopies() { ++t_block->current().copy_groups; }
+void WaitForCopies(int left) {
+  Fiber& fiber = t_block->current();
+  std::erase_if(fiber.copies, [&](const PendingCopy& copy) {
+    if (copy.group >= fiber.copy_groups - left) return false;
+    if (copy.from == nullptr) {
+      std::memset(copy.to, 0, copy.size_bytes);
+    } else {
+      std::memcpy(copy.to, copy.from, copy.size_bytes);
+    }
+    return true;
+  });
 }
 
 OrderCheck::OrderCheck() { ++t_order_checks; }

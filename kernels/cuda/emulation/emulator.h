@@ -55,6 +55,13 @@ const uint64_t (*Exchange(const uint64_t* words, int count, int line))[kExchange
 // Bit i: whether lane i passed true.
 uint32_t Ballot(bool value, int line);
 
+// Copies of the running thread that are made when it waits for them, not before: to shared memory,
+// from nullptr zeros. CommitCopies makes a group of those since the last one; WaitForCopies waits
+// for all groups but the last `left`.
+void CopyLater(void* to, const void* from, size_t size_bytes);
+void CommitCopies();
+void WaitForCopies(int left);
+
 // Runs `body` for every thread of the grid.
 void RunGrid(const GridShape& shape, const std::function<void()>& body);
 

@@ -54,6 +54,37 @@ __global__ void LoadUnaligned(const float* y) {
   Load4(y + 1, values);
 }
 
+__global__ void CopyThroughSharedMemory(float* y, bool waits) {
+  auto* shared = static_cast<float*>(BlockMemory());
+  const int lane = static_cast<int>(threadIdx.x);
+  CopyAsync16(shared + lane * 4, y + lane * 4, lane < 8);
+  CommitCopies();
+  CopyAsync16(shared + 128 + lane * 4, y, true);
+  CommitCopies();
+  if (waits) WaitForCopies<1>();
+  __syncwarp();
+  for (int i = 0; i < 2; ++i) y[lane * 2 + i] = shared[63 - lane * 2 - i];
+}
+
+// y [16, 8] = x x^T of the first 8 of 16 rows, x [16, 16].
+__global__ void ProductOfAWarp(const uint16_t* x, float* y) {
+  auto* shared = static_cast<uint16_t*>(BlockMemory());
+  const int lane = static_cast<int>(threadIdx.x);
+  for (int i = lane; i < 256; i += kWarp) shared[i] = x[i];
+  __syncwarp();
+  uint32_t b[4];
+  LoadMatrices<false>(b, shared + lane % 8 * 16 + lane / 8 % 2 * 8);
+  uint32_t a[4];
+  const uint16_t* at = shared + lane / 4 * 16 + lane % 4 * 2;
+  for (int j = 0; j < 4; ++j) {
+    const uint16_t* pair = at + j % 2 * 128 + j / 2 * 8;
+    a[j] = static_cast<uint32_t>(pair[0]) | static_cast<uint32_t>(pair[1]) << 16;
+  }
+  float d[4] = {0, 0, 0, 0};
+  MultiplyAdd(d, a, b);
+  for (int j = 0; j < 4; ++j) y[(lane / 4 + j / 2 * 8) * 8 + lane % 4 * 2 + j % 2] = d[j];
+}
+
 class Emulator : public testing::Test {
  protected:
   Emulator() : stream_(*Stream::Create()), y_(*DeviceBuffer::Allocate(64 * sizeof(float))) {
@@ -129,6 +160,26 @@ TEST_F(EmulatorDeathTest, UnalignedAccessIsFound) {
 TEST_F(Emulator, SharedMemoryBeginsAsNaN) {
   Run(ReadUnwrittenSharedMemory, 1, 32, 128, y());
   for (int i = 0; i < 32; ++i) EXPECT_TRUE(std::isnan(y()[i]));
+}
+
+TEST_F(Emulator, CopiesArriveWhenTheyAreWaitedFor) {
+  Run(CopyThroughSharedMemory, 1, 32, 1024, y(), true);
+  for (int i = 0; i < 64; ++i) EXPECT_EQ(y()[i], i < 32 ? 0.0f : static_cast<float>(63 - i));
+  Run(CopyThroughSharedMemory, 1, 32, 1024, y(), false);
+  for (int i = 0; i < 64; ++i) EXPECT_TRUE(std::isnan(y()[i]));
+}
+
+TEST_F(Emulator, TensorCoresMultiply) {
+  const DeviceBuffer x = *DeviceBuffer::Allocate(256 * 2);
+  const DeviceBuffer product = *DeviceBuffer::Allocate(128 * 4);
+  const auto value = [](int i) { return static_cast<float>(i * 37 % 31 - 15); };
+  for (int i = 0; i < 256; ++i) x.as<uint16_t>()[i] = Bf16FromFloat(value(i));
+  Run(ProductOfAWarp, 1, 32, 512, x.as<const uint16_t>(), product.as<float>());
+  for (int i = 0; i < 128; ++i) {
+    float expected = 0;
+    for (int k = 0; k < 16; ++k) expected += value(i / 8 * 16 + k) * value(i % 8 * 16 + k);
+    EXPECT_EQ(product.as<float>()[i], expected) << i;
+  }
 }
 
 TEST_F(Emulator, LaunchesThatADeviceRefusesAreRefused) {
