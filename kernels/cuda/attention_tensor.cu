@@ -9,7 +9,6 @@
 //
 // Queries and weights are rounded to bfloat16 for the products; sums are float32.
 #include "kernels/cuda/attention_tensor.h"
-
 #include "kernels/cuda/head_rows.h"
 
 namespace blockserve::cuda {
@@ -138,8 +137,8 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
       for (int i = lane; i < kChunk * S::kPieces; i += kWarp) {
         const int position = first + i / S::kPieces;
         if (position <= sequence.position || position > last) continue;
-        auto* words = reinterpret_cast<uint32_t*>(values + i / S::kPieces * S::kStride +
-                                                  i % S::kPieces * 8);
+        auto* words =
+            reinterpret_cast<uint32_t*>(values + i / S::kPieces * S::kStride + i % S::kPieces * 8);
         for (int j = 0; j < 4; ++j) {
           const uint32_t word = words[j];
           if (IsFiniteBf16(word) && IsFiniteBf16(word >> 16)) continue;
@@ -163,8 +162,8 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
 #pragma unroll
     for (int k = 0; k < kSize / 16; ++k) {
       uint32_t b[4];  // dimensions 0 to 7 and 8 to 15 of eight keys, then of the other eight
-      LoadMatrices<false>(b, keys + (lane / 16 * 8 + lane % 8) * S::kStride + k * 16 +
-                                 lane / 8 % 2 * 8);
+      LoadMatrices<false>(
+          b, keys + (lane / 16 * 8 + lane % 8) * S::kStride + k * 16 + lane / 8 % 2 * 8);
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         if (!sees(m)) continue;
@@ -202,8 +201,8 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
         weights[m][h + 2] = PackBf16(__expf(x[2] - base), __expf(x[3] - base));
         UnpackBf16(weights[m][h], rounded);
         UnpackBf16(weights[m][h + 2], rounded + 2);
-        sums[m][h] = __fmaf_rn(sums[m][h], scale,
-                               (rounded[0] + rounded[1]) + (rounded[2] + rounded[3]));
+        sums[m][h] =
+            __fmaf_rn(sums[m][h], scale, (rounded[0] + rounded[1]) + (rounded[2] + rounded[3]));
 #pragma unroll
         for (int n = 0; n < kSize / 8; ++n) {
           out[m][n][2 * h] *= scale;
@@ -316,10 +315,10 @@ absl::Status LaunchOfSize(const BlockAttentionArgs& args, StreamHandle stream) {
   const dim3 grid(static_cast<uint32_t>((args.rows + queries - 1) / queries),
                   static_cast<uint32_t>(args.layout.num_heads));
   const KvStrides strides(args.layout);
-  return LaunchKernel("BlockAttention",
-                      single ? TensorAttentionKernel<kSize, 0>
-                             : TensorAttentionKernel<kSize, S::kPrefillTiles>,
-                      grid, S::kThreads, sizeof(TensorShared<kSize>), stream, args, strides);
+  return LaunchKernel(
+      "BlockAttention",
+      single ? TensorAttentionKernel<kSize, 0> : TensorAttentionKernel<kSize, S::kPrefillTiles>,
+      grid, S::kThreads, sizeof(TensorShared<kSize>), stream, args, strides);
 }
 
 }  // namespace
