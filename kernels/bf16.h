@@ -15,11 +15,30 @@ inline float FloatFromBf16(uint16_t bits) {
 // Rounds to nearest, ties to even; NaN stays NaN.
 inline uint16_t Bf16FromFloat(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
-  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+  const bool is_nan = static_cast<int32_t>(bits & 0x7fffffffu) > 0x7f800000;
+  const uint32_t rounded = bits + 0x7fffu + (bits >> 16 & 1u);
+  return static_cast<uint16_t>((is_nan ? bits | 0x400000u : rounded) >> 16);
 }
 
 inline float RoundToBf16(float value) { return FloatFromBf16(Bf16FromFloat(value)); }
+
+// The same for `count` values. In groups of a fixed size: compilers make vector code of those.
+inline void Bf16FromFloats(const float* from, int64_t count, uint16_t* to) {
+  constexpr int64_t kGroup = 16;
+  int64_t i = 0;
+  for (; i + kGroup <= count; i += kGroup) {
+    for (int64_t j = 0; j < kGroup; ++j) to[i + j] = Bf16FromFloat(from[i + j]);
+  }
+  for (; i < count; ++i) to[i] = Bf16FromFloat(from[i]);
+}
+inline void FloatsFromBf16(const uint16_t* from, int64_t count, float* to) {
+  constexpr int64_t kGroup = 16;
+  int64_t i = 0;
+  for (; i + kGroup <= count; i += kGroup) {
+    for (int64_t j = 0; j < kGroup; ++j) to[i + j] = FloatFromBf16(from[i + j]);
+  }
+  for (; i < count; ++i) to[i] = FloatFromBf16(from[i]);
+}
 
 // IEEE 754 binary16.
 inline float FloatFromF16(uint16_t bits) {

@@ -1,7 +1,10 @@
 #include "kernels/exact_math.h"
 
+#include <bit>
 #include <cmath>
+#include <limits>
 #include <random>
+#include <vector>
 
 #include "gtest/gtest.h"
 #include "kernels/bf16.h"
@@ -55,6 +58,28 @@ TEST(Bf16, RoundsToNearestEven) {
   EXPECT_TRUE(std::isnan(FloatFromBf16(Bf16FromFloat(std::nanf("1")))));
   for (uint32_t bits = 0; bits < 0x7f80; ++bits) {
     EXPECT_EQ(Bf16FromFloat(FloatFromBf16(static_cast<uint16_t>(bits))), bits);
+  }
+}
+
+TEST(Bf16, ManyAreConvertedAsEachIs) {
+  std::vector<float> values(37);
+  for (size_t i = 0; i < values.size(); ++i) {
+    values[i] = std::bit_cast<float>(static_cast<uint32_t>(i * 2654435761u));
+  }
+  values[3] = std::numeric_limits<float>::quiet_NaN();
+  values[36] = -std::numeric_limits<float>::infinity();
+  for (const size_t count : {size_t{37}, size_t{16}, size_t{5}}) {
+    std::vector<uint16_t> rounded(count + 1, 7);
+    Bf16FromFloats(values.data(), static_cast<int64_t>(count), rounded.data());
+    std::vector<float> back(count + 1, 7.0f);
+    FloatsFromBf16(rounded.data(), static_cast<int64_t>(count), back.data());
+    for (size_t i = 0; i < count; ++i) {
+      EXPECT_EQ(rounded[i], Bf16FromFloat(values[i])) << i;
+      EXPECT_EQ(std::bit_cast<uint32_t>(back[i]),
+                std::bit_cast<uint32_t>(FloatFromBf16(rounded[i])));
+    }
+    EXPECT_EQ(rounded[count], 7);
+    EXPECT_EQ(back[count], 7.0f);
   }
 }
 

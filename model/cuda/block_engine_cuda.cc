@@ -374,8 +374,7 @@ absl::Status CudaBlockEngine::FinishOldest() {
                   width * sizeof(float));
       continue;
     }
-    const uint16_t* from = staging.host_contexts.as<uint16_t>() + row * stack_.stride();
-    for (int64_t i = 0; i < width; ++i) to[i] = FloatFromBf16(from[i]);
+    FloatsFromBf16(staging.host_contexts.as<uint16_t>() + row * stack_.stride(), width, to);
   }
   return status;
 }

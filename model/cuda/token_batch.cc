@@ -47,8 +47,8 @@ void PackContext(cuda::ElementType type, absl::Span<const float> context, uint8_
     std::memcpy(to, context.data(), context.size() * sizeof(float));
     return;
   }
-  uint16_t* values = reinterpret_cast<uint16_t*>(to);
-  for (size_t i = 0; i < context.size(); ++i) values[i] = Bf16FromFloat(context[i]);
+  Bf16FromFloats(context.data(), static_cast<int64_t>(context.size()),
+                 reinterpret_cast<uint16_t*>(to));
 }
 
 }  // namespace
