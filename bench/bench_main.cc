@@ -41,7 +41,9 @@ ABSL_FLAG(double, temperature, 0, "0: greedy");
 ABSL_FLAG(uint64_t, seed, 1, "of prompts and sampling");
 ABSL_FLAG(bool, check, true, "first check that a batch gives the bits of each sequence alone");
 ABSL_FLAG(bool, tiers, false, "over gRPC instead: one process against three, same tokens");
-ABSL_FLAG(int, groups, 1, "with --tiers: groups of the block service of three processes");
+ABSL_FLAG(int, groups, 1,
+          "2, on a device: the decoders run at once, each for half of the sequences; with --tiers: "
+          "groups of the block service of three processes");
 ABSL_FLAG(std::string, format, "table", "table or json");
 
 namespace blockserve {
@@ -88,7 +90,7 @@ absl::Status BenchConfig::Validate() const {
         OutOfRange("generate", workload.generate_tokens, 1, 1 << 20),
         OutOfRange("sequences", workload.sequences, 1, 1 << 16),
         OutOfRange("threads", threads, 0, 1024), OutOfRange("repeat", repeat, 1, 1000),
-        OutOfRange("warmup", warmup, 0, 1000), OutOfRange("groups", groups, 1, 64),
+        OutOfRange("warmup", warmup, 0, 1000), OutOfRange("groups", groups, 1, tiers ? 64 : 2),
         OutOfRange("token-rows", run.batching.token_rows, 1, 4096),
         OutOfRange("prefill-chunk", run.batching.prefill_blocks, 1, 65536)}) {
     if (!status.ok()) return status;
@@ -156,6 +158,11 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   if (!choice.ok()) return choice.status();
   absl::StatusOr<KernelTarget> kernels = ChooseKernels(config.kernels);
   if (!kernels.ok()) return kernels.status();
+  if (config.groups > 1 && choice->cuda_device < 0) {
+    return absl::InvalidArgumentError(
+        "--groups: both decoders share the cores of a CPU; it must be 1 there");
+  }
+  config.run.groups = config.groups;
   config.run.arithmetic = choice->arithmetic;
   config.run.cuda_device = choice->cuda_device;
   config.run.kernels = *kernels;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <future>
 #include <system_error>
 #include <utility>
 
@@ -81,7 +82,9 @@ absl::StatusOr<std::unique_ptr<EngineRunner>> EngineRunner::Load(const Checkpoin
   engine_options.cuda_device = options.cuda_device;
   engine_options.pool = &pool;
   engine_options.kernel_target = options.kernels;
-  engine_options.timer = &runner->timer_;
+  // On the CPU two groups would time two steps at once.
+  const bool timed = options.groups < 2 || options.cuda_device >= 0;
+  engine_options.timer = timed ? &runner->timer_ : nullptr;
   engine_options.max_rows =
       static_cast<int32_t>(options.batching.prefill_blocks + options.batching.block_rows);
   absl::StatusOr<std::unique_ptr<BlockEngine>> block = LoadBlockEngine(checkpoint, engine_options);
@@ -101,8 +104,8 @@ absl::StatusOr<std::unique_ptr<EngineRunner>> EngineRunner::Load(const Checkpoin
       pages(kCheckPromptBlocks + kCheckBlocks, kCheckSequences));
   absl::Status status = runner->block_->AllocateKv(runner->num_pages_, options.page_blocks);
   if (!status.ok()) return status;
-  // Pages as they are in a pool that has been in use: physical memory is there.
-  for (int64_t page = 1; page < runner->num_pages_; ++page) {
+  // Pages as they are in a pool that has been in use: physical memory is there. A device's is.
+  for (int64_t page = 1; page < runner->num_pages_ && options.cuda_device < 0; ++page) {
     runner->block_->CopyPage(0, static_cast<int32_t>(page), options.page_blocks);
   }
   runner->kv_bytes_ = runner->num_pages_ * runner->block_->KvBytesPerPage(options.page_blocks);
@@ -129,7 +132,6 @@ std::vector<EngineRunner::Sequence> EngineRunner::MakeSequences(const Workload& 
       sequence.pages.push_back(static_cast<int32_t>(p * workload.sequences + s));
     }
     sequence.seed = options_.seed + static_cast<uint64_t>(first_sequence + s);
-    sequence.context.resize(static_cast<size_t>(config.block.hidden_size));
     sequence.output.tokens.reserve(static_cast<size_t>(workload.generate_tokens));
     sequence.output.logprobs.reserve(static_cast<size_t>(workload.generate_tokens));
   }
@@ -143,11 +145,12 @@ absl::Status EngineRunner::Prefill(std::vector<Sequence>& sequences, int64_t chu
   const size_t length = static_cast<size_t>(config.block_length);
   const size_t width = static_cast<size_t>(config.block.hidden_size);
   const int64_t blocks = static_cast<int64_t>(sequences.front().tokens.size() / length);
+  contexts_.resize(sequences.size() * width);
   size_t next = 0;
   int64_t done = 0;  // blocks of sequences[next]
   while (next < sequences.size()) {
     chunks_.clear();
-    std::vector<size_t> finished;
+    const size_t first = next;
     for (int64_t budget = chunk_blocks; budget > 0 && next < sequences.size();) {
       Sequence& sequence = sequences[next];
       const int64_t count = std::min(blocks - done, budget);
@@ -161,27 +164,39 @@ absl::Status EngineRunner::Prefill(std::vector<Sequence>& sequences, int64_t chu
       done += count;
       budget -= count;
       if (done == blocks) {
-        finished.push_back(next++);
+        ++next;
         done = 0;
       }
     }
-    contexts_.resize(finished.size() * width);
     const double begin = Now();
-    absl::Status status = block_->Step(chunks_, absl::MakeSpan(contexts_));
+    absl::Status status = block_->Step(
+        chunks_, absl::MakeSpan(contexts_).subspan(first * width, (next - first) * width));
     result.prefill_step_seconds.push_back(Now() - begin);
     if (!status.ok()) return status;
-    for (size_t i = 0; i < finished.size(); ++i) {
-      std::copy_n(contexts_.begin() + static_cast<std::ptrdiff_t>(i * width), width,
-                  sequences[finished[i]].context.begin());
-    }
     if (progress) progress(static_cast<double>(next) / static_cast<double>(sequences.size()));
   }
   return absl::OkStatus();
 }
 
-absl::Status EngineRunner::WriteBlocks(std::vector<Sequence>& sequences, int32_t limit,
+std::vector<EngineRunner::Group> EngineRunner::MakeGroups(std::vector<Sequence>& sequences,
+                                                          int32_t groups) {
+  const size_t width = static_cast<size_t>(config().block.hidden_size);
+  contexts_.resize(sequences.size() * width);
+  std::vector<Group> parts;
+  for (size_t g = 0; g < static_cast<size_t>(groups); ++g) {
+    const size_t begin = sequences.size() * g / static_cast<size_t>(groups);
+    const size_t end = sequences.size() * (g + 1) / static_cast<size_t>(groups);
+    parts.push_back({absl::MakeSpan(sequences).subspan(begin, end - begin),
+                     absl::MakeSpan(contexts_).subspan(begin * width, (end - begin) * width)});
+  }
+  return parts;
+}
+
+absl::Status EngineRunner::WriteBlocks(const Group& group, int32_t limit,
                                        absl::Span<float> logits) {
   const ModelConfig& config = block_->config();
+  const size_t width = static_cast<size_t>(config.block.hidden_size);
+  const absl::Span<Sequence> sequences = group.sequences;
   const size_t of_row = static_cast<size_t>(limit) * static_cast<size_t>(config.vocab_size);
   const size_t at_once = static_cast<size_t>(options_.batching.token_rows);
   for (size_t first = 0; first < sequences.size(); first += at_once) {
@@ -191,7 +206,7 @@ absl::Status EngineRunner::WriteBlocks(std::vector<Sequence>& sequences, int32_t
     for (size_t i = first; i < first + count; ++i) {
       const Sequence& sequence = sequences[i];
       TokenRow& row = rows_.emplace_back();
-      row.context = sequence.context;
+      row.context = group.contexts.subspan(i * width, width);
       row.limit = limit;
       row.position = static_cast<int64_t>(sequence.tokens.size());
       row.seed = sequence.seed;
@@ -213,26 +228,49 @@ absl::Status EngineRunner::WriteBlocks(std::vector<Sequence>& sequences, int32_t
   return absl::OkStatus();
 }
 
-absl::Status EngineRunner::AppendBlocks(std::vector<Sequence>& sequences) {
-  const ModelConfig& config = block_->config();
-  const size_t length = static_cast<size_t>(config.block_length);
-  const size_t width = static_cast<size_t>(config.block.hidden_size);
+absl::Status EngineRunner::AppendBlocks(const Group& group) {
+  const size_t length = static_cast<size_t>(config().block_length);
   chunks_.clear();
-  for (const Sequence& sequence : sequences) {
+  for (const Sequence& sequence : group.sequences) {
     BlockChunk& chunk = chunks_.emplace_back();
     chunk.tokens = absl::MakeConstSpan(sequence.tokens).last(length);
     chunk.first_block = static_cast<int64_t>(sequence.tokens.size() / length) - 1;
     chunk.pages = sequence.pages;
     chunk.first_context = chunk.first_block;
   }
-  contexts_.resize(sequences.size() * width);
-  absl::Status status = block_->Step(chunks_, absl::MakeSpan(contexts_));
-  if (!status.ok()) return status;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    std::copy_n(contexts_.begin() + static_cast<std::ptrdiff_t>(i * width), width,
-                sequences[i].context.begin());
+  return block_->Step(chunks_, group.contexts);
+}
+
+absl::Status EngineRunner::Decode(std::vector<Sequence>& sequences, int64_t blocks, int64_t tokens,
+                                  const std::function<void(int64_t round)>& after_round) {
+  const int64_t length = config().block_length;
+  const auto limit = [&](int64_t block) {
+    return static_cast<int32_t>(std::min(length, tokens - block * length));
+  };
+  // Where a kernel's time is taken, nothing runs beside it.
+  const bool together = options_.groups < 2 || timer_.profiling() || sequences.size() < 2;
+  const std::vector<Group> groups = MakeGroups(sequences, together ? 1 : 2);
+  for (int64_t i = 0; i < blocks; ++i) {
+    absl::Status status;
+    if (together) {
+      if (i > 0) status = AppendBlocks(groups[0]);
+      if (status.ok()) status = WriteBlocks(groups[0], limit(i), {});
+    } else {
+      // Each group's block i is written while the other one's blocks go through the block decoder:
+      // the second group's i - 1, then the first one's i.
+      for (size_t g = 0; g < 2 && status.ok(); ++g) {
+        std::future<absl::Status> appended;
+        if (g == 0 ? i > 0 : i + 1 < blocks) {
+          appended = std::async(std::launch::async, [&] { return AppendBlocks(groups[1 - g]); });
+        }
+        status = WriteBlocks(groups[g], limit(i), {});
+        if (appended.valid()) status.Update(appended.get());
+      }
+    }
+    if (!status.ok()) return status;
+    if (after_round) after_round(i);
   }
-  return status;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<EngineRunResult> EngineRunner::Run(const Workload& workload, int64_t first_sequence,
@@ -254,26 +292,19 @@ absl::StatusOr<EngineRunResult> EngineRunner::Run(const Workload& workload, int6
   result.prefill_times = timer_;
   timer_.Reset();
 
-  const int64_t length = config().block_length;
   const int64_t blocks = GeneratedBlocks(config(), workload);
   result.round_seconds.reserve(static_cast<size_t>(blocks));
   double last = prefilled;
-  for (int64_t i = 0; i < blocks; ++i) {
-    if (i > 0) {
-      status = AppendBlocks(sequences);
-      if (!status.ok()) return status;
-    }
-    const int64_t limit = std::min(length, workload.generate_tokens - i * length);
-    status = WriteBlocks(sequences, static_cast<int32_t>(limit), {});
-    if (!status.ok()) return status;
+  status = Decode(sequences, blocks, workload.generate_tokens, [&](int64_t round) {
     const double now = Now();
     result.round_seconds.push_back(now - last);
     last = now;
     if (progress) {
       progress(prefill_share +
-               (1 - prefill_share) * static_cast<double>(i + 1) / static_cast<double>(blocks));
+               (1 - prefill_share) * static_cast<double>(round + 1) / static_cast<double>(blocks));
     }
-  }
+  });
+  if (!status.ok()) return status;
   result.decode_seconds = last - prefilled;
   result.waited_for_core_seconds = WaitedForCoreSeconds() - waited_before;
   result.decode_times = timer_;
@@ -315,10 +346,11 @@ absl::StatusOr<uint64_t> EngineRunner::CheckBatchInvariance() {
     EngineRunResult ignored;
     logits.assign(sequences.size() * of_row, 0.0f);
     absl::Status status = Prefill(sequences, chunk, ignored, {});
+    const Group all = MakeGroups(sequences, 1).front();
     for (int64_t i = 0; i < kCheckBlocks && status.ok(); ++i) {
-      if (i > 0) status = AppendBlocks(sequences);
+      if (i > 0) status = AppendBlocks(all);
       if (!status.ok()) break;
-      status = WriteBlocks(sequences, static_cast<int32_t>(length),
+      status = WriteBlocks(all, static_cast<int32_t>(length),
                            i == 0 ? absl::MakeSpan(logits) : absl::Span<float>());
     }
     return status;

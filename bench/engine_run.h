@@ -26,6 +26,9 @@ struct EngineRunOptions {
   std::optional<KernelTarget> kernels;  // absent: the machine's best
   Batching batching;
   int32_t page_blocks = 16;
+  // 2, on a device: half of the sequences are in the block decoder while the token decoder writes
+  // blocks of the others.
+  int32_t groups = 1;
   float temperature = 0;  // 0: greedy
   uint64_t seed = 1;
 };
@@ -83,20 +86,29 @@ class EngineRunner {
   struct Sequence {
     std::vector<int32_t> tokens;  // of whole blocks, padding first
     std::vector<int32_t> pages;
-    std::vector<float> context;  // [D]
     uint64_t seed = 0;
     SequenceOutput output;
   };
 
   EngineRunner() = default;
   std::vector<Sequence> MakeSequences(const Workload& workload, int64_t first_sequence) const;
+  // Leaves their contexts in contexts_.
   absl::Status Prefill(std::vector<Sequence>& sequences, int64_t chunk_blocks,
                        EngineRunResult& result, const std::function<void(double)>& progress);
+  // Some of the sequences of a run, and their contexts [sequences, D].
+  struct Group {
+    absl::Span<Sequence> sequences;
+    absl::Span<float> contexts;
+  };
+  // Equal parts of the sequences; contexts_ becomes theirs.
+  std::vector<Group> MakeGroups(std::vector<Sequence>& sequences, int32_t groups);
   // Writes the next block of every sequence, of `limit` tokens. `logits`: empty, or
   // [sequences, limit, V].
-  absl::Status WriteBlocks(std::vector<Sequence>& sequences, int32_t limit,
-                           absl::Span<float> logits);
-  absl::Status AppendBlocks(std::vector<Sequence>& sequences);
+  absl::Status WriteBlocks(const Group& group, int32_t limit, absl::Span<float> logits);
+  absl::Status AppendBlocks(const Group& group);
+  // All blocks of a run: what both decoders do in turn, of one group or of two.
+  absl::Status Decode(std::vector<Sequence>& sequences, int64_t blocks, int64_t tokens,
+                      const std::function<void(int64_t round)>& after_round);
 
   EngineRunOptions options_;
   StepTimer timer_;
@@ -108,7 +120,7 @@ class EngineRunner {
   std::vector<TokenRow> rows_;
   std::vector<TokenRowResult> results_;
   std::vector<BlockChunk> chunks_;
-  std::vector<float> contexts_;
+  std::vector<float> contexts_;  // [sequences of the run, D]
 };
 
 // FNV-1a, going on from `hash`.
