@@ -244,6 +244,8 @@ class VanillaReference:
 
     def score_text(self, text, alignment="start"):
         text = list(text)
+        if len(text) < 2:
+            return [None] * len(text)
         hidden = self.stack.forward(self.table[text[:-1]], self.stack.empty_cache())
         logs = log_softmax(hidden @ self.head.T)
         return [None] + [float(logs[i, t]) for i, t in enumerate(text[1:])]

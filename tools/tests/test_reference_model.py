@@ -96,3 +96,8 @@ def test_names_the_missing_tensor(make_model, capsys):
     (folder / "config.json").write_text(json.dumps(config))
     assert reference_model.main(["--model", str(folder), "--prompt-tokens", "1"]) == 2
     assert "embedder.hidden_size" in capsys.readouterr().err
+
+
+def test_the_first_token_of_a_text_has_no_score(golden):
+    model = reference_model.load(golden)
+    assert model.score_text([1]) == [None]
