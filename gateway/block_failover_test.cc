@@ -1,0 +1,249 @@
+// The core over block replicas that die, freeze, forget, drain or leave.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "gateway/failover_fixture.h"
+
+namespace blockserve {
+namespace {
+
+using ::testing::HasSubstr;
+
+using BlockFailoverTest = FailoverFixture;
+
+TEST_F(BlockFailoverTest, ABlockReplicaKilled) {
+  MakeCore(2, 2);
+  const std::vector<Stream> streams = Load(30, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[0]->Kill();
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_GT(blocks_[1]->opens, 0);
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, TheOnlyBlockReplicaKilledAndBack) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(10, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[0]->Kill();
+  loop_.Advance(absl::Seconds(5));
+  blocks_[0]->Restart();
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, ABrokenStreamGoesOnWithTheSequencesThatItsReplicaKept) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(10, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  const int opens = blocks_[0]->opens;
+  for (int i = 0; i < 5; ++i) {
+    blocks_[0]->Break();
+    loop_.Advance(absl::Milliseconds(300));
+    blocks_[0]->Mend();
+    loop_.Advance(absl::Milliseconds(3));
+  }
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(blocks_[0]->opens, opens);
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, AStreamThatBreaksAgainAndAgainIsNoDeathOfItsReplica) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(10, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[0]->Freeze();
+  for (int i = 0; i < 8; ++i) {
+    loop_.Advance(absl::Milliseconds(5));
+    blocks_[0]->Break();
+    blocks_[0]->Mend();
+  }
+  loop_.Advance(absl::Milliseconds(5));
+  blocks_[0]->Thaw();
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, AReplicaThatDiesAgainAndAgainEndsTheRequest) {
+  MakeCore(1, 1);
+  Connect();
+  const Stream stream = Generate(Request(4, 40, 1));
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_EQ(stream.sink->done, 0);
+    blocks_[0]->Freeze();
+    loop_.Advance(absl::Milliseconds(5));
+    blocks_[0]->Kill();
+    loop_.Advance(absl::Milliseconds(5));
+    blocks_[0]->Restart();
+  }
+  ASSERT_TRUE(RunUntilDone({stream}, absl::Seconds(1)));
+  EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(stream.sink->status.message(), HasSubstr("again and again"));
+  ExpectNothingLeft();
+}
+
+// Its replicas stay away: their deaths are not told apart from lost connections until much later.
+TEST_F(BlockFailoverTest, ASequenceThatKillsReplicasEndsItsRequestAlone) {
+  MakeCore(6, 2);
+  const std::vector<Stream> streams = Load(30, 200);
+  loop_.Advance(absl::Milliseconds(20));
+  GenerationRequest poison = Request(8, 40, 77);
+  poison.prompt = {901, 902, 903, 904};
+  const std::vector<int32_t> marked = poison.prompt;
+  int killed = 0;
+  for (const auto& replica : blocks_) {
+    replica->deadly = [&killed, &marked](const v1::OpenSequence& open) {
+      const bool dies = std::search(open.tokens().begin(), open.tokens().end(), marked.begin(),
+                                    marked.end()) != open.tokens().end();
+      killed += dies;
+      return dies;
+    };
+  }
+  const Stream deadly = Generate(std::move(poison));
+  ASSERT_TRUE(RunUntilDone(streams));
+  ASSERT_TRUE(RunUntilDone({deadly}));
+  EXPECT_EQ(killed, 4);
+  EXPECT_EQ(deadly.sink->status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(deadly.sink->status.message(), HasSubstr("again and again"));
+  for (const Stream& stream : streams) ExpectExact(stream);
+}
+
+TEST_F(BlockFailoverTest, SequencesThatMovedAreClosedWhereTheyWere) {
+  MakeCore(2, 1);
+  const std::vector<Stream> streams = Load(10, 400);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[0]->Break();
+  loop_.Advance(absl::Milliseconds(50));
+  blocks_[0]->Mend();
+  loop_.Advance(absl::Milliseconds(50));
+  size_t held = 0;
+  for (const auto& replica : blocks_) held += replica->sequences.size();
+  EXPECT_EQ(held, 14u);  // 8 streams of one choice, 2 of three
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, AReplicaThatForgetsItsSequences) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(10, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[0]->ForgetSequences();
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, SuspendedSequencesAreOpenedAgain) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(10, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[0]->suspend = 25;
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(blocks_[0]->suspend, 0);
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, ADrainingReplicaIsEmptiedWhereAnotherIsThere) {
+  MakeCore(2, 1);
+  const std::vector<Stream> streams = Load(20, 400);
+  loop_.Advance(absl::Milliseconds(12));
+  ASSERT_GT(blocks_[0]->sequences.size(), 0u);
+  blocks_[0]->Drain();
+  loop_.Advance(absl::Milliseconds(50));
+  EXPECT_EQ(blocks_[0]->sequences.size(), 0u);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, ADrainingReplicaServesOnWhereNoOtherIsThere) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(5, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[0]->Drain();
+  ASSERT_TRUE(RunUntilDone(streams, absl::Seconds(5)));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, AFrozenReplicasSequencesMove) {
+  MakeCore(2, 1);
+  const std::vector<Stream> streams = Load(10, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[0]->Freeze();
+  ASSERT_TRUE(RunUntilDone(streams, absl::Seconds(30)));
+  for (const Stream& stream : streams) ExpectExact(stream);
+  blocks_[0]->Thaw();
+  ExpectNothingLeft();
+}
+
+TEST_F(BlockFailoverTest, AFrozenReplicaIsFoundWithinASecond) {
+  MakeCore(2, 2);
+  for (const auto& replica : blocks_) replica->pages = 100'000;
+  const std::vector<Stream> streams = Load(12, 3000);
+  loop_.Advance(absl::Milliseconds(300));
+  blocks_[0]->Freeze();
+  loop_.Advance(absl::Milliseconds(900));
+  std::vector<size_t> before;
+  for (const Stream& stream : streams) before.push_back(Received(stream));
+  loop_.Advance(absl::Milliseconds(100));
+  for (size_t i = 0; i < streams.size(); ++i) {
+    EXPECT_TRUE(streams[i].sink->done > 0 || Received(streams[i]) > before[i]) << i;
+  }
+  EXPECT_EQ(core_->block_tier().stats().ejected, 1);
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+}
+
+// A client that does not read keeps its sequence idle; a replica that leaves need not wait for it.
+TEST_F(BlockFailoverTest, ADrainingReplicaIsRidOfIdleSequencesToo) {
+  MakeCore(2, 1);
+  std::vector<Stream> streams = Load(10, 100);
+  for (const Stream& stream : streams) stream.sink->wants_more = false;
+  loop_.Advance(absl::Milliseconds(50));
+  ASSERT_GT(blocks_[0]->sequences.size(), 0u);
+  blocks_[0]->Drain();
+  loop_.Advance(absl::Milliseconds(50));
+  EXPECT_EQ(blocks_[0]->sequences.size(), 0u);
+  for (const Stream& stream : streams) {
+    stream.sink->wants_more = true;
+    core_->Resume(stream.id);
+  }
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, ALostReplicasSequencesAreOpenedAgainAFewAtATime) {
+  MakeCore(2, 4);
+  const std::vector<Stream> streams = Load(100, 400);
+  loop_.Advance(absl::Milliseconds(30));
+  blocks_[1]->service_time = absl::Milliseconds(5);
+  const int opens = blocks_[1]->opens;
+  blocks_[0]->Kill();
+  loop_.Advance(absl::Milliseconds(9));
+  EXPECT_GT(blocks_[1]->opens, opens);
+  EXPECT_LE(blocks_[1]->opens, opens + 16);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, AnOpenThatOneReplicaRefusesTriesTheOther) {
+  MakeCore(2, 1);
+  blocks_[0]->refuse_opens = 2;
+  Connect();
+  const std::vector<Stream> streams = Load(10, 60);
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(blocks_[0]->refuse_opens, 0);
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, AReplicaTakenOutOfDiscoveryLosesItsSequencesToAnother) {
+  MakeCore(2, 1);
+  const std::vector<Stream> streams = Load(10, 100);
+  loop_.Advance(absl::Milliseconds(12));
+  core_->block_tier().RemoveReplica("block0");
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+}  // namespace
+}  // namespace blockserve

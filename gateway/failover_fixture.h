@@ -1,0 +1,41 @@
+// What the tests of fail-over share: a load on a core over simulated tiers, and what must hold of
+// its streams once the tiers have failed and come back. Whatever happens, a stream has the tokens
+// that it would have had, each once, or ends with the error that says why; and nothing is left
+// behind.
+#ifndef BLOCKSERVE_GATEWAY_FAILOVER_FIXTURE_H_
+#define BLOCKSERVE_GATEWAY_FAILOVER_FIXTURE_H_
+
+#include <utility>
+#include <vector>
+
+#include "gateway/core_fixture.h"
+
+namespace blockserve {
+
+class FailoverFixture : public CoreFixture {
+ protected:
+  std::vector<Stream> Load(uint64_t streams, int32_t max_tokens) {
+    std::vector<Stream> made;
+    for (uint64_t i = 0; i < streams; ++i) {
+      GenerationRequest request = Request(3 + static_cast<int32_t>(i % 11), max_tokens, i);
+      request.alignment = static_cast<Alignment>(i % 3);
+      request.n = i % 5 == 0 ? 3 : 1;
+      made.push_back(Generate(std::move(request)));
+    }
+    return made;
+  }
+  // Tokens of all choices.
+  static size_t Received(const Stream& stream) {
+    size_t tokens = 0;
+    for (const auto& [choice, received] : stream.sink->tokens) tokens += received.size();
+    return tokens;
+  }
+  void ExpectAllExact(const std::vector<Stream>& streams) {
+    for (const Stream& stream : streams) ExpectExact(stream);
+    ExpectNothingLeft();
+  }
+};
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_FAILOVER_FIXTURE_H_

@@ -1,0 +1,314 @@
+// The core over token workers that die, freeze, slow down, refuse or leave.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <vector>
+
+#include "gateway/failover_fixture.h"
+
+namespace blockserve {
+namespace {
+
+using ::testing::HasSubstr;
+
+using TokenFailoverTest = FailoverFixture;
+
+TEST_F(TokenFailoverTest, ATokenWorkerKilled) {
+  MakeCore(1, 3);
+  const std::vector<Stream> streams = Load(30, 60);
+  loop_.Advance(absl::Milliseconds(10));
+  workers_[1]->Kill();
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, TheOnlyTokenWorkerKilledAndBack) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(10, 40);
+  loop_.Advance(absl::Milliseconds(10));
+  workers_[0]->Kill();
+  loop_.Advance(absl::Seconds(5));
+  workers_[0]->Restart();
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, AFrozenTokenWorkersRowsRunElsewhereAndItsLateAnswersAreIgnored) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 60);
+  loop_.Advance(absl::Milliseconds(10));
+  workers_[0]->Freeze();
+  loop_.Advance(options_.tier.progress_bound + absl::Seconds(1));
+  workers_[0]->Thaw();
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, AWorkerFrozenForGoodHoldsNobodyUp) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 60);
+  loop_.Advance(absl::Milliseconds(10));
+  workers_[0]->Freeze();
+  ASSERT_TRUE(RunUntilDone(streams, absl::Seconds(30)));
+  for (const Stream& stream : streams) ExpectExact(stream);
+}
+
+// By its own history and by its peers, not by the bound.
+TEST_F(TokenFailoverTest, AFrozenTokenWorkerIsFoundWithinASecond) {
+  MakeCore(1, 3);
+  const std::vector<Stream> streams = Load(12, 2000);
+  loop_.Advance(absl::Milliseconds(200));
+  workers_[0]->Freeze();
+  loop_.Advance(absl::Milliseconds(700));
+  std::vector<size_t> before;
+  for (const Stream& stream : streams) before.push_back(Received(stream));
+  loop_.Advance(absl::Milliseconds(50));
+  for (size_t i = 0; i < streams.size(); ++i) {
+    EXPECT_TRUE(streams[i].sink->done > 0 || Received(streams[i]) > before[i]);
+  }
+  EXPECT_EQ(core_->token_tier().stats().ejected, 1);
+  const TokenTierStats& stats = core_->token_tier().stats();
+  EXPECT_GT(stats.retried_silent + stats.hedges_won, 0);
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+}
+
+TEST_F(TokenFailoverTest, WhereEveryWorkerIsSilentNoneIsToBlame) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 400);
+  loop_.Advance(absl::Milliseconds(100));
+  for (const auto& worker : workers_) worker->Freeze();
+  loop_.Advance(absl::Seconds(5));
+  for (const auto& worker : workers_) worker->Thaw();
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(core_->token_tier().stats().ejected, 0);
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, AWorkerThatAnswersProbesAgainGetsRowsAgainFewAtFirst) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 6000);
+  loop_.Advance(absl::Milliseconds(100));
+  workers_[0]->Freeze();
+  loop_.Advance(absl::Seconds(2));
+  EXPECT_EQ(core_->token_tier().stats().ejected, 1);
+  const int rows = workers_[0]->rows;
+  workers_[0]->largest_batch = 0;
+  workers_[0]->Thaw();
+  ASSERT_TRUE(
+      loop_.RunUntil([&] { return core_->token_tier().stats().returned == 1; }, absl::Seconds(3)));
+  loop_.Advance(absl::Milliseconds(300));
+  EXPECT_GT(workers_[0]->rows, rows + 100);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, ASlowWorkersRowsAreHedgedAndTheFirstAnswerWins) {
+  MakeCore(1, 3);
+  std::vector<Stream> streams = Load(12, 800);
+  ASSERT_TRUE(RunUntilDone(streams));  // what is usual is known
+  workers_[0]->service_time = absl::Milliseconds(400);
+  const int64_t rows_before = core_->token_tier().stats().rows;
+  std::vector<Stream> more;
+  for (uint64_t i = 0; i < 6; ++i) more.push_back(Generate(Request(5, 400, 100 + i)));
+  ASSERT_TRUE(RunUntilDone(more));
+  const TokenTierStats& stats = core_->token_tier().stats();
+  EXPECT_GT(stats.hedges_won, 0);
+  EXPECT_LE(stats.hedged, 8 + (stats.rows - rows_before) / 20);
+  // Lost again and again, it is taken out of turn.
+  EXPECT_GE(stats.ejected, 1);
+  ExpectAllExact(more);
+}
+
+TEST_F(TokenFailoverTest, ABusyTierIsNotGivenTheSameWorkTwice) {
+  MakeCore(1, 3);
+  for (const auto& worker : workers_) worker->busy_share = 0.9f;
+  std::vector<Stream> streams = Load(12, 800);
+  ASSERT_TRUE(RunUntilDone(streams));
+  workers_[0]->service_time = absl::Milliseconds(300);
+  const std::vector<Stream> more = Load(6, 200);
+  ASSERT_TRUE(RunUntilDone(more));
+  EXPECT_EQ(core_->token_tier().stats().hedged, 0);
+  ExpectAllExact(more);
+}
+
+// It is given to three workers, the third alone; the others keep theirs.
+TEST_F(TokenFailoverTest, ARowThatHangsWorkersEndsItsRequestAlone) {
+  MakeCore(1, 6);
+  int hung = 0;
+  for (const auto& worker : workers_) {
+    worker->hanging = [&](const v1::TokenRowRequest& row) {
+      if (row.seed() != 4 || row.position() < 20) return false;
+      ++hung;
+      return true;
+    };
+  }
+  const std::vector<Stream> streams = Load(30, 120);
+  ASSERT_TRUE(RunUntilDone(streams, absl::Minutes(1)));
+  EXPECT_EQ(hung, 3);
+  for (const Stream& stream : streams) {
+    if (stream.request.seed == 4) {
+      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+      EXPECT_THAT(stream.sink->status.message(), HasSubstr("fell silent"));
+    } else {
+      ExpectExact(stream);
+    }
+  }
+}
+
+TEST_F(TokenFailoverTest, ARowWhoseFirstWorkerIsFrozenAndWhoseSecondDiesIsTriedOnAThird) {
+  MakeCore(1, 3);
+  const std::vector<Stream> streams = Load(6, 400);
+  loop_.Advance(absl::Milliseconds(100));
+  workers_[0]->Freeze();
+  workers_[1]->Freeze();
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().retried_silent > 0; },
+                             absl::Seconds(5)));
+  loop_.Advance(absl::Milliseconds(5));
+  workers_[2]->Break();
+  workers_[2]->Mend();
+  workers_[1]->Kill();
+  ASSERT_TRUE(RunUntilDone(streams, absl::Seconds(30)));
+  for (const Stream& stream : streams) ExpectExact(stream);
+}
+
+TEST_F(TokenFailoverTest, ACondemnedWorkerGetsNothingMoreUntilItIsAnotherProcess) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 400);
+  loop_.Advance(absl::Milliseconds(20));
+  workers_[1]->incarnation = 7;
+  workers_[1]->Break();
+  workers_[1]->Mend();
+  loop_.Advance(absl::Milliseconds(20));
+  core_->token_tier().Condemn(7, "answers wrong bits");
+  loop_.Advance(absl::Milliseconds(3));
+  const int rows = workers_[1]->rows;
+  workers_[1]->Break();
+  workers_[1]->Mend();
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(workers_[1]->rows, rows);
+  EXPECT_EQ(core_->token_tier().membership().presence().workers(), 1);
+  workers_[1]->Kill();
+  workers_[1]->Restart();
+  loop_.Advance(absl::Milliseconds(3));
+  EXPECT_EQ(core_->token_tier().membership().presence().workers(), 2);
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, AFullTokenWorkerIsLeftAloneForAMoment) {
+  MakeCore(1, 2);
+  int refusals = 20;
+  workers_[0]->verdict = [&](const v1::TokenRowRequest&) {
+    return refusals-- > 0 ? absl::ResourceExhaustedError("queue full") : absl::OkStatus();
+  };
+  const std::vector<Stream> streams = Load(20, 30);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, ADrainingTokenWorkerGetsNoNewRowsAndLosesNone) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 100);
+  loop_.Advance(absl::Milliseconds(10));
+  workers_[0]->Drain();
+  loop_.Advance(absl::Milliseconds(3));
+  const int rows = workers_[0]->rows;
+  loop_.Advance(absl::Milliseconds(20));
+  EXPECT_EQ(workers_[0]->rows, rows);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+// The poisonous row is found: it takes a worker with its batch, then two more alone, and no other.
+TEST_F(TokenFailoverTest, ARowThatKillsWorkersEndsItsRequestAlone) {
+  MakeCore(1, 5);
+  int kills = 0;
+  for (const auto& worker : workers_) {
+    worker->deadly = [&](const v1::TokenRowRequest& row) {
+      if (row.seed() != 4 || row.position() < 20) return false;
+      ++kills;
+      return true;
+    };
+  }
+  const std::vector<Stream> streams = Load(30, 60);
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(kills, 3);
+  for (const Stream& stream : streams) {
+    if (stream.request.seed == 4) {
+      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+      EXPECT_THAT(stream.sink->status.message(), HasSubstr("two token workers died"));
+    } else {
+      ExpectExact(stream);
+    }
+  }
+  ExpectNothingLeft();
+}
+
+TEST_F(TokenFailoverTest, NonFiniteLogitsEndTheirRequestAlone) {
+  MakeCore(1, 2);
+  for (const auto& worker : workers_) {
+    worker->verdict = [](const v1::TokenRowRequest& row) {
+      return row.seed() == 4 ? absl::InternalError("non-finite logits") : absl::OkStatus();
+    };
+  }
+  const std::vector<Stream> streams = Load(8, 30);
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) {
+    if (stream.request.seed == 4) {
+      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+      EXPECT_THAT(stream.sink->status.message(), HasSubstr("non-finite"));
+    } else {
+      ExpectExact(stream);
+    }
+  }
+  ExpectNothingLeft();
+}
+
+TEST_F(TokenFailoverTest, AWorkerTakenOutOfDiscoveryFinishesWhatItHas) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 60);
+  loop_.Advance(absl::Milliseconds(10));
+  core_->token_tier().RemoveWorker("token0");
+  loop_.Advance(absl::Milliseconds(5));
+  const int rows = workers_[0]->rows;
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(workers_[0]->rows, rows);
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, OnlyWorkersOfEqualNumericIdStandIn) {
+  MakeCore(1, 2);
+  workers_[1]->numeric_id = "sim-2";
+  workers_[1]->Kill();
+  const std::vector<Stream> streams = Load(5, 400);
+  loop_.Advance(absl::Milliseconds(10));
+  workers_[1]->Restart();
+  loop_.Advance(absl::Milliseconds(5));
+  workers_[0]->Kill();
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(workers_[1]->rows, 0);
+  for (const Stream& stream : streams) {
+    EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kUnavailable);
+  }
+  const Stream later = Generate(Request(4, 20, 77));
+  ASSERT_TRUE(RunUntilDone({later}));
+  ExpectExact(later);
+  EXPECT_EQ(later.sink->first.token_numeric_id(), "sim-2");
+}
+
+TEST_F(TokenFailoverTest, RowsAreNotToBlameForAStreamThatWasGivenTooMuch) {
+  MakeCore(1, 1);
+  Connect();
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 8; ++i) streams.push_back(Generate(Request(4, 4, i)));
+  ASSERT_TRUE(loop_.RunUntil([&] { return workers_[0]->messages == 1; }));
+  workers_[0]->Break(absl::ResourceExhaustedError("message larger than max"));
+  workers_[0]->Mend();
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(workers_[0]->largest_batch, 8);  // none is tried alone
+  EXPECT_EQ(workers_[0]->messages, 2);
+  ExpectAllExact(streams);
+}
+
+}  // namespace
+}  // namespace blockserve
