@@ -161,16 +161,19 @@ class Plan final : public MatmulPlan {
       }
       return absl::OkStatus();
     }
-    std::vector<cublasLtMatmulAlgo_t> candidates;
-    absl::Status status = Candidates(PadRows(max_rows_), true, candidates);
-    if (!status.ok()) return status;
-    for (const cublasLtMatmulAlgo_t& candidate : candidates) {
-      const bool runs_for_all =
-          std::all_of(algorithms_.begin(), algorithms_.end(),
-                      [&](const Choice& choice) { return Runs(candidate, choice.rows); });
-      if (!runs_for_all) continue;
-      algorithms_ = {{PadRows(max_rows_), candidate}};
-      return absl::OkStatus();
+    // The best for most rows; where that cannot run for few, the best for fewer.
+    for (auto proposed = algorithms_.rbegin(); proposed != algorithms_.rend(); ++proposed) {
+      std::vector<cublasLtMatmulAlgo_t> candidates;
+      absl::Status status = Candidates(proposed->rows, true, candidates);
+      if (!status.ok()) return status;
+      for (const cublasLtMatmulAlgo_t& candidate : candidates) {
+        const bool runs_for_all =
+            std::all_of(algorithms_.begin(), algorithms_.end(),
+                        [&](const Choice& choice) { return Runs(candidate, choice.rows); });
+        if (!runs_for_all) continue;
+        algorithms_ = {{PadRows(max_rows_), candidate}};
+        return absl::OkStatus();
+      }
     }
     return NoAlgorithm(PadRows(max_rows_));
   }
