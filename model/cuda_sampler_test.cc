@@ -44,12 +44,14 @@ class CudaSampler : public cuda::DeviceTest {
     const int32_t index = static_cast<int32_t>(block_tokens_.size());
     const int32_t forced_in_prompt = std::min(index, 1);
     const int32_t edits = static_cast<int32_t>(bias_.size() + counts_.size() + stops_.size());
+    const int64_t stride = (vocab + 3) / 4 * 4;
     std::vector<float> all_logits;
     std::vector<cuda::SampleRow> sample_rows;
     std::vector<int32_t> tokens(rows * kLength);
     for (int64_t r = 0; r < rows; ++r) {
       const Case& c = cases[r];
       all_logits.insert(all_logits.end(), logits.begin(), logits.end());
+      all_logits.resize((r + 1) * stride);
       std::copy(block_tokens_.begin(), block_tokens_.end(), tokens.begin() + r * kLength);
       cuda::SampleRow row;
       row.seed = kSeed;
@@ -94,7 +96,7 @@ class CudaSampler : public cuda::DeviceTest {
     args.rows = rows;
     args.vocab_size = vocab;
     args.logits = device_logits.as<float>();
-    args.logits_stride = vocab;
+    args.logits_stride = stride;
     args.index = index;
     args.block_length = kLength;
     args.sample_rows = device_rows.as<cuda::SampleRow>();

@@ -107,18 +107,32 @@ __device__ PartialSum JoinSums(const PartialSum& a, const PartialSum& b) {
   return joined;
 }
 
+// Takes `count` logits from id `id` on, at most four.
+__device__ void TakeLogits(const float* x, int count, int32_t id, PartialSum& part) {
+  Largest largest = {-Infinity(), id};
+  for (int j = 0; j < count; ++j) {
+    if (!IsFinite(x[j])) part.finite = 0;
+    if (x[j] > largest.value) largest = {x[j], id + j};
+  }
+  if (largest.value > part.largest.value) {
+    part.sum *= __expf(part.largest.value - largest.value);
+    part.largest = largest;
+  }
+  for (int j = 0; j < count; ++j) part.sum += __expf(x[j] - part.largest.value);
+}
+
+// Groups of four: thread t has the groups t, t + threads, …
 __device__ Statistics TakeStatistics(const float* logits, int32_t n, BlockShared& shared) {
   PartialSum part = {{-Infinity(), n}, 0.0f, 1};
+  const int32_t groups = n / 4;
 #pragma unroll 4
-  for (int32_t i = threadIdx.x; i < n; i += Threads()) {
-    const float x = logits[i];
-    if (!IsFinite(x)) part.finite = 0;
-    if (x > part.largest.value) {
-      part.sum = __fmaf_rn(part.sum, __expf(part.largest.value - x), 1.0f);
-      part.largest = {x, i};
-    } else {
-      part.sum += __expf(x - part.largest.value);
-    }
+  for (int32_t i = threadIdx.x; i < groups; i += Threads()) {
+    float x[4];
+    Load4(logits + 4 * i, x);
+    TakeLogits(x, 4, 4 * i, part);
+  }
+  if (static_cast<int32_t>(threadIdx.x) == groups % Threads() && n % 4 != 0) {
+    TakeLogits(logits + 4 * groups, n % 4, 4 * groups, part);
   }
   part = BlockJoin(part, shared.sums, JoinSums);
   return {part.largest, part.finite != 0 ? ExactLogOf(static_cast<double>(part.sum)) : 0.0,
@@ -591,8 +605,9 @@ __global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(SampleArgs arg
 
 absl::Status Sample(const SampleArgs& args, StreamHandle stream) {
   if (args.rows < 0 || args.rows > 0x7fffffff || args.vocab_size < 1 ||
-      args.logits_stride < args.vocab_size || args.block_length < 1 ||
-      args.block_length > kMaxTokenPositions || args.index < 0 || args.index >= args.block_length) {
+      args.logits_stride < args.vocab_size || args.logits_stride % 4 != 0 ||
+      args.block_length < 1 || args.block_length > kMaxTokenPositions || args.index < 0 ||
+      args.index >= args.block_length) {
     return absl::InvalidArgumentError(
         absl::StrCat("Sample: ", args.rows, " rows of ", args.vocab_size, " logits, stride ",
                      args.logits_stride, ", token ", args.index, " of ", args.block_length));

@@ -4,8 +4,8 @@
 // (top-p), in whole numbers whose sums have no order.
 //
 // Log-probabilities are raw, over the whole vocabulary. Their sum of exponentials is taken in
-// another order than the CPU's (each of SampleThreads adds every SampleThreads-th, a tree joins
-// them, in float32), so they agree to rounding, not to the bit.
+// another order than the CPU's (each of SampleThreads adds every SampleThreads-th group of four, a
+// tree joins them, in float32), so they agree to rounding, not to the bit.
 #ifndef BLOCKSERVE_KERNELS_CUDA_SAMPLE_H_
 #define BLOCKSERVE_KERNELS_CUDA_SAMPLE_H_
 
@@ -79,8 +79,9 @@ struct SampleState {
 struct SampleArgs {
   int64_t rows = 0;
   int32_t vocab_size = 0;
-  float* logits = nullptr;  // [rows, logits_stride]; changed while the kernel runs, restored after
-  int64_t logits_stride = 0;
+  // [rows, logits_stride], at a multiple of 16 bytes; changed while the kernel runs, restored after
+  float* logits = nullptr;
+  int64_t logits_stride = 0;  // a multiple of four
   int32_t index = 0;
   int32_t block_length = 0;                // L
   const SampleRow* sample_rows = nullptr;  // [rows], this and all below on the device
