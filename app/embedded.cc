@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/program.h"
 #include "gateway/end_serving.h"
 #include "model/device.h"
 
@@ -13,7 +14,6 @@ namespace blockserve {
 namespace {
 
 constexpr char kTiersAddress[] = "inproc:tiers";
-constexpr int32_t kMaxThreads = 4096;
 // Both tiers are in this process: they are there in milliseconds, or something is broken.
 constexpr absl::Duration kTiersStart = absl::Seconds(60);
 

@@ -11,40 +11,18 @@
 #include <utility>
 #include <vector>
 
-#include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "bench/engine_run.h"
 #include "bench/machine.h"
 #include "bench/report.h"
 #include "bench/served_report.h"
+#include "common/flag_table.h"
 #include "common/program.h"
 #include "common/version.h"
 #include "model/checkpoint.h"
 #include "model/cuda/cuda_engines.h"
 #include "model/device.h"
-
-ABSL_FLAG(std::string, model, "", "folder of the model, block or vanilla");
-ABSL_FLAG(int, prompt, 128, "tokens of each prompt");
-ABSL_FLAG(int, generate, 512, "tokens generated for each sequence");
-ABSL_FLAG(int, sequences, 64, "sequences at once");
-ABSL_FLAG(std::string, device, "auto", blockserve::kDeviceFlagHelp);
-ABSL_FLAG(std::string, arithmetic, "auto", "auto, or one of those that --version names");
-ABSL_FLAG(int, threads, 0, "compute threads; 0: one for each core");
-ABSL_FLAG(std::string, kernels, "auto",
-          "instruction set: auto, or e.g. avx2 on a machine with more");
-ABSL_FLAG(int, repeat, 1, "runs; the middle one is told");
-ABSL_FLAG(int, warmup, 1, "runs of a small part of the work before");
-ABSL_FLAG(int, token_rows, 64, "rows that the token decoder decodes at once");
-ABSL_FLAG(int, prefill_chunk, 256, "prompt blocks of a step");
-ABSL_FLAG(double, temperature, 0, "0: greedy");
-ABSL_FLAG(uint64_t, seed, 1, "of prompts and sampling");
-ABSL_FLAG(bool, check, true, "first check that a batch gives the bits of each sequence alone");
-ABSL_FLAG(bool, tiers, false, "over gRPC instead: one process against three, same tokens");
-ABSL_FLAG(int, groups, 1,
-          "2, on a device: the decoders run at once, each for half of the sequences; with --tiers: "
-          "groups of the block service of three processes");
-ABSL_FLAG(std::string, format, "table", "table or json");
 
 namespace blockserve {
 namespace {
@@ -56,21 +34,45 @@ constexpr absl::string_view kUsage =
 
 struct BenchConfig {
   std::string model;
-  std::string device;
-  std::string arithmetic;
-  std::string kernels;
-  std::string format;
-  int threads = 0;
-  int repeat = 1;
-  int warmup = 1;
+  std::string device = "auto";
+  std::string arithmetic = "auto";
+  std::string kernels = "auto";
+  std::string format = "table";
+  int32_t threads = 0;
+  int32_t repeat = 1;
+  int32_t warmup = 1;
   bool check = true;
   bool tiers = false;
-  int groups = 1;
-  Workload workload;
+  int32_t groups = 1;
+  Workload workload = {.prompt_tokens = 128, .generate_tokens = 512, .sequences = 64};
   EngineRunOptions run;
 
+  void AddFlags(FlagTable& flags);
   absl::Status Validate() const;
 };
+
+void BenchConfig::AddFlags(FlagTable& flags) {
+  flags.Add("model", "folder of the model, block or vanilla", &model);
+  flags.Add("prompt", "tokens of each prompt", &workload.prompt_tokens);
+  flags.Add("generate", "tokens generated for each sequence", &workload.generate_tokens);
+  flags.Add("sequences", "sequences at once", &workload.sequences);
+  flags.Add("device", kDeviceFlagHelp, &device);
+  flags.Add("arithmetic", "auto, or one of those that --version names", &arithmetic);
+  flags.Add("threads", "compute threads; 0: one for each core", &threads);
+  flags.Add("kernels", "instruction set: auto, or e.g. avx2 on a machine with more", &kernels);
+  flags.Add("repeat", "runs; the middle one is told", &repeat);
+  flags.Add("warmup", "runs of a small part of the work before", &warmup);
+  flags.Add("token_rows", "rows that the token decoder decodes at once", &run.batching.token_rows);
+  flags.Add("prefill_chunk", "prompt blocks of a step", &run.batching.prefill_blocks);
+  flags.Add("temperature", "0: greedy", &run.temperature);
+  flags.Add("seed", "of prompts and sampling", &run.seed);
+  flags.Add("check", "first check that a batch gives the bits of each sequence alone", &check);
+  flags.Add("tiers", "over gRPC instead: one process against three, same tokens", &tiers);
+  flags.Add("groups",
+            "2, on a device: both decoders run at once; with --tiers: of the block service",
+            &groups);
+  flags.AddChoice("format", "table or json", {"table", "json"}, &format);
+}
 
 absl::Status OutOfRange(absl::string_view flag, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return absl::OkStatus();
@@ -80,16 +82,12 @@ absl::Status OutOfRange(absl::string_view flag, int64_t value, int64_t least, in
 
 absl::Status BenchConfig::Validate() const {
   if (model.empty()) return absl::InvalidArgumentError("--model is missing");
-  if (format != "table" && format != "json") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--format is \"", format, "\"; it must be table or json"));
-  }
   if (absl::Status status = ValidateDeviceFlags(device, arithmetic); !status.ok()) return status;
   for (const absl::Status& status :
        {OutOfRange("prompt", workload.prompt_tokens, 1, 1 << 20),
         OutOfRange("generate", workload.generate_tokens, 1, 1 << 20),
         OutOfRange("sequences", workload.sequences, 1, 1 << 16),
-        OutOfRange("threads", threads, 0, 1024), OutOfRange("repeat", repeat, 1, 1000),
+        OutOfRange("threads", threads, 0, kMaxThreads), OutOfRange("repeat", repeat, 1, 1000),
         OutOfRange("warmup", warmup, 0, 1000), OutOfRange("groups", groups, 1, tiers ? 64 : 2),
         OutOfRange("token-rows", run.batching.token_rows, 1, 4096),
         OutOfRange("prefill-chunk", run.batching.prefill_blocks, 1, 65536)}) {
@@ -275,35 +273,11 @@ absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
 }
 
 int Main(int argc, char** argv) {
-  const std::vector<std::string> rest = ParseProgramFlags(
-      argc, argv,
-      {.text = std::string(kUsage),
-       .flags = {"model", "prompt", "generate", "sequences", "device", "arithmetic", "threads",
-                 "kernels", "repeat", "warmup", "token_rows", "prefill_chunk", "temperature",
-                 "seed", "check", "tiers", "groups", "format"}});
-  if (!rest.empty()) {
-    return ReportUsageError(
-        kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
-  }
   BenchConfig config;
-  config.model = absl::GetFlag(FLAGS_model);
-  config.device = absl::GetFlag(FLAGS_device);
-  config.arithmetic = absl::GetFlag(FLAGS_arithmetic);
-  config.kernels = absl::GetFlag(FLAGS_kernels);
-  config.format = absl::GetFlag(FLAGS_format);
-  config.threads = absl::GetFlag(FLAGS_threads);
-  config.repeat = absl::GetFlag(FLAGS_repeat);
-  config.warmup = absl::GetFlag(FLAGS_warmup);
-  config.check = absl::GetFlag(FLAGS_check);
-  config.tiers = absl::GetFlag(FLAGS_tiers);
-  config.groups = absl::GetFlag(FLAGS_groups);
-  config.workload.prompt_tokens = absl::GetFlag(FLAGS_prompt);
-  config.workload.generate_tokens = absl::GetFlag(FLAGS_generate);
-  config.workload.sequences = absl::GetFlag(FLAGS_sequences);
-  config.run.batching.token_rows = absl::GetFlag(FLAGS_token_rows);
-  config.run.batching.prefill_blocks = absl::GetFlag(FLAGS_prefill_chunk);
-  config.run.temperature = static_cast<float>(absl::GetFlag(FLAGS_temperature));
-  config.run.seed = absl::GetFlag(FLAGS_seed);
+  FlagTable flags;
+  config.AddFlags(flags);
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   if (absl::Status status = config.Validate(); !status.ok()) {
     return ReportUsageError(kProgram, status);
   }
@@ -317,14 +291,14 @@ int Main(int argc, char** argv) {
     const std::string served_text =
         config.format == "json" ? served->dump(1) + "\n" : ServedTable(*served);
     std::fputs(served_text.c_str(), stdout);
-    return kExitOk;
+    return ReportFailure(kProgram, absl::OkStatus());
   }
   absl::StatusOr<EngineReport> report = RunBench(config, command);
   if (!report.ok()) return ReportFailure(kProgram, report.status());
   const nlohmann::ordered_json json = ReportJson(*report);
   const std::string text = config.format == "json" ? json.dump(1) + "\n" : ReportTable(json);
   std::fputs(text.c_str(), stdout);
-  return kExitOk;
+  return ReportFailure(kProgram, absl::OkStatus());
 }
 
 }  // namespace

@@ -6,22 +6,20 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <vector>
 
-#include "absl/flags/flag.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/flag_table.h"
 #include "common/program.h"
 #include "kernels/bf16.h"
 #include "kernels/philox.h"
 #include "model/checkpoint.h"
 #include "nlohmann/json.hpp"
-
-ABSL_FLAG(std::string, size, "block_main_b4_85", "name of a released or of Pythia's sizes");
-ABSL_FLAG(std::string, out, "", "folder to write");
 
 namespace blockserve {
 namespace {
@@ -29,6 +27,9 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr absl::string_view kProgram = "blockserve-random-model";
+constexpr absl::string_view kUsage =
+    "blockserve-random-model --size block_main_b4_85 --out DIR\n"
+    "Writes a model folder with random bfloat16 weights; the same size gives the same bytes.";
 constexpr int kVocabulary = 50304;
 constexpr int kPositions = 2048;
 
@@ -161,26 +162,21 @@ absl::Status WriteModel(const Size& size, const std::string& folder) {
 }
 
 int Main(int argc, char** argv) {
-  const std::vector<std::string> rest =
-      ParseProgramFlags(argc, argv,
-                        {.text = "blockserve-random-model --size block_main_b4_85 --out DIR\n"
-                                 "Writes a model folder with random bfloat16 weights; the same "
-                                 "size gives the same bytes.",
-                         .flags = {"size", "out"}});
-  if (!rest.empty()) {
-    return ReportUsageError(
-        kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
-  }
-  const std::string name = absl::GetFlag(FLAGS_size);
-  if (absl::GetFlag(FLAGS_out).empty()) {
+  std::string name = "block_main_b4_85";
+  std::string out;
+  FlagTable flags;
+  flags.Add("size", "name of a released or of Pythia's sizes", &name);
+  flags.Add("out", "folder to write", &out);
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
+  if (out.empty()) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError("--out is missing"));
   }
   std::vector<std::string> names;
   for (const Size& size : kSizes) {
     names.push_back(size.name);
     if (name != size.name) continue;
-    const absl::Status status = WriteModel(size, absl::GetFlag(FLAGS_out));
-    return status.ok() ? kExitOk : ReportFailure(kProgram, status);
+    return ReportFailure(kProgram, WriteModel(size, out));
   }
   return ReportUsageError(kProgram, absl::InvalidArgumentError(absl::StrCat(
                                         "--size is \"", name.substr(0, 60), "\"; known are ",

@@ -5,17 +5,18 @@
 #include <cstdio>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/flags/flag.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "bench/load_report.h"
 #include "block_service/block_service.h"
+#include "common/flag_table.h"
 #include "common/logging.h"
 #include "common/program.h"
 #include "model/config.h"
@@ -25,27 +26,13 @@
 #include "rpc/signals.h"
 #include "token_service/token_service.h"
 
-ABSL_FLAG(std::string, model, "", "folder with config.json (and tokenizer.json): the shapes");
-ABSL_FLAG(int32_t, token_workers, 0, "so many, on ports from that of --token-listen on");
-ABSL_FLAG(std::string, token_listen, "127.0.0.1:7200", "host:port of the first token worker");
-ABSL_FLAG(std::string, token_steps, "0",
-          "milliseconds of a step, or a table of rows and milliseconds");
-ABSL_FLAG(int32_t, max_rows, 64, "rows of a batch");
-ABSL_FLAG(int32_t, max_queued_rows, 1024, "rows that wait at a worker; more are refused");
-ABSL_FLAG(int32_t, block_replicas, 0, "so many, on ports from that of --block-listen on");
-ABSL_FLAG(std::string, block_listen, "127.0.0.1:7100", "host:port of the first block replica");
-ABSL_FLAG(std::string, block_steps, "0", "likewise, by blocks of a step");
-ABSL_FLAG(int64_t, kv_pages, 65536, "KV pages of a replica");
-ABSL_FLAG(int32_t, max_sequences, 4096, "sequences open at a time on a replica");
-ABSL_FLAG(int32_t, prefill_chunk, 256, "prompt blocks of a step");
-ABSL_FLAG(int32_t, groups, 2, "groups of sequences that take turns");
-ABSL_FLAG(std::string, stats, "", "JSON file, written at the end: steps and rows of each worker");
-ABSL_FLAG(std::string, log_level, "warning", "debug, info, warning, error or off");
-
 namespace blockserve {
 namespace {
 
 constexpr absl::string_view kProgram = "blockserve-simulate";
+constexpr absl::string_view kUsage =
+    "blockserve-simulate --model DIR [--token-workers N] [--block-replicas M] [flags]\n"
+    "Workers of either tier that take the time of a table and compute nothing, in one process.";
 constexpr absl::Duration kDrainTimeout = absl::Seconds(10);
 constexpr absl::Duration kShutdownGrace = absl::Seconds(1);
 constexpr int32_t kMostWorkers = 10'000;
@@ -54,12 +41,20 @@ struct SimulateConfig {
   std::string model;
   int32_t token_workers = 0;
   int32_t block_replicas = 0;
-  std::string token_listen, block_listen;
-  std::string token_steps, block_steps;
+  std::string token_listen = "127.0.0.1:7200";
+  std::string block_listen = "127.0.0.1:7100";
+  std::string token_steps = "0";
+  std::string block_steps = "0";
   TokenServiceConfig token;
   BlockServiceConfig block;
   std::string stats;
+  LoggingOptions logging = {.program = std::string(kProgram), .level = "warning"};
 
+  SimulateConfig() {
+    block.kv_pages = 65536;
+    block.max_sequences = 4096;
+  }
+  void AddFlags(FlagTable& flags);
   absl::Status Validate() const {
     if (model.empty()) return absl::InvalidArgumentError("--model is needed");
     for (const auto& [flag, count] : {std::pair("--token-workers", token_workers),
@@ -76,6 +71,26 @@ struct SimulateConfig {
     return block.Validate();
   }
 };
+
+void SimulateConfig::AddFlags(FlagTable& flags) {
+  flags.Add("model", "folder with config.json (and tokenizer.json): the shapes", &model);
+  flags.Add("token_workers", "so many, on ports from that of --token-listen on", &token_workers);
+  flags.Add("token_listen", "host:port of the first token worker", &token_listen);
+  flags.Add("token_steps", "milliseconds of a step, or a table of rows and milliseconds",
+            &token_steps);
+  flags.Add("max_rows", "rows of a batch", &token.max_rows);
+  flags.Add("max_queued_rows", "rows that wait at a worker; more are refused",
+            &token.max_queued_rows);
+  flags.Add("block_replicas", "so many, on ports from that of --block-listen on", &block_replicas);
+  flags.Add("block_listen", "host:port of the first block replica", &block_listen);
+  flags.Add("block_steps", "likewise, by blocks of a step", &block_steps);
+  flags.Add("kv_pages", "KV pages of a replica", &block.kv_pages);
+  flags.Add("max_sequences", "sequences open at a time on a replica", &block.max_sequences);
+  flags.Add("prefill_chunk", "prompt blocks of a step", &block.prefill_chunk);
+  flags.Add("groups", "groups of sequences that take turns", &block.groups);
+  flags.Add("stats", "JSON file, written at the end: steps and rows of each worker", &stats);
+  flags.Add("log_level", "debug, info, warning, error or off", &logging.level);
+}
 
 // The address so many ports further.
 absl::StatusOr<std::string> Offset(absl::string_view flag, const std::string& address, int offset) {
@@ -234,25 +249,6 @@ class Simulation {
   std::vector<BlockReplicaProcess> blocks_;
 };
 
-SimulateConfig ConfigFromFlags() {
-  SimulateConfig config;
-  config.model = absl::GetFlag(FLAGS_model);
-  config.token_workers = absl::GetFlag(FLAGS_token_workers);
-  config.token_listen = absl::GetFlag(FLAGS_token_listen);
-  config.token_steps = absl::GetFlag(FLAGS_token_steps);
-  config.token.max_rows = absl::GetFlag(FLAGS_max_rows);
-  config.token.max_queued_rows = absl::GetFlag(FLAGS_max_queued_rows);
-  config.block_replicas = absl::GetFlag(FLAGS_block_replicas);
-  config.block_listen = absl::GetFlag(FLAGS_block_listen);
-  config.block_steps = absl::GetFlag(FLAGS_block_steps);
-  config.block.kv_pages = absl::GetFlag(FLAGS_kv_pages);
-  config.block.max_sequences = absl::GetFlag(FLAGS_max_sequences);
-  config.block.prefill_chunk = absl::GetFlag(FLAGS_prefill_chunk);
-  config.block.groups = absl::GetFlag(FLAGS_groups);
-  config.stats = absl::GetFlag(FLAGS_stats);
-  return config;
-}
-
 absl::Status Serve(const SimulateConfig& config, TerminationWaiter& termination) {
   Simulation simulation;
   if (absl::Status status = simulation.Start(config); !status.ok()) return status;
@@ -266,23 +262,13 @@ absl::Status Serve(const SimulateConfig& config, TerminationWaiter& termination)
 }
 
 int Main(int argc, char** argv) {
-  const ProgramUsage usage = {
-      "blockserve-simulate --model DIR [--token-workers N] [--block-replicas M] [flags]\n"
-      "Workers of either tier that take the time of a table and compute nothing, in one process.",
-      {"model", "token_workers", "token_listen", "token_steps", "max_rows", "max_queued_rows",
-       "block_replicas", "block_listen", "block_steps", "kv_pages", "max_sequences",
-       "prefill_chunk", "groups", "stats", "log_level"}};
-  const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
-  if (!rest.empty()) {
-    return ReportUsageError(
-        kProgram, absl::InvalidArgumentError(absl::StrCat("unexpected argument ", rest.front())));
-  }
-  const SimulateConfig config = ConfigFromFlags();
+  SimulateConfig config;
+  FlagTable flags;
+  config.AddFlags(flags);
+  const std::vector<std::string> arguments(argv + 1, argv + argc);
+  if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   absl::Status status = config.Validate();
-  if (status.ok()) {
-    status = ConfigureLogging(
-        {.program = std::string(kProgram), .level = absl::GetFlag(FLAGS_log_level)});
-  }
+  if (status.ok()) status = ConfigureLogging(config.logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);
   TerminationWaiter termination;  // before any thread
   return ReportFailure(kProgram, Serve(config, termination));

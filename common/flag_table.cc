@@ -1,6 +1,7 @@
 #include "common/flag_table.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -14,11 +15,13 @@ namespace blockserve {
 namespace {
 
 bool ParseValue(const std::string& text, int32_t* value) { return absl::SimpleAtoi(text, value); }
+bool ParseValue(const std::string& text, int64_t* value) { return absl::SimpleAtoi(text, value); }
 bool ParseValue(const std::string& text, uint64_t* value) { return absl::SimpleAtoi(text, value); }
 bool ParseValue(const std::string& text, float* value) { return absl::SimpleAtof(text, value); }
 bool ParseValue(const std::string& text, double* value) { return absl::SimpleAtod(text, value); }
 
 absl::string_view Kind(const int32_t*) { return "it must be a whole number"; }
+absl::string_view Kind(const int64_t*) { return "it must be a whole number"; }
 absl::string_view Kind(const uint64_t*) { return "it must be a whole number from 0 on"; }
 absl::string_view Kind(const float*) { return "it must be a number"; }
 absl::string_view Kind(const double*) { return "it must be a number"; }
@@ -78,7 +81,13 @@ void FlagTable::Add(absl::string_view name, absl::string_view help, bool* target
 void FlagTable::Add(absl::string_view name, absl::string_view help, int32_t* target) {
   Bind(name, help, absl::StrCat(*target), NumberSetter(target));
 }
-void FlagTable::Add(absl::string_view name, absl::string_view help, size_t* target) {
+void FlagTable::Add(absl::string_view name, absl::string_view help, int64_t* target) {
+  Bind(name, help, absl::StrCat(*target), NumberSetter(target));
+}
+void FlagTable::Add(absl::string_view name, absl::string_view help, uint64_t* target) {
+  Bind(name, help, absl::StrCat(*target), NumberSetter(target));
+}
+void FlagTable::Add(absl::string_view name, absl::string_view help, float* target) {
   Bind(name, help, absl::StrCat(*target), NumberSetter(target));
 }
 void FlagTable::Add(absl::string_view name, absl::string_view help, double* target) {
@@ -99,7 +108,7 @@ void FlagTable::Add(absl::string_view name, absl::string_view help, std::optiona
 void FlagTable::Add(absl::string_view name, absl::string_view help, absl::Duration* target) {
   const auto set = [target](const std::string& text, std::string* error) {
     double seconds = 0;
-    if (absl::SimpleAtod(text, &seconds)) {
+    if (absl::SimpleAtod(text, &seconds) && !std::isnan(seconds)) {
       *target = absl::Seconds(seconds);
     } else if (!absl::ParseDuration(text, target)) {
       *error = "it must be a time as 10s or 500ms";

@@ -31,7 +31,9 @@ class FlagTable {
   void Add(absl::string_view name, absl::string_view help, std::optional<std::string>* target);
   void Add(absl::string_view name, absl::string_view help, bool* target);
   void Add(absl::string_view name, absl::string_view help, int32_t* target);
-  void Add(absl::string_view name, absl::string_view help, size_t* target);
+  void Add(absl::string_view name, absl::string_view help, int64_t* target);
+  void Add(absl::string_view name, absl::string_view help, uint64_t* target);
+  void Add(absl::string_view name, absl::string_view help, float* target);
   void Add(absl::string_view name, absl::string_view help, double* target);
   void Add(absl::string_view name, absl::string_view help, std::optional<int32_t>* target);
   void Add(absl::string_view name, absl::string_view help, std::optional<uint64_t>* target);

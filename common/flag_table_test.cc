@@ -22,6 +22,9 @@ struct Values {
   std::optional<std::string> text;
   bool flag = false;
   int32_t count = 4;
+  int64_t pages = 0;
+  uint64_t hash = 0;
+  float share = 0;
   std::optional<float> heat;
   std::optional<uint64_t> seed;
   absl::Duration wait = absl::Seconds(10);
@@ -38,6 +41,9 @@ class FlagTableTest : public ::testing::Test {
     table_.Add("text", "a text", &values_.text);
     table_.Add("ignore_eos", "a switch", &values_.flag);
     table_.Add("max_tokens", "a number", &values_.count);
+    table_.Add("pages", "a large number", &values_.pages);
+    table_.Add("hash", "a large number from 0 on", &values_.hash);
+    table_.Add("share", "a float with a default", &values_.share);
     table_.Add("temperature", "a float", &values_.heat);
     table_.Add("seed", "64 bits", &values_.seed);
     table_.Add("wait", "a time", &values_.wait);
@@ -67,6 +73,10 @@ TEST_F(FlagTableTest, ReadsBothSpellingsOfEveryKind) {
   EXPECT_THAT(values_.text, Optional(std::string()));
   EXPECT_TRUE(values_.flag);
   EXPECT_EQ(values_.count, 7);
+  ASSERT_TRUE(table_.Parse({"--pages=-9000000000", "--hash=9000000000", "--share", "0.25"}).ok());
+  EXPECT_EQ(values_.pages, -9'000'000'000);
+  EXPECT_EQ(values_.hash, 9'000'000'000u);
+  EXPECT_EQ(values_.share, 0.25f);
   EXPECT_THAT(values_.heat, Optional(0.5f));
   EXPECT_THAT(values_.seed, Optional(18446744073709551615u));
   EXPECT_EQ(values_.wait, absl::Milliseconds(500));
@@ -116,6 +126,10 @@ TEST_F(FlagTableTest, NamesTheFlagThatIsWrong) {
   EXPECT_THAT(Error({"--seed=-1"}), HasSubstr("--seed"));
   EXPECT_THAT(Error({"--wait=-1s"}), HasSubstr("--wait"));
   EXPECT_THAT(Error({"--tokens=1,x"}), HasSubstr("'x' is no token id"));
+  EXPECT_THAT(Error({"--tokens=x"}), HasSubstr("'x' is no token id"));
+  EXPECT_THAT(Error({"--wait=nan"}), HasSubstr("it must be a time"));
+  EXPECT_THAT(Error({"--pages=1e3"}), HasSubstr("it must be a whole number"));
+  EXPECT_THAT(Error({"--share="}), HasSubstr("it must be a number"));
   EXPECT_THAT(Error({"--format=xml"}), HasSubstr("text or json"));
   EXPECT_THAT(Error({"--nonsense"}), HasSubstr("--nonsense"));
   EXPECT_THAT(Error({"stray"}), HasSubstr("stray"));

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/flags/commandlineflag.h"
@@ -101,9 +102,8 @@ class Parser {
       }
       std::string error;
       if (!flag->set(value, &error)) {
-        return absl::InvalidArgumentError(absl::StrCat(
-            Spelled(flag->name), " cannot be \"", value, "\"",
-            error.empty() || absl::StrContains(error, value) ? "" : absl::StrCat(": ", error)));
+        return absl::InvalidArgumentError(absl::StrCat(Spelled(flag->name), " cannot be \"", value,
+                                                       "\"", error.empty() ? "" : ": ", error));
       }
     }
     return absl::OkStatus();
@@ -155,7 +155,11 @@ FlagBinding BindAbseilFlag(absl::CommandLineFlag* flag) {
   return {std::string(flag->Name()), flag->Help(), flag->DefaultValue(),
           flag->IsOfType<bool>() ? FlagBinding::Value::kBoolean : FlagBinding::Value::kNeeded,
           [flag](const std::string& value, std::string* error) {
-            return flag->ParseFrom(value, error);
+            // Its errors say again which value of which flag it is.
+            std::string repeated;
+            if (flag->ParseFrom(value, &repeated)) return true;
+            if (!absl::StrContains(repeated, value)) *error = std::move(repeated);
+            return false;
           }};
 }
 
@@ -226,9 +230,8 @@ std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& fla
   }
   absl::StrAppend(&help, "  --flagfile FILE, --help, --version\n");
   if (!full && !subjects.empty()) {
-    absl::StrAppend(&help,
-                    "  --helpfull lists all flags, these too: ", absl::StrJoin(subjects, ", "),
-                    "\n");
+    absl::StrAppend(
+        &help, "  --helpfull lists all flags, these too: ", absl::StrJoin(subjects, ", "), "\n");
   }
   return help;
 }
@@ -283,7 +286,12 @@ int ReportUsageError(absl::string_view program, const absl::Status& status) {
 }
 
 int ReportFailure(absl::string_view program, const absl::Status& status) {
-  if (status.ok()) return kExitOk;
+  if (status.ok()) {
+    if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return kExitOk;
+    std::fprintf(stderr, "%s\n",
+                 absl::StrCat(program, ": standard output cannot be written").c_str());
+    return kExitFailure;
+  }
   std::fprintf(stderr, "%s\n", absl::StrCat(program, ": ", OneLine(status.message())).c_str());
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:

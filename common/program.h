@@ -6,6 +6,7 @@
 #ifndef BLOCKSERVE_COMMON_PROGRAM_H_
 #define BLOCKSERVE_COMMON_PROGRAM_H_
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
@@ -20,6 +21,9 @@ namespace blockserve {
 inline constexpr int kExitOk = 0;
 inline constexpr int kExitFailure = 1;
 inline constexpr int kExitUsage = 2;
+
+// Most that --threads may say.
+inline constexpr int32_t kMaxThreads = 1024;
 
 struct ProgramUsage {
   // One or more lines: what the program does and how it is called.
@@ -75,7 +79,8 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, absl::string_v
 // Print "PROGRAM: MESSAGE" in one line to standard error and return the exit code: 2 for bad usage
 // (a flag, or what a Config's Validate() says), 0 where the status is OK after all. A failure is 2
 // too where what was given is at fault (a model folder, a request, a port in use: the status'
-// code tells), else 1.
+// code tells), else 1. It is a failure too when what was printed did not reach standard output (a
+// full disk).
 int ReportUsageError(absl::string_view program, const absl::Status& status);
 int ReportFailure(absl::string_view program, const absl::Status& status);
 
