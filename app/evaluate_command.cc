@@ -210,7 +210,7 @@ int RunEvaluate(const Arguments& arguments) {
   const std::string text =
       options.format == "json" ? json->dump() + "\n" : Evaluation::Table(*json);
   std::fputs(text.c_str(), stdout);
-  return kExitOk;
+  return ReportFailure(kProgram, absl::OkStatus());
 }
 
 }  // namespace blockserve

@@ -152,7 +152,7 @@ int RunInspect(const Arguments& arguments) {
   if (!json.ok()) return ReportFailure(kProgram, json.status());
   const std::string text = format == "json" ? json->dump() + "\n" : Table(*json);
   std::fputs(text.c_str(), stdout);
-  return kExitOk;
+  return ReportFailure(kProgram, absl::OkStatus());
 }
 
 }  // namespace blockserve

@@ -61,7 +61,7 @@ int RunKeys(const Arguments& arguments) {
         kProgram, absl::InvalidArgumentError(absl::StrCat("--file ", path, ": cannot write")));
   }
   std::puts(made->key.c_str());
-  return kExitOk;
+  return ReportFailure(kProgram, absl::OkStatus());
 }
 
 }  // namespace blockserve

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "app/command.h"
@@ -13,6 +14,7 @@
 #include "gateway/serving_flags.h"
 #include "model/device.h"
 #include "rpc/health_server.h"
+#include "rpc/listen_address.h"
 #include "rpc/signals.h"
 
 namespace blockserve {
@@ -68,6 +70,15 @@ int RunServe(const Arguments& arguments) {
   }
   if (status.ok()) status = ConfigureLogging(logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);
+
+  // Loading takes its time: what cannot be listened on is told before.
+  for (const auto& [flag, address] :
+       {std::pair("--grpc-address", options.grpc_address),
+        std::pair("--http-address", options.http.server.listen_address)}) {
+    if (address.empty()) continue;
+    status = CheckListenAddress(flag, address);
+    if (!status.ok()) return ReportFailure(kProgram, status);
+  }
 
   // Before any thread is started.
   TerminationWaiter termination;

@@ -3,12 +3,43 @@
 #include <vector>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "app/command.h"
 #include "model/device.h"
 
 namespace blockserve {
+namespace {
+
+std::vector<std::string> Addresses(const std::string& list) {
+  return absl::StrSplit(list, ',', absl::SkipWhitespace());
+}
+
+// gRPC would take a port modulo 65536, and look for a name without one at port 443.
+bool IsHostAndPort(absl::string_view address) {
+  if (absl::StartsWith(address, "unix:")) return true;
+  const size_t colon = address.rfind(':');
+  int port = 0;
+  return colon != absl::string_view::npos && colon > 0 &&
+         absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 1 && port <= 65535;
+}
+
+}  // namespace
+
+absl::Status CheckServerFlag(const std::string& list) {
+  const std::vector<std::string> addresses = Addresses(list);
+  if (addresses.empty()) {
+    return absl::InvalidArgumentError("--server is empty; it must be host:port");
+  }
+  for (const std::string& address : addresses) {
+    if (IsHostAndPort(address)) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("--server is \"", address, "\"; it must be host:port"));
+  }
+  return absl::OkStatus();
+}
 
 void SourceOptions::AddFlags(FlagTable& flags) {
   flags.Add("model", "folder of a model, to be run in this process", &model);
@@ -30,8 +61,8 @@ absl::Status SourceOptions::Validate() const {
     return absl::InvalidArgumentError(model.has_value() ? "--model and --server exclude each other"
                                                         : "--model or --server is missing");
   }
-  if (server.has_value() && server->empty()) {
-    return absl::InvalidArgumentError("--server is empty; it must be host:port");
+  if (server.has_value()) {
+    if (absl::Status status = CheckServerFlag(*server); !status.ok()) return status;
   }
   if (!server.has_value() && !api_key_file.empty()) {
     return absl::InvalidArgumentError("--api-key-file needs --server");
@@ -56,7 +87,7 @@ namespace {
 
 absl::StatusOr<std::unique_ptr<Client>> Connect(const SourceOptions& options) {
   ClientOptions client;
-  client.addresses = absl::StrSplit(*options.server, ',', absl::SkipWhitespace());
+  client.addresses = Addresses(*options.server);
   client.max_retries = 3;  // who types a wrong address is not left waiting
   client.tls = options.tls.enabled();
   client.server_name = options.tls.server_name;

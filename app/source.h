@@ -33,6 +33,9 @@ struct SourceOptions {
   absl::Status Validate() const;
 };
 
+// INVALID_ARGUMENT naming --server where an address of the list by commas is not host:port.
+absl::Status CheckServerFlag(const std::string& list);
+
 // Both cases go through the client library, the first over an in-process channel.
 class Source {
  public:

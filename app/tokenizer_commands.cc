@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "app/command.h"
+#include "app/source.h"
 #include "client/client.h"
 #include "common/program.h"
 #include "model/tokenizer.h"
@@ -28,7 +29,7 @@ class TokenizerSource {
     if (model_.has_value() == server_.has_value()) {
       return absl::InvalidArgumentError("give one of --model and --server");
     }
-    return absl::OkStatus();
+    return server_.has_value() ? CheckServerFlag(*server_) : absl::OkStatus();
   }
   absl::StatusOr<std::vector<int32_t>> Encode(const std::string& text) {
     if (server_.has_value()) return Client(*server_).Tokenize(text);
@@ -87,7 +88,7 @@ int RunTokenize(const Arguments& arguments) {
   } else {
     std::puts(absl::StrJoin(*ids, ",").c_str());
   }
-  return kExitOk;
+  return ReportFailure(kTokenize, absl::OkStatus());
 }
 
 int RunDetokenize(const Arguments& arguments) {
@@ -120,7 +121,7 @@ int RunDetokenize(const Arguments& arguments) {
     std::fwrite(text->data(), 1, text->size(), stdout);
     std::fputc('\n', stdout);
   }
-  return kExitOk;
+  return ReportFailure(kDetokenize, absl::OkStatus());
 }
 
 }  // namespace blockserve

@@ -9,6 +9,7 @@ TerminationWaiter::TerminationWaiter() {
   sigaddset(&signals_, SIGTERM);
   sigaddset(&signals_, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);
 }
 
 int TerminationWaiter::Wait() {

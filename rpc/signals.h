@@ -1,4 +1,4 @@
-// SIGTERM and SIGINT as something that main waits for.
+// SIGTERM and SIGINT as something that main waits for; and SIGPIPE as nothing.
 #ifndef BLOCKSERVE_RPC_SIGNALS_H_
 #define BLOCKSERVE_RPC_SIGNALS_H_
 
@@ -10,7 +10,8 @@ namespace blockserve {
 // are delivered to Wait alone.
 class TerminationWaiter {
  public:
-  // Blocks SIGTERM and SIGINT.
+  // Blocks SIGTERM and SIGINT, and ignores SIGPIPE: whoever read the log may be gone, and the
+  // server serves on.
   TerminationWaiter();
   TerminationWaiter(const TerminationWaiter&) = delete;
   TerminationWaiter& operator=(const TerminationWaiter&) = delete;

@@ -326,7 +326,8 @@ def main(argv=None):
         dtype = args.dtype.upper() if args.dtype else None
         config = convert(content, args.weights, args.out, dtype, args.shards)
     except yaml.YAMLError as error:
-        print(f"convert_checkpoint: {args.config}: {error}", file=sys.stderr)
+        message = " ".join(str(error).split())  # it comes in several lines
+        print(f"convert_checkpoint: {args.config}: {message}", file=sys.stderr)
         return 2
     except (ConversionError, layout.LayoutError, FormatError, OSError) as error:
         print(f"convert_checkpoint: {error}", file=sys.stderr)

@@ -167,6 +167,14 @@ BAD_USAGE = [
     ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt=text"], ["tokenizer"]),
     ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1",
                     "--arithmetic=f8"], ["arithmetic", "f8"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=x"],
+     ["--prompt-tokens", "no token id"]),
+    ("blockserve", ["generate", "--server=127.0.0.1:99999", "--prompt-tokens=1"],
+     ["--server", "127.0.0.1:99999"]),
+    ("blockserve", ["generate", "--server=localhost", "--prompt-tokens=1"],
+     ["--server", "localhost"]),
+    ("blockserve", ["serve", "--model=tests/golden/concat_l4", "--grpc-address=nonsense"],
+     ["--grpc-address", "nonsense"]),
     ("blockserve-block", ["--model=tests/golden/concat_l4", "--threads=-1"], ["threads"]),
     ("blockserve-token", ["--model=tests/golden/concat_l4", "--listen=nonsense"], ["listen"]),
     ("blockserve-bench", ["--model=tests/golden/concat_l4", "--sequences=0"], ["--sequences"]),
@@ -206,6 +214,35 @@ def test_a_port_in_use_is_named(name):
                      *(more if "gateway" in name else []))
     assert result.returncode == 2, (result.returncode, result.stderr)
     assert address in result.stderr.splitlines()[-1]
+    if "gateway" not in name:  # told before a model is loaded
+        assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_a_full_disk_under_the_output_is_a_failure():
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [harness.program("blockserve"), "tokenize", "--model=models/demo-block", "--text=a"],
+            cwd=harness.ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "blockserve tokenize: standard output cannot be written\n"
+
+
+def test_a_server_outlives_whoever_reads_its_log():
+    """A broken pipe under the log ends no server."""
+    address = f"127.0.0.1:{harness.free_port()}"
+    server = subprocess.Popen(
+        [harness.program("blockserve"), "serve", f"--model={harness.GOLDEN / 'concat_l4'}",
+         f"--grpc-address={address}"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        assert address in server.stdout.readline().decode()
+        server.stdout.close()
+        server.stderr.close()
+        for _ in range(2):  # each leaves a line in the log
+            run_json("generate", f"--server={address}", "--prompt-tokens=1", "--format=json")
+        assert server.poll() is None
+    finally:
+        server.terminate()
+        assert server.wait(harness.STOP_LIMIT_S) == 0
 
 
 def test_a_server_that_is_not_there_is_named():
