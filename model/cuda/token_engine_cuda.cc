@@ -24,7 +24,7 @@ namespace {
 constexpr int32_t kLanes = 2;
 constexpr int32_t kFewestRowsToShare = 2 * static_cast<int32_t>(cuda::kMatmulRowTile);
 // Rows of logits in memory at a time, for each lane: 50,304 of them take 200 kB a row.
-constexpr int32_t kHeadRows = 512;
+constexpr int32_t kHeadRows = 1024;
 
 int32_t LanesFor(int32_t max_rows) { return max_rows >= kFewestRowsToShare ? kLanes : 1; }
 
