@@ -174,6 +174,7 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   report.model = std::filesystem::weakly_canonical(config.model).filename().string();
   report.config = (*checkpoint)->config();
   report.arithmetic = choice->arithmetic;
+  report.storage = StorageOf(choice->arithmetic, IsStoredInBf16(**checkpoint));
   report.kernels = KernelTargetName(*kernels);
   report.workload = config.workload;
   report.batching = config.run.batching;
@@ -196,7 +197,7 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
       EngineRunner::Load(**checkpoint, config.run, pool, config.workload);
   if (!runner.ok()) return runner.status();
   report.kv_bytes = (*runner)->kv_bytes();
-  report.weight_bytes = static_cast<int64_t>(ModelBytes(report.config, report.arithmetic));
+  report.weight_bytes = static_cast<int64_t>(ModelBytes(report.config, report.storage));
   if (config.check && IsBatchInvariant(report.arithmetic)) {
     progress.Show("checking");
     absl::StatusOr<uint64_t> hash = (*runner)->CheckBatchInvariance();
@@ -256,7 +257,7 @@ absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
                                                GeneratedBlocks(*model, config.workload));
   options.served.kv_memory_mib = static_cast<int64_t>(
       64 + 1.1 * (positions + 32) * static_cast<double>(config.workload.sequences) *
-               KvBytesPerToken(*model, Arithmetic::kF32) * model->block_length / (1 << 20));
+               KvBytesPerToken(*model, Storage()) * model->block_length / (1 << 20));
   options.served.allow_long_contexts = positions > static_cast<double>(model->block.max_positions);
 
   ProgressLine progress;

@@ -277,7 +277,7 @@ absl::StatusOr<EngineRunResult> EngineRunner::Run(const Workload& workload, int6
                                                   const std::function<void(double)>& progress) {
   std::vector<Sequence> sequences = MakeSequences(workload, first_sequence);
   EngineRunResult result;
-  const Work work = CountWork(config(), options_.arithmetic, workload, options_.batching);
+  const Work work = CountWork(config(), Storage(), workload, options_.batching);
   const double prefill_share = work.prefill.flop() / work.all().flop();
   timer_.Reset();
   const double waited_before = WaitedForCoreSeconds();

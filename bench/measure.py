@@ -3,8 +3,8 @@
 
   bench/measure.py --models DIR [--only WORD …] [--again] [--list]
 
-DIR holds random models as tools/make_random_model.py writes them, each in a folder of the size's name;
---make makes those that are missing. A run whose file is there is left alone unless --again is given.
+DIR holds random models as tools/make_random_model.py writes them (bfloat16 unless the name ends in
+_f32), each in a folder of the size's name; --make makes those that are missing. A run whose file is there is left alone unless --again is given.
 --prefix CMD puts a command before each run, e.g. one that keeps the machine quiet for that time.
 """
 
@@ -18,12 +18,11 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
 BLOCK, PLAIN = "block_main_b4_85", "vanilla_160"
-# Comparisons: prompt, generate, sequences.
-ROWS = [(2048, 128, 16), (8192, 128, 4), (128, 512, 1)]
-# Long generations, measured in their middle: at the mean length of context the rate is the mean one,
-# since the work of a token grows linearly with its context. prompt, generate, sequences: of 128/512
-# with 64 sequences, and of 128/2048 with 32.
-MIDDLES = [(352, 64, 64), (1088, 64, 32)]
+# Comparisons: prompt, generate, sequences, and runs of the plain model, which takes up to ten times as
+# long.
+ROWS = [(128, 512, 64, 3), (128, 2048, 32, 1), (2048, 128, 16, 3), (8192, 128, 4, 3), (128, 512, 1, 5)]
+# Those of a checkpoint in float32.
+F32_ROWS = [(128, 512, 64), (8192, 128, 4), (128, 512, 1)]
 BATCHES = [1, 4, 16, 64, 256, 512]
 CONTEXTS = [512, 2048]
 LENGTHS = [1, 2, 8, 16]
@@ -37,29 +36,27 @@ def run(name, model, prompt, generate, sequences, arithmetic="f32", repeat=1, mo
 
 def all_runs(args):
     runs = []
-    for prompt, generate, sequences in ROWS + MIDDLES:
+    few = min(args.repeat, 3)
+    for prompt, generate, sequences, plain_repeat in ROWS:
         row = f"row-{prompt}-{generate}-{sequences}"
         runs.append(run(f"{row}-block", BLOCK, prompt, generate, sequences, repeat=args.repeat))
+        runs.append(run(f"{row}-vanilla", PLAIN, prompt, generate, sequences,
+                        repeat=min(args.repeat, plain_repeat)))
         for arithmetic in ("bf16", "bf16dot", "int8"):
             runs.append(run(f"{row}-{arithmetic}-block", BLOCK, prompt, generate, sequences,
-                            arithmetic, args.repeat))
-        # The plain model takes ten times as long.
-        runs.append(run(f"{row}-vanilla", PLAIN, prompt, generate, sequences, more=["--warmup=0"]))
-    # The whole of a row of which only the middle is measured otherwise.
-    runs.append(run("whole-128-512-64-block", BLOCK, 128, 512, 64))
+                            arithmetic, few))
+    for prompt, generate, sequences in F32_ROWS:
+        runs.append(run(f"stored-f32-{prompt}-{generate}-{sequences}-block", f"{BLOCK}_f32", prompt,
+                        generate, sequences, repeat=few))
     for sequences in BATCHES:
         runs.append(run(f"batch-{sequences}-block", BLOCK, 128, 32, sequences, repeat=args.repeat))
         if sequences <= 256:  # more KV of the plain model than most machines have memory
-            runs.append(run(f"batch-{sequences}-vanilla", PLAIN, 128, 32, sequences))
-    for arithmetic in ("f32", "bf16", "bf16dot", "int8"):
-        for sequences, generate in ((64, 32), (1, 128)):
-            runs.append(run(f"arithmetic-{arithmetic}-{sequences}-block", BLOCK, 128, generate,
-                            sequences, arithmetic, args.repeat))
+            runs.append(run(f"batch-{sequences}-vanilla", PLAIN, 128, 32, sequences, repeat=few))
     for arithmetic in ("f32", "int8"):
         runs.append(run(f"avx2-{arithmetic}-block", BLOCK, 128, 32, 64, arithmetic, args.repeat,
                         ["--kernels=avx2"]))
     for prompt in CONTEXTS:
-        runs.append(run(f"context-{prompt}-block", BLOCK, prompt, 128, 4))
+        runs.append(run(f"context-{prompt}-block", BLOCK, prompt, 128, 4, repeat=few))
         runs.append(run(f"context-{prompt}-vanilla", PLAIN, prompt, 128, 4))
     for length in LENGTHS:
         runs.append(run(f"length-{length}-block", f"{BLOCK}_L{length}", 128, 32, 64, repeat=args.repeat))
@@ -69,9 +66,10 @@ def all_runs(args):
 
 
 def make_model(folder):
-    name, _, length = folder.name.partition("_L")
+    name, _, length = folder.name.removesuffix("_f32").partition("_L")
+    dtype = "f32" if folder.name.endswith("_f32") else "bf16"
     command = [sys.executable, ROOT / "tools" / "make_random_model.py", "--out", folder, "--size",
-               name, *(["--block-length", length] if length else [])]
+               name, "--dtype", dtype, *(["--block-length", length] if length else [])]
     subprocess.run(command, check=True)
 
 

@@ -117,7 +117,7 @@ def over_length(results, folder):
 def kv(results, folder):
     bars = []
     for model, label, colour in (("block", "block", BLOCK), ("vanilla", "plain", PLAIN)):
-        result = results.get(f"row-352-64-64-{model}")
+        result = results.get(f"row-128-512-64-{model}")
         if result:  # measured in float32; bfloat16 halves it
             per_token, length = (result["model"][key] for key in
                                  ("kv_bytes_per_token", "block_length"))
@@ -140,9 +140,9 @@ def kv(results, folder):
 
 
 def where_time_goes(results, folder):
-    rows = [("block, 64 sequences", "row-352-64-64-block"),
+    rows = [("block, 64 sequences", "row-128-512-64-block"),
             ("block, one sequence", "row-128-512-1-block"),
-            ("plain, 64 sequences", "row-352-64-64-vanilla"),
+            ("plain, 64 sequences", "row-128-512-64-vanilla"),
             ("plain, one sequence", "row-128-512-1-vanilla")]
     rows = [(label, results.get(name)) for label, name in rows]
     rows = [(label, r) for label, r in rows if r][::-1]
@@ -153,7 +153,7 @@ def where_time_goes(results, folder):
                               if p["part"] == part), 0) for _, r in rows]
         left.barh([label for label, _ in rows], widths, left=start, color=colour, label=part)
         start = [a + b for a, b in zip(start, widths)]
-    left.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.4, -0.7))
+    left.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.4, -0.8))
     start = [0.0] * len(rows)
     kinds = [("matrix_products_seconds", "matrix products", "#0072b2"),
              ("attention_seconds", "attention", "#d55e00"),
@@ -165,7 +165,7 @@ def where_time_goes(results, folder):
         right.barh([name for name, _ in rows], widths, left=start, color=colour, label=label)
         start = [a + b for a, b in zip(start, widths)]
     right.set_yticklabels([])
-    right.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.7))
+    right.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.8))
     finish(left, "generating, by part", "% of the time", "")
     finish(right, "by kind of work", "% of the time", "")
     save(figure, folder, "where_time_goes.svg")

@@ -197,7 +197,7 @@ int64_t PeakMemoryBytes() {
 
 ordered_json ReportJson(const EngineReport& report) {
   const EngineRunResult& run = MiddleRun(report);
-  const Work work = CountWork(report.config, report.arithmetic, report.workload, report.batching);
+  const Work work = CountWork(report.config, report.storage, report.workload, report.batching);
   const double seconds = run.prefill_seconds + run.decode_seconds;
   const double prompt_tokens =
       static_cast<double>(report.workload.prompt_tokens * report.workload.sequences);
@@ -220,7 +220,7 @@ ordered_json ReportJson(const EngineReport& report) {
                    {"kind", report.config.kind == ModelKind::kVanilla ? "vanilla" : "block"},
                    {"block_length", report.config.block_length},
                    {"weight_bytes", report.weight_bytes},
-                   {"kv_bytes_per_token", KvBytesPerToken(report.config, report.arithmetic)}};
+                   {"kv_bytes_per_token", KvBytesPerToken(report.config, report.storage)}};
   json["arithmetic"] = std::string(ArithmeticName(report.arithmetic));
   json["kernels"] = report.kernels;
   json["prompt"] = report.workload.prompt_tokens;

@@ -19,6 +19,7 @@ struct EngineReport {
   std::string model;  // name of its folder
   ModelConfig config;
   Arithmetic arithmetic = Arithmetic::kF32;
+  Storage storage;
   std::string kernels;  // instruction set
   Machine machine;
   Workload workload;

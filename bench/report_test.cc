@@ -53,7 +53,7 @@ TEST(ReportJson, TellsTheMiddleRun) {
 TEST(ReportJson, SharesAreTheCountedWorkOverTimeAndPeak) {
   const EngineReport report = Report();
   const nlohmann::ordered_json json = ReportJson(report);
-  const Work work = CountWork(report.config, report.arithmetic, report.workload, report.batching);
+  const Work work = CountWork(report.config, report.storage, report.workload, report.batching);
   EXPECT_DOUBLE_EQ(json["share_of_peak"], work.all().flop() / 2.0 / 2e9);
   EXPECT_DOUBLE_EQ(json["decode"]["share_of_peak"], work.decode().flop() / 1.0 / 2e9);
   EXPECT_DOUBLE_EQ(json["formula"]["flop"], work.all().flop());

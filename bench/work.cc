@@ -48,15 +48,24 @@ int64_t GeneratedBlocks(const ModelConfig& config, const Workload& workload) {
   return DivideUp(workload.generate_tokens, config.block_length);
 }
 
-double WeightBytes(Arithmetic arithmetic) {
-  const absl::string_view name = ArithmeticName(arithmetic);
-  if (!StoresBf16(arithmetic)) return 4;
-  return name == "int8" ? 1 : 2;
+Storage StorageOf(Arithmetic arithmetic, bool bf16_file) {
+  switch (arithmetic) {
+    case Arithmetic::kF32:
+      return {bf16_file ? 2.0 : 4.0, 4};
+    case Arithmetic::kCudaF32:
+      return {4, 4};
+    case Arithmetic::kInt8:
+      return {1, 2};
+    case Arithmetic::kBf16:
+    case Arithmetic::kBf16Dot:
+    case Arithmetic::kCudaBf16:
+    case Arithmetic::kCudaBf16Fast:
+      break;
+  }
+  return {2, 2};
 }
 
-double KvBytes(Arithmetic arithmetic) { return StoresBf16(arithmetic) ? 2 : 4; }
-
-double ModelBytes(const ModelConfig& config, Arithmetic arithmetic) {
+double ModelBytes(const ModelConfig& config, const Storage& storage) {
   const double vocab = config.vocab_size, width = config.block.hidden_size;
   double weights = StackWeights(config.block) + vocab * config.embedding_width +
                    vocab * config.token.hidden_size;
@@ -67,18 +76,18 @@ double ModelBytes(const ModelConfig& config, Arithmetic arithmetic) {
     weights += StackWeights(config.token) + vocab * config.token.hidden_size +
                width * config.expansion_ratio * config.token.hidden_size;
   }
-  return weights * WeightBytes(arithmetic);
+  return weights * storage.weight_bytes;
 }
 
-double KvBytesPerToken(const ModelConfig& config, Arithmetic arithmetic) {
-  return 2.0 * config.block.hidden_size * config.block.num_layers * KvBytes(arithmetic) /
+double KvBytesPerToken(const ModelConfig& config, const Storage& storage) {
+  return 2.0 * config.block.hidden_size * config.block.num_layers * storage.kv_bytes /
          config.block_length;
 }
 
-Work CountWork(const ModelConfig& config, Arithmetic arithmetic, const Workload& workload,
+Work CountWork(const ModelConfig& config, const Storage& storage, const Workload& workload,
                const Batching& batching) {
   Work work;
-  const double weight = WeightBytes(arithmetic), kv = KvBytes(arithmetic);
+  const double weight = storage.weight_bytes, kv = storage.kv_bytes;
   const double sequences = static_cast<double>(workload.sequences);
   const int64_t prompt = PromptBlocks(config, workload);
   const int64_t generated = GeneratedBlocks(config, workload);

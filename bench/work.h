@@ -53,15 +53,19 @@ struct Batching {
 int64_t PromptBlocks(const ModelConfig& config, const Workload& workload);
 int64_t GeneratedBlocks(const ModelConfig& config, const Workload& workload);
 
-// Bytes of a weight, and of a number of the KV cache.
-double WeightBytes(Arithmetic arithmetic);
-double KvBytes(Arithmetic arithmetic);
+// Bytes of a weight of a matrix product, and of a number of the KV cache.
+struct Storage {
+  double weight_bytes = 4;
+  double kv_bytes = 4;
+};
+// `bf16_file`: the checkpoint's tensors are BF16, which f32 keeps as they are.
+Storage StorageOf(Arithmetic arithmetic, bool bf16_file);
 // All weights, tables included.
-double ModelBytes(const ModelConfig& config, Arithmetic arithmetic);
+double ModelBytes(const ModelConfig& config, const Storage& storage);
 // KV cache of one token of text.
-double KvBytesPerToken(const ModelConfig& config, Arithmetic arithmetic);
+double KvBytesPerToken(const ModelConfig& config, const Storage& storage);
 
-Work CountWork(const ModelConfig& config, Arithmetic arithmetic, const Workload& workload,
+Work CountWork(const ModelConfig& config, const Storage& storage, const Workload& workload,
                const Batching& batching);
 
 // The formula of shares of peak with this workload's numbers in it.

@@ -8,7 +8,7 @@
 namespace blockserve {
 
 enum class Arithmetic {
-  kF32,   // float32 weights, KV and arithmetic
+  kF32,   // float32 weights (bfloat16 ones of a checkpoint stay so), KV and arithmetic
   kBf16,  // bfloat16 weights, KV and context rows, widened; float32 arithmetic
   // As kBf16, but matrix products round their inputs to bfloat16 too and add pairs of products at
   // once: AVX512-BF16 only.

@@ -48,7 +48,7 @@ absl::Status CpuBlockEngine::LoadWeights(const Checkpoint& checkpoint, int64_t m
     if (!projection.ok()) return projection.status();
     projection_ = *std::move(projection);
     gathered_ = AlignedBuffer(max_rows * RowStride(gathered) * sizeof(float));
-    quantized_ = QuantizedRows(WeightFormatOf(arithmetic_), max_rows, gathered);
+    quantized_ = QuantizedRows(arithmetic_, max_rows, gathered);
   }
 
   absl::StatusOr<DecoderStack> stack =

@@ -70,7 +70,7 @@ absl::StatusOr<DecoderStack> DecoderStack::Load(const LoadContext& context,
   stack.attended_ = AlignedBuffer(max_rows * row_bytes);
   stack.intermediate_ =
       AlignedBuffer(max_rows * RowStride(config.intermediate_size) * sizeof(float));
-  stack.quantized_ = QuantizedRows(WeightFormatOf(context.arithmetic), max_rows,
+  stack.quantized_ = QuantizedRows(context.arithmetic, max_rows,
                                    std::max(config.hidden_size, config.intermediate_size));
   if (!stack.quantized_.has_memory()) {
     return absl::ResourceExhaustedError(

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <nlohmann/json.hpp>
 #include <random>
 #include <string>
 #include <vector>
@@ -9,8 +10,10 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/bf16.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "model/engine_test_util.h"
+#include "model/model_folder_for_test.h"
 
 namespace blockserve {
 namespace {
@@ -69,6 +72,72 @@ INSTANTIATE_TEST_SUITE_P(Arithmetics, CpuTargets, testing::ValuesIn(kTestedArith
                          [](const testing::TestParamInfo<Arithmetic>& info) {
                            return TestName(info.param);
                          });
+
+// The float32 tensors of `file` rounded to bfloat16, stored as BF16 or, widened again, as F32.
+std::string RoundedToBf16(const std::string& file, bool stored_bf16) {
+  uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, file.data(), sizeof(header_bytes));
+  nlohmann::ordered_json header = nlohmann::ordered_json::parse(file.substr(8, header_bytes));
+  std::string data;
+  for (auto& [name, tensor] : header.items()) {
+    if (name == "__metadata__") continue;
+    const uint64_t begin = tensor["data_offsets"][0], end = tensor["data_offsets"][1];
+    const size_t new_begin = data.size();
+    if (tensor["dtype"] != "F32") {  // a mask that no engine reads
+      data.append(file, 8 + header_bytes + begin, end - begin);
+      tensor["data_offsets"] = {new_begin, data.size()};
+      continue;
+    }
+    for (uint64_t at = begin; at < end; at += sizeof(float)) {
+      float value = 0;
+      std::memcpy(&value, file.data() + 8 + header_bytes + at, sizeof(value));
+      const uint16_t bits = Bf16FromFloat(value);
+      const float wide = FloatFromBf16(bits);
+      if (stored_bf16) {
+        data.append(reinterpret_cast<const char*>(&bits), sizeof(bits));
+      } else {
+        data.append(reinterpret_cast<const char*>(&wide), sizeof(wide));
+      }
+    }
+    if (stored_bf16) tensor["dtype"] = "BF16";
+    tensor["data_offsets"] = {new_begin, data.size()};
+  }
+  return SafetensorsBytes(header.dump(), data);
+}
+
+// f32 keeps the weights of a BF16 file in half the memory.
+TEST(CpuEngine, F32GivesTheSameBitsForABf16FileAsForItsNumbersInFloat32) {
+  for (const char* name : {"concat_l4", "widths_differ_l8", "sum_embedder", "vanilla"}) {
+    SCOPED_TRACE(name);
+    TestFolder folder;
+    folder.CopyAllFrom(absl::StrCat("tests/golden/", name));
+    const std::string original = folder.Read("model.safetensors");
+    for (const KernelTarget target : SupportedKernelTargets()) {
+      SCOPED_TRACE(KernelTargetName(target));
+      TestModelOptions options;
+      options.kernel_target = target;
+      std::vector<float> contexts[2];
+      Generated generated[2];
+      for (const bool stored_bf16 : {false, true}) {
+        folder.Write("model.safetensors", RoundedToBf16(original, stored_bf16));
+        const absl::StatusOr<std::unique_ptr<TestModel>> model =
+            TestModel::Load(folder.path(), options);
+        ASSERT_TRUE(model.ok()) << model.status();
+        std::vector<int32_t> tokens(int64_t{40} * (*model)->config().block_length);
+        for (size_t i = 0; i < tokens.size(); ++i) {
+          tokens[i] = static_cast<int32_t>(i * 31) % (*model)->config().vocab_size;
+        }
+        contexts[stored_bf16] = *(*model)->Prefill(tokens, 40);
+        generated[stored_bf16] =
+            *(*model)->Generate(Alignment::kStart, absl::MakeSpan(tokens).first(9), 24, {}, 1);
+      }
+      EXPECT_TRUE(SameBits(contexts[0], contexts[1]));
+      EXPECT_EQ(generated[0].tokens, generated[1].tokens);
+      EXPECT_TRUE(SameBits(generated[0].logprobs, generated[1].logprobs));
+      EXPECT_TRUE(SameBits(generated[0].logits, generated[1].logits));
+    }
+  }
+}
 
 TEST(CpuEngine, KvBytesPerPageIsWhatPagesTake) {
   TestModelOptions options;

@@ -35,9 +35,10 @@ struct alignas(64) Part {
 
 }  // namespace
 
-WeightFormat WeightFormatOf(Arithmetic arithmetic) {
+WeightFormat WeightFormatOf(Arithmetic arithmetic, ElementType stored) {
   switch (arithmetic) {
     case Arithmetic::kF32:
+      return stored == ElementType::kBf16 ? WeightFormat::kBf16 : WeightFormat::kF32;
     case Arithmetic::kCudaF32:
     case Arithmetic::kCudaBf16:
     case Arithmetic::kCudaBf16Fast:
@@ -52,8 +53,8 @@ WeightFormat WeightFormatOf(Arithmetic arithmetic) {
   return WeightFormat::kF32;
 }
 
-QuantizedRows::QuantizedRows(WeightFormat format, int64_t max_rows, int64_t max_k) {
-  if (format != WeightFormat::kBf16Dot && format != WeightFormat::kInt8) return;
+QuantizedRows::QuantizedRows(Arithmetic arithmetic, int64_t max_rows, int64_t max_k) {
+  if (arithmetic != Arithmetic::kBf16Dot && arithmetic != Arithmetic::kInt8) return;
   max_rows_ = max_rows;
   rows_ = AlignedBuffer(max_rows * QuantizedStride(max_k));
   scales_ = AlignedBuffer(max_rows * sizeof(float));

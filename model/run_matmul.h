@@ -12,15 +12,17 @@
 
 namespace blockserve {
 
-// The form in which an arithmetic stores the weights of matrix products.
-WeightFormat WeightFormatOf(Arithmetic arithmetic);
+// The form in which an arithmetic stores the weights of matrix products that a checkpoint has as
+// `stored`. kF32 keeps bfloat16 as it is: widened as they are read, the same numbers in half the
+// memory, and the same sums.
+WeightFormat WeightFormatOf(Arithmetic arithmetic, ElementType stored);
 
-// Inputs in the form that kBf16Dot and kInt8 multiply; empty for the other formats.
+// Inputs in the form that kBf16Dot and kInt8 multiply; empty for the other arithmetics.
 class QuantizedRows {
  public:
   QuantizedRows() = default;
   // Room for `max_rows` rows of at most `max_k` values. data() is missing without memory.
-  QuantizedRows(WeightFormat format, int64_t max_rows, int64_t max_k);
+  QuantizedRows(Arithmetic arithmetic, int64_t max_rows, int64_t max_k);
   bool has_memory() const { return max_rows_ == 0 || rows_.data() != nullptr; }
 
   // Makes args.x the kernels' input: fills `quantized`, and what goes with it, on the pool.

@@ -62,7 +62,7 @@ absl::Status CpuTokenEngine::LoadWeights(const Checkpoint& checkpoint) {
     expanded_ = AlignedBuffer(max_rows_ * RowStride(expansion_.n()) * sizeof(float));
   }
 
-  quantized_ = QuantizedRows(WeightFormatOf(arithmetic_), max_rows_,
+  quantized_ = QuantizedRows(arithmetic_, max_rows_,
                              std::max(config_.block.hidden_size, config_.token.hidden_size));
   x_ = AlignedBuffer(max_rows_ * stride_ * sizeof(float));
   if (x_.data() == nullptr || !quantized_.has_memory() ||

@@ -68,7 +68,7 @@ absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string
     source.bias_type = bias->type;
   }
   absl::StatusOr<PackedMatrix> packed =
-      PackedMatrix::Pack(source, n, k, WeightFormatOf(context.arithmetic), context.pool);
+      PackedMatrix::Pack(source, n, k, WeightFormatOf(context.arithmetic, source.type), context.pool);
   TakenOver(context, n * k * ElementBytes(source.type));
   return packed;
 }
@@ -101,7 +101,7 @@ absl::StatusOr<EmbeddingTable> EmbeddingTable::Load(const LoadContext& context,
   if (!elements.ok()) return elements.status();
   EmbeddingTable table;
   table.width_ = width;
-  table.bf16_ = StoresBf16(context.arithmetic);
+  table.bf16_ = StoresBf16(context.arithmetic) || elements->type == ElementType::kBf16;
   const int64_t bytes = rows * width * (table.bf16_ ? 2 : 4);
   table.data_ = AlignedBuffer(bytes);
   if (table.data_.data() == nullptr) return NoMemory(name, bytes);

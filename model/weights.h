@@ -35,8 +35,8 @@ absl::StatusOr<Elements> FindElements(const LoadContext& context, absl::string_v
 void TakenOver(const LoadContext& context, int64_t bytes);
 
 // A matrix product's weight `name`.weight [n, k] (or a convolution [n, k / kernel_size,
-// kernel_size]) with `name`.bias [n] when there is one. Rounded to bf16 under Arithmetic::kBf16;
-// the bias stays float32. Errors name the tensor.
+// kernel_size]) with `name`.bias [n] when there is one, in the form of WeightFormatOf; the bias is
+// float32. Errors name the tensor.
 absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string_view name,
                                         int64_t n, int64_t k, bool has_bias,
                                         int64_t kernel_size = 1);
@@ -45,7 +45,8 @@ absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string
 absl::StatusOr<AlignedBuffer> LoadVector(const LoadContext& context, absl::string_view name,
                                          int64_t n);
 
-// A table of embeddings [rows, width], float32 or bf16 as the arithmetic says.
+// A table of embeddings [rows, width]: bf16 where the arithmetic or the checkpoint says so, else
+// float32.
 class EmbeddingTable {
  public:
   EmbeddingTable() = default;
