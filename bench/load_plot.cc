@@ -247,7 +247,7 @@ std::string PageOf(const LoadReport& report) {
 }
 
 std::string PageOf(const SweepPlan& plan, absl::Span<const SweepPoint> points) {
-  const int knee = FindKnee(points);
+  const int knee = FindKnee(plan, points).index;
   PlotChart curve{.title = "Latency over throughput",
                   .x_label = "output tokens/s",
                   .y_label = "ms",

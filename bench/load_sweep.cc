@@ -14,6 +14,10 @@ namespace {
 
 // What a server must answer of the offered rate to count as keeping up.
 constexpr double kKeepsUp = 0.95;
+// Where throughput does not rise by so much over the sweep, all of it is beyond the knee.
+constexpr double kRises = 1.1;
+// So many times the median of the lowest load: a queue of two for each that is served.
+constexpr int64_t kSlows = 3;
 
 double Ms(int64_t micros) { return static_cast<double>(micros) / 1e3; }
 
@@ -84,7 +88,7 @@ int FindKnee(absl::Span<const CurvePoint> curve) {
   return best;
 }
 
-int FindKnee(absl::Span<const SweepPoint> points) {
+Knee FindKnee(const SweepPlan& plan, absl::Span<const SweepPoint> points) {
   std::vector<CurvePoint> curve;
   std::vector<int> indices;
   for (size_t i = 0; i < points.size(); ++i) {
@@ -93,8 +97,24 @@ int FindKnee(absl::Span<const SweepPoint> points) {
     curve.push_back({result.output_tokens_per_s(), Ms(result.e2e.Percentile(99))});
     indices.push_back(static_cast<int>(i));
   }
+  if (curve.size() < 3) return {.none = "fewer than three points were answered"};
+  const auto fast = std::max_element(curve.begin(), curve.end(), [](const auto& a, const auto& b) {
+    return a.throughput < b.throughput;
+  });
+  if (fast->throughput < kRises * curve.front().throughput) {
+    return {.none = "at the lowest load the throughput is already the highest"};
+  }
+  const auto median = [&](int index) {
+    return points[static_cast<size_t>(index)].report.result.e2e.Percentile(50);
+  };
+  const bool keeps_up =
+      plan.by_concurrency || FindSaturation(plan, points) == static_cast<int>(points.size()) - 1;
   const int knee = FindKnee(absl::MakeConstSpan(curve));
-  return knee < 0 ? -1 : indices[static_cast<size_t>(knee)];
+  if ((keeps_up && median(indices.back()) < kSlows * median(indices.front())) || knee < 0 ||
+      knee + 1 == static_cast<int>(curve.size())) {
+    return {.none = "the server did not come to its limit within what was offered"};
+  }
+  return {.index = indices[static_cast<size_t>(knee)]};
 }
 
 int FindSaturation(const SweepPlan& plan, absl::Span<const SweepPoint> points) {
@@ -119,7 +139,9 @@ nlohmann::ordered_json SweepToJson(const SweepPlan& plan, absl::Span<const Sweep
     return index < 0 ? nlohmann::ordered_json(nullptr)
                      : nlohmann::ordered_json(points[static_cast<size_t>(index)].offered);
   };
-  json["knee"] = offered_at(FindKnee(points));
+  const Knee knee = FindKnee(plan, points);
+  json["knee"] = offered_at(knee.index);
+  if (knee.index < 0) json["no_knee"] = knee.none;
   json["keeps_up_to"] = offered_at(FindSaturation(plan, points));
   json["points"] = nlohmann::ordered_json::array();
   for (const SweepPoint& point : points) {
@@ -132,7 +154,7 @@ std::string SweepToText(const SweepPlan& plan, absl::Span<const SweepPoint> poin
   std::string text =
       absl::StrFormat("%10s %10s %12s %10s %10s %10s %10s %8s %8s\n", Unit(plan), "answered/s",
                       "tokens/s", "ttft p50", "ttft p99", "e2e p50", "e2e p99", "good %", "failed");
-  const int knee = FindKnee(points);
+  const Knee knee = FindKnee(plan, points);
   for (size_t i = 0; i < points.size(); ++i) {
     const LoadResult& result = points[i].report.result;
     absl::StrAppendFormat(&text, "%10.4g %10.2f %12.1f %10.2f %10.2f %10.2f %10.2f %8.1f %8d%s\n",
@@ -142,8 +164,9 @@ std::string SweepToText(const SweepPlan& plan, absl::Span<const SweepPoint> poin
                           result.sent > 0 ? 100.0 * static_cast<double>(result.good) /
                                                 static_cast<double>(result.sent)
                                           : 0.0,
-                          result.failed(), static_cast<int>(i) == knee ? "  <- knee" : "");
+                          result.failed(), static_cast<int>(i) == knee.index ? "  <- knee" : "");
   }
+  if (knee.index < 0) absl::StrAppend(&text, "no knee: ", knee.none, "\n");
   if (const int last = FindSaturation(plan, points); last >= 0) {
     absl::StrAppendFormat(&text, "keeps up to %.4g requests/s\n",
                           points[static_cast<size_t>(last)].offered);

@@ -36,9 +36,15 @@ struct CurvePoint {
 // points.
 int FindKnee(absl::Span<const CurvePoint> curve);
 
+struct Knee {
+  int index = -1;         // of its point; -1: there is none
+  std::string none = {};  // and why not
+};
 // Of points with successful requests: throughput in output tokens per second, latency as p99 end to
-// end.
-int FindKnee(absl::Span<const SweepPoint> points);
+// end. Any curve has a point farthest above its own diagonal; it is a knee only where the server
+// came to its limit beyond it: it fell behind the highest rate, or the median end to end was three
+// times that of the lowest load.
+Knee FindKnee(const SweepPlan& plan, absl::Span<const SweepPoint> points);
 // The highest rate of which at least 95 % was answered; -1 where none was, or by concurrency.
 int FindSaturation(const SweepPlan& plan, absl::Span<const SweepPoint> points);
 

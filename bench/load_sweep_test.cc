@@ -62,7 +62,7 @@ TEST(Sweep, TellsKneeAndHowFarTheServerKeepsUp) {
   const std::vector<SweepPoint> points = {Point(10, 10, 1000), Point(20, 20, 1100),
                                           Point(40, 40, 1500), Point(80, 60, 90'000),
                                           Point(160, 61, 500'000)};
-  EXPECT_EQ(FindKnee(absl::MakeConstSpan(points)), 3);
+  EXPECT_EQ(FindKnee(plan, points).index, 3);
   EXPECT_EQ(FindSaturation(plan, points), 2);
   const nlohmann::ordered_json json = SweepToJson(plan, points);
   EXPECT_EQ(json["knee"], 80);
@@ -74,6 +74,57 @@ TEST(Sweep, TellsKneeAndHowFarTheServerKeepsUp) {
   // Nothing of it comes from elsewhere.
   EXPECT_EQ(page.find("src="), std::string::npos);
   EXPECT_EQ(page.find("nan"), std::string::npos);
+}
+
+// Latency of a server that holds 100 requests per second, at rates that it keeps up with.
+TEST(Sweep, NamesNoKneeWhereTheServerDidNotComeToItsLimit) {
+  const SweepPlan plan = *ParseSweep("5,10,20,30,40");
+  std::vector<SweepPoint> points;
+  for (const double rate : plan.values) {
+    points.push_back(
+        Point(rate, static_cast<int64_t>(rate), static_cast<int64_t>(1e6 / (100 - rate))));
+  }
+  const Knee knee = FindKnee(plan, points);
+  EXPECT_EQ(knee.index, -1);
+  EXPECT_THAT(knee.none, HasSubstr("within what was offered"));
+  const nlohmann::ordered_json json = SweepToJson(plan, points);
+  EXPECT_TRUE(json["knee"].is_null());
+  EXPECT_EQ(json["no_knee"], knee.none);
+  EXPECT_EQ(json["keeps_up_to"], 40);
+  EXPECT_THAT(SweepToText(plan, points), HasSubstr("no knee: the server did not come"));
+  EXPECT_EQ(PageOf(plan, points).find("knee: 4"), std::string::npos);
+
+  // It answers all of 90, but most of a request's time is waiting: that is a knee.
+  const SweepPlan further = *ParseSweep("5,10,20,30,40,90");
+  points.push_back(Point(90, 90, 100'000));
+  EXPECT_EQ(FindKnee(further, points).index, 4);
+  EXPECT_FALSE(SweepToJson(further, points).contains("no_knee"));
+}
+
+TEST(Sweep, NamesNoKneeWhereAllOfItIsBeyond) {
+  const SweepPlan plan = *ParseSweep("200,300,400");
+  const std::vector<SweepPoint> points = {Point(200, 100, 500'000), Point(300, 101, 900'000),
+                                          Point(400, 99, 1'400'000)};
+  EXPECT_EQ(FindKnee(plan, points).index, -1);
+  EXPECT_THAT(FindKnee(plan, points).none, HasSubstr("at the lowest load"));
+  const SweepPlan two = *ParseSweep("10,20");
+  EXPECT_THAT(FindKnee(two, {Point(10, 10, 1000), Point(20, 20, 1000)}).none,
+              HasSubstr("fewer than three"));
+}
+
+TEST(Sweep, ByConcurrencyTheTimeOfARequestTellsTheLimit) {
+  const SweepPlan plan = *ParseSweep("concurrency:1,2,4,8,16");
+  const auto curve = [&](int64_t most_per_s) {
+    std::vector<SweepPoint> points;
+    for (const double n : plan.values) {
+      // 10 ms each, until the limit.
+      const int64_t answered = std::min(most_per_s, static_cast<int64_t>(n * 100));
+      points.push_back(Point(n, answered, static_cast<int64_t>(n * 1e6) / answered));
+    }
+    return points;
+  };
+  EXPECT_EQ(FindKnee(plan, curve(10'000)).index, -1);
+  EXPECT_EQ(FindKnee(plan, curve(400)).index, 2);
 }
 
 TEST(Compare, ShowsChangesAndWhatWasAskedOtherwise) {
