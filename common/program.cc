@@ -16,6 +16,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
+#include "absl/synchronization/mutex.h"
 #include "common/version.h"
 
 namespace blockserve {
@@ -255,6 +256,10 @@ std::string VersionText(absl::string_view program) {
                       CompiledArithmetics());
 }
 
+void EndSearchForLockCycles() {
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+}
+
 std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,
                                            int first) {
   const std::string program(argc > 0 ? BaseName(argv[0]) : "blockserve");
@@ -269,6 +274,7 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramU
     std::puts(VersionText(program).c_str());
     std::exit(kExitOk);
   }
+  EndSearchForLockCycles();
   absl::StatusOr<std::vector<std::string>> positional = ParseFlags(arguments, usage);
   if (!positional.ok()) std::exit(ReportUsageError(program, positional.status()));
   return *std::move(positional);
