@@ -83,6 +83,8 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
     view.pages = replica->pages;
     view.idle = replica->opens == 0;
     view.has_prefix = replica->prefixes.Knows(key);
+    view.sequences = std::max<int64_t>(static_cast<int64_t>(replica->sequences.size()),
+                                       replica->load.sequences());
     most_needed = std::max(most_needed, EstimatePages(blocks, sequence.spec.reserve_blocks,
                                                       block_length_, replica->page_blocks));
   }

@@ -227,6 +227,46 @@ TEST_F(CoreTest, RowsAreSpreadOverWorkers) {
   for (const auto& worker : workers_) EXPECT_EQ(worker->rows, 160) << worker->name;
 }
 
+TEST_F(CoreTest, AmongManyWorkersTheRowsOfATurnAreAFewMessages) {
+  MakeCore(1, 100);
+  for (const auto& worker : workers_) worker->max_rows = 64;
+  Connect();
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 200; ++i) streams.push_back(Generate(Request(4, 4, i)));
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+  int messages = 0, largest_batch = 0;
+  for (const auto& worker : workers_) {
+    messages += worker->messages;
+    largest_batch = std::max(largest_batch, worker->largest_batch);
+  }
+  EXPECT_EQ(largest_batch, 8) << "an eighth of the best batch";
+  EXPECT_EQ(messages, 200 / 8);
+}
+
+TEST_F(CoreTest, AmongManyWorkersEveryoneHasATurn) {
+  MakeCore(1, 100);
+  for (const auto& worker : workers_) worker->max_rows = 64;
+  Connect();
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 200; ++i) streams.push_back(Generate(Request(4, 80, i)));
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+  for (const auto& worker : workers_) {
+    EXPECT_GE(worker->rows, 30) << worker->name;
+    EXPECT_LE(worker->rows, 50) << worker->name;
+  }
+}
+
+TEST_F(CoreTest, AmongManyWorkersAFewRowsGoToOneEach) {
+  MakeCore(1, 100);
+  Connect();
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 4; ++i) streams.push_back(Generate(Request(4, 4, i)));
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const auto& worker : workers_) EXPECT_LE(worker->rows, 1) << worker->name;
+}
+
 TEST_F(CoreTest, DeadlineEndsARequestThatRuns) {
   MakeCore(1, 1);
   Connect();

@@ -3,6 +3,21 @@
 #include <algorithm>
 
 namespace blockserve {
+namespace {
+
+// Sequences that a replica may have for the sake of its prefixes: so much more than the mean. A few
+// more cost a step next to nothing.
+constexpr double kPrefixShare = 1.25;
+constexpr double kPrefixSlack = 4;
+
+// Messages of a turn below which rows are not packed.
+constexpr int64_t kFewMessages = 4;
+// Share of a worker's best batch that is packed.
+constexpr int32_t kPackShare = 8;
+// Up to so many workers get one row after another in turn.
+constexpr size_t kFewWorkers = 16;
+
+}  // namespace
 
 int TokenRouter::Pick(absl::Span<const TokenWorkerView> workers) {
   int best = -1;
@@ -10,7 +25,7 @@ int TokenRouter::Pick(absl::Span<const TokenWorkerView> workers) {
   for (size_t i = 0; i < count; ++i) {
     const size_t index = (turn_ + i) % count;
     const TokenWorkerView& worker = workers[index];
-    if (!worker.usable || worker.in_flight >= worker.most_in_flight) continue;
+    if (!worker.takes_more()) continue;
     if (best < 0) {
       best = static_cast<int>(index);
       continue;
@@ -28,13 +43,31 @@ int TokenRouter::Pick(absl::Span<const TokenWorkerView> workers) {
   return best;
 }
 
+int64_t PackSize(int64_t rows_of_turn, size_t workers, int32_t best_rows) {
+  if (workers <= kFewWorkers) return 1;
+  return std::clamp<int64_t>((rows_of_turn + kFewMessages - 1) / kFewMessages, 1,
+                             std::max(1, best_rows / kPackShare));
+}
+
 int PickReplica(absl::Span<const BlockReplicaView> replicas, int64_t needed_pages) {
   const auto share = [](const BlockReplicaView& replica) {
     return static_cast<double>(replica.available_pages) /
            static_cast<double>(std::max<int64_t>(1, replica.pages));
   };
+  int64_t sequences = 0;
+  int64_t there = 0;
+  for (const BlockReplicaView& replica : replicas) {
+    if (!replica.usable || replica.suspect) continue;
+    sequences += replica.sequences;
+    ++there;
+  }
+  const double mean =
+      static_cast<double>(sequences) / static_cast<double>(std::max<int64_t>(1, there));
+  const auto draws = [most = kPrefixShare * mean + kPrefixSlack](const BlockReplicaView& replica) {
+    return replica.has_prefix && static_cast<double>(replica.sequences) < most;
+  };
   // Better: not suspect, enough pages, more of them (a tenth of the pool does not count), the
-  // prefix.
+  // prefix, fewer sequences.
   const auto better = [&](const BlockReplicaView& a, const BlockReplicaView& b) {
     if (a.suspect != b.suspect) return b.suspect;
     const bool a_fits = a.available_pages >= needed_pages;
@@ -43,7 +76,8 @@ int PickReplica(absl::Span<const BlockReplicaView> replicas, int64_t needed_page
     const double difference = share(a) - share(b);
     if (difference > 0.1) return true;
     if (difference < -0.1) return false;
-    if (a.has_prefix != b.has_prefix) return a.has_prefix;
+    if (draws(a) != draws(b)) return draws(a);
+    if (a.sequences != b.sequences) return a.sequences < b.sequences;
     return difference > 0;
   };
   int best = -1;

@@ -20,7 +20,15 @@ struct TokenWorkerView {
   int32_t in_flight = 0;         // rows of this gateway that it has not answered
   int32_t reported_waiting = 0;  // rows of everybody, by its last report
   int32_t most_in_flight = 0;
+  bool takes_more() const { return usable && in_flight < most_in_flight; }
 };
+
+// How many of the rows of one turn go to the same worker, one after another, where there are
+// `workers` of them. With few workers one each: that fills messages as well. With many, rows that
+// each went to a worker of its own would each cost a message, and another one back; so that a turn
+// goes to a few workers, each of which gets at most an eighth of its best batch, for which a step
+// takes little longer than for one row. The others have their turn next.
+int64_t PackSize(int64_t rows_of_turn, size_t workers, int32_t best_rows);
 
 // Least outstanding work; equals take turns, so that light load spreads too.
 class TokenRouter {
@@ -41,12 +49,16 @@ struct BlockReplicaView {
   int64_t pages = 1;            // of its pool
   bool idle = false;            // no open is under way there
   bool has_prefix = false;      // has lately opened a prompt that begins alike
+  int64_t sequences = 0;        // of everybody, as far as is known
 };
 
 // The replica that opens a sequence of `needed_pages`; -1 when none can now. Free pages first:
 // replicas within a tenth of their pool of the freest count as equal, and among them one that knows
-// the prefix wins. A replica whose report says that the pages do not suffice is still tried, one
-// open at a time: shared prefixes need fewer pages than the sum says.
+// the prefix wins, as long as it has no more than a quarter and four sequences above the mean:
+// where every prompt begins alike, the replica that was first must not do the work of all
+// (consistent hashing with bounded loads, Mirrokni et al. 2018, is where the bound is from). A
+// replica whose report says that the pages do not suffice is still tried, one open at a time:
+// shared prefixes need fewer pages than the sum says.
 int PickReplica(absl::Span<const BlockReplicaView> replicas, int64_t needed_pages);
 
 // Pages that admission will want: the prompt's blocks and at most 256 tokens of output ahead.

@@ -52,6 +52,20 @@ TEST(TokenRouter, LeavesOutFullAndUnusableWorkersAndSuspectsLast) {
   EXPECT_EQ(router.Pick({}), -1);
 }
 
+TEST(PackSize, IsOneWhereWorkersAreFewOrRowsAre) {
+  EXPECT_EQ(PackSize(/*rows_of_turn=*/1000, /*workers=*/16, /*best_rows=*/64), 1);
+  EXPECT_EQ(PackSize(4, 1000, 64), 1);
+  EXPECT_EQ(PackSize(0, 1000, 64), 1);
+  EXPECT_EQ(PackSize(1000, 1000, 4), 1);
+}
+
+TEST(PackSize, GrowsWithTheTurnUpToAnEighthOfABatch) {
+  EXPECT_EQ(PackSize(5, 1000, 64), 2);
+  EXPECT_EQ(PackSize(16, 1000, 64), 4);
+  EXPECT_EQ(PackSize(1000, 1000, 64), 8);
+  EXPECT_EQ(PackSize(1000, 1000, 1024), 128);
+}
+
 TEST(PickReplica, FreePagesBeforeAffinity) {
   std::vector<BlockReplicaView> replicas(2);
   replicas[0] = {.available_pages = 20, .pages = 100, .has_prefix = true};
@@ -64,6 +78,36 @@ TEST(PickReplica, AffinityAmongReplicasAboutEquallyFree) {
   replicas[0] = {.available_pages = 80, .pages = 100};
   replicas[1] = {.available_pages = 75, .pages = 100, .has_prefix = true};
   EXPECT_EQ(PickReplica(replicas, 4), 1);
+}
+
+TEST(PickReplica, APrefixThatAllHaveDoesNotMakeOneReplicaDoTheWorkOfAll) {
+  // Pools so large that the sequences hardly show in the free pages.
+  std::vector<BlockReplicaView> replicas(4, {.available_pages = 65'536, .pages = 65'536});
+  replicas[2].has_prefix = true;
+  for (int i = 0; i < 400; ++i) {
+    const int chosen = PickReplica(replicas, 4);
+    ASSERT_GE(chosen, 0);
+    BlockReplicaView& replica = replicas[static_cast<size_t>(chosen)];
+    if (i < 5) EXPECT_EQ(chosen, 2) << "a few sequences stay together";
+    ++replica.sequences;
+    replica.available_pages -= 4;
+    replica.has_prefix = true;
+    const int64_t mean = (i + 1) / 4;
+    EXPECT_LE(replica.sequences, mean + mean / 4 + 6) << i;
+  }
+}
+
+TEST(PickReplica, APrefixDrawsAsLongAsItsReplicaIsNotFarAboveTheMean) {
+  std::vector<BlockReplicaView> replicas(2, {.available_pages = 90, .pages = 100});
+  replicas[0].has_prefix = true;
+  replicas[0].sequences = 12;
+  replicas[1].sequences = 8;  // the mean is 10: up to 16.5
+  EXPECT_EQ(PickReplica(replicas, 4), 0);
+  replicas[0].sequences = 40;
+  EXPECT_EQ(PickReplica(replicas, 4), 1);
+  // One that nobody can use does not count.
+  replicas[1].usable = false;
+  EXPECT_EQ(PickReplica(replicas, 4), 0);
 }
 
 TEST(PickReplica, TriesAReplicaThatSeemsFullOneOpenAtATime) {

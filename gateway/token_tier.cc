@@ -55,7 +55,10 @@ TokenTier::TokenTier(Loop& loop, TierOptions options, ExpectedModel expected, Li
 
 TokenTier::~TokenTier() { *alive_ = false; }
 
-void TokenTier::Disconnect() { workers_.clear(); }
+void TokenTier::Disconnect() {
+  to_flush_.clear();
+  workers_.clear();
+}
 
 void TokenTier::AddWorker(const std::string& address) {
   for (const std::unique_ptr<Worker>& worker : workers_) {
@@ -94,6 +97,7 @@ void TokenTier::RetireIfEmpty(Worker& worker) {
     if (gone.member.connected && !gone.attempts.empty()) return;
     if (gone.member.connected) OnLost(gone, absl::OkStatus());
     membership_.Forget(gone.member);
+    std::erase(to_flush_, &gone);
     workers_.erase(std::find_if(workers_.begin(), workers_.end(),
                                 [&](const auto& candidate) { return candidate.get() == &gone; }));
     if (on_change_) on_change_();
@@ -289,10 +293,7 @@ void TokenTier::Condemn(uint64_t incarnation, absl::string_view why) {
     membership_.Update(worker->member, loop_.Now());
     const std::unordered_map<uint64_t, Attempt> had = std::exchange(worker->attempts, {});
     for (const auto& [attempt, what] : had) {
-      if (worker->member.connected) {
-        if (worker->outgoing.empty()) worker->outgoing.emplace_back();
-        worker->outgoing.back().add_cancel(attempt);
-      }
+      if (worker->member.connected) AddCancel(*worker, attempt);
       if (what.handle == 0) continue;
       Row& row = *rows_.at(what.handle);
       std::erase(row.attempts, std::make_pair(worker.get(), attempt));

@@ -134,6 +134,11 @@ class TokenTier {
   void SendRow(uint64_t handle, Row& row, Worker& worker, bool alone);
   void AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
                     const ContextRow& context, absl::Time deadline);
+  void AddCancel(Worker& worker, uint64_t attempt);
+  void MarkForFlush(Worker& worker);
+  void SendWaitingRows();
+  // What this turn has for the workers goes out.
+  void Flush();
   void WatchWorker(Worker& worker, absl::Time now);
   bool PeersMove(const Worker& worker, absl::Duration allowed, absl::Time now) const;
   bool PeersCanBeReached(const Worker& worker, absl::Time now) const;
@@ -159,6 +164,8 @@ class TokenTier {
   TierMembership membership_;
   std::function<void()> on_change_;
   std::vector<std::unique_ptr<Worker>> workers_;
+  std::vector<Worker*> to_flush_;  // those that this turn has something for
+  bool some_reserved_ = false;     // a worker may be
   std::unordered_map<uint64_t, std::unique_ptr<Row>> rows_;  // by handle
   WaitQueue waiting_;
   WaitQueue waiting_alone_;

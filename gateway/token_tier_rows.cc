@@ -40,8 +40,7 @@ std::unique_ptr<TokenTier::Row> TokenTier::Take(uint64_t handle) {
   for (const auto& [worker, attempt] : row->attempts) {
     worker->attempts.erase(attempt);
     if (!worker->member.connected) continue;
-    if (worker->outgoing.empty()) worker->outgoing.emplace_back();
-    worker->outgoing.back().add_cancel(attempt);
+    AddCancel(*worker, attempt);
     RetireIfEmpty(*worker);
   }
   SchedulePump();
@@ -86,12 +85,21 @@ void TokenTier::SchedulePump() {
 void TokenTier::Pump() {
   pump_posted_ = false;
   PumpAlone();
-  std::vector<TokenWorkerView> views(workers_.size());
+  if (!waiting_.waiting().empty()) SendWaitingRows();
+  Flush();
+}
+
+void TokenTier::SendWaitingRows() {
   // Whose fresh rows (not sent before, welcome everywhere) `views` is for. With hundreds of
   // workers, looking at all of them again for every row is most of what a row costs.
+  std::vector<TokenWorkerView> views(workers_.size());
   TierGroup views_of;
   bool views_hold = false;
+  // Of the fresh rows that go to one worker together: whose they are, and how many more.
+  size_t packed = 0;
+  int64_t pack_left = 0;
   std::set<TierGroup> full;  // groups that take nothing more in this turn
+  const auto rows_of_turn = static_cast<int64_t>(waiting_.waiting().size());
   const absl::Time now = loop_.Now();
   const auto view_of = [now](const Worker& worker, const RowJob& job) {
     return TokenWorkerView{
@@ -115,17 +123,29 @@ void TokenTier::Pump() {
       }
       views_hold = fresh;
       if (fresh) views_of = row.job.group;
+      pack_left = 0;
     }
-    const int chosen = router_.Pick(views);
+    const bool goes_along = fresh && pack_left > 0 && views[packed].takes_more();
+    const int chosen = goes_along ? static_cast<int>(packed) : router_.Pick(views);
     if (chosen >= 0) {
       Worker& worker = *workers_[static_cast<size_t>(chosen)];
+      if (goes_along) {
+        --pack_left;
+      } else if (fresh) {
+        packed = static_cast<size_t>(chosen);
+        pack_left = PackSize(rows_of_turn, workers_.size(), worker.best_rows) - 1;
+      }
       SendRow(handle, row, worker, /*alone=*/false);
       views[static_cast<size_t>(chosen)] = view_of(worker, row.job);
     } else if (fresh) {
       full.insert(row.job.group);
     }
   }
-  for (const std::unique_ptr<Worker>& worker : workers_) {
+}
+
+void TokenTier::Flush() {
+  for (Worker* const worker : std::exchange(to_flush_, {})) {
+    worker->to_be_flushed = false;
     for (v1::TokenRequestBatch& batch : worker->TakeOutgoing()) {
       worker->link->Send(std::move(batch));
     }
@@ -147,12 +167,16 @@ void TokenTier::PumpAlone() {
     if (worker == nullptr) continue;
     --left->second;
     worker->reserved = true;
+    some_reserved_ = true;
     if (worker->attempts.empty()) SendRow(handle, row, *worker, /*alone=*/true);
   }
+  if (!std::exchange(some_reserved_, false)) return;
   for (const std::unique_ptr<Worker>& worker : workers_) {
-    if (!worker->reserved || places.contains(worker->member.group)) continue;
-    worker->reserved = std::any_of(worker->attempts.begin(), worker->attempts.end(),
-                                   [](const auto& entry) { return entry.second.alone; });
+    if (worker->reserved && !places.contains(worker->member.group)) {
+      worker->reserved = std::any_of(worker->attempts.begin(), worker->attempts.end(),
+                                     [](const auto& entry) { return entry.second.alone; });
+    }
+    some_reserved_ |= worker->reserved;
   }
 }
 
@@ -214,8 +238,20 @@ void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool alone) {
   AddToMessage(worker, attempt, row.job.row, *row.job.context, row.job.deadline);
 }
 
+void TokenTier::MarkForFlush(Worker& worker) {
+  if (std::exchange(worker.to_be_flushed, true)) return;
+  to_flush_.push_back(&worker);
+}
+
+void TokenTier::AddCancel(Worker& worker, uint64_t attempt) {
+  MarkForFlush(worker);
+  if (worker.outgoing.empty()) worker.outgoing.emplace_back();
+  worker.outgoing.back().add_cancel(attempt);
+}
+
 void TokenTier::AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
                              const ContextRow& context, absl::Time deadline) {
+  MarkForFlush(worker);
   std::vector<v1::TokenRequestBatch>& outgoing = worker.outgoing;
   const size_t bytes = context.bytes.size() + row.ByteSizeLong() + kRowOverheadBytes;
   if (outgoing.empty() ||

@@ -49,6 +49,7 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   bool reserved = false;  // kept free of other rows for one that must run alone
   absl::Time hold_until = absl::InfinitePast();
   std::vector<v1::TokenRequestBatch> outgoing;  // of this turn
+  bool to_be_flushed = false;                   // is in the tier's list of those with something
   size_t last_batch_bytes = 0;                  // of its rows and their contexts
   std::unique_ptr<TokenLink> link;  // last: its end must not meet a half-destroyed worker
 };
