@@ -44,6 +44,7 @@ void BlockBatch::Clear() {
   wanted_.clear();
   tables_.clear();
   single_ = true;
+  leading_singles_ = 0;
   last_position_ = 0;
 }
 
@@ -56,6 +57,7 @@ int64_t BlockBatch::Add(const BlockChunk& chunk, int64_t first) {
   const int64_t count = std::min({blocks, int64_t{max_rows_} - num_rows(), within_tables});
   if (count <= 0) return 0;
   if (count > 1) single_ = false;
+  if (single_) ++leading_singles_;
   const int32_t pages_begin = static_cast<int32_t>(tables_.size());
   const int64_t pages = (first_position + count - 1) / page_blocks_ + 1;
   tables_.insert(tables_.end(), chunk.pages.begin(), chunk.pages.begin() + pages);

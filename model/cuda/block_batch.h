@@ -46,6 +46,8 @@ class BlockBatch {
   int32_t num_wanted() const { return static_cast<int32_t>(wanted_.size()); }
   // Every sequence has one position, whose context is wanted.
   bool decodes() const { return single_ && wanted_.size() == rows_.size(); }
+  // How many of the first rows are each the only one of their chunk here.
+  int32_t leading_singles() const { return leading_singles_; }
   int64_t last_position() const { return last_position_; }
 
   // Writes the batch to host memory as one of `layout_rows` rows; those beyond its own are none.
@@ -62,6 +64,7 @@ class BlockBatch {
   std::vector<int32_t> wanted_;
   std::vector<int32_t> tables_;
   bool single_ = true;
+  int32_t leading_singles_ = 0;
   int64_t last_position_ = 0;
 };
 

@@ -215,10 +215,10 @@ absl::Status CudaBlockEngine::RunEverySize(const Staging& staging) {
   absl::Status status;
   for (const int32_t rows : ladder_.sizes()) {
     // Rows that are none: neither pages nor rotary tables are touched.
-    const int64_t bytes = batch_.Pack(rows, BlockIoLayout(config_.block_length, rows),
-                                            staging.host_io.as<uint8_t>());
+    const int64_t bytes =
+        batch_.Pack(rows, BlockIoLayout(config_.block_length, rows), staging.host_io.as<uint8_t>());
     status = cuda::CopyToDevice(staging.io.data(), staging.host_io.data(), bytes, stream_.get());
-    if (status.ok()) status = EnqueueBatch(staging, rows, -1, 1, {});
+    if (status.ok()) status = EnqueueBatch(staging, rows, -1, rows, {});
     if (status.ok()) status = stream_.Synchronize();
     if (!status.ok()) return status;
   }
@@ -231,7 +231,7 @@ absl::Status CudaBlockEngine::CaptureGraphs() {
     for (const int32_t rows : ladder_.sizes()) {
       absl::Status status = stream_.BeginCapture();
       if (!status.ok()) return status;
-      const absl::Status enqueued = EnqueueBatch(staging, rows, -1, 1, {});
+      const absl::Status enqueued = EnqueueBatch(staging, rows, -1, rows, {});
       absl::StatusOr<cuda::Graph> graph = stream_.EndCapture();
       if (!enqueued.ok()) return enqueued;
       if (!graph.ok()) return graph.status();
@@ -252,8 +252,7 @@ void CudaBlockEngine::CopyPage(int32_t from, int32_t to, int32_t blocks) {
 }
 
 absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows, int32_t wanted,
-                                           int32_t queries_per_block,
-                                           const StepProfile& profile) const {
+                                           int32_t singles, const StepProfile& profile) const {
   const BlockIoLayout layout(config_.block_length, rows);
   const cuda::StreamHandle stream = stream_.get();
   const uint8_t* io = staging.io.as<uint8_t>();
@@ -300,7 +299,7 @@ absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows,
     const absl::Status stored = cuda::SplitQkv(split, stream);
     if (!stored.ok()) return stored;
     cuda::BlockAttentionArgs args;
-    args.rows = rows;
+    args.rows = singles;
     args.q = q_.as<float>();
     args.sequence_rows = sequence_rows;
     args.page_tables = page_tables;
@@ -308,7 +307,15 @@ absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows,
     args.kv = kv;
     args.out = attended;
     args.out_stride = stack_.stride();
-    args.queries_per_block = queries_per_block;
+    args.queries_per_block = 1;
+    const absl::Status attended_singles = cuda::BlockAttention(args, stream);
+    if (!attended_singles.ok() || singles == rows) return attended_singles;
+    args.rows = rows - singles;
+    args.q += int64_t{singles} * kv_layout_.num_heads * kv_layout_.head_stride();
+    args.sequence_rows += singles;
+    args.out =
+        static_cast<uint8_t*>(attended) + singles * stack_.stride() * cuda::ElementBytes(type_);
+    args.queries_per_block = cuda::kAttentionQueries;
     return cuda::BlockAttention(args, stream);
   };
   const int32_t contexts = wanted < 0 ? rows : wanted;
@@ -349,7 +356,7 @@ absl::Status CudaBlockEngine::StartBatch(float* contexts) {
   } else {
     const bool all = staging.num_wanted == rows;
     status = EnqueueBatch(staging, rows, all || decodes ? -1 : staging.num_wanted,
-                          decodes ? 1 : cuda::kAttentionQueries, profile);
+                          decodes ? rows : batch_.leading_singles(), profile);
   }
   if (status.ok() && staging.num_wanted > 0) {
     status = cuda::CopyToHost(staging.host_contexts.data(), activations_.normed.data(),

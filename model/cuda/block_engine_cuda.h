@@ -64,9 +64,10 @@ class CudaBlockEngine final : public BlockEngine {
   absl::Status RunEverySize(const Staging& staging);
   absl::Status CaptureGraphs();
   // Gives the positions in `staging` to the stream; contexts of the wanted ones end up in
-  // activations_.normed. `wanted` < 0: all of them.
-  absl::Status EnqueueBatch(const Staging& staging, int32_t rows, int32_t wanted,
-                            int32_t queries_per_block, const StepProfile& profile) const;
+  // activations_.normed. `wanted` < 0: all of them. The first `singles` rows share nothing that
+  // attention reads, or hardly anything.
+  absl::Status EnqueueBatch(const Staging& staging, int32_t rows, int32_t wanted, int32_t singles,
+                            const StepProfile& profile) const;
   absl::Status StartBatch(float* contexts);
   absl::Status FinishOldest();
   absl::Status RunChunks(absl::Span<const BlockChunk> chunks, float* contexts);

@@ -115,11 +115,6 @@ absl::StatusOr<StackActivations> DeviceStack::Allocate(int64_t rows, int64_t wan
   return activations;
 }
 
-int64_t DeviceStack::launches(bool compacts) const {
-  // Norms, four products, GELU, and at most two kernels of attention.
-  return config_.num_layers * int64_t{config_.parallel_residual ? 8 : 9} + (compacts ? 3 : 0);
-}
-
 absl::StatusOr<const float*> DeviceStack::Run(int64_t rows, const int32_t* wanted,
                                               int64_t num_wanted,
                                               const StackActivations& activations,

@@ -45,8 +45,6 @@ class DeviceStack {
   const StackConfig& config() const { return config_; }
   int64_t stride() const { return cuda::PadElements(config_.hidden_size); }
   int64_t qkv_stride() const { return cuda::PadElements(3 * int64_t{config_.hidden_size}); }
-  // Kernels and products that one Run gives to its stream.
-  int64_t launches(bool compacts) const;
 
   // Attention of a layer over what `qkv` [rows, qkv_stride()] holds, to `attended`
   // [rows, stride()].

@@ -136,6 +136,13 @@ TEST(BlockBatch, GivesEachPositionItsSequencesTable) {
   EXPECT_TRUE(batch.decodes());
   EXPECT_EQ(batch.Add(Chunk(three, 0, pages_b, 2), 0), 3);
   EXPECT_FALSE(batch.decodes());
+  EXPECT_EQ(batch.leading_singles(), 1);
+  EXPECT_EQ(batch.Add(Chunk(one, 0, pages_b, 0), 0), 1);
+  EXPECT_EQ(batch.leading_singles(), 1);
+  batch.Clear();
+  EXPECT_EQ(batch.leading_singles(), 0);
+  EXPECT_EQ(batch.Add(Chunk(one, 4, pages_a, 0), 0), 1);
+  EXPECT_EQ(batch.Add(Chunk(three, 0, pages_b, 2), 0), 3);
   EXPECT_EQ(batch.last_position(), 4);
   const Packed packed = Pack(batch, 6);
   EXPECT_THAT(packed.tables, ElementsAre(7, 3, 9, 4, 5));
