@@ -160,14 +160,7 @@ void BlockScheduler::Open(BlockWorkItem item) {
   if (!status.ok()) {
     return Reply(item, absl::Status(status.code(), absl::StrCat("open.", status.message())));
   }
-  if (BlockSequence* known = table_.Find(item.sequence)) {
-    if (known->state != State::kSuspended) {
-      known->queue.push_back(std::move(item));
-      if (known->queue.size() == 1) Advance(*known);
-      return;
-    }
-    Erase(*known, absl::OkStatus());
-  }
+  if (QueueIfKnown(item)) return;
   if (draining_) {
     return Reply(item, absl::UnavailableError("this replica drains; open the sequence elsewhere"));
   }
@@ -199,6 +192,18 @@ void BlockScheduler::Open(BlockWorkItem item) {
   opening_.insert(later, &sequence);
 }
 
+bool BlockScheduler::QueueIfKnown(BlockWorkItem& item) {
+  BlockSequence* known = table_.Find(item.sequence);
+  if (known == nullptr) return false;
+  if (known->state == State::kSuspended) {
+    Erase(*known, absl::OkStatus());
+    return false;
+  }
+  known->queue.push_back(std::move(item));
+  if (known->queue.size() == 1) Advance(*known);
+  return true;
+}
+
 void BlockScheduler::Append(BlockWorkItem item) {
   const AppendCall& append = std::get<AppendCall>(item.call);
   if (append.tokens.size() != static_cast<size_t>(options_.block_length)) {
@@ -228,14 +233,7 @@ void BlockScheduler::Fork(BlockWorkItem item) {
   if (absl::Status status = CheckFits(fork.blocks, fork.reserve_blocks); !status.ok()) {
     return Reply(item, absl::Status(status.code(), absl::StrCat("fork.", status.message())));
   }
-  if (BlockSequence* known = table_.Find(item.sequence)) {
-    if (known->state != State::kSuspended) {
-      known->queue.push_back(std::move(item));
-      if (known->queue.size() == 1) Advance(*known);
-      return;
-    }
-    Erase(*known, absl::OkStatus());
-  }
+  if (QueueIfKnown(item)) return;
   if (table_.size() >= options_.max_sequences) {
     return Reply(item, absl::ResourceExhaustedError(absl::StrCat(
                            options_.max_sequences, " sequences are open (--max-sequences)")));

@@ -112,6 +112,9 @@ class BlockScheduler {
   void Open(BlockWorkItem item);
   void Append(BlockWorkItem item);
   void Fork(BlockWorkItem item);
+  // An item that would open a sequence: true where it is here, and the item waits with it. One that
+  // is suspended is given up, to be opened anew.
+  bool QueueIfKnown(BlockWorkItem& item);
   void Close(const BlockWorkItem& item);
   void Cancel(const BlockWorkItem& item);
 
