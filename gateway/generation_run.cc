@@ -5,23 +5,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "gateway/alignment_proto.h"
 #include "gateway/output_end.h"
 #include "model/alignment.h"
 
 namespace blockserve {
 namespace {
-
-v1::Alignment AlignmentToProto(Alignment alignment) {
-  switch (alignment) {
-    case Alignment::kEnd:
-      return v1::ALIGNMENT_END;
-    case Alignment::kStart:
-      return v1::ALIGNMENT_START;
-    case Alignment::kNone:
-      return v1::ALIGNMENT_NONE;
-  }
-  return v1::ALIGNMENT_UNSPECIFIED;
-}
 
 bool CountsOutput(const v1::SamplingParameters& sampling) {
   return (sampling.has_repetition_penalty() && sampling.repetition_penalty() != 1.0f) ||
@@ -143,7 +132,7 @@ void GenerationRun::TellStart() {
   started.set_block_numeric_id(binding_.block.numeric_id);
   started.set_token_numeric_id(binding_.token.numeric_id);
   started.set_seed(request_.seed);
-  started.set_alignment(AlignmentToProto(request_.alignment));
+  started.set_alignment(ToProto(request_.alignment));
   started.set_prompt_tokens(static_cast<int32_t>(request_.prompt.size()));
   sink_->OnStarted(std::move(started));
   for (size_t i = 0; i < choices_.size() && !over(); ++i) {

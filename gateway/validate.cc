@@ -10,6 +10,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "common/utf8.h"
+#include "gateway/alignment_proto.h"
 #include "gateway/output_end.h"
 #include "model/alignment.h"
 
@@ -68,18 +69,6 @@ absl::Status NoTokenizer(absl::string_view field) {
 }
 
 }  // namespace
-
-v1::Alignment ToProto(Alignment alignment) {
-  switch (alignment) {
-    case Alignment::kEnd:
-      return v1::ALIGNMENT_END;
-    case Alignment::kStart:
-      return v1::ALIGNMENT_START;
-    case Alignment::kNone:
-      return v1::ALIGNMENT_NONE;
-  }
-  return v1::ALIGNMENT_UNSPECIFIED;
-}
 
 absl::Time RequestDeadline(std::chrono::system_clock::time_point call_deadline, absl::Time wall_now,
                            absl::Time core_now) {
@@ -149,11 +138,12 @@ absl::StatusOr<v1::SamplingParameters> RequestValidator::Sampling(
   const float top_p = out.top_p();
   const float repetition = out.repetition_penalty();
   for (const absl::Status& status : {
-           CheckRange("sampling.temperature", out.temperature(), out.temperature() >= 0, ">= 0"),
+           CheckRange("sampling.temperature", out.temperature(), out.temperature() >= 0,
+                      "finite and >= 0"),
            CheckRange("sampling.top_k", out.top_k(), 0, INT32_MAX),
            CheckRange("sampling.top_p", top_p, top_p > 0 && top_p <= 1, "in (0, 1]"),
            CheckRange("sampling.min_p", out.min_p(), within(out.min_p(), 0, 1), "in [0, 1]"),
-           CheckRange("sampling.repetition_penalty", repetition, repetition > 0, "> 0"),
+           CheckRange("sampling.repetition_penalty", repetition, repetition > 0, "finite and > 0"),
            CheckRange("sampling.presence_penalty", out.presence_penalty(),
                       within(out.presence_penalty(), -2, 2), "in [-2, 2]"),
            CheckRange("sampling.frequency_penalty", out.frequency_penalty(),

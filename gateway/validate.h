@@ -89,8 +89,6 @@ class RequestValidator {
   const ValidatorOptions options_;
 };
 
-v1::Alignment ToProto(Alignment alignment);
-
 // The request's deadline, by the core's clock, from that of a gRPC call, by the wall clock:
 // time_point::max() says that the call has none. `wall_now` and `core_now` are the same moment.
 absl::Time RequestDeadline(std::chrono::system_clock::time_point call_deadline, absl::Time wall_now,
