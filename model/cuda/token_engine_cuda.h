@@ -73,7 +73,8 @@ class CudaTokenEngine final : public TokenEngine {
   absl::Status LoadWeights(const Checkpoint& checkpoint, ThreadPool& pool);
   absl::Status AllocateLane(Lane& lane) const;
   // Runs a block of every size of the ladder. CUDA loads a kernel, cuBLASLt's too, when it is
-  // launched for the first time, which may need memory and a synchronisation that a capture forbids.
+  // launched for the first time, which may need memory and a synchronisation that a capture
+  // forbids.
   absl::Status RunEverySize(const Lane& lane) const;
   absl::Status CaptureGraphs(Lane& lane) const;
   // Gives a whole block of `rows` rows to the lane's stream; what it reads is in the lane's buffers
