@@ -60,8 +60,11 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   block_config.arithmetic = options.arithmetic;
   block_config.kv_memory_mib = options.kv_memory_mib;
   block_config.allow_long_contexts = options.gateway.allow_beyond_positions;
-  // The tiers take turns on one pool: two groups would only halve the batches.
-  block_config.groups = 1;
+  // On the CPU the tiers take turns on one pool: two groups would only halve the batches.
+  const absl::StatusOr<EngineChoice> choice =
+      ChooseEngine(options.device, options.arithmetic, *embedded->checkpoint_);
+  if (!choice.ok()) return choice.status();
+  block_config.groups = choice->cuda_device >= 0 ? 2 : 1;
   block_config.metrics = options.metrics;
   absl::StatusOr<std::unique_ptr<BlockService>> block =
       BlockService::Create(block_config, *embedded->checkpoint_, embedded->pool_.get());
