@@ -211,6 +211,8 @@ absl::Status LaunchKernel(const char* name, void (*kernel)(Parameters...), dim3 
                                             grid.z, " blocks of ", threads, " threads and ",
                                             shared_bytes, " shared bytes"));
   }
+  absl::Status loaded = emulation::LoadKernel(stream, reinterpret_cast<const void*>(kernel), name);
+  if (!loaded.ok()) return loaded;
   emulation::GridShape shape;
   shape.name = name;
   shape.grid = {grid.x, grid.y, grid.z};

@@ -67,6 +67,9 @@ void RunGrid(const GridShape& shape, const std::function<void()>& body);
 
 // Adds work to a stream, or to what is being captured of it. In order; run when someone waits.
 absl::Status Enqueue(StreamHandle stream, std::function<void()> work);
+// INTERNAL where the kernel is captured and has not been launched before: its first launch loads
+// it, which a capture may not do on a device.
+absl::Status LoadKernel(StreamHandle stream, const void* kernel, const char* name);
 
 // While one lives, every grid runs three times from the same contents of all device memory, with
 // the threads between two barriers, and the blocks, in ascending, descending and shuffled order.

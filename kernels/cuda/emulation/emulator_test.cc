@@ -200,6 +200,19 @@ TEST_F(Emulator, WorkRunsWhenSomebodyWaitsForIt) {
   EXPECT_EQ(y()[5], 1.0f);
 }
 
+TEST_F(Emulator, ACaptureDoesNotLoadAKernel) {
+  const auto launch = [&] {
+    return LaunchKernel("Planted", BlocksAddToEachOther, dim3(1), 32, 0, stream_.get(), y()).code();
+  };
+  ASSERT_TRUE(stream_.BeginCapture().ok());
+  EXPECT_EQ(launch(), absl::StatusCode::kInternal);
+  ASSERT_TRUE(stream_.EndCapture().ok());
+  EXPECT_EQ(launch(), absl::StatusCode::kOk);
+  ASSERT_TRUE(stream_.BeginCapture().ok());
+  EXPECT_EQ(launch(), absl::StatusCode::kOk);
+  ASSERT_TRUE(stream_.EndCapture().ok());
+}
+
 TEST_F(Emulator, TheDeviceHasAsMuchMemoryAsATestSays) {
   const emulation::DeviceMemoryLimit limit(1024);
   EXPECT_EQ(GetDeviceInfo(0)->total_bytes, 1024);

@@ -98,6 +98,18 @@ absl::Status emulation::Enqueue(StreamHandle stream, Work work) {
   return absl::OkStatus();
 }
 
+absl::Status emulation::LoadKernel(StreamHandle stream, const void* kernel, const char* name) {
+  if (stream == nullptr) return NoStream();
+  const std::lock_guard lock(TheStreams().mutex);
+  static std::set<const void*> loaded;
+  if (!stream->state->capturing) {
+    loaded.insert(kernel);
+  } else if (!loaded.contains(kernel)) {
+    return absl::InternalError(absl::StrCat(name, ": captured before it was ever launched"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<int32_t> DeviceCount() { return 1; }
 
 absl::StatusOr<DeviceInfo> GetDeviceInfo(int32_t device) {
