@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Mapping, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Mapping, Optional, Sequence, Union
 
 import grpc
 
 from blockserve import types
 from blockserve.v1 import generation_pb2 as pb
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Prompt = Union[str, Sequence[int]]
 
@@ -62,43 +65,26 @@ def _set_prompt(message, prompt: Prompt, text_field: str, tokens_field: str) -> 
         getattr(message, tokens_field).ids.extend(prompt)
 
 
-def generate_request(
-    prompt: Prompt,
-    *,
-    max_tokens: Optional[int] = None,
-    temperature: Optional[float] = None,
-    top_k: Optional[int] = None,
-    top_p: Optional[float] = None,
-    min_p: Optional[float] = None,
-    repetition_penalty: Optional[float] = None,
-    presence_penalty: Optional[float] = None,
-    frequency_penalty: Optional[float] = None,
-    logit_bias: Optional[Mapping[int, float]] = None,
-    stop: Sequence[str] = (),
-    stop_token_ids: Sequence[int] = (),
-    min_tokens: int = 0,
-    ignore_eos: bool = False,
-    n: Optional[int] = None,
-    seed: Optional[int] = None,
-    alignment: Optional[str] = None,
-    logprobs: Optional[int] = None,
-    priority: Optional[str] = None,
-    model: str = "",
-    request_id: str = "",
-) -> pb.GenerateRequest:
+def generate_request(prompt: Prompt,
+                     **parameters: Unpack[types.GenerateParameters]) -> pb.GenerateRequest:
+    unknown = parameters.keys() - types.GenerateParameters.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown parameters of a generation: {', '.join(sorted(unknown))}")
+    get = parameters.get
     request = pb.GenerateRequest(
-        request_id=request_id, model=model, n=n, seed=seed, logprobs=logprobs,
-        alignment=_lookup(_ALIGNMENTS, alignment, "alignment"),
-        priority=_lookup(_PRIORITIES, priority, "priority"),
+        request_id=get("request_id"), model=get("model"), n=get("n"), seed=get("seed"),
+        logprobs=get("logprobs"), alignment=_lookup(_ALIGNMENTS, get("alignment"), "alignment"),
+        priority=_lookup(_PRIORITIES, get("priority"), "priority"),
         sampling=pb.SamplingParameters(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p,
-            repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
+            temperature=get("temperature"), top_k=get("top_k"), top_p=get("top_p"),
+            min_p=get("min_p"), repetition_penalty=get("repetition_penalty"),
+            presence_penalty=get("presence_penalty"), frequency_penalty=get("frequency_penalty"),
             logit_bias=[pb.LogitBias(token=token, bias=bias)
-                        for token, bias in (logit_bias or {}).items()]),
+                        for token, bias in (parameters.get("logit_bias") or {}).items()]),
         stop=pb.StopConditions(
-            max_tokens=max_tokens, min_tokens=min_tokens, strings=list(stop),
-            token_ids=list(stop_token_ids), ignore_eos=ignore_eos))
+            max_tokens=get("max_tokens"), min_tokens=get("min_tokens"),
+            strings=parameters.get("stop") or (), token_ids=parameters.get("stop_token_ids") or (),
+            ignore_eos=get("ignore_eos")))
     _set_prompt(request, prompt, "text", "tokens")
     return request
 

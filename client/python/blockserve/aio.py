@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import AsyncIterator, Mapping, Optional, Sequence
+from typing import TYPE_CHECKING, AsyncIterator, Optional, Sequence
 
 import grpc
 import grpc.aio
@@ -13,6 +13,9 @@ from blockserve._connection import Addresses, Tls
 from blockserve._wire import Prompt
 from blockserve.v1 import generation_pb2 as pb
 from blockserve.v1 import generation_pb2_grpc
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AsyncStream:
@@ -111,48 +114,17 @@ class AsyncClient:
         for channel in self._channels:
             await channel.close()
 
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        max_tokens: Optional[int] = None,
-        temperature: Optional[float] = None,
-        top_k: Optional[int] = None,
-        top_p: Optional[float] = None,
-        min_p: Optional[float] = None,
-        repetition_penalty: Optional[float] = None,
-        presence_penalty: Optional[float] = None,
-        frequency_penalty: Optional[float] = None,
-        logit_bias: Optional[Mapping[int, float]] = None,
-        stop: Sequence[str] = (),
-        stop_token_ids: Sequence[int] = (),
-        min_tokens: int = 0,
-        ignore_eos: bool = False,
-        n: Optional[int] = None,
-        seed: Optional[int] = None,
-        alignment: Optional[str] = None,
-        logprobs: Optional[int] = None,
-        priority: Optional[str] = None,
-        model: str = "",
-        request_id: str = "",
-        timeout: Optional[float] = None,
-    ) -> AsyncStream:
-        """Starts a generation after `prompt`, a text or token ids.
-        What is left out has the server's default (generation.proto). `logprobs` k in 0..20 reports
-        each token's log-probability and the k best."""
-        request = _wire.generate_request(
-            prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            min_p=min_p, repetition_penalty=repetition_penalty, presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty, logit_bias=logit_bias, stop=stop,
-            stop_token_ids=stop_token_ids, min_tokens=min_tokens, ignore_eos=ignore_eos, n=n,
-            seed=seed, alignment=alignment, logprobs=logprobs, priority=priority, model=model,
-            request_id=request_id)
+    def stream(self, prompt: Prompt, *, timeout: Optional[float] = None,
+               **parameters: Unpack[types.GenerateParameters]) -> AsyncStream:
+        """Starts a generation after `prompt`, a text or token ids."""
+        request = _wire.generate_request(prompt, **parameters)
         return AsyncStream(self, request, self._settings.limit(timeout))
 
-    async def generate(self, prompt: Prompt, **parameters) -> types.Completion:
-        """As `stream`, with the same parameters, but returns the whole answer."""
+    async def generate(self, prompt: Prompt, *, timeout: Optional[float] = None,
+                       **parameters: Unpack[types.GenerateParameters]) -> types.Completion:
+        """As `stream`, but returns the whole answer."""
         builder = _wire.CompletionBuilder()
-        async for event in self.stream(prompt, **parameters):
+        async for event in self.stream(prompt, timeout=timeout, **parameters):
             builder.add(event)
         return builder.build()
 

@@ -3,9 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple, Optional, Union
+from typing import Mapping, NamedTuple, Optional, Sequence, TypedDict, Union
 
 import grpc
+
+
+class GenerateParameters(TypedDict, total=False):
+    """What a generation may be given beside its prompt. What is left out, or None, has the server's
+    default (generation.proto)."""
+
+    max_tokens: Optional[int]
+    temperature: Optional[float]
+    top_k: Optional[int]
+    top_p: Optional[float]
+    min_p: Optional[float]
+    repetition_penalty: Optional[float]
+    presence_penalty: Optional[float]
+    frequency_penalty: Optional[float]
+    logit_bias: Optional[Mapping[int, float]]
+    stop: Optional[Sequence[str]]
+    stop_token_ids: Optional[Sequence[int]]
+    min_tokens: Optional[int]
+    ignore_eos: Optional[bool]
+    n: Optional[int]
+    seed: Optional[int]
+    alignment: Optional[str]  # "end", "start" or "none"
+    logprobs: Optional[int]  # each token's log-probability, and the so many best: 0 to 20
+    priority: Optional[str]  # "high", "normal" or "batch"
+    model: Optional[str]
+    request_id: Optional[str]
 
 
 class Error(Exception):

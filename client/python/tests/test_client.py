@@ -192,6 +192,14 @@ def test_tokenizer_and_model_calls(served):
     assert model.token_workers == 2
 
 
+def test_an_unknown_parameter_is_refused_by_name_before_anything_is_sent(served):
+    client, scripted = served
+    for call in (client.generate, client.stream):
+        with pytest.raises(TypeError, match="max_token, warmth"):
+            call("a", max_token=1, warmth=2, seed=1)
+    assert scripted.requests == []
+
+
 def test_an_unknown_alignment_is_refused_by_name_before_anything_is_sent(served):
     client, scripted = served
     with pytest.raises(ValueError, match="alignment is 'left'"):
