@@ -26,7 +26,7 @@ constexpr size_t kMaxLoggedFieldBytes = 64;
 
 bool NeedsKey(absl::string_view path) {
   return absl::StartsWith(path, "/v1/") || path == "/tokenize" || path == "/detokenize" ||
-         path == "/tokenizer_info" || path == "/status";
+         path == "/tokenizer_info" || path == "/status" || path == "/metrics";
 }
 
 absl::string_view MethodOf(absl::string_view path) {

@@ -94,7 +94,10 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
     return Refused(absl::StrCat(R"({"prompt":"a",)", field, "}"));
   };
   EXPECT_EQ(refused(R"("suffix":"b")"), "suffix");
-  EXPECT_EQ(refused(R"("tools":[])"), "tools");
+  for (const char* field : {"tools", "tool_choice", "functions", "function_call", "audio",
+                            "modalities", "response_format"}) {
+    EXPECT_EQ(refused(absl::StrCat("\"", field, "\":[]")), field);
+  }
   EXPECT_EQ(refused(R"("response_format":{"type":"json_object"})"), "response_format");
   EXPECT_EQ(refused(R"("max_tokens":"7")"), "max_tokens");
   EXPECT_EQ(refused(R"("max_tokens":1.5)"), "max_tokens");

@@ -164,11 +164,39 @@ def test_echo_aligns_the_generated_tokens_too(server, client):
     ({"logit_bias": {"10000000": 1}}, "logit_bias[0].token"),
     ({"prompt": [10**9]}, "prompt[0]"),
     ({"prompt": [[1], [10**9]]}, "prompt[1][0]"),
+    ({"prompt": ["a"] * 129}, "prompt"),
+    ({"prompt": [1] * 100_000}, "prompt"),
+    ({"stop": ["x"] * 17}, "stop"),
+    ({"stop": "y" * 257}, "stop[0]"),
+    ({"stop_token_ids": list(range(65))}, "stop_token_ids"),
+    ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+    ({"logit_bias": {"1": 101}}, "logit_bias[0].bias"),
+    ({"min_tokens": -1}, "min_tokens"),
+    ({"top_k": -2}, "top_k"),
+    ({"min_p": 1.5}, "min_p"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"presence_penalty": 2.5}, "presence_penalty"),
+    ({"frequency_penalty": -2.5}, "frequency_penalty"),
+    ({"n": 2, "best_of": 3}, "best_of"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"seed": 2**64}, "seed"),
 ])
 def test_what_cannot_be_served_is_named(server, fields, param):
     status, error = server.refusal(**{"prompt": "a", **fields})
     assert status == 400 and error["type"] == "invalid_request_error"
     assert error["param"] == param and param in error["message"]
+
+
+@pytest.mark.parametrize("header, value", [
+    ("X-Request-Id", "x" * 121),
+    ("X-Request-Timeout", "0"),
+    ("X-Request-Timeout", "86401"),
+    ("X-Request-Timeout", "soon"),
+    ("Last-Event-ID", "a:b"),
+])
+def test_headers_that_cannot_be_served_are_named(server, header, value):
+    status, _, answer = server.request("POST", "/v1/completions", {"prompt": "a", "stream": True}, {header: value})
+    assert status == 400 and answer["error"]["param"] == header
 
 
 def test_another_model_is_not_found(server):
@@ -275,8 +303,11 @@ def test_a_chat_is_the_text_that_its_format_makes(launcher, chat_model):
     first = [data["choices"][0]["delta"] for _, data in events if data["choices"][0]["index"] == 0]
     assert first[0]["role"] == "assistant" and "role" not in first[1]
     assert "".join(delta["content"] for delta in first) == text
-    status, error = server.refusal("/v1/chat/completions", messages=[{"role": "tool", "content": "x"}])
-    assert status == 400 and error["param"] == "messages[0].role"
+    for fields, param in [({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+                          ({"messages": messages * 513}, "messages"),
+                          ({"messages": messages, "logprobs": True, "top_logprobs": 21}, "top_logprobs")]:
+        status, error = server.refusal("/v1/chat/completions", **fields)
+        assert status == 400 and error["param"] == param
 
 
 def test_chat_without_a_format_says_what_is_missing(server):
@@ -314,7 +345,12 @@ def test_tls_and_keys_are_those_of_the_grpc_port(launcher, demo_model, tmp_path)
 
     ask_for = {"prompt": PROMPT, "max_tokens": 4}
     with_key = ["-H", f"Authorization: Bearer {key}", "-d"]
-    assert curl("/health")[0] == 200
+    for path in ("/health", "/ready", "/version", "/"):
+        assert curl(path)[0] == 200
+    for path in ("/metrics", "/status", "/v1/models", "/tokenizer_info"):
+        assert curl(path)[0] == 401 and curl(path, *with_key[:2])[0] == 200
+    for path in ("/tokenize", "/detokenize", "/v1/chat/completions"):
+        assert curl(path, "-d", "{}")[0] == 401 and curl(path, *with_key, "{}")[0] == 400
     status, body = curl("/v1/completions", "-d", json.dumps(ask_for))
     assert status == 401 and json.loads(body)["error"]["code"] == "invalid_api_key"
     assert curl("/v1/completions", "-H", "Authorization: Bearer bsk_x_y", "-d", json.dumps(ask_for))[0] == 401

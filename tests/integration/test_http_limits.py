@@ -9,7 +9,8 @@ import http_tools
 import pytest
 
 LIMITS = ["--http-max-header-bytes=2048", "--http-max-body-bytes=4096", "--http-header-timeout=500ms",
-          "--http-body-timeout=500ms", "--http-write-timeout=500ms", "--http-max-connections=1100"]
+          "--http-body-timeout=500ms", "--http-write-timeout=500ms", "--http-max-connections=1100",
+          "--http-threads=2"]
 LONG = {"prompt": "Once", "ignore_eos": True, "max_tokens": 1500, "stream": True, "seed": 1}
 
 
@@ -45,6 +46,41 @@ def test_a_request_beyond_a_limit_is_told_and_cut_off(server, data, status):
     answered, headers, rest = ask_raw(server, data)
     assert answered == status and headers["connection"] == "close" and rest == b""
     assert server.request("GET", "/health")[0] == 200
+
+
+@pytest.fixture(scope="module")
+def impatient(launcher):
+    return http_tools.serve(launcher, harness.GOLDEN / "concat_l4", "--http-idle-timeout=200ms",
+                            "--http-header-timeout=200ms", "--http-body-timeout=200ms")
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_connection_that_asks_for_nothing_is_closed_without_a_word(impatient, before):
+    with impatient.connect() as connection:
+        for _ in range(before):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert http_tools.read_response(connection)[0] == 200
+        assert http_tools.read_to_end(connection) == b""
+
+
+@pytest.mark.parametrize("begin, piece", [
+    (b"GET /health HTTP/1.1\r\n", b"X: a\r\n"),
+    (b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n", b" "),
+    (b"POST /tokenize HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+])
+def test_a_request_that_trickles_in_gains_no_time(impatient, begin, piece):
+    with impatient.connect() as connection:
+        connection.sendall(begin)
+        connection.settimeout(0.02)
+        answer = b""
+        for _ in range(3000):
+            connection.sendall(piece)
+            try:
+                answer = connection.recv(1000)
+                break
+            except socket.timeout:
+                pass
+        assert answer.startswith(b"HTTP/1.1 408")
 
 
 def test_a_connection_serves_one_request_after_the_other(server):

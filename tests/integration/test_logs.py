@@ -5,6 +5,7 @@ import json
 import blockserve
 import grpc
 import harness
+import http_tools
 import pytest
 from blockserve.v1 import generation_pb2, generation_pb2_grpc
 
@@ -27,7 +28,9 @@ def events(server, message):
 def tiers(launcher):
     block = launcher.block(MODEL, "--arithmetic=f32", JSON)
     token = launcher.token(MODEL, "--arithmetic=f32", JSON)
-    gateway = launcher.gateway(MODEL, [block], [token], JSON, "--trace-sample-ratio=1e-9")
+    gateway = launcher.gateway(MODEL, [block], [token], JSON, "--trace-sample-ratio=1e-9",
+                               f"--http-listen=127.0.0.1:{(port := harness.free_port())}")
+    gateway.http = http_tools.HttpServer(gateway, port)
     return block, token, gateway, launcher.connected_client(gateway, 1, 1)
 
 
@@ -67,12 +70,22 @@ def generate(gateway, request_id, traceparent):
         return list(stub.Generate(message, timeout=60, metadata=[("traceparent", traceparent)]))
 
 
-def test_a_callers_trace_goes_through_all_tiers(tiers):
+def complete(gateway, request_id, traceparent):
+    """The same over HTTP."""
+    status, _, answer = gateway.http.request(
+        "POST", "/v1/completions", {"prompt": [3] * 9, "max_tokens": 8, "ignore_eos": True, "seed": 1},
+        {"X-Request-Id": request_id, "traceparent": traceparent})
+    assert status == 200, answer
+
+
+@pytest.mark.parametrize("send", [generate, complete])
+def test_a_callers_trace_goes_through_all_tiers(tiers, send):
     block, token, gateway, _ = tiers
-    generate(gateway, "traced", f"00-{TRACE}-{SPAN}-01")
+    request_id = f"traced-{send.__name__}"
+    send(gateway, request_id, f"00-{TRACE}-{SPAN}-01")
 
     def spans(server):
-        return [line for line in events(server, "span") if line["request_id"] == "traced"]
+        return [line for line in events(server, "span") if line["request_id"] == request_id]
 
     harness.wait_until(lambda: len(spans(gateway)) == 1, "the gateway's span")
     root, = spans(gateway)

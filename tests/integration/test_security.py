@@ -240,7 +240,7 @@ def test_load_is_sent_through_tls_with_a_key(secured, pki, tmp_path):
 def mutual(pki, demo_model, launcher):
     """`blockserve serve` whose callers must show a certificate, on both ports."""
     port = harness.free_port()
-    server = launcher.serve(demo_model, f"--http-address=127.0.0.1:{port}",
+    server = launcher.serve(demo_model, f"--http-address=127.0.0.1:{port}", "--http-header-timeout=2s",
                             *server_flags(pki.public, "server", f"{pki.public}/ca.crt"))
     wait_for_log(server, "blockserve serves")
     return types.SimpleNamespace(grpc=server.address, http=f"https://127.0.0.1:{port}", port=port)
@@ -255,6 +255,11 @@ def test_both_ports_ask_callers_for_a_certificate(mutual, pki):
             done = subprocess.run([harness.program("blockserve-load"), target, *flags, *more],
                                   text=True, capture_output=True, check=False, timeout=120)
             assert done.returncode == status, done.stderr
+
+
+def test_a_client_that_does_not_begin_its_handshake_is_closed(mutual):
+    with socket.create_connection(("127.0.0.1", mutual.port), timeout=60) as connection:
+        assert connection.recv(100) == b""
 
 
 def test_a_client_with_a_certificate_takes_up_its_tls_session(mutual, pki):
