@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "gateway/retry_after.h"
@@ -11,6 +12,12 @@ namespace {
 
 constexpr absl::Duration kShortestRetry = absl::Seconds(1);
 constexpr absl::Duration kLongestRetry = absl::Seconds(60);
+// Of the wait that is expected: it may be longer.
+constexpr double kWaitMargin = 1.25;
+// Of the time that requests take at the moment: half of them take longer than the mean.
+constexpr double kRunMargin = 1.25;
+// How old the running requests' expected ends may be when a wait is told from them.
+constexpr absl::Duration kEndsAge = absl::Milliseconds(20);
 
 absl::Status Refused(std::string message, absl::Duration retry_after) {
   return WithRetryAfter(absl::ResourceExhaustedError(message),
@@ -101,7 +108,7 @@ void Admission::ForgetIfIdle(const std::string& name, absl::Time now) {
 }
 
 absl::Status Admission::CheckKey(const std::string& name, const Key& key,
-                                 const AdmissionRequest& request, absl::Time now) const {
+                                 const AdmissionRequest& request, absl::Time now) {
   const KeyLimits& limits = key.limits;
   const absl::Duration wait = ExpectedWait(name, request.priority, now);
   if (limits.max_tokens > 0 && request.tokens > limits.max_tokens) {
@@ -132,10 +139,9 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
     return absl::DeadlineExceededError("the deadline passed before the request began");
   }
   if (request.choices > options_.live.most) {
-    return absl::ResourceExhaustedError(absl::StrCat(request.choices,
-                                                     " choices of a request; at most ",
-                                                     options_.live.most,
-                                                     " can be generated at a time"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat(request.choices, " choices of a request; at most ", options_.live.most,
+                     " can be generated at a time"));
   }
   Key& key = KeyOf(request.key, now);
   Refill(key, now);
@@ -152,7 +158,15 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
   // Nobody waits, and there is room: it only passes through the queue.
   const bool straight_on =
       queued_ == 0 && starting_ < options_.max_starting && HasRoomFor(request.choices);
-  const absl::Duration run_time = pace_.TimeOf(request.length);
+  const absl::Duration run_time =
+      pace_.TimeOf(request.length, running_choices_ + request.choices, kRunMargin);
+  if (!CouldEnd(request, kRunMargin, now)) {
+    return refuse(
+        Refused(absl::StrCat("requests of ", request.length, " tokens take ",
+                             absl::FormatDuration(absl::Trunc(run_time, absl::Milliseconds(1))),
+                             " at the moment: the deadline would pass before this one could end"),
+                wait));
+  }
   if (!straight_on) {
     if (free <= 0) {
       return refuse(
@@ -164,7 +178,7 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
                                          " requests wait already; try again later"),
                             wait));
     }
-    if (wait > absl::ZeroDuration() && now + wait + run_time > request.deadline) {
+    if (wait > absl::ZeroDuration() && now + kWaitMargin * wait + run_time > request.deadline) {
       return refuse(
           Refused(absl::StrCat("requests wait ",
                                absl::FormatDuration(absl::Trunc(wait, absl::Milliseconds(1))),
@@ -193,39 +207,53 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
   return absl::OkStatus();
 }
 
+bool Admission::CouldEnd(const AdmissionRequest& request, double margin, absl::Time now) const {
+  return running_choices_ < RunPace::kFew ||
+         now + pace_.TimeOf(request.length, running_choices_ + request.choices, margin) <=
+             request.deadline;
+}
+
 std::optional<uint64_t> Admission::TakeNext(absl::Time now) {
-  int level = -1;
-  for (int i = 0; i < kLevels; ++i) {
-    if (levels_[i].queued == 0) continue;
-    // The lowest of those whose turn has come, else the highest that waits.
-    if (level < 0 || levels_[i].passed_over >= kTurnsBefore[i]) level = i;
-  }
-  if (level < 0) return std::nullopt;
-  const int64_t most_starting = int64_t{options_.max_starting} * (level == 0 ? 2 : 1);
-  if (starting_ >= most_starting) return std::nullopt;
+  while (true) {
+    int level = -1;
+    for (int i = 0; i < kLevels; ++i) {
+      if (levels_[i].queued == 0) continue;
+      // The lowest of those whose turn has come, else the highest that waits.
+      if (level < 0 || levels_[i].passed_over >= kTurnsBefore[i]) level = i;
+    }
+    if (level < 0) return std::nullopt;
+    const int64_t most_starting = int64_t{options_.max_starting} * (level == 0 ? 2 : 1);
+    if (starting_ >= most_starting) return std::nullopt;
 
-  Key* next = nullptr;
-  for (const std::string& name : levels_[level].keys) {
-    Key& key = keys_.at(name);
-    if (next == nullptr || key.work < next->work) next = &key;
-  }
-  const uint64_t id = next->queues[level].begin()->second;
-  Entry& entry = requests_.at(id);
-  if (!HasRoomFor(entry.request.choices)) return std::nullopt;
+    Key* next = nullptr;
+    for (const std::string& name : levels_[level].keys) {
+      Key& key = keys_.at(name);
+      if (next == nullptr || key.work < next->work) next = &key;
+    }
+    const uint64_t id = next->queues[level].begin()->second;
+    Entry& entry = requests_.at(id);
+    if (!HasRoomFor(entry.request.choices)) return std::nullopt;
+    TakeOut(entry);
+    if (!CouldEnd(entry.request, 1.0, now)) {
+      entry.state = State::kGivenUp;
+      given_up_.push_back(id);
+      continue;
+    }
 
-  work_floor_ = std::max(work_floor_, next->work);
-  next->work +=
-      static_cast<double>(std::max<int64_t>(1, entry.request.tokens)) / next->limits.weight;
-  TakeOut(entry);
-  levels_[level].passed_over = 0;
-  for (int i = level + 1; i < kLevels; ++i) {
-    if (levels_[i].queued > 0) ++levels_[i].passed_over;
+    work_floor_ = std::max(work_floor_, next->work);
+    next->work +=
+        static_cast<double>(std::max<int64_t>(1, entry.request.tokens)) / next->limits.weight;
+    levels_[level].passed_over = 0;
+    for (int i = level + 1; i < kLevels; ++i) {
+      if (levels_[i].queued > 0) ++levels_[i].passed_over;
+    }
+    entry.state = State::kStarting;
+    entry.told = now;
+    ++starting_;
+    ++running_;
+    running_choices_ += entry.request.choices;
+    return id;
   }
-  entry.state = State::kStarting;
-  entry.taken = now;
-  ++starting_;
-  running_choices_ += entry.request.choices;
-  return id;
 }
 
 void Admission::TakeOut(Entry& entry) {
@@ -239,25 +267,52 @@ void Admission::TakeOut(Entry& entry) {
   --queued_;
 }
 
-void Admission::Started(uint64_t id, absl::Time /*now*/) {
+void Admission::Started(uint64_t id) {
   const auto found = requests_.find(id);
   if (found == requests_.end() || found->second.state != State::kStarting) return;
   found->second.state = State::kRunning;
   --starting_;
 }
 
-void Admission::Finished(uint64_t id, absl::Time now) {
+void Admission::Wrote(uint64_t id, int64_t tokens, absl::Time now) {
+  const auto found = requests_.find(id);
+  if (found == requests_.end() || found->second.state != State::kRunning) return;
+  Entry& entry = found->second;
+  const double each = static_cast<double>(tokens) / entry.request.choices;
+  if (entry.written == 0) {
+    pace_.Started(now - entry.told, running_choices_, now);
+  } else if (!entry.held) {
+    pace_.Wrote(each, now - entry.told, running_choices_, now);
+  }
+  entry.held = false;
+  entry.written += each;
+  last_written_ = now;
+  entry.told = now;
+}
+
+void Admission::Held(uint64_t id) {
+  const auto found = requests_.find(id);
+  if (found != requests_.end()) found->second.held = true;
+}
+
+void Admission::Finished(uint64_t id, bool whole, absl::Time now) {
   const auto found = requests_.find(id);
   if (found == requests_.end()) return;
   Entry& entry = found->second;
-  if (entry.state == State::kQueued) {
-    TakeOut(entry);
-  } else {
-    if (entry.state == State::kStarting) --starting_;
-    running_choices_ -= entry.request.choices;
-  }
-  if (entry.state == State::kRunning) {
-    pace_.Ended(now - entry.taken, std::max<int64_t>(1, entry.request.length), now);
+  switch (entry.state) {
+    case State::kQueued:
+      TakeOut(entry);
+      break;
+    case State::kGivenUp:
+      break;
+    case State::kStarting:
+      --starting_;
+      [[fallthrough]];
+    case State::kRunning:
+      CountLast(entry, whole, now);
+      running_choices_ -= entry.request.choices;
+      --running_;
+      break;
   }
   --entry.key->requests;
   entry.key->tokens -= entry.request.tokens;
@@ -266,13 +321,25 @@ void Admission::Finished(uint64_t id, absl::Time now) {
   ForgetIfIdle(key, now);
 }
 
+void Admission::CountLast(const Entry& entry, bool whole, absl::Time now) {
+  // What it has waited for in vain counts too, unless that was not for the tiers.
+  const absl::Duration since = now - entry.told;
+  if (entry.written > 0) {
+    if (!entry.held) pace_.Wrote(0, since, running_choices_, now);
+  } else if (whole || since > pace_.StartTime(running_choices_)) {
+    pace_.Started(since, running_choices_, now);
+  }
+  if (whole) pace_.Ended(entry.written, entry.request.length);
+}
+
 std::vector<uint64_t> Admission::TakeHopeless(absl::Time now) {
-  std::vector<uint64_t> hopeless;
+  std::vector<uint64_t> hopeless = std::exchange(given_up_, {});
   for (const auto& [latest_start, id] : latest_starts_) {
     if (latest_start > now) break;
     hopeless.push_back(id);
   }
-  for (const uint64_t id : hopeless) Finished(id, now);
+  std::erase_if(hopeless, [this](uint64_t id) { return !requests_.contains(id); });
+  for (const uint64_t id : hopeless) Finished(id, /*whole=*/false, now);
   return hopeless;
 }
 
@@ -280,13 +347,12 @@ std::vector<uint64_t> Admission::TakeQueued(absl::Time now) {
   std::vector<uint64_t> queued;
   while (!latest_starts_.empty()) {
     queued.push_back(latest_starts_.begin()->second);
-    Finished(queued.back(), now);
+    Finished(queued.back(), /*whole=*/false, now);
   }
   return queued;
 }
 
-absl::Duration Admission::ExpectedWait(const std::string& key, uint32_t priority,
-                                       absl::Time now) const {
+absl::Duration Admission::ExpectedWait(const std::string& key, uint32_t priority, absl::Time now) {
   const int level = Level(priority);
   int64_t ahead = 0;
   for (int i = 0; i <= level; ++i) ahead += levels_[i].queued;
@@ -299,10 +365,36 @@ absl::Duration Admission::ExpectedWait(const std::string& key, uint32_t priority
   int64_t above = 0;
   for (int i = 0; i < level; ++i) above += levels_[i].queued;
   ahead = std::min(ahead, above + (own + 1) * keys);
-  if (ahead == 0) return absl::ZeroDuration();
-  const double pace = pace_.EndsPerSecond(running(), queue_since_, now);
-  if (pace <= 0) return absl::ZeroDuration();
-  return absl::Seconds(static_cast<double>(ahead) / pace);
+  return WaitBehind(ahead, now);
+}
+
+absl::Duration Admission::WaitBehind(int64_t ahead, absl::Time now) {
+  // While nobody writes, nobody gets nearer to his end, or his beginning.
+  const absl::Duration silent =
+      queued_ == 0 ? absl::ZeroDuration()
+                   : std::max(now - std::max(last_written_, queue_since_), absl::ZeroDuration());
+  const int64_t room = most_running_choices() - running_choices_;
+  if (ahead < room) {  // only starts are to be waited for
+    const int64_t starts_before = (starting_ + ahead) / options_.max_starting;
+    return starts_before * pace_.StartTime(running_choices_) +
+           (starts_before > 0 ? silent : absl::ZeroDuration());
+  }
+  ahead -= room;
+  if (now - ends_at_ > kEndsAge || ends_.empty()) {
+    ends_.clear();
+    ends_at_ = now;
+    absl::Duration sum;
+    for (const auto& [id, entry] : requests_) {
+      if (entry.state != State::kStarting && entry.state != State::kRunning) continue;
+      ends_.push_back(pace_.TimeLeft(entry.request.length, entry.written, running_choices_));
+      sum += pace_.TimeOf(entry.request.length, running_choices_, 1);
+    }
+    if (ends_.empty()) return absl::ZeroDuration();  // who is ahead starts at once
+    std::sort(ends_.begin(), ends_.end());
+    run_time_ = sum / static_cast<int64_t>(ends_.size());
+  }
+  const auto running = static_cast<int64_t>(ends_.size());
+  return ends_[static_cast<size_t>(ahead % running)] + run_time_ * (ahead / running) + silent;
 }
 
 }  // namespace blockserve

@@ -11,14 +11,18 @@
 // Room. Only so many requests stand between the queue and their first block at a time, so that what
 // waits for KV waits here, where order and fairness hold, and not in the tiers. And only so many
 // choices are generated as the token tier can use (gateway/live_limit.h): more would slow all down.
+// Until the first of them have written something, that is the least of what it might be.
 //
 // Refusal. A request is refused at once when its key is beyond a limit, when the queue is full,
 // when its key holds as many places of the queue as are free (high priority may take more, batch
-// less: nobody fills the queue alone), or when, at the pace at which requests now end, its deadline
-// would pass before it could (gateway/run_pace.h). All but the hopeless sizes tell when to come again.
+// less: nobody fills the queue alone), or when, at the pace at which requests now write, its
+// deadline would pass before it could end (gateway/run_pace.h). That holds beyond the first few
+// whether or not there is a queue: what runs and cannot end makes the others slower, until they
+// cannot end either, and nothing ends any more. All but the hopeless sizes tell when to come again.
 #ifndef BLOCKSERVE_GATEWAY_ADMISSION_H_
 #define BLOCKSERVE_GATEWAY_ADMISSION_H_
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <functional>
@@ -54,7 +58,7 @@ struct AdmissionOptions {
   int32_t max_queued = 1024;
   int32_t max_starting = 64;  // between queue and first block; high priority: twice as many
   LiveLimitOptions live;      // choices of all requests that have left the queue
-  KeyLimits default_limits;                 // of keys that have none of their own
+  KeyLimits default_limits;   // of keys that have none of their own
   std::map<std::string, KeyLimits> limits;  // by key name; "": requests without a key
   // Those that come with the key itself, asked for at each request, so that they may change while
   // it runs; none: of `limits`. May be null.
@@ -87,11 +91,15 @@ class Admission {
   // The next request to hand to the tiers; none where nothing waits or there is no room.
   std::optional<uint64_t> TakeNext(absl::Time now);
   // It has its first block: room for another one.
-  void Started(uint64_t id, absl::Time now);
-  // It is over, wherever it stood. Unknown ids are ignored.
-  void Finished(uint64_t id, absl::Time now);
-  // Takes those out of the queue that could not end in time any more, going by how long requests
-  // ran when they came; they are over, and their clients are to be told as of a refusal.
+  void Started(uint64_t id);
+  // One of its choices has written so many tokens.
+  void Wrote(uint64_t id, int64_t tokens, absl::Time now);
+  // Its client does not read: until it writes again, its time says nothing of the pace.
+  void Held(uint64_t id);
+  // It is over, wherever it stood; `whole`: by itself. Unknown ids are ignored.
+  void Finished(uint64_t id, bool whole, absl::Time now);
+  // Those that were taken out of the queue because they could not end in time any more; they are
+  // over, and their clients are to be told as of a refusal.
   std::vector<uint64_t> TakeHopeless(absl::Time now);
   // Takes all out of the queue; they are over.
   std::vector<uint64_t> TakeQueued(absl::Time now);
@@ -99,12 +107,14 @@ class Admission {
   int64_t queued() const { return queued_; }
   int64_t queued(uint32_t priority) const { return levels_[Level(priority)].queued; }
   int64_t starting() const { return starting_; }
-  int64_t running() const { return static_cast<int64_t>(requests_.size()) - queued_; }
+  int64_t running() const { return running_; }
   int64_t running_choices() const { return running_choices_; }
-  int64_t most_running_choices() const { return live_limit_.limit(); }
+  int64_t most_running_choices() const {
+    return pace_.known() ? live_limit_.limit() : std::min(live_limit_.limit(), LiveLimit::kLeast);
+  }
   // How long a request of this key and priority would wait in the queue, by the pace of late; zero
   // where nothing is known.
-  absl::Duration ExpectedWait(const std::string& key, uint32_t priority, absl::Time now) const;
+  absl::Duration ExpectedWait(const std::string& key, uint32_t priority, absl::Time now);
 
  private:
   static constexpr int kLevels = 3;
@@ -123,13 +133,15 @@ class Admission {
     std::array<std::map<uint64_t, uint64_t>, kLevels> queues;  // id by arrival
     int64_t queued = 0;
   };
-  enum class State { kQueued, kStarting, kRunning };
+  enum class State { kQueued, kGivenUp, kStarting, kRunning };
   struct Entry {
     AdmissionRequest request;
     State state = State::kQueued;
     uint64_t arrival = 0;
     absl::Time latest_start;  // later it could not end in time
-    absl::Time taken;         // out of the queue
+    absl::Time told;          // when it left the queue, started, or wrote last
+    double written = 0;       // tokens of each choice
+    bool held = false;
     Key* key = nullptr;
   };
   struct LevelState {
@@ -142,12 +154,17 @@ class Admission {
   static double Burst(const KeyLimits& limits);
   static void Refill(Key& key, absl::Time now);
   absl::Status CheckKey(const std::string& name, const Key& key, const AdmissionRequest& request,
-                        absl::Time now) const;
+                        absl::Time now);
+  // Until, behind so many others, a running request makes room.
+  absl::Duration WaitBehind(int64_t ahead, absl::Time now);
   // Nothing runs, or it fits beside what runs.
   bool HasRoomFor(int32_t choices) const {
-    return running_choices_ == 0 || running_choices_ + choices <= live_limit_.limit();
+    return running_choices_ == 0 || running_choices_ + choices <= most_running_choices();
   }
+  // Whether, at the pace of late and with no wait, it would end before its deadline.
+  bool CouldEnd(const AdmissionRequest& request, double margin, absl::Time now) const;
   void TakeOut(Entry& entry);  // of its queue
+  void CountLast(const Entry& entry, bool whole, absl::Time now);
   void ForgetIfIdle(const std::string& name, absl::Time now);
 
   const AdmissionOptions options_;
@@ -157,12 +174,18 @@ class Admission {
   std::set<std::pair<absl::Time, uint64_t>> latest_starts_;  // of queued requests
   LiveLimit live_limit_;
   RunPace pace_;
+  absl::Time last_written_ = absl::InfinitePast();
   absl::Time queue_since_;  // when it was last empty
   double work_floor_ = 0;   // work of the key that went last: who comes anew begins there
   uint64_t next_arrival_ = 0;
   int64_t queued_ = 0;
   int64_t starting_ = 0;
+  int64_t running_ = 0;
   int64_t running_choices_ = 0;
+  std::vector<absl::Duration> ends_;  // in which the running requests should end, first to last
+  absl::Time ends_at_ = absl::InfinitePast();
+  absl::Duration run_time_;         // mean of theirs
+  std::vector<uint64_t> given_up_;  // and not yet told
 };
 
 }  // namespace blockserve

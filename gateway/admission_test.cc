@@ -34,16 +34,42 @@ class AdmissionTest : public ::testing::Test {
       fillers_.push_back(next_id_ - 1);
     }
   }
-  // Starts the oldest of those that are starting, and takes the next.
+  // Ends the oldest of those that were taken, and takes the next.
   std::optional<uint64_t> Next() {
-    admission_->Started(fillers_.front(), now_);
+    admission_->Finished(fillers_.front(), /*whole=*/true, now_);
     fillers_.erase(fillers_.begin());
     const std::optional<uint64_t> next = admission_->TakeNext(now_);
     if (next.has_value()) fillers_.push_back(*next);
     return next;
   }
 
+  // As Submit, of a request that may write so many tokens.
+  absl::Status SubmitLong(const std::string& key, int64_t length, absl::Duration time,
+                          uint32_t priority = 2) {
+    lengths_[next_id_] = length;
+    return admission_->Submit(next_id_++, {key, priority, length, 1, now_ + time, length}, now_);
+  }
+  // What there is room for runs, and writes a token every `token`, to its length.
+  void Serve(absl::Duration time, absl::Duration token) {
+    for (const absl::Time end = now_ + time; now_ < end;) {
+      while (const auto id = admission_->TakeNext(now_)) written_[*id] = 0;
+      now_ += token;
+      for (auto request = written_.begin(); request != written_.end();) {
+        auto& [id, written] = *request;
+        admission_->Started(id);
+        admission_->Wrote(id, 1, now_);
+        if (++written == lengths_[id]) {
+          admission_->Finished(id, /*whole=*/true, now_);
+          request = written_.erase(request);
+        } else {
+          ++request;
+        }
+      }
+    }
+  }
+
   absl::Time now_ = absl::FromUnixSeconds(1000);
+  std::map<uint64_t, int64_t> lengths_, written_;  // of those of SubmitLong
   AdmissionOptions options_;
   std::unique_ptr<Admission> admission_;
   uint64_t next_id_ = 1;
@@ -61,7 +87,7 @@ TEST_F(AdmissionTest, StartsRequestsAtOnceWhileThereIsRoom) {
   ASSERT_TRUE(Submit().ok());
   EXPECT_EQ(admission_->TakeNext(now_), std::nullopt) << "two are starting";
   EXPECT_EQ(admission_->queued(), 1);
-  admission_->Started(1, now_);
+  admission_->Started(1);
   EXPECT_EQ(admission_->TakeNext(now_), 3u);
 }
 
@@ -72,7 +98,7 @@ TEST_F(AdmissionTest, ChoicesOfRunningRequestsAreBounded) {
   EXPECT_TRUE(admission_->TakeNext(now_).has_value());
   ASSERT_TRUE(admission_->Submit(50, {"", 2, 10, 3, now_ + absl::Minutes(1)}, now_).ok());
   EXPECT_EQ(admission_->TakeNext(now_), std::nullopt);
-  admission_->Finished(1, now_);
+  admission_->Finished(1, /*whole=*/true, now_);
   EXPECT_EQ(admission_->TakeNext(now_), 50u);
   const absl::Status too_many =
       admission_->Submit(51, {"", 2, 10, 4, now_ + absl::Minutes(1)}, now_);
@@ -204,7 +230,7 @@ TEST_F(AdmissionTest, LimitsRequestsInFlightByKey) {
   EXPECT_THAT(std::string(refused.message()), HasSubstr("key 'small': 2 requests are in flight"));
   EXPECT_TRUE(RetryAfter(refused).has_value());
   EXPECT_TRUE(Submit("other").ok()) << "each key has its own";
-  admission_->Finished(1, now_);
+  admission_->Finished(1, /*whole=*/true, now_);
   EXPECT_TRUE(Submit("small").ok());
 }
 
@@ -236,7 +262,7 @@ TEST_F(AdmissionTest, LimitsTokensInFlightByKey) {
   EXPECT_EQ(never.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_FALSE(RetryAfter(never).has_value()) << never;
   EXPECT_TRUE(Submit("a", 2, 400).ok());
-  admission_->Finished(1, now_);
+  admission_->Finished(1, /*whole=*/true, now_);
   EXPECT_TRUE(Submit("a", 2, 600).ok());
 }
 
@@ -248,7 +274,7 @@ TEST_F(AdmissionTest, LimitsTheRateByKeyAndTellsWhenTheNextIsDue) {
   const absl::Status refused = Submit("a");
   EXPECT_THAT(std::string(refused.message()), HasSubstr("more than 2 requests in a second"));
   // What is over does not give the rate back.
-  for (uint64_t id = 1; id <= 3; ++id) admission_->Finished(id, now_);
+  for (uint64_t id = 1; id <= 3; ++id) admission_->Finished(id, /*whole=*/true, now_);
   EXPECT_FALSE(Submit("a").ok());
   now_ += absl::Milliseconds(500);
   EXPECT_TRUE(Submit("a").ok());
@@ -260,54 +286,114 @@ TEST_F(AdmissionTest, LimitsTheRateByKeyAndTellsWhenTheNextIsDue) {
 }
 
 TEST_F(AdmissionTest, RefusesWhatCouldNotEndInTimeAtThePaceOfLate) {
-  options_.max_starting = 1;
+  options_.live = {.most = 10, .batches = 0};
   options_.max_queued = 1000;
   Make();
-  Fill();
-  for (int i = 0; i < 200; ++i) ASSERT_TRUE(Submit("a").ok());
-  for (int i = 0; i < 40; ++i) {  // one at a time, ten in a second
-    now_ += absl::Milliseconds(100);
-    const uint64_t ends = fillers_.front();
-    ASSERT_TRUE(Next().has_value());
-    admission_->Finished(ends, now_);
-  }
-  // 160 are ahead: 16 s.
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 16, 1.5);
-  const absl::Status refused = Submit("a", 2, 100, absl::Seconds(10));
+  for (int i = 0; i < 250; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  Serve(absl::Seconds(5.5), absl::Milliseconds(10));  // ten at a time, a second each
+  ASSERT_EQ(admission_->queued(), 190);
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 20, 1.5);
+  const absl::Status refused = SubmitLong("a", 100, absl::Seconds(10));
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_NEAR(absl::ToDoubleSeconds(*RetryAfter(refused)), 16, 1.5);
-  EXPECT_TRUE(Submit("a", 2, 100, absl::Seconds(30)).ok());
-  EXPECT_TRUE(Submit("b", 2, 100, absl::Seconds(5)).ok()) << "another key has its turn sooner";
-  EXPECT_TRUE(Submit("a", 1, 100, absl::Seconds(5)).ok()) << "and so has what is urgent";
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("the deadline would pass before"));
+  EXPECT_NEAR(absl::ToDoubleSeconds(*RetryAfter(refused)), 20, 1.5);
+  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(40)).ok());
+  EXPECT_TRUE(SubmitLong("b", 100, absl::Seconds(5)).ok()) << "another key has its turn sooner";
+  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(5), 1).ok()) << "and so has what is urgent";
+  EXPECT_FALSE(SubmitLong("b", 1000, absl::Seconds(10)).ok()) << "too long for its time";
 }
 
-TEST_F(AdmissionTest, RefusesWhatIsTooLongForItsTime) {
-  options_.max_starting = 1;
+TEST_F(AdmissionTest, TheWaitIsUntilARunningRequestEnds) {
+  options_.live = {.most = 10, .batches = 0};
   Make();
-  Fill();
-  ASSERT_TRUE(Submit("a").ok());
-  now_ += absl::Seconds(2);
-  ASSERT_TRUE(Next().has_value());
-  admission_->Finished(1, now_);  // one token took 2 s
-  ASSERT_TRUE(Submit("b").ok());
-  const auto submit = [&](int64_t length) {
-    return admission_->Submit(100 + static_cast<uint64_t>(length),
-                              {"c", 2, length, 1, now_ + absl::Seconds(30), length}, now_);
-  };
-  EXPECT_TRUE(submit(10).ok());
-  EXPECT_EQ(submit(12).code(), absl::StatusCode::kResourceExhausted) << "2 s to wait, 30 to run";
+  for (int i = 0; i < 11; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  // They began together, and end together.
+  Serve(absl::Milliseconds(200), absl::Milliseconds(10));
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 0.8, 0.05);
+  EXPECT_FALSE(SubmitLong("a", 100, absl::Seconds(2)).ok());
+  Serve(absl::Milliseconds(700), absl::Milliseconds(10));
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 0.1, 0.05);
+  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(2)).ok());
+  // While nobody writes, nobody gets nearer to his end.
+  now_ += absl::Seconds(5);
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 5.1, 0.1);
+}
+
+// What runs and cannot end makes the others slower, until nothing ends in time any more.
+TEST_F(AdmissionTest, NoMoreRunThanCanEndBeforeTheirDeadline) {
+  options_.live = {.most = 1000, .batches = 0};
+  options_.max_starting = 1000;
+  Make();
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  Serve(absl::Seconds(1), absl::Milliseconds(20));  // 2 s each while 20 run
+  EXPECT_FALSE(SubmitLong("a", 100, absl::Seconds(2)).ok()) << "there is room, but no time";
+  EXPECT_TRUE(SubmitLong("a", 50, absl::Seconds(2)).ok()) << "it is shorter";
+  int admitted = 0;
+  while (SubmitLong("a", 100, absl::Seconds(4)).ok()) {
+    ASSERT_TRUE(admission_->TakeNext(now_).has_value());
+    ++admitted;
+  }
+  EXPECT_NEAR(admitted, 12, 2) << "with 32 one takes 3.2 s, and a quarter more for safety";
+  EXPECT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok()) << "who has time may";
+}
+
+TEST_F(AdmissionTest, ClientsThatDoNotReadSayNothingOfThePace) {
+  options_.live = {.most = 10, .batches = 0};
+  Make();
+  for (int i = 0; i < 11; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  Serve(absl::Milliseconds(500), absl::Milliseconds(10));
+  admission_->Held(1);
+  now_ += absl::Minutes(1);
+  admission_->Wrote(1, 4, now_);
+  admission_->Held(2);
+  admission_->Finished(2, /*whole=*/false, now_);
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 0.5, 0.1);
+}
+
+TEST_F(AdmissionTest, AFewRunWhateverThePace) {
+  Make();
+  for (int i = 0; i < 4; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  Serve(absl::Seconds(10), absl::Seconds(1));
+  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(5)).ok()) << "it may be faster by now";
+}
+
+TEST_F(AdmissionTest, UntilSomethingIsWrittenOnlyAFewStart) {
+  Make();
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  Serve(absl::Milliseconds(10), absl::Milliseconds(10));
+  EXPECT_EQ(admission_->running_choices(), LiveLimit::kLeast);
+  Serve(absl::Milliseconds(20), absl::Milliseconds(10));
+  EXPECT_EQ(admission_->running_choices(), 100);
+}
+
+TEST_F(AdmissionTest, WhoseTimeHasBecomeTooShortIsGivenUpWhenItsTurnComes) {
+  options_.live = {.most = 10, .batches = 0};
+  Make();
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  Serve(absl::Milliseconds(500), absl::Milliseconds(10));
+  ASSERT_TRUE(SubmitLong("a", 100, absl::Seconds(8)).ok());
+  const uint64_t waits = next_id_ - 1;
+  ASSERT_TRUE(SubmitLong("a", 10, absl::Seconds(8)).ok());
+  Serve(absl::Seconds(3), absl::Milliseconds(100));  // everything has become ten times slower
+  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre());
+  admission_->Finished(1, /*whole=*/false, now_);
+  EXPECT_EQ(admission_->TakeNext(now_), waits + 1) << "it is short";
+  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre(waits)) << "of 5 s left it needs 10";
+  EXPECT_EQ(admission_->queued(), 0);
 }
 
 TEST_F(AdmissionTest, StartsNoMoreChoicesThanTheWorkersCanUse) {
   options_.live = {.most = 1000, .batches = 2};
   Make();
   admission_->SetCapacity({.best_rows = 50, .waiting_rows = 0});
+  ASSERT_TRUE(SubmitLong("", 1, absl::Minutes(1)).ok());
+  Serve(absl::Milliseconds(1), absl::Milliseconds(1));  // one has ended: the pace is known
   for (uint64_t id = 1; id <= 20; ++id) {
     ASSERT_TRUE(admission_->Submit(id, {"", 2, 10, 8, now_ + absl::Minutes(1)}, now_).ok());
   }
   int started = 0;
   while (const auto id = admission_->TakeNext(now_)) {
-    admission_->Started(*id, now_);
+    admission_->Started(*id);
     ++started;
   }
   EXPECT_EQ(started, 12) << "8 choices each, of 100";
@@ -315,10 +401,10 @@ TEST_F(AdmissionTest, StartsNoMoreChoicesThanTheWorkersCanUse) {
   // Others keep the workers busy: nothing more until only a share runs.
   admission_->SetCapacity({.best_rows = 50, .waiting_rows = 51});
   for (uint64_t id = 1; id <= 4; ++id) {
-    admission_->Finished(id, now_);
+    admission_->Finished(id, /*whole=*/true, now_);
     EXPECT_EQ(admission_->TakeNext(now_), std::nullopt) << id;
   }
-  admission_->Finished(5, now_);
+  admission_->Finished(5, /*whole=*/true, now_);
   EXPECT_TRUE(admission_->TakeNext(now_).has_value()) << "56 of 64 run";
   // A worker has come.
   admission_->SetCapacity({.best_rows = 100, .waiting_rows = 0});
@@ -332,8 +418,8 @@ TEST_F(AdmissionTest, ThePaceOfIdleTimesIsNoPace) {
   for (uint64_t id = 1; id <= 50; ++id) {  // one a minute, all served at once
     ASSERT_TRUE(Submit("a").ok());
     ASSERT_EQ(admission_->TakeNext(now_), id);
-    admission_->Started(id, now_);
-    admission_->Finished(id, now_);
+    admission_->Started(id);
+    admission_->Finished(id, /*whole=*/true, now_);
     now_ += absl::Minutes(1);
   }
   for (int i = 0; i < 20; ++i) {
@@ -358,20 +444,17 @@ TEST_F(AdmissionTest, DeadlinesHoldInTheQueueToo) {
 }
 
 TEST_F(AdmissionTest, ARequestThatCannotRunToItsEndAnyMoreIsGivenUpEarly) {
-  options_.max_starting = 1;
+  options_.live = {.most = 10, .batches = 0};
   Make();
-  Fill();
-  admission_->Started(1, now_);
-  now_ += absl::Seconds(4);
-  admission_->Finished(1, now_);  // requests take 4 s
-  fillers_.clear();
-  Fill();
-  ASSERT_TRUE(Submit("a", 2, 100, absl::Seconds(11)).ok());
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(SubmitLong("a", 1000, absl::Minutes(10)).ok());
+  Serve(absl::Seconds(38), absl::Milliseconds(40));  // 40 s each
+  ASSERT_TRUE(SubmitLong("a", 90, absl::Seconds(10)).ok());
   const uint64_t waits = next_id_ - 1;
-  now_ += absl::Seconds(5.5);
+  now_ += absl::Seconds(4.5);
   EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre());
   now_ += absl::Seconds(1);
-  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre(waits)) << "4.5 s are left, of 5 to take";
+  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre(waits))
+      << "4.5 s are left, of 4.5 to take";
 }
 
 TEST_F(AdmissionTest, ForgetsWhateverIsOver) {
@@ -381,7 +464,7 @@ TEST_F(AdmissionTest, ForgetsWhateverIsOver) {
   for (int round = 0; round < 3; ++round) {
     for (int i = 0; i < 100; ++i) Submit(absl::StrCat("k", i % 7), 1 + i % 3).IgnoreError();
     for (int i = 0; i < 5; ++i) admission_->TakeNext(now_);
-    for (uint64_t id = 1; id < next_id_; ++id) admission_->Finished(id, now_);
+    for (uint64_t id = 1; id < next_id_; ++id) admission_->Finished(id, /*whole=*/true, now_);
     EXPECT_EQ(admission_->queued(), 0);
     EXPECT_EQ(admission_->running(), 0);
     EXPECT_EQ(admission_->starting(), 0);

@@ -12,14 +12,17 @@ namespace {
 constexpr absl::Duration kTick = absl::Milliseconds(20);
 
 AdmissionRequest AdmissionOf(const GenerationRequest& request) {
-  return {request.key, request.priority,
+  return {request.key,
+          request.priority,
           static_cast<int64_t>(request.prompt.size()) + int64_t{request.max_tokens} * request.n,
-          request.n, request.deadline, request.max_tokens};
+          request.n,
+          request.deadline,
+          request.max_tokens};
 }
 
 AdmissionRequest AdmissionOf(const ScoringRequest& request) {
   // All blocks of a text are scored side by side: its length says little of the time.
-  return {request.key, request.priority, static_cast<int64_t>(request.tokens.size()),
+  return {request.key,   request.priority, static_cast<int64_t>(request.tokens.size()),
           /*choices=*/1, request.deadline, /*length=*/1};
 }
 
@@ -77,7 +80,7 @@ class AdmittedCore::Ticket final : public GenerationSink,
   void OnStarted(v1::Started started) override {
     if (over) return;
     if (*alive_) {
-      owner_.admission_.Started(id, owner_.loop_.Now());
+      owner_.admission_.Started(id);
       owner_.SchedulePump();
     }
     sink_->OnStarted(std::move(started));
@@ -85,7 +88,9 @@ class AdmittedCore::Ticket final : public GenerationSink,
   void OnOutput(v1::Output output, OutputDetail detail) override {
     if (over) return;
     if (*alive_) {
-      record.Tokens(output.choice(), output.tokens_size(), owner_.loop_.Now(), owner_.metrics_);
+      const absl::Time now = owner_.loop_.Now();
+      record.Tokens(output.choice(), output.tokens_size(), now, owner_.metrics_);
+      owner_.admission_.Wrote(id, output.tokens_size(), now);
     }
     sink_->OnOutput(std::move(output), std::move(detail));
   }
@@ -98,12 +103,20 @@ class AdmittedCore::Ticket final : public GenerationSink,
     if (*alive_) owner_.Forget(*this, status);
     sink_->OnDone(std::move(status), std::move(usage));
   }
-  bool WantsMore() const override { return !over && sink_->WantsMore(); }
+  bool WantsMore() const override {
+    if (over) return false;
+    const bool wants_more = sink_->WantsMore();
+    if (!wants_more && *alive_) {
+      owner_.admission_.Held(id);
+      owner_.held_.try_emplace(id, owner_.loop_.Now());
+    }
+    return wants_more;
+  }
   void OnDone(absl::StatusOr<v1::ScoreResponse> response) override {
     if (over) return;
     if (response.ok()) record.usage = response->usage();
     if (*alive_) {
-      owner_.admission_.Started(id, owner_.loop_.Now());
+      owner_.admission_.Started(id);
       owner_.Forget(*this, response.status());
     }
     score_sink_->OnDone(std::move(response));
@@ -201,6 +214,18 @@ void AdmittedCore::Pump() {
     ticket.record.LeftQueue(now, metrics_);
     ticket.Begin();
   }
+  for (const uint64_t id : admission_.TakeHopeless(now)) {
+    const std::shared_ptr<Ticket> ticket = tickets_.at(id);
+    const absl::Duration wait =
+        admission_.ExpectedWait(ticket->admission.key, ticket->admission.priority, now);
+    const absl::Status status = WithRetryAfter(
+        absl::ResourceExhaustedError(absl::StrCat(
+            "the request has waited for ", absl::FormatDuration(now - ticket->record.arrived),
+            " and could not end before its deadline any more")),
+        std::max(wait, absl::Seconds(1)));
+    Forget(*ticket, status);
+    ticket->Tell(status);
+  }
 }
 
 void AdmittedCore::Forget(Ticket& ticket, const absl::Status& outcome) {
@@ -208,9 +233,10 @@ void AdmittedCore::Forget(Ticket& ticket, const absl::Status& outcome) {
   if (found == tickets_.end()) return;
   const std::shared_ptr<Ticket> kept = std::move(found->second);
   tickets_.erase(found);
+  held_.erase(ticket.id);
   ticket.over = true;
   const absl::Time now = loop_.Now();
-  admission_.Finished(ticket.id, now);
+  admission_.Finished(ticket.id, outcome.ok(), now);
   ticket.record.Finish(outcome, now, metrics_, options_.log_requests);
   live_requests_.fetch_sub(1);
   SchedulePump();
@@ -231,6 +257,7 @@ void AdmittedCore::Resume(GenerationId id) {
   loop_.Post([this, alive = alive_, id] {
     if (!*alive) return;
     const auto found = tickets_.find(id);
+    held_.erase(id);
     if (found != tickets_.end() && found->second->inner.has_value()) {
       core_.Resume(*found->second->inner);
     }
@@ -259,20 +286,24 @@ void AdmittedCore::ScheduleTick() {
   });
 }
 
-void AdmittedCore::Tick() {
-  const absl::Time now = loop_.Now();
-  for (const uint64_t id : admission_.TakeHopeless(now)) {
-    const std::shared_ptr<Ticket> ticket = tickets_.at(id);
-    const absl::Duration wait =
-        admission_.ExpectedWait(ticket->admission.key, ticket->admission.priority, now);
-    const absl::Status status = WithRetryAfter(
-        absl::ResourceExhaustedError(absl::StrCat(
-            "the request has waited for ", absl::FormatDuration(now - ticket->record.arrived),
-            " and could not end before its deadline any more")),
-        std::max(wait, absl::Seconds(1)));
+void AdmittedCore::CutSlowReaders() {
+  const absl::Time latest = loop_.Now() - options_.slow_reader_timeout;
+  std::vector<std::shared_ptr<Ticket>> slow;
+  for (const auto& [id, since] : held_) {
+    if (since < latest) slow.push_back(tickets_.at(id));
+  }
+  for (const std::shared_ptr<Ticket>& ticket : slow) {
+    const absl::Status status =
+        absl::AbortedError(absl::StrCat("cut off: the client has not read what waits for it for ",
+                                        absl::FormatDuration(options_.slow_reader_timeout)));
+    core_.Cancel(*ticket->inner);
     Forget(*ticket, status);
     ticket->Tell(status);
   }
+}
+
+void AdmittedCore::Tick() {
+  CutSlowReaders();
   if (options_.capacity) admission_.SetCapacity(options_.capacity());
   Pump();
   metrics_.queued[0].Set(static_cast<double>(admission_.queued(1)));

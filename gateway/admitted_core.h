@@ -26,6 +26,9 @@ struct AdmittedCoreOptions {
   AdmissionOptions admission;
   // What the token tier can use, asked for again and again on the loop; null: not asked.
   std::function<TokenCapacity()> capacity;
+  // A stream whose client leaves unread what waits for it (the front's window) for so long ends
+  // ABORTED: what it holds is for others.
+  absl::Duration slow_reader_timeout = absl::InfiniteDuration();
   bool log_requests = true;  // a line for each request that is over
   // Text of a prompt, for its line; null: prompts are not logged.
   std::function<std::string(const std::vector<int32_t>& prompt)> describe_prompt;
@@ -71,6 +74,7 @@ class AdmittedCore final : public GenerationCore {
   void Pump();
   void ScheduleTick();
   void Tick();
+  void CutSlowReaders();
   // Nothing more is kept of it.
   void Forget(Ticket& ticket, const absl::Status& outcome);
   void Trace(RequestRecord& record, RequestOrigin& origin);
@@ -82,6 +86,8 @@ class AdmittedCore final : public GenerationCore {
   Admission admission_;
   TraceIds trace_ids_;
   std::unordered_map<GenerationId, std::shared_ptr<Ticket>> tickets_;
+  // Streams that wait for their clients to read, and since when.
+  std::unordered_map<GenerationId, absl::Time> held_;
   absl::Status closed_;
   bool pump_posted_ = false;
 

@@ -85,6 +85,26 @@ TEST_F(AdmittedCoreTest, TooManyEndRefusedAtOnceAndTheOthersInFull) {
   ExpectNothingLeft();
 }
 
+TEST_F(AdmittedCoreTest, WhatCouldNotEndInTimeBesideTheOthersIsRefusedAtOnce) {
+  admitted_options_.admission.live = {.most = 10, .batches = 0};
+  Make(1, 1);
+  workers_[0]->service_time = absl::Milliseconds(40);  // 10 ms a token
+  std::vector<Stream> running;
+  for (uint64_t i = 0; i < 10; ++i) running.push_back(Ask(Request(5, 400, i)));
+  loop_.Advance(absl::Seconds(1));
+  GenerationRequest request = Request(5, 400, 99);
+  request.deadline = loop_.Now() + absl::Seconds(5);  // 3 s to wait, 4 to run
+  const Stream late = Ask(request);
+  request.deadline = loop_.Now() + absl::Seconds(20);
+  const Stream waits = Ask(request);
+  loop_.RunReady();
+  EXPECT_EQ(late.sink->done, 1);
+  EXPECT_EQ(late.sink->status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(late.sink->status.message()), HasSubstr("the deadline would pass"));
+  ASSERT_TRUE(RunUntilDone({waits}));
+  ExpectExact(waits);
+}
+
 TEST_F(AdmittedCoreTest, QueuedRequestsAreRefusedBeforeTheirDeadline) {
   admitted_options_.admission.max_starting = 1;
   Make(1, 1);
@@ -118,6 +138,29 @@ TEST_F(AdmittedCoreTest, ClientsThatGoAreTakenOutOfTheQueueAndOffTheTiers) {
   const Stream next = Ask(Request(5, 8, 99));
   ASSERT_TRUE(RunUntilDone({next}));
   ExpectExact(next);
+  ExpectNothingLeft();
+}
+
+TEST_F(AdmittedCoreTest, AStreamWhoseClientDoesNotReadIsCutOff) {
+  admitted_options_.slow_reader_timeout = absl::Seconds(30);
+  Make(1, 1);
+  const Stream slow = Ask(Request(5, 2000, 1));
+  const Stream reads = Ask(Request(5, 2000, 2));
+  loop_.Advance(absl::Milliseconds(100));
+  slow.sink->wants_more = reads.sink->wants_more = false;
+  loop_.Advance(absl::Seconds(20));
+  const size_t written = slow.sink->tokens[0].size();
+  reads.sink->wants_more = true;
+  admitted_->Resume(reads.id);
+  loop_.Advance(absl::Seconds(9));
+  EXPECT_EQ(slow.sink->done, 0) << "it has some time left";
+  EXPECT_EQ(slow.sink->tokens[0].size(), written) << "nothing is written for it meanwhile";
+  loop_.Advance(absl::Seconds(2));
+  EXPECT_EQ(slow.sink->done, 1);
+  EXPECT_EQ(slow.sink->status.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(Count(absl::StatusCode::kAborted), 1);
+  ASSERT_TRUE(RunUntilDone({reads}));
+  ExpectExact(reads);
   ExpectNothingLeft();
 }
 

@@ -80,6 +80,9 @@ absl::Status GatewayConfig::Validate() const {
   if (audit_hold && audit_fraction == 0 && audit_context_fraction == 0) {
     return absl::InvalidArgumentError("--audit-hold holds nothing without --audit-fraction");
   }
+  if (slow_reader_timeout <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--slow-reader-timeout must be more than 0");
+  }
   if (tier_wait < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--tier-wait must not be negative");
   }
@@ -194,6 +197,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   if (!admission.ok()) return admission.status();
   AdmittedCoreOptions admitted_options;
   admitted_options.admission = *std::move(admission);
+  admitted_options.slow_reader_timeout = config.slow_reader_timeout;
   if (ApiKeys* const keys = impl->api_keys.get()) {
     admitted_options.admission.limits_of =
         [keys](const std::string& name) -> std::optional<KeyLimits> {

@@ -57,6 +57,7 @@ struct GatewayConfig {
   double audit_fraction = 0;
   double audit_context_fraction = 0;
   bool audit_hold = false;
+  absl::Duration slow_reader_timeout = absl::Minutes(2);  // AdmittedCoreOptions
   int32_t max_queued_requests = 1024;  // that wait to be admitted; beyond: RESOURCE_EXHAUSTED
   int32_t max_starting_requests = 64;  // admitted, and without their first block yet
   int32_t max_live_choices = 16384;    // of all admitted requests together

@@ -13,6 +13,9 @@ void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway) {
             &gateway.max_starting_requests);
   flags.Add("max_queued_requests", "requests that wait; more are refused",
             &gateway.max_queued_requests);
+  flags.Add("slow_reader_timeout",
+            "a stream whose client leaves unread what waits for it is cut off",
+            &gateway.slow_reader_timeout);
   flags.Add("limits_file", "JSON: what each API key may have; empty: no limits",
             &gateway.limits_file);
 }

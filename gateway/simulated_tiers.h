@@ -116,6 +116,8 @@ class SimulatedWorker {
   absl::Duration service_time = absl::Milliseconds(1);
   int messages = 0;
   size_t largest_message_bytes = 0;
+  // Changes what it answers, its hello too; null: nothing.
+  std::function<void(Reply& reply)> garble;
 
  protected:
   virtual Reply Hello() = 0;
@@ -164,7 +166,11 @@ class SimulatedWorker {
   void Connect() {
     if (connection_ == nullptr || connection_->connected || !up) return;
     connection_->connected = true;
-    Post(absl::ZeroDuration(), [this] { connection_->observer->OnReady(Hello()); });
+    Post(absl::ZeroDuration(), [this] {
+      Reply hello = Hello();
+      if (garble) garble(hello);
+      connection_->observer->OnReady(std::move(hello));
+    });
   }
   void Cut(absl::Status status) {
     ++epoch_;
@@ -201,6 +207,7 @@ class SimulatedWorker {
       }
       const uint64_t before = epoch_;
       Reply reply = Answer(*taken);
+      if (garble) garble(reply);
       if (epoch_ == before) connection_->observer->OnMessage(std::move(reply));
     });
   }

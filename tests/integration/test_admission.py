@@ -145,3 +145,20 @@ def test_a_wrong_limits_file_is_named(launcher, limits):
     server._expect_exit_0 = False
     assert "--limits-file" in server.log()
     assert "keys.a.max_request is not known" in server.log()
+
+
+def test_a_client_that_does_not_read_its_stream_is_cut_off(launcher):
+    server = launcher.serve(MODEL, "--slow-reader-timeout=300ms", LISTEN).wait_until_ready()
+    message = request(1, max_tokens=4000, n=8, logprobs=20)
+    with grpc.insecure_channel(server.address) as channel:
+        call = generation_pb2_grpc.GenerationStub(channel).Generate(message, timeout=120)
+        assert next(iter(call)).HasField("started")
+        name = {"method": "generate", "outcome": "aborted"}
+        harness.wait_until(lambda: scrape(server).value("blockserve_gateway_requests_total", **name) == 1,
+                           "it is cut off")
+        harness.wait_until(lambda: scrape(server).value("blockserve_block_sequences") == 0,
+                           "nothing is held for it")
+        with pytest.raises(grpc.RpcError) as caught:
+            tokens = sum(len(event.output.tokens) for event in call)
+            assert tokens < 8 * 4000
+        assert caught.value.code() == grpc.StatusCode.ABORTED
