@@ -12,8 +12,8 @@ namespace {
 
 constexpr absl::Duration kShortestRetry = absl::Seconds(1);
 constexpr absl::Duration kLongestRetry = absl::Seconds(60);
-// Of the wait that is expected: it may be longer.
-constexpr double kWaitMargin = 1.25;
+// Of the wait that is expected: who waits is told late, should the others become slower meanwhile.
+constexpr double kWaitMargin = 2;
 // Of the time that requests take at the moment: half of them take longer than the mean.
 constexpr double kRunMargin = 1.25;
 // How old the running requests' expected ends may be when a wait is told from them.

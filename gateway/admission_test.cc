@@ -297,7 +297,7 @@ TEST_F(AdmissionTest, RefusesWhatCouldNotEndInTimeAtThePaceOfLate) {
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("the deadline would pass before"));
   EXPECT_NEAR(absl::ToDoubleSeconds(*RetryAfter(refused)), 20, 1.5);
-  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(40)).ok());
+  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(60)).ok());
   EXPECT_TRUE(SubmitLong("b", 100, absl::Seconds(5)).ok()) << "another key has its turn sooner";
   EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(5), 1).ok()) << "and so has what is urgent";
   EXPECT_FALSE(SubmitLong("b", 1000, absl::Seconds(10)).ok()) << "too long for its time";

@@ -3,6 +3,7 @@
 import http.client
 import json
 import re
+import signal
 import socket
 import ssl
 import subprocess
@@ -303,12 +304,16 @@ def test_limits_of_a_key_hold_over_both_ports(secured, pki, limit, code):
                 return False
 
         harness.wait_until(known, "the new key is known")
-        stream = limited.stream("Once", max_tokens=30, ignore_eos=True)
-        next(iter(stream))
         # While it runs (and, of the rate, also afterwards), nothing more of this key is taken.
-        answers = [post(20)]
-        with pytest.raises(blockserve.Error) as caught:
-            limited.generate("A", max_tokens=20, ignore_eos=True)
+        secured.token.process.send_signal(signal.SIGSTOP)
+        try:
+            stream = limited.stream("Once", max_tokens=30, ignore_eos=True)
+            next(iter(stream))
+            answers = [post(20)]
+            with pytest.raises(blockserve.Error) as caught:
+                limited.generate("A", max_tokens=20, ignore_eos=True)
+        finally:
+            secured.token.process.send_signal(signal.SIGCONT)
         list(stream)
     status, headers, body = answers[0]
     assert status == 429 and 1 <= int(headers["Retry-After"]) <= 60
