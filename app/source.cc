@@ -28,8 +28,25 @@ bool IsHostAndPort(absl::string_view address) {
 
 }  // namespace
 
-absl::Status CheckServerFlag(const std::string& list) {
-  const std::vector<std::string> addresses = Addresses(list);
+void ServerFlags::AddFlags(FlagTable& flags) {
+  flags.Add("server", "or HOST:PORT of a running server; several by commas", &server);
+  flags.Add("tls_ca", "with --server: PEM file of its CA, or \"system\"; empty: plaintext",
+            &tls.ca);
+  flags.Add("tls_cert", "with --server: PEM file of a certificate to show", &tls.certificate);
+  flags.Add("tls_key", "with --server: PEM file of its key", &tls.key);
+  flags.Add("tls_name", "with --server: name in its certificate", &tls.server_name);
+  flags.Add("api_key_file", "with --server: file that holds the API key", &api_key_file);
+}
+
+absl::Status ServerFlags::Validate() const {
+  if (!server.has_value()) {
+    if (!api_key_file.empty()) {
+      return absl::InvalidArgumentError("--api-key-file needs --server");
+    }
+    if (tls.enabled()) return absl::InvalidArgumentError("--tls-ca needs --server");
+    return CheckTlsFiles(tls);
+  }
+  const std::vector<std::string> addresses = Addresses(*server);
   if (addresses.empty()) {
     return absl::InvalidArgumentError("--server is empty; it must be host:port");
   }
@@ -38,18 +55,36 @@ absl::Status CheckServerFlag(const std::string& list) {
     return absl::InvalidArgumentError(
         absl::StrCat("--server is \"", address, "\"; it must be host:port"));
   }
-  return absl::OkStatus();
+  return CheckTlsFiles(tls);
+}
+
+absl::StatusOr<std::unique_ptr<Client>> ServerFlags::Connect() const {
+  ClientOptions client;
+  client.addresses = Addresses(*server);
+  client.max_retries = 3;  // who types a wrong address is not left waiting
+  client.tls = tls.enabled();
+  client.server_name = tls.server_name;
+  struct File {
+    const char* flag;
+    std::string path;
+    std::string* contents;
+  };
+  for (const File& file : {File{"--tls-ca", tls.ca, &client.ca_pem},
+                           File{"--tls-cert", tls.certificate, &client.certificate_pem},
+                           File{"--tls-key", tls.key, &client.key_pem},
+                           File{"--api-key-file", api_key_file, &client.api_key}}) {
+    if (file.path.empty() || (file.contents == &client.ca_pem && file.path == "system")) continue;
+    absl::StatusOr<std::string> contents = ReadInput(file.flag, file.path);
+    if (!contents.ok()) return contents.status();
+    *file.contents = *std::move(contents);
+  }
+  client.api_key = std::string(absl::StripAsciiWhitespace(client.api_key));
+  return Client::Create(client);
 }
 
 void SourceOptions::AddFlags(FlagTable& flags) {
   flags.Add("model", "folder of a model, to be run in this process", &model);
-  flags.Add("server", "or HOST:PORT of a running server; several by commas", &server);
-  flags.Add("tls_ca", "with --server: PEM file of its CA, or \"system\"; empty: plaintext",
-            &tls.ca);
-  flags.Add("tls_cert", "with --server: PEM file of a certificate to show", &tls.certificate);
-  flags.Add("tls_key", "with --server: PEM file of its key", &tls.key);
-  flags.Add("tls_name", "with --server: name in its certificate", &tls.server_name);
-  flags.Add("api_key_file", "with --server: file that holds the API key", &api_key_file);
+  server.AddFlags(flags);
   flags.Add("device", absl::StrCat("with --model: ", kDeviceFlagHelp), &device);
   flags.Add("arithmetic", absl::StrCat("with --model: ", kArithmeticFlagHelp), &arithmetic);
   flags.Add("threads", "with --model: compute threads; 0: one per core", &threads);
@@ -57,20 +92,11 @@ void SourceOptions::AddFlags(FlagTable& flags) {
 }
 
 absl::Status SourceOptions::Validate() const {
-  if (model.has_value() == server.has_value()) {
+  if (model.has_value() == server.server.has_value()) {
     return absl::InvalidArgumentError(model.has_value() ? "--model and --server exclude each other"
                                                         : "--model or --server is missing");
   }
-  if (server.has_value()) {
-    if (absl::Status status = CheckServerFlag(*server); !status.ok()) return status;
-  }
-  if (!server.has_value() && !api_key_file.empty()) {
-    return absl::InvalidArgumentError("--api-key-file needs --server");
-  }
-  if (!server.has_value() && tls.enabled()) {
-    return absl::InvalidArgumentError("--tls-ca needs --server");
-  }
-  if (absl::Status status = CheckTlsFiles(tls); !status.ok()) return status;
+  if (absl::Status status = server.Validate(); !status.ok()) return status;
   if (timeout == absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--timeout must be more than 0");
   }
@@ -83,40 +109,12 @@ absl::Status SourceOptions::Validate() const {
   return embedded.Validate();
 }
 
-namespace {
-
-absl::StatusOr<std::unique_ptr<Client>> Connect(const SourceOptions& options) {
-  ClientOptions client;
-  client.addresses = Addresses(*options.server);
-  client.max_retries = 3;  // who types a wrong address is not left waiting
-  client.tls = options.tls.enabled();
-  client.server_name = options.tls.server_name;
-  struct File {
-    const char* flag;
-    std::string path;
-    std::string* contents;
-  };
-  for (const File& file : {File{"--tls-ca", options.tls.ca, &client.ca_pem},
-                           File{"--tls-cert", options.tls.certificate, &client.certificate_pem},
-                           File{"--tls-key", options.tls.key, &client.key_pem},
-                           File{"--api-key-file", options.api_key_file, &client.api_key}}) {
-    if (file.path.empty() || (file.contents == &client.ca_pem && file.path == "system")) continue;
-    absl::StatusOr<std::string> contents = ReadInput(file.flag, file.path);
-    if (!contents.ok()) return contents.status();
-    *file.contents = *std::move(contents);
-  }
-  client.api_key = std::string(absl::StripAsciiWhitespace(client.api_key));
-  return Client::Create(client);
-}
-
-}  // namespace
-
 absl::StatusOr<std::unique_ptr<Source>> Source::Open(const SourceOptions& options) {
   std::unique_ptr<Source> source(new Source);
   source->timeout_ = options.timeout;
-  if (options.server.has_value()) {
-    source->server_ = *options.server;
-    absl::StatusOr<std::unique_ptr<Client>> client = Connect(options);
+  if (options.server.server.has_value()) {
+    source->server_ = *options.server.server;
+    absl::StatusOr<std::unique_ptr<Client>> client = options.server.Connect();
     if (!client.ok()) return client.status();
     source->client_ = *std::move(client);
     return source;

@@ -17,24 +17,31 @@
 
 namespace blockserve {
 
+// --server and what goes with it.
+struct ServerFlags {
+  std::optional<std::string> server;  // addresses by commas
+  ClientTlsFiles tls;
+  std::string api_key_file;
+
+  void AddFlags(FlagTable& flags);
+  // INVALID_ARGUMENT naming the flag: an address that is not host:port, others without --server.
+  absl::Status Validate() const;
+  // Needs --server. Errors: a file that cannot be read.
+  absl::StatusOr<std::unique_ptr<Client>> Connect() const;
+};
+
 struct SourceOptions {
   std::optional<std::string> model;
-  std::optional<std::string> server;
+  ServerFlags server;
   std::string device = "auto";
   std::string arithmetic = "auto";
   int32_t threads = 0;
   absl::Duration timeout = absl::Minutes(10);
-  // Of --server: TLS files and the file that holds the API key.
-  ClientTlsFiles tls;
-  std::string api_key_file;
 
   void AddFlags(FlagTable& flags);
   // INVALID_ARGUMENT unless exactly one of --model and --server is given.
   absl::Status Validate() const;
 };
-
-// INVALID_ARGUMENT naming --server where an address of the list by commas is not host:port.
-absl::Status CheckServerFlag(const std::string& list);
 
 // Both cases go through the client library, the first over an in-process channel.
 class Source {

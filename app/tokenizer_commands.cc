@@ -23,22 +23,28 @@ class TokenizerSource {
  public:
   void AddFlags(FlagTable& flags) {
     flags.Add("model", "folder of a model; its tokenizer.json is read", &model_);
-    flags.Add("server", "or HOST:PORT of a running server", &server_);
+    server_.AddFlags(flags);
   }
   absl::Status Validate() const {
-    if (model_.has_value() == server_.has_value()) {
+    if (model_.has_value() == server_.server.has_value()) {
       return absl::InvalidArgumentError("give one of --model and --server");
     }
-    return server_.has_value() ? CheckServerFlag(*server_) : absl::OkStatus();
+    return server_.Validate();
   }
   absl::StatusOr<std::vector<int32_t>> Encode(const std::string& text) {
-    if (server_.has_value()) return Client(*server_).Tokenize(text);
+    if (server_.server.has_value()) {
+      auto client = server_.Connect();
+      return client.ok() ? (*client)->Tokenize(text) : client.status();
+    }
     auto tokenizer = LoadTokenizer(*model_);
     if (!tokenizer.ok()) return tokenizer.status();
     return (*tokenizer)->Encode(text);
   }
   absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids, bool skip_special_tokens) {
-    if (server_.has_value()) return Client(*server_).Detokenize(ids, skip_special_tokens);
+    if (server_.server.has_value()) {
+      auto client = server_.Connect();
+      return client.ok() ? (*client)->Detokenize(ids, skip_special_tokens) : client.status();
+    }
     auto tokenizer = LoadTokenizer(*model_);
     if (!tokenizer.ok()) return tokenizer.status();
     return (*tokenizer)->Decode(ids, skip_special_tokens);
@@ -46,7 +52,7 @@ class TokenizerSource {
 
  private:
   std::optional<std::string> model_;
-  std::optional<std::string> server_;
+  ServerFlags server_;
 };
 
 constexpr absl::string_view kTokenize = "blockserve tokenize";

@@ -89,13 +89,20 @@ def test_text_is_written_with_everything_encrypted(client):
     assert list(client.stream(**PROMPT))
 
 
-def test_the_command_line_speaks_to_it(secured, pki, tmp_path):
+@pytest.mark.parametrize("command", [
+    ["generate", "--prompt=A dog", "--max-tokens=4"], ["score", "--prompt=A dog"],
+    ["tokenize", "--text=A dog"], ["detokenize", "--tokens=5,6"]], ids=lambda command: command[0])
+def test_the_command_line_speaks_to_it(secured, pki, tmp_path, command):
     (tmp_path / "key").write_text(secured.key + "\n")
-    done = subprocess.run(
-        [harness.program("blockserve"), "generate", f"--server={secured.gateway.address}",
-         f"--tls-ca={pki.public}/ca.crt", f"--api-key-file={tmp_path}/key", "--prompt=A dog",
-         "--max-tokens=4"], text=True, capture_output=True, check=False)
+
+    def call(*flags):
+        return subprocess.run(
+            [harness.program("blockserve"), *command, f"--server={secured.gateway.address}",
+             f"--tls-ca={pki.public}/ca.crt", *flags], text=True, capture_output=True, check=False)
+
+    done = call(f"--api-key-file={tmp_path}/key")
     assert done.returncode == 0 and done.stdout, done.stderr
+    assert call().returncode == 1, "without a key"
 
 
 @pytest.mark.parametrize("key", [None, "bsk_00000000_x", "nonsense"])
