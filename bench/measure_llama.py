@@ -2,8 +2,8 @@
 """Measures llama.cpp on a plain model of this project's layout, for docs/performance.md.
 
   python3 -m venv /tmp/llama
-  CMAKE_ARGS=-DGGML_NATIVE=ON /tmp/llama/bin/pip install -r bench/requirements-llama_cpp.txt
-  /tmp/llama/bin/python bench/llama_cpp.py --model models/vanilla_160 --work 128/512@64 …
+  CMAKE_ARGS=-DGGML_NATIVE=ON /tmp/llama/bin/pip install -r bench/requirements-llama.txt
+  /tmp/llama/bin/python bench/measure_llama.py --model models/vanilla_160 --work 128/512@64 …
 
 Writes the weights as GGUF beside the model, then drives llama.cpp's library in the pattern of its
 llama-batched-bench: prompts in batches of --batch tokens, then one token of every sequence a step, flash
