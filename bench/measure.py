@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the runs behind docs/performance.md: one JSON file for each in bench/results/.
+"""Makes the runs behind docs/performance.md: one JSON file for each in bench/results/ (--results).
 
   bench/measure.py --models DIR [--only WORD …] [--again] [--list]
 
@@ -79,6 +79,7 @@ def main():
     parser.add_argument("--models", type=pathlib.Path, help="folder of the models' folders")
     parser.add_argument("--make", action="store_true", help="make the models that are missing")
     parser.add_argument("--only", nargs="*", default=[], help="runs whose name begins so")
+    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder of the files")
     parser.add_argument("--again", action="store_true", help="also runs whose result is there")
     parser.add_argument("--list", action="store_true", help="print the runs and do nothing")
     parser.add_argument("--repeat", type=int, default=5,
@@ -96,9 +97,9 @@ def main():
     program = ROOT / "build" / "bin" / "blockserve-bench"
     known = subprocess.run([program, "--version"], text=True, capture_output=True, check=True)
     failed = 0
-    RESULTS.mkdir(exist_ok=True)
+    args.results.mkdir(parents=True, exist_ok=True)
     for name, model, flags in runs:
-        file = RESULTS / f"{name}.json"
+        file = args.results / f"{name}.json"
         arithmetic = next(f for f in flags if f.startswith("--arithmetic=")).split("=")[1]
         if arithmetic not in known.stdout.replace(",", " ").split():
             print(f"{name}: this build has no {arithmetic}", flush=True)

@@ -117,7 +117,7 @@ def over_length(results, folder):
 def kv(results, folder):
     bars = []
     for model, label, colour in (("block", "block", BLOCK), ("vanilla", "plain", PLAIN)):
-        result = results.get(f"row-128-512-64-{model}")
+        result = results.get(f"batch-64-{model}")
         if result:  # measured in float32; bfloat16 halves it
             per_token, length = (result["model"][key] for key in
                                  ("kv_bytes_per_token", "block_length"))
@@ -140,9 +140,9 @@ def kv(results, folder):
 
 
 def where_time_goes(results, folder):
-    rows = [("block, 64 sequences", "row-128-512-64-block"),
+    rows = [("block, 64 sequences", "batch-64-block"),
             ("block, one sequence", "row-128-512-1-block"),
-            ("plain, 64 sequences", "row-128-512-64-vanilla"),
+            ("plain, 64 sequences", "batch-64-vanilla"),
             ("plain, one sequence", "row-128-512-1-vanilla")]
     rows = [(label, results.get(name)) for label, name in rows]
     rows = [(label, r) for label, r in rows if r][::-1]
