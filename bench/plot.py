@@ -153,7 +153,7 @@ def where_time_goes(results, folder):
                               if p["part"] == part), 0) for _, r in rows]
         left.barh([label for label, _ in rows], widths, left=start, color=colour, label=part)
         start = [a + b for a, b in zip(start, widths)]
-    left.legend(frameon=False, fontsize=8, ncols=4, loc="lower center", bbox_to_anchor=(0.4, -0.8))
+    left.legend(frameon=False, fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.4, -0.28))
     start = [0.0] * len(rows)
     kinds = [("matrix_products_seconds", "matrix products", "#0072b2"),
              ("attention_seconds", "attention", "#d55e00"),
@@ -165,7 +165,7 @@ def where_time_goes(results, folder):
         right.barh([name for name, _ in rows], widths, left=start, color=colour, label=label)
         start = [a + b for a, b in zip(start, widths)]
     right.set_yticklabels([])
-    right.legend(frameon=False, fontsize=8, ncols=2, loc="lower center", bbox_to_anchor=(0.5, -0.8))
+    right.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.28))
     finish(left, "generating, by part", "% of the time", "")
     finish(right, "by kind of work", "% of the time", "")
     save(figure, folder, "where_time_goes.svg")
