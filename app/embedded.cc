@@ -55,15 +55,19 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   embedded->pool_ = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : cores);
 
-  BlockServiceConfig block_config;
-  block_config.device = options.device;
-  block_config.arithmetic = options.arithmetic;
-  block_config.kv_memory_mib = options.kv_memory_mib;
-  block_config.allow_long_contexts = options.gateway.allow_beyond_positions;
-  // On the CPU the tiers take turns on one pool: two groups would only halve the batches.
+  // Chosen once, for both tiers.
   const absl::StatusOr<EngineChoice> choice =
       ChooseEngine(options.device, options.arithmetic, *embedded->checkpoint_);
   if (!choice.ok()) return choice.status();
+  const std::string device = DeviceName(choice->cuda_device);
+  const std::string arithmetic(ArithmeticName(choice->arithmetic));
+
+  BlockServiceConfig block_config;
+  block_config.device = device;
+  block_config.arithmetic = arithmetic;
+  block_config.kv_memory_mib = options.kv_memory_mib;
+  block_config.allow_long_contexts = options.gateway.allow_beyond_positions;
+  // On the CPU the tiers take turns on one pool: two groups would only halve the batches.
   block_config.groups = choice->cuda_device >= 0 ? 2 : 1;
   block_config.metrics = options.metrics;
   absl::StatusOr<std::unique_ptr<BlockService>> block =
@@ -74,9 +78,9 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   TokenServiceConfig token_config;
   token_config.name = "token";
   token_config.metrics = options.metrics;
-  token_config.device = options.device;
+  token_config.device = device;
   token_config.max_rows = 0;
-  token_config.arithmetic = options.arithmetic;
+  token_config.arithmetic = arithmetic;
   absl::StatusOr<std::unique_ptr<TokenService>> token =
       TokenService::Create(token_config, *embedded->checkpoint_, embedded->pool_.get());
   if (!token.ok()) return token.status();
