@@ -13,7 +13,7 @@
 namespace blockserve {
 namespace {
 
-std::vector<std::string> Addresses(const std::string& list) {
+std::vector<std::string> SplitList(const std::string& list) {
   return absl::StrSplit(list, ',', absl::SkipWhitespace());
 }
 
@@ -29,7 +29,7 @@ bool IsHostAndPort(absl::string_view address) {
 }  // namespace
 
 void ServerFlags::AddFlags(FlagTable& flags) {
-  flags.Add("server", "or HOST:PORT of a running server; several by commas", &server);
+  flags.Add("server", "or HOST:PORT of a running server; several by commas", &addresses);
   flags.Add("tls_ca", "with --server: PEM file of its CA, or \"system\"; empty: plaintext",
             &tls.ca);
   flags.Add("tls_cert", "with --server: PEM file of a certificate to show", &tls.certificate);
@@ -39,18 +39,18 @@ void ServerFlags::AddFlags(FlagTable& flags) {
 }
 
 absl::Status ServerFlags::Validate() const {
-  if (!server.has_value()) {
+  if (!addresses.has_value()) {
     if (!api_key_file.empty()) {
       return absl::InvalidArgumentError("--api-key-file needs --server");
     }
     if (tls.enabled()) return absl::InvalidArgumentError("--tls-ca needs --server");
     return CheckTlsFiles(tls);
   }
-  const std::vector<std::string> addresses = Addresses(*server);
-  if (addresses.empty()) {
+  const std::vector<std::string> list = SplitList(*addresses);
+  if (list.empty()) {
     return absl::InvalidArgumentError("--server is empty; it must be host:port");
   }
-  for (const std::string& address : addresses) {
+  for (const std::string& address : list) {
     if (IsHostAndPort(address)) continue;
     return absl::InvalidArgumentError(
         absl::StrCat("--server is \"", address, "\"; it must be host:port"));
@@ -60,7 +60,7 @@ absl::Status ServerFlags::Validate() const {
 
 absl::StatusOr<std::unique_ptr<Client>> ServerFlags::Connect() const {
   ClientOptions client;
-  client.addresses = Addresses(*server);
+  client.addresses = SplitList(*addresses);
   client.max_retries = 3;  // who types a wrong address is not left waiting
   client.tls = tls.enabled();
   client.server_name = tls.server_name;
@@ -92,7 +92,7 @@ void SourceOptions::AddFlags(FlagTable& flags) {
 }
 
 absl::Status SourceOptions::Validate() const {
-  if (model.has_value() == server.server.has_value()) {
+  if (model.has_value() == server.addresses.has_value()) {
     return absl::InvalidArgumentError(model.has_value() ? "--model and --server exclude each other"
                                                         : "--model or --server is missing");
   }
@@ -112,8 +112,8 @@ absl::Status SourceOptions::Validate() const {
 absl::StatusOr<std::unique_ptr<Source>> Source::Open(const SourceOptions& options) {
   std::unique_ptr<Source> source(new Source);
   source->timeout_ = options.timeout;
-  if (options.server.server.has_value()) {
-    source->server_ = *options.server.server;
+  if (options.server.addresses.has_value()) {
+    source->server_ = *options.server.addresses;
     absl::StatusOr<std::unique_ptr<Client>> client = options.server.Connect();
     if (!client.ok()) return client.status();
     source->client_ = *std::move(client);

@@ -19,14 +19,14 @@ namespace blockserve {
 
 // --server and what goes with it.
 struct ServerFlags {
-  std::optional<std::string> server;  // addresses by commas
+  std::optional<std::string> addresses;  // by commas
   ClientTlsFiles tls;
   std::string api_key_file;
 
   void AddFlags(FlagTable& flags);
   // INVALID_ARGUMENT naming the flag: an address that is not host:port, others without --server.
   absl::Status Validate() const;
-  // Needs --server. Errors: a file that cannot be read.
+  // Needs `addresses`. Errors: a file that cannot be read.
   absl::StatusOr<std::unique_ptr<Client>> Connect() const;
 };
 

@@ -26,13 +26,13 @@ class TokenizerSource {
     server_.AddFlags(flags);
   }
   absl::Status Validate() const {
-    if (model_.has_value() == server_.server.has_value()) {
+    if (model_.has_value() == server_.addresses.has_value()) {
       return absl::InvalidArgumentError("give one of --model and --server");
     }
     return server_.Validate();
   }
   absl::StatusOr<std::vector<int32_t>> Encode(const std::string& text) {
-    if (server_.server.has_value()) {
+    if (server_.addresses.has_value()) {
       auto client = server_.Connect();
       return client.ok() ? (*client)->Tokenize(text) : client.status();
     }
@@ -41,7 +41,7 @@ class TokenizerSource {
     return (*tokenizer)->Encode(text);
   }
   absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids, bool skip_special_tokens) {
-    if (server_.server.has_value()) {
+    if (server_.addresses.has_value()) {
       auto client = server_.Connect();
       return client.ok() ? (*client)->Detokenize(ids, skip_special_tokens) : client.status();
     }
