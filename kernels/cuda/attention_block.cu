@@ -233,14 +233,7 @@ __global__ void __launch_bounds__(kThreads)
       const int thread = threadIdx.x;
       if (thread < size) out[thread] = FromFloat<T>(0.0f);
     } else {
-      while (row + count < end) {
-        const SequenceRow next = args.sequence_rows[row + count];
-        if (next.pages_begin != sequence.pages_begin ||
-            next.position != sequence.position + count) {
-          break;
-        }
-        ++count;
-      }
+      count = ConsecutiveRows(args.sequence_rows, row, end);
       AttendRun<T, kQueries>(args, strides, lanes, row, count, sequence, shared);
     }
     row += count;

@@ -293,14 +293,7 @@ __global__ void __launch_bounds__(Shape<kSize>::kThreads)
         out[i] = FromFloat<Bf16>(0.0f);
       }
     } else {
-      while (row + count < end) {
-        const SequenceRow next = args.sequence_rows[row + count];
-        if (next.pages_begin != sequence.pages_begin ||
-            next.position != sequence.position + count) {
-          break;
-        }
-        ++count;
-      }
+      count = ConsecutiveRows(args.sequence_rows, row, end);
       AttendRun<kSize, kTilesOrNone>(args, strides, row, count, sequence, shared);
     }
     row += count;

@@ -1,4 +1,4 @@
-// What the two attention files share: rotation and the addresses of keys and values.
+// What the attention files share: rotation, runs of rows, and the addresses of keys and values.
 #ifndef BLOCKSERVE_KERNELS_CUDA_HEAD_ROWS_H_
 #define BLOCKSERVE_KERNELS_CUDA_HEAD_ROWS_H_
 
@@ -48,6 +48,18 @@ struct KvStrides {
     return page * page_stride + head * 2 * rows_stride;
   }
 };
+
+// How many of rows[row, end), from `row` on, are consecutive positions of one sequence.
+__device__ inline int ConsecutiveRows(const SequenceRow* rows, int64_t row, int64_t end) {
+  const SequenceRow first = rows[row];
+  int count = 1;
+  while (row + count < end) {
+    const SequenceRow next = rows[row + count];
+    if (next.pages_begin != first.pages_begin || next.position != first.position + count) break;
+    ++count;
+  }
+  return count;
+}
 
 inline absl::Status CheckHeads(const char* name, const KvLayout& layout, int32_t rotary_dims,
                                int64_t qkv_stride) {
