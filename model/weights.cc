@@ -67,8 +67,8 @@ absl::StatusOr<PackedMatrix> LoadMatrix(const LoadContext& context, absl::string
     source.bias = bias->data;
     source.bias_type = bias->type;
   }
-  absl::StatusOr<PackedMatrix> packed =
-      PackedMatrix::Pack(source, n, k, WeightFormatOf(context.arithmetic, source.type), context.pool);
+  absl::StatusOr<PackedMatrix> packed = PackedMatrix::Pack(
+      source, n, k, WeightFormatOf(context.arithmetic, source.type), context.pool);
   TakenOver(context, n * k * ElementBytes(source.type));
   return packed;
 }
