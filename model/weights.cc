@@ -133,8 +133,7 @@ void EmbeddingTable::CopyRow(int64_t row, float* out) const {
     std::memcpy(out, data_.as<float>() + row * width_, width_ * sizeof(float));
     return;
   }
-  const uint16_t* in = data_.as<uint16_t>() + row * width_;
-  for (int64_t i = 0; i < width_; ++i) out[i] = FloatFromBf16(in[i]);
+  FloatsFromBf16(data_.as<uint16_t>() + row * width_, width_, out);
 }
 
 void EmbeddingTable::AddRow(int64_t row, float* out) const {

@@ -80,10 +80,10 @@ def generate_request(prompt: Prompt,
             min_p=get("min_p"), repetition_penalty=get("repetition_penalty"),
             presence_penalty=get("presence_penalty"), frequency_penalty=get("frequency_penalty"),
             logit_bias=[pb.LogitBias(token=token, bias=bias)
-                        for token, bias in (parameters.get("logit_bias") or {}).items()]),
+                        for token, bias in (get("logit_bias") or {}).items()]),
         stop=pb.StopConditions(
             max_tokens=get("max_tokens"), min_tokens=get("min_tokens"),
-            strings=parameters.get("stop") or (), token_ids=parameters.get("stop_token_ids") or (),
+            strings=get("stop") or (), token_ids=get("stop_token_ids") or (),
             ignore_eos=get("ignore_eos")))
     _set_prompt(request, prompt, "text", "tokens")
     return request
