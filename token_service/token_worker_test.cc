@@ -69,7 +69,7 @@ class TokenWorkerTest : public testing::Test {
  protected:
   Gate gate_;
   FakeTokenEngine engine_{&gate_};
-  const SteadyClock clock_;
+  const SteadyClock clock_{};
   Collector collector_;
 };
 

@@ -183,6 +183,28 @@ def test_a_thousand_idle_connections_are_in_nobodys_way_and_one_too_many_is_told
     harness.wait_until(lambda: try_health(server), "connections are free again")
 
 
+def test_beyond_the_limit_sixty_four_connections_are_told_and_the_others_cut(launcher):
+    server = http_tools.serve(launcher, harness.GOLDEN / "concat_l4", "--http-max-connections=2")
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(server.connect()) for _ in range(2)]
+        told = 0
+
+        def some_are_cut():
+            nonlocal told
+            answers = [http_tools.read_to_end(connection) for connection in
+                       [stack.enter_context(server.connect()) for _ in range(80)]]
+            assert all(answer[:13] in (b"", b"HTTP/1.1 503 ") for answer in answers)
+            told += sum(map(bool, answers))
+            return not all(answers)
+
+        harness.wait_until(some_are_cut, "connections are cut without a word")
+        assert told >= 64
+        for connection in held:
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert http_tools.read_response(connection)[0] == 200
+    harness.wait_until(lambda: try_health(server), "connections are free again")
+
+
 def try_health(server):
     try:
         return server.request("GET", "/health")[0] == 200
