@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <random>
 #include <thread>
 #include <utility>
 
@@ -14,6 +13,7 @@
 #include "block_service/block_session.h"
 #include "blockserve/v1/block_decoder.grpc.pb.h"
 #include "common/logging.h"
+#include "common/random_bits.h"
 #include "common/version.h"
 #include "model/device.h"
 #include "model/fingerprint.h"
@@ -59,11 +59,6 @@ absl::StatusOr<int64_t> CountPages(const BlockServiceConfig& config, const Block
                      " bytes, and at least ", least, " are needed"));
   }
   return std::min<int64_t>(pages, std::numeric_limits<int32_t>::max());
-}
-
-uint64_t DrawIncarnation() {
-  std::random_device random;
-  return (uint64_t{random()} << 32) | random();
 }
 
 void SetGauges(const BlockMetrics& metrics, const EngineLoop& loop, int64_t pages) {
@@ -219,7 +214,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   v1::BlockServiceHello& hello = impl->context->hello;
   v1::TierHello& tier = *hello.mutable_tier();
   tier.set_protocol_version(kTierProtocolVersion);
-  tier.set_incarnation(DrawIncarnation());
+  tier.set_incarnation(RandomBits());
   tier.set_config_hash(parts.config_hash);
   tier.set_tokenizer_hash(parts.tokenizer_hash);
   tier.set_numeric_id(parts.numeric_id);

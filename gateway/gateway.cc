@@ -2,7 +2,6 @@
 
 #include <filesystem>
 #include <future>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/logging.h"
+#include "common/random_bits.h"
 #include "gateway/admitted_core.h"
 #include "gateway/asio_loop.h"
 #include "gateway/core.h"
@@ -25,11 +25,6 @@
 
 namespace blockserve {
 namespace {
-
-uint64_t DrawIncarnation() {
-  std::random_device device;
-  return (static_cast<uint64_t>(device()) << 32) | device();
-}
 
 // Between two looks at the workers.
 constexpr absl::Duration kTierMetricsInterval = absl::Milliseconds(100);
@@ -215,7 +210,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   }
   admitted_options.log_requests = config.log_requests;
   admitted_options.trace_sample_ratio = config.trace_sample_ratio;
-  admitted_options.trace_seed = DrawIncarnation();
+  admitted_options.trace_seed = RandomBits();
   if (config.log_prompts) {
     admitted_options.describe_prompt = [tokenizer = impl->tokenizer.get()](
                                            const std::vector<int32_t>& prompt) {
@@ -234,7 +229,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
 
   TierClientOptions client;
   client.hello.set_protocol_version(kTierProtocolVersion);
-  client.hello.set_gateway_incarnation(DrawIncarnation());
+  client.hello.set_gateway_incarnation(RandomBits());
   client.hello.set_config_hash(expected.config_hash);
   client.hello.set_tokenizer_hash(expected.tokenizer_hash);
   client.channel_factory = config.channel_factory;

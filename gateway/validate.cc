@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 #include <optional>
-#include <random>
 #include <tuple>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
+#include "common/random_bits.h"
 #include "common/utf8.h"
 #include "gateway/alignment_proto.h"
 #include "gateway/output_end.h"
@@ -34,15 +34,10 @@ absl::Status CheckRange(absl::string_view field, int64_t value, int64_t least, i
   return Invalid(field, "must be ", least, " to ", most, ", not ", value);
 }
 
-uint64_t DrawBits() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
-
 absl::StatusOr<std::string> RequestId(const std::string& given) {
   if (given.empty()) {
-    return absl::StrCat(absl::Hex(DrawBits(), absl::kZeroPad16),
-                        absl::Hex(DrawBits(), absl::kZeroPad16));
+    return absl::StrCat(absl::Hex(RandomBits(), absl::kZeroPad16),
+                        absl::Hex(RandomBits(), absl::kZeroPad16));
   }
   if (given.size() > kMaxRequestIdBytes) {
     return Invalid("request_id", "may have ", kMaxRequestIdBytes, " characters, not ",
@@ -347,7 +342,7 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
     out.logprobs = std::min(*out.logprobs, config_.vocab_size);
   }
 
-  out.seed = request.has_seed() ? request.seed() : DrawBits();
+  out.seed = request.has_seed() ? request.seed() : RandomBits();
   out.deadline = deadline;
 
   absl::string_view field = "prompt.tokens";

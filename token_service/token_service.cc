@@ -1,7 +1,6 @@
 #include "token_service/token_service.h"
 
 #include <map>
-#include <random>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -11,6 +10,7 @@
 #include "common/clock.h"
 #include "common/logging.h"
 #include "common/mutex.h"
+#include "common/random_bits.h"
 #include "common/version.h"
 #include "model/device.h"
 #include "model/fingerprint.h"
@@ -25,11 +25,6 @@ namespace {
 // Beyond so many rows the weights are read seldom enough: arithmetic alone limits.
 constexpr int32_t kCpuBatchRows = 64;
 constexpr int32_t kCudaBatchRows = 1024;
-
-uint64_t DrawIncarnation() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
 
 TokenMetrics MetricsOf(MetricRegistry* registry) {
   if (registry == nullptr) return {};
@@ -71,10 +66,10 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
             QueueOptions(config), *engine_, clock_,
             [this](std::vector<RowAnswer> answers) { Deliver(answers); }, metrics_),
         context_{engine_->config(),       clock_,           worker_, identity.config_hash,
-                 identity.tokenizer_hash, DrawIncarnation()} {
+                 identity.tokenizer_hash, RandomBits()} {
     v1::TokenServiceHello& hello = hello_;
     hello.mutable_tier()->set_protocol_version(kTierProtocolVersion);
-    hello.mutable_tier()->set_incarnation(DrawIncarnation());
+    hello.mutable_tier()->set_incarnation(RandomBits());
     hello.mutable_tier()->set_config_hash(identity.config_hash);
     hello.mutable_tier()->set_tokenizer_hash(identity.tokenizer_hash);
     hello.mutable_tier()->set_numeric_id(identity.numeric_id);

@@ -1,7 +1,6 @@
 #include "gateway/http/completion_job.h"
 
 #include <algorithm>
-#include <random>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -10,6 +9,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "common/random_bits.h"
 #include "common/trace_context.h"
 #include "gateway/http/json_fields.h"
 #include "gateway/validate.h"
@@ -21,11 +21,6 @@ namespace {
 constexpr int32_t kDefaultChatTokens = 256;
 // Room in a request id for the number of a prompt.
 constexpr size_t kMaxHttpRequestIdBytes = 120;
-
-uint64_t DrawBits() {
-  std::random_device device;
-  return (uint64_t{device()} << 32) | device();
-}
 
 absl::StatusOr<absl::Duration> RequestTimeout(const HttpRequest& request) {
   constexpr absl::string_view kHeader = "X-Request-Timeout";
@@ -148,8 +143,8 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
   if (job.resume.has_value()) {
     job.request_id = job.resume->request_id;
   } else {
-    job.request_id = given_id.empty() ? absl::StrCat(absl::Hex(DrawBits(), absl::kZeroPad16),
-                                                     absl::Hex(DrawBits(), absl::kZeroPad16))
+    job.request_id = given_id.empty() ? absl::StrCat(absl::Hex(RandomBits(), absl::kZeroPad16),
+                                                     absl::Hex(RandomBits(), absl::kZeroPad16))
                                       : std::string(given_id);
   }
   absl::StatusOr<absl::Duration> timeout = RequestTimeout(request);
@@ -181,7 +176,7 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
   const bool seed_given = wanted.request.has_seed();
   job.seed = job.resume.has_value() ? job.resume->seed
              : seed_given           ? wanted.request.seed()
-                                    : DrawBits();
+                                    : RandomBits();
   for (size_t i = 0; i < wanted.prompts.size(); ++i) {
     wanted.request.set_request_id(
         wanted.prompts.size() == 1 ? job.request_id : absl::StrCat(job.request_id, "-", i));
