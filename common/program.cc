@@ -1,5 +1,9 @@
 #include "common/program.h"
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -256,8 +260,11 @@ std::string VersionText(absl::string_view program) {
                       CompiledArithmetics());
 }
 
-void EndSearchForLockCycles() {
+void TuneLibraries() {
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+#if defined(__GLIBC__)
+  mallopt(M_MXFAST, 0);
+#endif
 }
 
 std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,
@@ -274,7 +281,7 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramU
     std::puts(VersionText(program).c_str());
     std::exit(kExitOk);
   }
-  EndSearchForLockCycles();
+  TuneLibraries();
   absl::StatusOr<std::vector<std::string>> positional = ParseFlags(arguments, usage);
   if (!positional.ok()) std::exit(ReportUsageError(program, positional.status()));
   return *std::move(positional);

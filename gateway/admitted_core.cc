@@ -80,9 +80,10 @@ class AdmittedCore::Ticket final : public GenerationSink,
   void OnStarted(v1::Started started) override {
     if (over) return;
     if (*alive_) {
+      MutexLock lock(&owner_.mutex_);
       owner_.admission_.Started(id);
-      owner_.SchedulePump();
     }
+    if (*alive_) owner_.SchedulePump();
     sink_->OnStarted(std::move(started));
   }
   void OnOutput(v1::Output output, OutputDetail detail) override {
@@ -90,6 +91,7 @@ class AdmittedCore::Ticket final : public GenerationSink,
     if (*alive_) {
       const absl::Time now = owner_.loop_.Now();
       record.Tokens(output.choice(), output.tokens_size(), now, owner_.metrics_);
+      MutexLock lock(&owner_.mutex_);
       owner_.admission_.Wrote(id, output.tokens_size(), now);
     }
     sink_->OnOutput(std::move(output), std::move(detail));
@@ -107,8 +109,9 @@ class AdmittedCore::Ticket final : public GenerationSink,
     if (over) return false;
     const bool wants_more = sink_->WantsMore();
     if (!wants_more && *alive_) {
-      owner_.admission_.Held(id);
       owner_.held_.try_emplace(id, owner_.loop_.Now());
+      MutexLock lock(&owner_.mutex_);
+      owner_.admission_.Held(id);
     }
     return wants_more;
   }
@@ -116,7 +119,10 @@ class AdmittedCore::Ticket final : public GenerationSink,
     if (over) return;
     if (response.ok()) record.usage = response->usage();
     if (*alive_) {
-      owner_.admission_.Started(id);
+      {
+        MutexLock lock(&owner_.mutex_);
+        owner_.admission_.Started(id);
+      }
       owner_.Forget(*this, response.status());
     }
     score_sink_->OnDone(std::move(response));
@@ -143,8 +149,8 @@ AdmittedCore::AdmittedCore(Loop& loop, GenerationCore& core, const AdmittedCoreO
       core_(core),
       options_(options),
       metrics_(metrics),
-      admission_(options.admission),
-      trace_ids_(options.trace_seed) {
+      trace_ids_(options.trace_seed),
+      admission_(options.admission) {
   ScheduleTick();
 }
 
@@ -161,15 +167,37 @@ GenerationId AdmittedCore::Score(ScoringRequest request, std::shared_ptr<Scoring
 
 GenerationId AdmittedCore::Accept(std::shared_ptr<Ticket> ticket) {
   const GenerationId id = next_id_.fetch_add(1);
+  const absl::Time now = loop_.Now();
   ticket->id = id;
-  ticket->record.arrived = loop_.Now();
+  ticket->record.arrived = now;
   ticket->record.key = ticket->admission.key;
   Trace(ticket->record, ticket->origin());
-  live_requests_.fetch_add(1);
-  loop_.Post([this, alive = alive_, ticket = std::move(ticket)] {
-    if (*alive) Submit(ticket);
-  });
+  if (const absl::Status status = Submit(ticket, now); !status.ok()) {
+    ticket->over = true;
+    ticket->record.Finish(status, now, metrics_, options_.log_requests);
+    ticket->Tell(status);
+    return id;
+  }
+  SchedulePump();
   return id;
+}
+
+absl::Status AdmittedCore::Submit(const std::shared_ptr<Ticket>& ticket, absl::Time now) {
+  MutexLock lock(&mutex_);
+  if (!closed_.ok()) return closed_;
+  if (draining_.load()) return absl::UnavailableError("the gateway is draining");
+  if (absl::Status status = admission_.Submit(ticket->id, ticket->admission, now); !status.ok()) {
+    return status;
+  }
+  tickets_.emplace(ticket->id, ticket);
+  live_requests_.fetch_add(1);
+  return absl::OkStatus();
+}
+
+std::shared_ptr<AdmittedCore::Ticket> AdmittedCore::Find(GenerationId id) {
+  MutexLock lock(&mutex_);
+  const auto found = tickets_.find(id);
+  return found == tickets_.end() ? nullptr : found->second;
 }
 
 void AdmittedCore::Trace(RequestRecord& record, RequestOrigin& origin) {
@@ -182,24 +210,8 @@ void AdmittedCore::Trace(RequestRecord& record, RequestOrigin& origin) {
   origin.traceparent = FormatTraceparent({record.trace.trace_id, record.span_id, true});
 }
 
-void AdmittedCore::Submit(const std::shared_ptr<Ticket>& ticket) {
-  absl::Status status = closed_;
-  if (status.ok() && draining_.load()) {
-    status = absl::UnavailableError("the gateway is draining");
-  }
-  if (status.ok()) status = admission_.Submit(ticket->id, ticket->admission, loop_.Now());
-  tickets_.emplace(ticket->id, ticket);
-  if (!status.ok()) {
-    Forget(*ticket, status);
-    ticket->Tell(status);
-    return;
-  }
-  Pump();
-}
-
 void AdmittedCore::SchedulePump() {
-  if (pump_posted_) return;
-  pump_posted_ = true;
+  if (pump_posted_.exchange(true)) return;
   loop_.Post([this, alive = alive_] {
     if (!*alive) return;
     pump_posted_ = false;
@@ -209,45 +221,63 @@ void AdmittedCore::SchedulePump() {
 
 void AdmittedCore::Pump() {
   const absl::Time now = loop_.Now();
-  while (const std::optional<uint64_t> id = admission_.TakeNext(now)) {
-    Ticket& ticket = *tickets_.at(*id);
-    ticket.record.LeftQueue(now, metrics_);
-    ticket.Begin();
+  std::vector<std::shared_ptr<Ticket>> next;
+  std::vector<std::pair<std::shared_ptr<Ticket>, absl::Duration>> hopeless;
+  {
+    MutexLock lock(&mutex_);
+    while (const std::optional<uint64_t> id = admission_.TakeNext(now)) {
+      next.push_back(tickets_.at(*id));
+    }
+    for (const uint64_t id : admission_.TakeHopeless(now)) {
+      const std::shared_ptr<Ticket>& ticket = tickets_.at(id);
+      hopeless.emplace_back(ticket,
+                            admission_.ExpectedWait(ticket->admission.key,
+                                                    ticket->admission.priority, now));
+    }
   }
-  for (const uint64_t id : admission_.TakeHopeless(now)) {
-    const std::shared_ptr<Ticket> ticket = tickets_.at(id);
-    const absl::Duration wait =
-        admission_.ExpectedWait(ticket->admission.key, ticket->admission.priority, now);
-    const absl::Status status = WithRetryAfter(
-        absl::ResourceExhaustedError(absl::StrCat(
-            "the request has waited for ", absl::FormatDuration(now - ticket->record.arrived),
-            " and could not end before its deadline any more")),
-        std::max(wait, absl::Seconds(1)));
-    Forget(*ticket, status);
-    ticket->Tell(status);
+  for (const std::shared_ptr<Ticket>& ticket : next) {
+    ticket->record.LeftQueue(now, metrics_);
+    ticket->Begin();
+  }
+  for (const auto& [ticket, wait] : hopeless) {
+    ForgetAndTell(ticket,
+                  WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                                     "the request has waited for ",
+                                     absl::FormatDuration(now - ticket->record.arrived),
+                                     " and could not end before its deadline any more")),
+                                 std::max(wait, absl::Seconds(1))));
   }
 }
 
 void AdmittedCore::Forget(Ticket& ticket, const absl::Status& outcome) {
-  const auto found = tickets_.find(ticket.id);
-  if (found == tickets_.end()) return;
-  const std::shared_ptr<Ticket> kept = std::move(found->second);
-  tickets_.erase(found);
+  const absl::Time now = loop_.Now();
+  std::shared_ptr<Ticket> kept;
+  {
+    MutexLock lock(&mutex_);
+    const auto found = tickets_.find(ticket.id);
+    if (found == tickets_.end()) return;
+    kept = std::move(found->second);
+    tickets_.erase(found);
+    admission_.Finished(ticket.id, outcome.ok(), now);
+  }
   held_.erase(ticket.id);
   ticket.over = true;
-  const absl::Time now = loop_.Now();
-  admission_.Finished(ticket.id, outcome.ok(), now);
   ticket.record.Finish(outcome, now, metrics_, options_.log_requests);
   live_requests_.fetch_sub(1);
   SchedulePump();
 }
 
+void AdmittedCore::ForgetAndTell(const std::shared_ptr<Ticket>& ticket,
+                                 const absl::Status& outcome) {
+  Forget(*ticket, outcome);
+  ticket->Tell(outcome);
+}
+
 void AdmittedCore::Cancel(GenerationId id) {
   loop_.Post([this, alive = alive_, id] {
     if (!*alive) return;
-    const auto found = tickets_.find(id);
-    if (found == tickets_.end()) return;
-    const std::shared_ptr<Ticket> ticket = found->second;
+    const std::shared_ptr<Ticket> ticket = Find(id);
+    if (ticket == nullptr) return;
     if (ticket->inner.has_value()) core_.Cancel(*ticket->inner);
     Forget(*ticket, absl::CancelledError("the client has gone"));
   });
@@ -256,11 +286,9 @@ void AdmittedCore::Cancel(GenerationId id) {
 void AdmittedCore::Resume(GenerationId id) {
   loop_.Post([this, alive = alive_, id] {
     if (!*alive) return;
-    const auto found = tickets_.find(id);
     held_.erase(id);
-    if (found != tickets_.end() && found->second->inner.has_value()) {
-      core_.Resume(*found->second->inner);
-    }
+    const std::shared_ptr<Ticket> ticket = Find(id);
+    if (ticket != nullptr && ticket->inner.has_value()) core_.Resume(*ticket->inner);
   });
 }
 
@@ -270,12 +298,13 @@ void AdmittedCore::CountRefused(bool scoring, const absl::Status& status) {
 }
 
 void AdmittedCore::EndQueued(const absl::Status& status) {
-  closed_ = status;
-  for (const uint64_t id : admission_.TakeQueued(loop_.Now())) {
-    const std::shared_ptr<Ticket> ticket = tickets_.at(id);
-    Forget(*ticket, status);
-    ticket->Tell(status);
+  std::vector<std::shared_ptr<Ticket>> queued;
+  {
+    MutexLock lock(&mutex_);
+    closed_ = status;
+    for (const uint64_t id : admission_.TakeQueued(loop_.Now())) queued.push_back(tickets_.at(id));
   }
+  for (const std::shared_ptr<Ticket>& ticket : queued) ForgetAndTell(ticket, status);
 }
 
 void AdmittedCore::ScheduleTick() {
@@ -288,24 +317,28 @@ void AdmittedCore::ScheduleTick() {
 
 void AdmittedCore::CutSlowReaders() {
   const absl::Time latest = loop_.Now() - options_.slow_reader_timeout;
-  std::vector<std::shared_ptr<Ticket>> slow;
+  std::vector<GenerationId> slow;
   for (const auto& [id, since] : held_) {
-    if (since < latest) slow.push_back(tickets_.at(id));
+    if (since < latest) slow.push_back(id);
   }
-  for (const std::shared_ptr<Ticket>& ticket : slow) {
-    const absl::Status status =
-        absl::AbortedError(absl::StrCat("cut off: the client has not read what waits for it for ",
-                                        absl::FormatDuration(options_.slow_reader_timeout)));
+  for (const GenerationId id : slow) {
+    const std::shared_ptr<Ticket> ticket = Find(id);
     core_.Cancel(*ticket->inner);
-    Forget(*ticket, status);
-    ticket->Tell(status);
+    ForgetAndTell(ticket, absl::AbortedError(absl::StrCat(
+                              "cut off: the client has not read what waits for it for ",
+                              absl::FormatDuration(options_.slow_reader_timeout))));
   }
 }
 
 void AdmittedCore::Tick() {
   CutSlowReaders();
-  if (options_.capacity) admission_.SetCapacity(options_.capacity());
+  if (options_.capacity) {
+    const TokenCapacity capacity = options_.capacity();
+    MutexLock lock(&mutex_);
+    admission_.SetCapacity(capacity);
+  }
   Pump();
+  MutexLock lock(&mutex_);
   metrics_.queued[0].Set(static_cast<double>(admission_.queued(1)));
   metrics_.queued[1].Set(static_cast<double>(admission_.queued(2)));
   metrics_.queued[2].Set(static_cast<double>(admission_.queued(3)));

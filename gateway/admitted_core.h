@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/mutex.h"
 #include "common/trace_context.h"
 #include "gateway/admission.h"
 #include "gateway/generation.h"
@@ -39,7 +40,8 @@ struct AdmittedCoreOptions {
 };
 
 // GenerationCore's methods, StartDraining and live_requests are thread-safe; everything else
-// belongs to the loop.
+// belongs to the loop. The sink of a request that is refused is told on the caller's thread, before
+// Generate or Score returns.
 class AdmittedCore final : public GenerationCore {
  public:
   // `loop` and `core` must outlive this. Before this is destroyed, EndQueued has been called.
@@ -63,13 +65,15 @@ class AdmittedCore final : public GenerationCore {
 
   // On the loop. Ends all that is queued, and every later request, with `status`.
   void EndQueued(const absl::Status& status);
-  const Admission& admission() const { return admission_; }
 
  private:
   class Ticket;
 
+  // Queues it, or refuses it here and now, on the caller's thread: where far more comes than can be
+  // served, the loop has no part in what it costs to say so.
   GenerationId Accept(std::shared_ptr<Ticket> ticket);
-  void Submit(const std::shared_ptr<Ticket>& ticket);
+  absl::Status Submit(const std::shared_ptr<Ticket>& ticket, absl::Time now);
+  std::shared_ptr<Ticket> Find(GenerationId id);  // null: it is over
   void SchedulePump();
   void Pump();
   void ScheduleTick();
@@ -77,20 +81,22 @@ class AdmittedCore final : public GenerationCore {
   void CutSlowReaders();
   // Nothing more is kept of it.
   void Forget(Ticket& ticket, const absl::Status& outcome);
+  void ForgetAndTell(const std::shared_ptr<Ticket>& ticket, const absl::Status& outcome);
   void Trace(RequestRecord& record, RequestOrigin& origin);
 
   Loop& loop_;
   GenerationCore& core_;
   const AdmittedCoreOptions options_;
   const RequestMetrics metrics_;
-  Admission admission_;
   TraceIds trace_ids_;
-  std::unordered_map<GenerationId, std::shared_ptr<Ticket>> tickets_;
+  Mutex mutex_;
+  Admission admission_ ABSL_GUARDED_BY(mutex_);
+  std::unordered_map<GenerationId, std::shared_ptr<Ticket>> tickets_ ABSL_GUARDED_BY(mutex_);
+  absl::Status closed_ ABSL_GUARDED_BY(mutex_);
   // Streams that wait for their clients to read, and since when.
   std::unordered_map<GenerationId, absl::Time> held_;
-  absl::Status closed_;
-  bool pump_posted_ = false;
 
+  std::atomic<bool> pump_posted_{false};
   std::atomic<GenerationId> next_id_{1};
   std::atomic<int64_t> live_requests_{0};
   std::atomic<bool> draining_{false};
