@@ -230,9 +230,8 @@ void AdmittedCore::Pump() {
     }
     for (const uint64_t id : admission_.TakeHopeless(now)) {
       const std::shared_ptr<Ticket>& ticket = tickets_.at(id);
-      hopeless.emplace_back(ticket,
-                            admission_.ExpectedWait(ticket->admission.key,
-                                                    ticket->admission.priority, now));
+      hopeless.emplace_back(
+          ticket, admission_.ExpectedWait(ticket->admission.key, ticket->admission.priority, now));
     }
   }
   for (const std::shared_ptr<Ticket>& ticket : next) {
@@ -240,12 +239,11 @@ void AdmittedCore::Pump() {
     ticket->Begin();
   }
   for (const auto& [ticket, wait] : hopeless) {
-    ForgetAndTell(ticket,
-                  WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
-                                     "the request has waited for ",
-                                     absl::FormatDuration(now - ticket->record.arrived),
-                                     " and could not end before its deadline any more")),
-                                 std::max(wait, absl::Seconds(1))));
+    ForgetAndTell(ticket, WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                                             "the request has waited for ",
+                                             absl::FormatDuration(now - ticket->record.arrived),
+                                             " and could not end before its deadline any more")),
+                                         std::max(wait, absl::Seconds(1))));
   }
 }
 

@@ -65,7 +65,7 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
         worker_(
             QueueOptions(config), *engine_, clock_,
             [this](std::vector<RowAnswer> answers) { Deliver(answers); }, metrics_),
-        context_{engine_->config(),       clock_,           worker_, identity.config_hash,
+        context_{engine_->config(),       clock_,      worker_, identity.config_hash,
                  identity.tokenizer_hash, RandomBits()} {
     v1::TokenServiceHello& hello = hello_;
     hello.mutable_tier()->set_protocol_version(kTierProtocolVersion);

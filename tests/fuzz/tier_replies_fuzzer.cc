@@ -171,8 +171,7 @@ void ServeAll(Input input) {
     if (form % 3 == 0) request.logprobs = form % 4;
     request.seed = i;
     request.deadline = loop.Now() + absl::Seconds(5);
-    sinks.push_back(
-        std::make_shared<Sink>(request.n, request.max_tokens, 1 + form % 16));
+    sinks.push_back(std::make_shared<Sink>(request.n, request.max_tokens, 1 + form % 16));
     core.Generate(std::move(request), sinks.back());
   }
   ScoringRequest scoring;
