@@ -107,10 +107,10 @@ void Admission::ForgetIfIdle(const std::string& name, absl::Time now) {
   if (!rate_spent && key.work <= work_floor_) keys_.erase(found);
 }
 
-absl::Status Admission::CheckKey(const std::string& name, const Key& key,
-                                 const AdmissionRequest& request, absl::Time now) {
+absl::Status Admission::CheckKey(const Key& key, const AdmissionRequest& request,
+                                 absl::Duration wait) {
   const KeyLimits& limits = key.limits;
-  const absl::Duration wait = ExpectedWait(name, request.priority, now);
+  const std::string& name = request.key;
   if (limits.max_tokens > 0 && request.tokens > limits.max_tokens) {
     return absl::ResourceExhaustedError(absl::StrCat("the request may take ", request.tokens,
                                                      " tokens; ", NameOf(name), " may have ",
@@ -149,11 +149,11 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
     ForgetIfIdle(request.key, now);
     return status;
   };
-  if (absl::Status status = CheckKey(request.key, key, request, now); !status.ok()) {
+  const absl::Duration wait = ExpectedWait(request.key, request.priority, now);
+  if (absl::Status status = CheckKey(key, request, wait); !status.ok()) {
     return refuse(std::move(status));
   }
   const int level = Level(request.priority);
-  const absl::Duration wait = ExpectedWait(request.key, request.priority, now);
   const int64_t free = options_.max_queued - queued_;
   // Nobody waits, and there is room: it only passes through the queue.
   const bool straight_on =

@@ -153,8 +153,9 @@ class Admission {
   Key& KeyOf(const std::string& name, absl::Time now);
   static double Burst(const KeyLimits& limits);
   static void Refill(Key& key, absl::Time now);
-  absl::Status CheckKey(const std::string& name, const Key& key, const AdmissionRequest& request,
-                        absl::Time now);
+  // `wait`: what those are told that are refused.
+  static absl::Status CheckKey(const Key& key, const AdmissionRequest& request,
+                               absl::Duration wait);
   // Until, behind so many others, a running request makes room.
   absl::Duration WaitBehind(int64_t ahead, absl::Time now);
   // Nothing runs, or it fits beside what runs.
