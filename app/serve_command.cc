@@ -8,13 +8,13 @@
 #include "app/command.h"
 #include "app/embedded.h"
 #include "common/logging.h"
-#include "common/metrics_server.h"
 #include "common/process_metrics.h"
 #include "common/program.h"
 #include "gateway/serving_flags.h"
 #include "model/device.h"
 #include "rpc/health_server.h"
 #include "rpc/listen_address.h"
+#include "rpc/metrics_server.h"
 #include "rpc/signals.h"
 
 namespace blockserve {
@@ -37,7 +37,7 @@ int RunServe(const Arguments& arguments) {
   absl::Duration drain_time = absl::Seconds(30);
   absl::Duration stall_bound = absl::Seconds(60);
   std::string health_listen;
-  std::string metrics_listen;
+  MetricsFlags metrics_flags;
   FlagTable flags;
   flags.Add("model", "folder of the model", &options.model_directory);
   flags.Add("grpc_address", "address to serve gRPC clients on; port 0: any", &options.grpc_address);
@@ -59,7 +59,7 @@ int RunServe(const Arguments& arguments) {
   AddAdmissionFlags(flags, options.gateway);
   AddHttpFlags(flags, options.http);
   AddSecurityFlags(flags, options.tls, options.gateway);
-  AddObservabilityFlags(flags, options.gateway, logging, metrics_listen);
+  AddObservabilityFlags(flags, options.gateway, logging, metrics_flags);
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   absl::Status status = options.Validate();
   if (status.ok() && options.grpc_address.empty()) {
@@ -86,7 +86,7 @@ int RunServe(const Arguments& arguments) {
   const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
   options.metrics = &metrics;
   absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
-      MetricsServer::StartIfAsked(metrics_listen, metrics);
+      MetricsServer::StartIfAsked(metrics_flags, options.tls, metrics);
   if (!metrics_server.ok()) return ReportFailure(kProgram, metrics_server.status());
   absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start(health_listen);
   if (!health.ok()) return ReportFailure(kProgram, health.status());

@@ -27,7 +27,7 @@ import llama_cpp
 import numpy as np
 
 TYPES = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16,
-         "bf16": gguf.GGMLQuantizationType.BF16}
+         "bf16": gguf.GGMLQuantizationType.BF16, "q8_0": gguf.GGMLQuantizationType.Q8_0}
 CHECK_PROMPT = list(range(1, 17))
 CHECK_TOKENS = 8
 

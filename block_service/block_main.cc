@@ -10,7 +10,6 @@
 #include "block_service/block_service.h"
 #include "common/flag_table.h"
 #include "common/logging.h"
-#include "common/metrics_server.h"
 #include "common/process_metrics.h"
 #include "common/program.h"
 #include "common/thread_pool.h"
@@ -18,6 +17,7 @@
 #include "model/device.h"
 #include "rpc/health_server.h"
 #include "rpc/listen_address.h"
+#include "rpc/metrics_server.h"
 #include "rpc/server.h"
 #include "rpc/signals.h"
 #include "rpc/tier_program.h"
@@ -95,7 +95,7 @@ absl::Status Serve(Options options) {
       RpcServer::Start(front, {(*service)->service()});
   if (!server.ok()) return server.status();
   absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
-      MetricsServer::StartIfAsked(options.program.metrics_listen, metrics);
+      MetricsServer::StartIfAsked(options.program.metrics, options.program.server.tls, metrics);
   if (!metrics_server.ok()) return metrics_server.status();
   (*service)->WaitUntilKnown();
   (*server)->SetServing(true);

@@ -1,6 +1,5 @@
 #include "common/metrics.h"
 
-#include <prometheus/collectable.h>
 #include <prometheus/counter.h>
 #include <prometheus/family.h>
 #include <prometheus/gauge.h>
@@ -65,7 +64,7 @@ void MetricHistogram::Observe(double value) const {
   if (series_ != nullptr) series_->Observe(value);
 }
 
-struct MetricRegistry::Impl final : prometheus::Collectable {
+struct MetricRegistry::Impl {
   // What prometheus-cpp keeps of a definition: one of the three.
   struct Family {
     const MetricDefinition* definition = nullptr;
@@ -110,7 +109,7 @@ struct MetricRegistry::Impl final : prometheus::Collectable {
     return series;
   }
 
-  std::vector<prometheus::MetricFamily> Collect() const override {
+  std::vector<prometheus::MetricFamily> Collect() const {
     {
       MutexLock lock(&collectors_mutex);
       for (const auto& [id, collect] : collectors) collect();
@@ -198,7 +197,5 @@ std::shared_ptr<void> MetricRegistry::OnCollect(std::function<void()> collect) {
 std::string MetricRegistry::RenderText() {
   return prometheus::TextSerializer().Serialize(impl_->Collect());
 }
-
-std::shared_ptr<prometheus::Collectable> MetricRegistry::collectable() { return impl_; }
 
 }  // namespace blockserve

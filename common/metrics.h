@@ -17,7 +17,6 @@
 #include "absl/types/span.h"
 
 namespace prometheus {
-class Collectable;
 class Counter;
 class Gauge;
 class Histogram;
@@ -119,9 +118,6 @@ class MetricRegistry {
 
   // Prometheus' text format, version 0.0.4.
   std::string RenderText();
-
-  // The same for prometheus-cpp's exposer; lives as long as the registry.
-  std::shared_ptr<prometheus::Collectable> collectable();
 
  private:
   struct Impl;

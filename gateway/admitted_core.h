@@ -17,9 +17,9 @@
 #include "common/trace_context.h"
 #include "gateway/admission.h"
 #include "gateway/generation.h"
-#include "gateway/loop.h"
 #include "gateway/request_metrics.h"
 #include "gateway/request_record.h"
+#include "rpc/loop.h"
 
 namespace blockserve {
 

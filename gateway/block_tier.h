@@ -27,13 +27,13 @@
 #include "gateway/audit.h"
 #include "gateway/context_row.h"
 #include "gateway/deployment_status.h"
-#include "gateway/loop.h"
 #include "gateway/retry.h"
 #include "gateway/routing.h"
 #include "gateway/tier_link.h"
 #include "gateway/tier_membership.h"
 #include "gateway/wait_queue.h"
 #include "gateway/worker_watch.h"
+#include "rpc/loop.h"
 
 namespace blockserve {
 

@@ -16,10 +16,10 @@
 #include "common/mutex.h"
 #include "gateway/block_tier.h"
 #include "gateway/generation.h"
-#include "gateway/loop.h"
 #include "gateway/row_audit.h"
 #include "gateway/run.h"
 #include "gateway/token_tier.h"
+#include "rpc/loop.h"
 
 namespace blockserve {
 

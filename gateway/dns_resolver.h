@@ -4,8 +4,8 @@
 
 #include <memory>
 
-#include "gateway/asio_loop.h"
 #include "gateway/discovery.h"
+#include "rpc/asio_loop.h"
 
 namespace blockserve {
 

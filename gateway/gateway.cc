@@ -11,7 +11,6 @@
 #include "common/logging.h"
 #include "common/random_bits.h"
 #include "gateway/admitted_core.h"
-#include "gateway/asio_loop.h"
 #include "gateway/core.h"
 #include "gateway/discovery.h"
 #include "gateway/dns_resolver.h"
@@ -22,6 +21,7 @@
 #include "gateway/tier_metrics.h"
 #include "gateway/validate.h"
 #include "model/fingerprint.h"
+#include "rpc/asio_loop.h"
 
 namespace blockserve {
 namespace {

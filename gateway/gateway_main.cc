@@ -8,7 +8,6 @@
 #include "absl/time/time.h"
 #include "common/flag_table.h"
 #include "common/logging.h"
-#include "common/metrics_server.h"
 #include "common/process_metrics.h"
 #include "common/program.h"
 #include "gateway/end_serving.h"
@@ -16,6 +15,7 @@
 #include "gateway/http/front.h"
 #include "gateway/serving_flags.h"
 #include "rpc/health_server.h"
+#include "rpc/metrics_server.h"
 #include "rpc/server.h"
 #include "rpc/signals.h"
 
@@ -33,7 +33,7 @@ struct Options {
   HttpFrontOptions http;
   LoggingOptions logging;
   std::string health_listen;
-  std::string metrics_listen;
+  MetricsFlags metrics;
   absl::Duration stall_bound = absl::Seconds(60);
   absl::Duration drain_time = absl::Seconds(30);
 
@@ -79,7 +79,7 @@ void Options::AddFlags(FlagTable& flags) {
             &gateway.tier_tls.server_name);
   AddHttpFlags(flags, http);
   AddSecurityFlags(flags, server.tls, gateway);
-  AddObservabilityFlags(flags, gateway, logging, metrics_listen);
+  AddObservabilityFlags(flags, gateway, logging, metrics);
 }
 
 absl::Status Options::Validate() const {
@@ -126,7 +126,7 @@ int Main(int argc, char** argv) {
       RpcServer::Start(options.server, {(*gateway)->service()});
   if (!server.ok()) return ReportFailure(kProgram, server.status());
   absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
-      MetricsServer::StartIfAsked(options.metrics_listen, metrics);
+      MetricsServer::StartIfAsked(options.metrics, options.server.tls, metrics);
   if (!metrics_server.ok()) return ReportFailure(kProgram, metrics_server.status());
   std::unique_ptr<HttpFront> http;
   if (!options.http.server.listen_address.empty()) {

@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "absl/time/time.h"
-#include "gateway/loop.h"
+#include "rpc/loop.h"
 
 namespace blockserve {
 

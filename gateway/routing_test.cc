@@ -88,7 +88,9 @@ TEST(PickReplica, APrefixThatAllHaveDoesNotMakeOneReplicaDoTheWorkOfAll) {
     const int chosen = PickReplica(replicas, 4);
     ASSERT_GE(chosen, 0);
     BlockReplicaView& replica = replicas[static_cast<size_t>(chosen)];
-    if (i < 5) EXPECT_EQ(chosen, 2) << "a few sequences stay together";
+    if (i < 5) {
+      EXPECT_EQ(chosen, 2) << "a few sequences stay together";
+    }
     ++replica.sequences;
     replica.available_pages -= 4;
     replica.has_prefix = true;

@@ -11,10 +11,10 @@
 #include "absl/time/time.h"
 #include "gateway/block_tier.h"
 #include "gateway/generation.h"
-#include "gateway/loop.h"
 #include "gateway/row_audit.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
+#include "rpc/loop.h"
 
 namespace blockserve {
 

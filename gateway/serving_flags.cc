@@ -49,9 +49,9 @@ void AddSecurityFlags(FlagTable& flags, ServerTlsFiles& tls, GatewayConfig& gate
 }
 
 void AddObservabilityFlags(FlagTable& flags, GatewayConfig& gateway, LoggingOptions& logging,
-                           std::string& metrics_listen) {
+                           MetricsFlags& metrics) {
   flags.Subject("Observability");
-  flags.Add("metrics_listen", "IP:port that shows metrics over HTTP; empty: none", &metrics_listen);
+  metrics.Add(flags);
   flags.Add("log_level", "debug, info, warning, error or off", &logging.level);
   flags.Add("log_format", "text, or json: an object a line", &logging.format);
   flags.Add("log_requests", "a line for each request that is over", &gateway.log_requests);

@@ -3,12 +3,11 @@
 #ifndef BLOCKSERVE_GATEWAY_SERVING_FLAGS_H_
 #define BLOCKSERVE_GATEWAY_SERVING_FLAGS_H_
 
-#include <string>
-
 #include "common/flag_table.h"
 #include "common/logging.h"
 #include "gateway/gateway.h"
 #include "gateway/http/front.h"
+#include "rpc/metrics_flags.h"
 #include "rpc/tls.h"
 
 namespace blockserve {
@@ -19,7 +18,7 @@ void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway);
 void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http);
 void AddSecurityFlags(FlagTable& flags, ServerTlsFiles& tls, GatewayConfig& gateway);
 void AddObservabilityFlags(FlagTable& flags, GatewayConfig& gateway, LoggingOptions& logging,
-                           std::string& metrics_listen);
+                           MetricsFlags& metrics);
 
 }  // namespace blockserve
 

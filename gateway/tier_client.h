@@ -12,8 +12,8 @@
 #include "blockserve/v1/block_decoder.grpc.pb.h"
 #include "blockserve/v1/token_decoder.grpc.pb.h"
 #include "gateway/backoff.h"
-#include "gateway/loop.h"
 #include "gateway/tier_link.h"
+#include "rpc/loop.h"
 #include "rpc/tier_merge.h"
 #include "rpc/tier_stream.h"
 

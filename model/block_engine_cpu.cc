@@ -69,6 +69,12 @@ absl::Status CpuBlockEngine::LoadWeights(const Checkpoint& checkpoint, int64_t m
 }
 
 absl::Status CpuBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks) {
+  if (arithmetic_ == Arithmetic::kBf16Dot && page_blocks % 2 != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("pages of ", page_blocks,
+                     " blocks: arithmetic bf16dot, whose attention adds "
+                     "them in pairs, needs an even number"));
+  }
   absl::StatusOr<KvStore> kv =
       KvStore::Allocate(config_.block, arithmetic_, num_pages, page_blocks);
   if (!kv.ok()) return kv.status();

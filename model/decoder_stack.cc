@@ -47,6 +47,8 @@ absl::StatusOr<DecoderStack> DecoderStack::Load(const LoadContext& context,
   DecoderStack stack;
   stack.config_ = config;
   stack.kernels_ = &kernels;
+  stack.attention_ =
+      context.arithmetic == Arithmetic::kBf16Dot ? kernels.bf16dot_attention : kernels.attention;
   stack.max_rows_ = max_rows;
   stack.rotary_ = RotaryTable(config.rotary_dims(), config.rotary_base);
   stack.layers_.resize(config.num_layers);
@@ -159,8 +161,7 @@ void DecoderStack::RunAttention(ThreadPool& pool, absl::Span<const SequenceRow> 
   pool.ParallelFor(pieces * config_.num_heads, [&](int64_t task, int thread) {
     const int64_t begin = task % pieces * grain;
     const int32_t head = static_cast<int32_t>(task / pieces);
-    kernels_->attention(attention, begin, std::min(count, begin + grain), head,
-                        scores_[thread].data());
+    attention_(attention, begin, std::min(count, begin + grain), head, scores_[thread].data());
   });
 }
 

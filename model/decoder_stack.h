@@ -63,11 +63,11 @@ class DecoderStack {
                     const uint8_t* kv);
   // Moves the wanted rows of x, q_ and mlp_normed_ to the front, and fills wanted_rows_.
   void Compact(absl::Span<const SequenceRow> rows, absl::Span<const int32_t> wanted, float* x);
-  void ReserveScratch(ThreadPool& pool, absl::Span<const SequenceRow> rows,
-                      const KvLayout& layout);
+  void ReserveScratch(ThreadPool& pool, absl::Span<const SequenceRow> rows, const KvLayout& layout);
 
   StackConfig config_;
   const CpuKernels* kernels_ = nullptr;
+  decltype(CpuKernels::attention) attention_ = nullptr;  // the arithmetic's
   std::vector<Layer> layers_;
   LayerNormWeights final_norm_;
   RotaryTable rotary_;

@@ -48,7 +48,8 @@ class BlockEngine {
   virtual Arithmetic arithmetic() const = 0;
 
   // KV pages are allocated once: `num_pages` pages of `page_blocks` blocks each.
-  // Errors: RESOURCE_EXHAUSTED naming the bytes needed.
+  // Errors: RESOURCE_EXHAUSTED naming the bytes needed; INVALID_ARGUMENT for a page of an odd
+  // number of blocks with bf16dot.
   virtual absl::Status AllocateKv(int64_t num_pages, int32_t page_blocks) = 0;
   // What AllocateKv takes for each page of so many blocks.
   virtual int64_t KvBytesPerPage(int32_t page_blocks) const = 0;

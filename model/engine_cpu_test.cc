@@ -164,6 +164,20 @@ TEST(CpuEngine, Bf16DotIsRefusedWithoutItsInstructions) {
   EXPECT_THAT(std::string(model.status().message()), HasSubstr("AVX512-BF16"));
 }
 
+TEST(CpuEngine, Bf16DotRefusesPagesOfAnOddNumberOfBlocks) {
+  if (GetCpuKernels(SupportedKernelTargets().front()).bf16dot_attention == nullptr) {
+    GTEST_SKIP() << "this machine has no AVX512-BF16";
+  }
+  TestModelOptions options;
+  options.arithmetic = Arithmetic::kBf16Dot;
+  options.page_blocks = 17;
+  const absl::StatusOr<std::unique_ptr<TestModel>> model =
+      TestModel::Load("tests/golden/concat_l4", options);
+  EXPECT_EQ(model.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(model.status().message()),
+              HasSubstr("pages of 17 blocks: arithmetic bf16dot"));
+}
+
 TEST(CpuEngine, ArithmeticsHaveNumericIdsOfTheirOwn) {
   std::vector<std::string> ids;
   for (const Arithmetic arithmetic : {Arithmetic::kF32, Arithmetic::kBf16, Arithmetic::kInt8}) {

@@ -90,7 +90,8 @@ TEST_P(EngineBits, PagesThreadsAndRowsChangeNothing) {
     EXPECT_TRUE(SameBits(generated.logprobs, again.logprobs)) << what;
     EXPECT_TRUE(SameBits(generated.logits, again.logits)) << what;
   };
-  for (const int32_t page_blocks : {1, 5, 48}) {
+  const bool in_pairs = options.arithmetic == Arithmetic::kBf16Dot;
+  for (const int32_t page_blocks : {in_pairs ? 2 : 1, in_pairs ? 6 : 5, 48}) {
     TestModelOptions changed = options;
     changed.page_blocks = page_blocks;
     check(changed, absl::StrCat("pages of ", page_blocks));

@@ -24,7 +24,7 @@ void TierProgramOptions::AddServingFlags(FlagTable& flags) {
   flags.Add("tls_client_ca", "PEM file: callers must show a certificate of this CA",
             &server.tls.client_ca);
   flags.Subject("Observability");
-  flags.Add("metrics_listen", "IP:port that shows metrics over HTTP; empty: none", &metrics_listen);
+  metrics.Add(flags);
   flags.Add("log_level", "debug, info, warning, error or off", &logging.level);
   flags.Add("log_format", "text, or json: an object a line", &logging.format);
 }

@@ -11,6 +11,7 @@
 #include "absl/time/time.h"
 #include "common/flag_table.h"
 #include "common/logging.h"
+#include "rpc/metrics_flags.h"
 #include "rpc/server.h"
 
 namespace blockserve {
@@ -21,11 +22,11 @@ struct TierProgramOptions {
     server.listen_address = std::string(listen_address);
   }
 
-  std::string model;           // folder
-  int32_t threads = 0;         // that compute; 0: one per core
-  ServerOptions server;        // for gateways
-  std::string health_listen;   // empty: none
-  std::string metrics_listen;  // empty: none
+  std::string model;          // folder
+  int32_t threads = 0;        // that compute; 0: one per core
+  ServerOptions server;       // for gateways
+  std::string health_listen;  // empty: none
+  MetricsFlags metrics;
   absl::Duration stall_bound = absl::Seconds(60);
   LoggingOptions logging;
 

@@ -16,7 +16,7 @@
 #include "gateway/http/chat_format.h"
 #include "gateway/http/completion_call.h"
 #include "gateway/http/deployment_probe.h"
-#include "gateway/http/exchange.h"
+#include "rpc/http/exchange.h"
 
 namespace blockserve {
 

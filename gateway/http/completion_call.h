@@ -16,8 +16,8 @@
 #include "common/mutex.h"
 #include "gateway/generation.h"
 #include "gateway/http/completion_job.h"
-#include "gateway/http/exchange.h"
 #include "gateway/http/openai_answer.h"
+#include "rpc/http/exchange.h"
 
 namespace blockserve {
 

@@ -15,9 +15,9 @@
 #include "absl/time/time.h"
 #include "gateway/generation.h"
 #include "gateway/http/chat_format.h"
-#include "gateway/http/message.h"
 #include "gateway/http/openai_answer.h"
 #include "gateway/http/openai_request.h"
+#include "rpc/http/message.h"
 
 namespace blockserve {
 

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "gateway/http/tls.h"
+#include "rpc/http/tls.h"
 
 namespace blockserve {
 

@@ -10,7 +10,7 @@
 #include "absl/time/time.h"
 #include "gateway/gateway.h"
 #include "gateway/http/api.h"
-#include "gateway/http/server.h"
+#include "rpc/http/server.h"
 #include "rpc/tls.h"
 
 namespace blockserve {

@@ -11,8 +11,8 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "blockserve/v1/generation.pb.h"
-#include "gateway/http/message.h"
 #include "model/tokenizer.h"
+#include "rpc/http/message.h"
 
 namespace blockserve {
 

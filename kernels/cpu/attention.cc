@@ -7,6 +7,8 @@
 #include <type_traits>
 
 #include "kernels/bf16.h"
+#include "kernels/cpu/attention_tiles.h"
+#include "kernels/cpu/dot_attention.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/cpu/attention.cc"
@@ -35,70 +37,15 @@ constexpr int GroupsAtOnce([[maybe_unused]] int queries) {
   return 1;
 #endif
 }
-constexpr int kMaxGroups = 4;
+constexpr int kMaxGroups = kMaxKeyGroups;
 
 // Positions whose values all tiles of a run add before the next ones are read.
 constexpr int64_t kValuesAtOnce = 64;
 
-// Consecutive positions of one sequence and one head: queries first .. first + queries - 1.
-struct Run {
-  const float* q;        // [queries, q_stride]
-  int64_t q_stride;      // elements
-  const int32_t* pages;  // of the sequence
-  int64_t position;      // of the first query
-  int64_t queries;
-  int32_t head;
-  float* scores;          // [queries, scores_stride]
-  int64_t scores_stride;  // elements
-  float* sums;            // [queries, head_stride]: outputs so far
-  float* out;             // [queries, out_stride], at the head's first dimension
-  int64_t out_stride;     // elements
-
-  int64_t length() const { return position + queries; }  // positions that the last query sees
-  const uint8_t* HeadOfPage(const AttentionArgs& args, int64_t page) const {
-    return args.kv + pages[page] * args.layout->page_bytes() + head * args.layout->head_bytes();
-  }
-};
-
-// Groups of 16 keys in ascending order, from page to page.
-struct KeyGroups {
-  const uint8_t* keys[kMaxGroups];
-  int64_t at[kMaxGroups];  // the group's first position
-  int count = 0;
-};
-
-class KeyGroupReader {
- public:
-  KeyGroupReader(const AttentionArgs& args, const Run& run) : args_(args), run_(run) {}
-
-  // The next `most` groups, fewer at the end, none after it.
-  KeyGroups Next(int most) {
-    const KvLayout& layout = *args_.layout;
-    KeyGroups groups;
-    while (groups.count < most) {
-      const int64_t at = page_ * layout.page_blocks + group_ * kPanelWidth;
-      if (at >= run_.length()) break;
-      groups.keys[groups.count] = run_.HeadOfPage(args_, page_) + group_ * layout.key_group_bytes();
-      groups.at[groups.count++] = at;
-      if (++group_ == layout.key_groups()) {
-        group_ = 0;
-        ++page_;
-      }
-    }
-    return groups;
-  }
-
- private:
-  const AttentionArgs& args_;
-  const Run& run_;
-  int64_t page_ = 0;
-  int64_t group_ = 0;  // of the page
-};
-
 // Scores of kQueries queries from `query` on against groups [first, first + kGroups): one chain
 // over the head's dimensions each. `ahead`: what will be read next, fetched meanwhile.
 template <int kQueries, int kGroups, bool kBf16>
-HWY_INLINE void Scores(const Run& run, const KvLayout& layout, int64_t query,
+HWY_INLINE void Scores(const QueryRun& run, const KvLayout& layout, int64_t query,
                        const KeyGroups& groups, int first, const KeyGroups& ahead) {
   V16 sum[kQueries][kGroups];
   BLOCKSERVE_UNROLL
@@ -157,7 +104,7 @@ HWY_INLINE void Scores(const Run& run, const KvLayout& layout, int64_t query,
 }
 
 template <int kQueries, bool kBf16>
-HWY_NOINLINE void TileScores(const Run& run, const KvLayout& layout, int64_t query,
+HWY_NOINLINE void TileScores(const QueryRun& run, const KvLayout& layout, int64_t query,
                              const KeyGroups& groups, const KeyGroups& ahead) {
   constexpr int kGroups = GroupsAtOnce(kQueries);
   int first = 0;
@@ -185,16 +132,19 @@ HWY_INLINE float Exponentials(float* scores, int64_t padded) {
   return ReduceSum(sum);
 }
 
+// 16 dimensions of the value at a position of a page; `row`: where it lies, with another in bf16.
 template <bool kBf16>
-HWY_INLINE V16 LoadValues(const uint8_t* value, int64_t dimension) {
-  return kBf16 ? LoadBf16(reinterpret_cast<const uint16_t*>(value) + dimension)
-               : Load16(reinterpret_cast<const float*>(value) + dimension);
+HWY_INLINE V16 LoadValues(const uint8_t* row, int64_t local, int64_t dimension) {
+  const uint8_t* at = row + dimension * 4;
+  if constexpr (!kBf16) return Load16(reinterpret_cast<const float*>(at));
+  const uint32_t* pairs = reinterpret_cast<const uint32_t*>(at);
+  return local % 2 == 0 ? LoadBf16Low(pairs) : LoadBf16High(pairs);
 }
 
 // sums += weight * value over the positions [begin, end) that each query sees, for kGroups * 16
 // dimensions; the first positions begin at zero.
 template <int kQueries, int kGroups, bool kBf16>
-HWY_INLINE void WeightedValues(const AttentionArgs& args, const Run& run, int64_t query,
+HWY_INLINE void WeightedValues(const AttentionArgs& args, const QueryRun& run, int64_t query,
                                int64_t dimension, int64_t begin, int64_t end) {
   const KvLayout& layout = *args.layout;
   float* sums = run.sums + query * layout.head_stride() + dimension;
@@ -207,43 +157,56 @@ HWY_INLINE void WeightedValues(const AttentionArgs& args, const Run& run, int64_
           begin == 0 ? Set16(0.0f) : Load16(sums + n * layout.head_stride() + g * kPanelWidth);
     }
   }
-  const int64_t row_bytes = layout.value_row_bytes();
+  const float* weights = run.scores + query * run.scores_stride;
+  const auto add = [&](int64_t i, const V16(&v)[kGroups]) HWY_ATTR {
+    BLOCKSERVE_UNROLL
+    for (int n = 0; n < kQueries; ++n) {
+      const V16 weight = Set16(weights[n * run.scores_stride + i]);
+      BLOCKSERVE_UNROLL
+      for (int g = 0; g < kGroups; ++g) sum[n][g] = Fma(weight, v[g], sum[n][g]);
+    }
+  };
   // Positions that every query sees, then those that only the later ones see.
   const int64_t position = run.position + query;
   const int64_t common = std::min(end, position + 1);
   const int64_t length = std::min(end, position + kQueries);
-  const float* weights = run.scores + query * run.scores_stride;
   int64_t i = begin;
   for (int64_t page = begin / layout.page_blocks; i < length; ++page) {
     const int64_t first = page * layout.page_blocks;
     const int64_t page_end = std::min<int64_t>(first + layout.page_blocks, length);
-    const uint8_t* value =
-        run.HeadOfPage(args, page) + layout.keys_bytes() + (i - first) * row_bytes;
+    const int64_t common_end = std::min(page_end, common);
+    const uint8_t* values = run.HeadOfPage(args, page) + layout.keys_bytes();
     // The same row of the next page is fetched meanwhile.
     const bool more = first + layout.page_blocks < run.length();
     const int64_t to_next = more ? run.HeadOfPage(args, page + 1) - run.HeadOfPage(args, page) : 0;
-    for (; i < std::min(page_end, common); ++i, value += row_bytes) {
+    while (i < common_end) {
+      const uint8_t* row = values + layout.value_row(i - first);
+      const bool both = kBf16 && (i - first) % 2 == 0 && i + 1 < common_end;
       V16 v[kGroups];
       BLOCKSERVE_UNROLL
       for (int g = 0; g < kGroups; ++g) {
-        v[g] = LoadValues<kBf16>(value, dimension + g * kPanelWidth);
-        __builtin_prefetch(value + to_next + (dimension + g * kPanelWidth) * (kBf16 ? 2 : 4));
+        const int64_t at = dimension + g * kPanelWidth;
+        v[g] = LoadValues<kBf16>(row, i - first, at);
+        __builtin_prefetch(row + to_next + at * 4);
       }
+      add(i++, v);
+      if (!both) continue;
       BLOCKSERVE_UNROLL
-      for (int n = 0; n < kQueries; ++n) {
-        const V16 weight = Set16(weights[n * run.scores_stride + i]);
-        BLOCKSERVE_UNROLL
-        for (int g = 0; g < kGroups; ++g) sum[n][g] = Fma(weight, v[g], sum[n][g]);
+      for (int g = 0; g < kGroups; ++g) {
+        v[g] = LoadValues<kBf16>(row, 1, dimension + g * kPanelWidth);
       }
+      add(i++, v);
     }
-    for (; i < page_end; ++i, value += row_bytes) {
+    for (; i < page_end; ++i) {
+      const uint8_t* row = values + layout.value_row(i - first);
       BLOCKSERVE_UNROLL
       for (int n = 1; n < kQueries; ++n) {
         if (position + n < i) continue;
         const V16 weight = Set16(weights[n * run.scores_stride + i]);
         BLOCKSERVE_UNROLL
         for (int g = 0; g < kGroups; ++g) {
-          sum[n][g] = Fma(weight, LoadValues<kBf16>(value, dimension + g * kPanelWidth), sum[n][g]);
+          sum[n][g] = Fma(weight, LoadValues<kBf16>(row, i - first, dimension + g * kPanelWidth),
+                          sum[n][g]);
         }
       }
     }
@@ -258,7 +221,7 @@ HWY_INLINE void WeightedValues(const AttentionArgs& args, const Run& run, int64_
 }
 
 template <int kQueries, bool kBf16>
-HWY_NOINLINE void TileValues(const AttentionArgs& args, const Run& run, int64_t query,
+HWY_NOINLINE void TileValues(const AttentionArgs& args, const QueryRun& run, int64_t query,
                              int64_t begin, int64_t end) {
   constexpr int kGroups = GroupsAtOnce(kQueries);
   const int64_t dimensions = args.layout->head_stride();
@@ -280,9 +243,15 @@ HWY_INLINE void ForTile(int64_t queries, const Body& body) {
   if constexpr (kQueries > 1) ForTile<kQueries - 1>(queries, body);
 }
 
-template <bool kBf16>
-void AttendRun(const AttentionArgs& args, const Run& run) {
+// What keys and values are stored as, and how they are multiplied.
+enum class Products { kF32, kBf16, kBf16Dot };
+
+template <Products kProducts>
+void AttendRun(const AttentionArgs& args, const QueryRun& run) {
+  constexpr bool kBf16 = kProducts != Products::kF32;
+  constexpr bool kDot = kProducts == Products::kBf16Dot;
   const KvLayout& layout = *args.layout;
+  if constexpr (kDot) Bf16DotQueries(run, layout);
   const auto tile_queries = [&](int64_t query) {
     return std::min<int64_t>(kMaxQueries, run.queries - query);
   };
@@ -298,9 +267,14 @@ void AttendRun(const AttentionArgs& args, const Run& run) {
       while (seen.count > 0 && seen.at[seen.count - 1] >= run.position + query + queries) {
         --seen.count;
       }
-      ForTile(queries, [&](auto count) HWY_ATTR {
-        TileScores<count(), kBf16>(run, layout, query, seen, query == 0 ? ahead : KeyGroups());
-      });
+      const KeyGroups fetched = query == 0 ? ahead : KeyGroups();
+      if constexpr (kDot) {
+        Bf16DotScores(run, layout, query, queries, seen, fetched);
+      } else {
+        ForTile(queries, [&](auto count) HWY_ATTR {
+          TileScores<count(), kBf16>(run, layout, query, seen, fetched);
+        });
+      }
     }
     groups = ahead;
   }
@@ -313,6 +287,7 @@ void AttendRun(const AttentionArgs& args, const Run& run) {
     }
     // Its place in the padding is free: the weights' sum.
     scores[run.scores_stride - 1] = Exponentials(scores, PadToPanel(own));
+    if constexpr (kDot) Bf16DotWeights(run, n, PadToPanel(own));
   }
 
   const int64_t at_once = run.queries > kMaxQueries ? kValuesAtOnce : run.length();
@@ -321,8 +296,13 @@ void AttendRun(const AttentionArgs& args, const Run& run) {
     for (int64_t query = 0; query < run.queries; query += kMaxQueries) {
       const int64_t queries = tile_queries(query);
       if (begin >= run.position + query + queries) continue;
-      ForTile(queries, [&](auto count)
-                           HWY_ATTR { TileValues<count(), kBf16>(args, run, query, begin, end); });
+      if constexpr (kDot) {
+        Bf16DotValues(args, run, query, queries, begin, end);
+      } else {
+        ForTile(queries, [&](auto count) HWY_ATTR {
+          TileValues<count(), kBf16>(args, run, query, begin, end);
+        });
+      }
     }
   }
 
@@ -343,7 +323,7 @@ void AttendRun(const AttentionArgs& args, const Run& run) {
   }
 }
 
-template <bool kBf16>
+template <Products kProducts>
 void AttentionRows(const AttentionArgs& args, int64_t row_begin, int64_t row_end, int32_t head,
                    float* scratch) {
   const KvLayout& layout = *args.layout;
@@ -352,12 +332,13 @@ void AttentionRows(const AttentionArgs& args, int64_t row_begin, int64_t row_end
     const SequenceRow& before = args.sequence_rows[r - 1];
     return row.pages == before.pages && row.position == before.position + 1;
   };
-  Run run;
+  QueryRun run;
   run.q_stride = layout.num_heads * layout.head_stride();
   run.out_stride = args.out_stride;
   run.head = head;
   run.sums = scratch;
-  run.scores = scratch + kAttentionRun * layout.head_stride();
+  run.q_pairs = reinterpret_cast<uint32_t*>(scratch + kAttentionRun * layout.head_stride());
+  run.scores = scratch + kAttentionRun * layout.head_stride() * 3 / 2;
   for (int64_t r = row_begin; r < row_end;) {
     run.queries = 1;
     while (run.queries < kAttentionRun && r + run.queries < row_end && follows(r + run.queries)) {
@@ -368,7 +349,7 @@ void AttentionRows(const AttentionArgs& args, int64_t row_begin, int64_t row_end
     run.position = args.sequence_rows[r].position;
     run.scores_stride = AttentionScoresStride(run.position + run.queries - 1);
     run.out = args.out + r * args.out_stride + static_cast<int64_t>(head) * layout.head_size;
-    AttendRun<kBf16>(args, run);
+    AttendRun<kProducts>(args, run);
     r += run.queries;
   }
 }
@@ -397,7 +378,7 @@ void FetchForWriting(const SplitQkvArgs& args, const SequenceRow& row, int32_t h
                         head * layout.head_bytes();
   const uint8_t* group = keys + local / kPanelWidth * layout.key_group_bytes();
   for (int64_t i = 0; i < layout.key_group_bytes(); i += 64) __builtin_prefetch(group + i, 1);
-  const uint8_t* values = keys + layout.keys_bytes() + local * layout.value_row_bytes();
+  const uint8_t* values = keys + layout.keys_bytes() + layout.value_row(local);
   for (int64_t i = 0; i < layout.value_row_bytes(); i += 64) __builtin_prefetch(values + i, 1);
 }
 
@@ -414,7 +395,7 @@ void SplitHead(const SplitQkvArgs& args, int64_t r, int32_t head) {
   const float* v_in = q_in + 2 * size;
   float* q = args.q + (r * layout.num_heads + head) * layout.head_stride();
   uint8_t* keys = page + head * layout.head_bytes();
-  uint8_t* values = keys + layout.keys_bytes() + local * layout.value_row_bytes();
+  uint8_t* values = keys + layout.keys_bytes() + layout.value_row(local);
 
   const float* k_in = q_in + size;
   uint8_t* group = keys + local / kPanelWidth * layout.key_group_bytes();
@@ -427,8 +408,8 @@ void SplitHead(const SplitQkvArgs& args, int64_t r, int32_t head) {
     };
     Rotate(k_in, dims, cos, sin, put);
     for (int32_t i = dims; i < size; ++i) put(i, k_in[i]);
-    uint16_t* v = reinterpret_cast<uint16_t*>(values);
-    for (int32_t i = 0; i < size; ++i) v[i] = Bf16FromFloat(v_in[i]);
+    uint16_t* v = reinterpret_cast<uint16_t*>(values) + local % 2;
+    for (int32_t i = 0; i < size; ++i) v[2 * i] = Bf16FromFloat(v_in[i]);
   } else {
     float* k = reinterpret_cast<float*>(group) + lane;
     Rotate(k_in, dims, cos, sin, [&](int32_t i, float value) { k[i * lanes] = value; });
@@ -486,11 +467,18 @@ void SplitQkv(const SplitQkvArgs& args, int64_t row_begin, int64_t row_end) {
 void Attention(const AttentionArgs& args, int64_t row_begin, int64_t row_end, int32_t head,
                float* scratch) {
   if (args.layout->bf16) {
-    AttentionRows<true>(args, row_begin, row_end, head, scratch);
+    AttentionRows<Products::kBf16>(args, row_begin, row_end, head, scratch);
   } else {
-    AttentionRows<false>(args, row_begin, row_end, head, scratch);
+    AttentionRows<Products::kF32>(args, row_begin, row_end, head, scratch);
   }
 }
+
+#if HWY_TARGET == HWY_AVX3
+void Bf16DotAttention(const AttentionArgs& args, int64_t row_begin, int64_t row_end, int32_t head,
+                      float* scratch) {
+  AttentionRows<Products::kBf16Dot>(args, row_begin, row_end, head, scratch);
+}
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace blockserve
@@ -505,6 +493,11 @@ decltype(CpuKernels::split_qkv) SplitQkvKernel(KernelTarget target) {
 
 decltype(CpuKernels::attention) AttentionKernel(KernelTarget target) {
   return BLOCKSERVE_KERNEL_FOR(target, Attention);
+}
+
+decltype(CpuKernels::attention) Bf16DotAttentionKernel([[maybe_unused]] KernelTarget target) {
+  if (target != KernelTarget::kAvx512 || !HasBf16DotAttention()) return nullptr;
+  return BLOCKSERVE_AVX512_FUNCTION(Bf16DotAttention);
 }
 
 }  // namespace blockserve

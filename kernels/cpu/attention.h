@@ -8,6 +8,8 @@ namespace blockserve {
 
 decltype(CpuKernels::split_qkv) SplitQkvKernel(KernelTarget target);
 decltype(CpuKernels::attention) AttentionKernel(KernelTarget target);
+// nullptr where the target or the machine lacks AVX512-BF16.
+decltype(CpuKernels::attention) Bf16DotAttentionKernel(KernelTarget target);
 
 }  // namespace blockserve
 

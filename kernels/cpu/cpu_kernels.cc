@@ -31,6 +31,7 @@ CpuKernels Table(KernelTarget target) {
   table.layer_norm = LayerNormKernel(target);
   table.split_qkv = SplitQkvKernel(target);
   table.attention = AttentionKernel(target);
+  table.bf16dot_attention = Bf16DotAttentionKernel(target);
   table.segment_statistics = SegmentStatisticsKernel(target);
   table.join_segments = JoinSegmentsKernel(target);
   table.max_value = MaxValueKernel(target);

@@ -137,7 +137,7 @@ inline int64_t AttentionScoresStride(int64_t position) {
 }
 // Floats of scratch that attention over positions 0 .. position needs.
 inline int64_t AttentionScratch(const KvLayout& layout, int64_t position) {
-  return kAttentionRun * (AttentionScoresStride(position) + layout.head_stride());
+  return kAttentionRun * (AttentionScoresStride(position) + layout.head_stride() * 3 / 2);
 }
 
 // The statistics of a row of logits are those of its segments of so many, joined in ascending
@@ -176,6 +176,12 @@ struct CpuKernels {
   // One head. `scratch`: AttentionScratch of the largest position.
   void (*attention)(const AttentionArgs& args, int64_t row_begin, int64_t row_end, int32_t head,
                     float* scratch) = nullptr;
+  // The same over bf16 pages with queries and weights rounded to bfloat16, too: scores are pairs of
+  // products in the order of the instruction, outputs those of positions 0 and 1, 2 and 3, …; the
+  // sum of the weights is that of before they are rounded. Pairs stay within a page: page_blocks is
+  // even, or no sequence has a second page. nullptr where the machine lacks AVX512-BF16.
+  void (*bf16dot_attention)(const AttentionArgs& args, int64_t row_begin, int64_t row_end,
+                            int32_t head, float* scratch) = nullptr;
 
   // Statistics of a segment of `n` logits, and of a row of `count` segments.
   SegmentStatistics (*segment_statistics)(const float* logits, int64_t n) = nullptr;

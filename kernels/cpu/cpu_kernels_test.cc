@@ -260,6 +260,7 @@ struct AttentionRun {
   int32_t rotary_dims;
   int32_t page_blocks;
   bool bf16;
+  decltype(CpuKernels::attention) CpuKernels::*attention = &CpuKernels::attention;
 
   // Rows [0, positions) of `qkv` [positions, 3 * heads * size padded] in one batch of each of
   // `sizes`.
@@ -308,15 +309,15 @@ struct AttentionRun {
       split.q_scale = 1.0f / std::sqrt(static_cast<float>(head_size));
       split.q = q.data();
       kernels.split_qkv(split, 0, count);
-      AttentionArgs attention;
-      attention.q = q.data();
-      attention.sequence_rows = rows.data();
-      attention.layout = &layout;
-      attention.kv = kv.data();
-      attention.out = out.data() + first * out_stride;
-      attention.out_stride = out_stride;
+      AttentionArgs args;
+      args.q = q.data();
+      args.sequence_rows = rows.data();
+      args.layout = &layout;
+      args.kv = kv.data();
+      args.out = out.data() + first * out_stride;
+      args.out_stride = out_stride;
       for (int32_t head = 0; head < num_heads; ++head) {
-        kernels.attention(attention, 0, count, head, scratch.data());
+        (kernels.*attention)(args, 0, count, head, scratch.data());
       }
       first += count;
     }
@@ -324,46 +325,78 @@ struct AttentionRun {
   }
 };
 
+// The largest difference between the outputs of attention and the reference's. `dot`: queries are
+// rounded to bf16 as the keys and values are.
+double AttentionError(const CpuKernels& kernels, int32_t size, bool bf16, bool dot,
+                      std::mt19937& random) {
+  const int32_t heads = 3;
+  const int32_t dims = size / 4 * 2;
+  const int64_t positions = 71;
+  const int64_t stride = PadToPanel(int64_t{3} * heads * size);
+  const std::vector<float> qkv =
+      Padded(Normal(random, positions * 3 * heads * size), positions, int64_t{3} * heads * size);
+  AttentionRun run{heads, size, dims, 32, bf16};
+  if (dot) run.attention = &CpuKernels::bf16dot_attention;
+  const std::vector<float> out = run(kernels, qkv, positions, {positions});
+  const auto rounded = [](bool round, double value) {
+    return round ? static_cast<double>(RoundToBf16(static_cast<float>(value))) : value;
+  };
+  double worst = 0;
+  for (int32_t head = 0; head < heads; ++head) {
+    std::vector<double> keys;
+    std::vector<double> values;
+    for (int64_t p = 0; p < positions; ++p) {
+      const float* row = qkv.data() + p * stride + int64_t{3} * head * size;
+      std::vector<double> q = reference::Rotate({row, static_cast<size_t>(dims)}, p, 10000.0);
+      std::vector<double> k =
+          reference::Rotate({row + size, static_cast<size_t>(dims)}, p, 10000.0);
+      q.insert(q.end(), row + dims, row + size);
+      k.insert(k.end(), row + size + dims, row + 2 * size);
+      for (double& value : q) value = rounded(dot, value);
+      for (const double value : k) keys.push_back(rounded(bf16, value));
+      for (int32_t i = 0; i < size; ++i) values.push_back(rounded(bf16, row[2 * size + i]));
+      const std::vector<double> expected = reference::Attention(q, keys, values);
+      for (int32_t i = 0; i < size; ++i) {
+        const float actual = out[p * PadToPanel(int64_t{heads} * size) + head * size + i];
+        worst = std::max(worst, std::abs(actual - expected[i]));
+      }
+    }
+  }
+  return worst;
+}
+
 TEST_P(EveryTarget, AttentionMatchesTheReference) {
   std::mt19937 random(7);
   for (const int32_t size : {16, 32, 48, 64, 128, 20, 7}) {
-    for (const bool bf16 : {false, true}) {
-      SCOPED_TRACE(absl::StrCat("head size ", size, ", bf16 ", bf16));
-      const int32_t heads = 3;
-      const int32_t dims = size / 4 * 2;
-      const int64_t positions = 71;
-      const int64_t stride = PadToPanel(int64_t{3} * heads * size);
-      std::vector<float> qkv = Padded(Normal(random, positions * 3 * heads * size), positions,
-                                      int64_t{3} * heads * size);
-      const std::vector<float> out =
-          AttentionRun{heads, size, dims, 32, bf16}(kernels(), qkv, positions, {positions});
-      const auto stored = [bf16](double value) {
-        return bf16 ? static_cast<double>(RoundToBf16(static_cast<float>(value))) : value;
-      };
-      double worst = 0;
-      for (int32_t head = 0; head < heads; ++head) {
-        std::vector<double> keys;
-        std::vector<double> values;
-        for (int64_t p = 0; p < positions; ++p) {
-          const float* row = qkv.data() + p * stride + int64_t{3} * head * size;
-          std::vector<double> q = reference::Rotate({row, static_cast<size_t>(dims)}, p, 10000.0);
-          std::vector<double> k =
-              reference::Rotate({row + size, static_cast<size_t>(dims)}, p, 10000.0);
-          q.insert(q.end(), row + dims, row + size);
-          k.insert(k.end(), row + size + dims, row + 2 * size);
-          for (const double value : k) keys.push_back(stored(value));
-          for (int32_t i = 0; i < size; ++i) values.push_back(stored(row[2 * size + i]));
-          const std::vector<double> expected = reference::Attention(q, keys, values);
-          for (int32_t i = 0; i < size; ++i) {
-            const float actual = out[p * PadToPanel(int64_t{heads} * size) + head * size + i];
-            worst = std::max(worst, std::abs(actual - expected[i]));
-          }
-        }
-      }
-      // Weights are within a few units of one another, values have magnitude 4. A key that falls on
-      // the other side of a bf16 tie moves a score by 2^-8 of a product.
-      EXPECT_LE(worst, bf16 ? 2e-2 : 4e-6);
-    }
+    // Weights are within a few units of one another, values have magnitude 4. A key that falls on
+    // the other side of a bf16 tie moves a score by 2^-8 of a product.
+    EXPECT_LE(AttentionError(kernels(), size, false, false, random), 4e-6) << size;
+    EXPECT_LE(AttentionError(kernels(), size, true, false, random), 2e-2) << size;
+    if (kernels().bf16dot_attention == nullptr) continue;
+    // Weights are rounded by up to 2^-9, and so are queries times their scale.
+    EXPECT_LE(AttentionError(kernels(), size, true, true, random), 4e-2) << size;
+  }
+}
+
+TEST_P(EveryTarget, Bf16DotAttentionBitsDoNotDependOnPagesOrChunks) {
+  if (kernels().bf16dot_attention == nullptr) GTEST_SKIP() << "no AVX512-BF16";
+  std::mt19937 random(9);
+  for (const int32_t size : {16, 48, 64, 128, 7}) {
+    const int32_t heads = 2;
+    const int64_t positions = 203;
+    const std::vector<float> qkv =
+        Padded(Normal(random, positions * 3 * heads * size), positions, int64_t{3} * heads * size);
+    const auto run = [&](int32_t page_blocks, std::vector<int64_t> sizes) {
+      AttentionRun attention{heads,       size, size / 4 * 2,
+                             page_blocks, true, &CpuKernels::bf16dot_attention};
+      return attention(kernels(), qkv, positions, sizes);
+    };
+    const std::vector<float> expected = run(16, {positions});
+    EXPECT_TRUE(SameBits(expected, run(16, {1}))) << size;
+    EXPECT_TRUE(SameBits(expected, run(6, {7, 1, 30}))) << size;
+    EXPECT_TRUE(SameBits(expected, run(128, {13}))) << size;
+    EXPECT_TRUE(SameBits(expected, run(2, {64, 3}))) << size;
+    EXPECT_TRUE(SameBits(expected, run(205, {50}))) << size;  // odd, but one page
   }
 }
 

@@ -14,8 +14,9 @@ namespace blockserve {
 //           dimension in the low half: scores are computed for 16 positions at a time. Pages of
 //           fewer than 16 positions (a block of the token decoder) have so many in place of 16:
 //           loads of 16 lanes then see what comes after, too
-//   values, [page_blocks][head_size padded to 16] float or bf16: outputs are computed for 16
-//           dimensions at a time
+//   values, [page_blocks][head_size padded to 16] float, or for bf16
+//           [ceil(page_blocks / 2)][head_size padded to 16] uint32 with the even position in the
+//           low half: outputs are computed for 16 dimensions at a time
 // Lanes of positions that were not written hold anything; their scores are masked.
 struct KvLayout {
   int32_t num_heads = 0;
@@ -30,10 +31,14 @@ struct KvLayout {
   int64_t key_group_bytes() const {
     return (bf16 ? (head_size + 1) / 2 : head_size) * key_lanes() * 4;
   }
-  int64_t value_row_bytes() const { return head_stride() * (bf16 ? 2 : 4); }
+  // A row of values is one position, or two of bf16.
+  int64_t value_rows() const { return bf16 ? (page_blocks + 1) / 2 : page_blocks; }
+  int64_t value_row_bytes() const { return head_stride() * 4; }
+  // Where the row of a position of the page begins, in bytes from the first.
+  int64_t value_row(int64_t local) const { return (bf16 ? local / 2 : local) * value_row_bytes(); }
   int64_t keys_bytes() const { return (key_groups() * key_group_bytes() + 63) / 64 * 64; }
   int64_t head_bytes() const {
-    return keys_bytes() + (page_blocks * value_row_bytes() + 63) / 64 * 64;
+    return keys_bytes() + value_rows() * value_row_bytes();  // rows of whole cache lines
   }
   int64_t page_bytes() const { return num_heads * head_bytes(); }
 };

@@ -12,8 +12,8 @@
 #include "gateway/http/chat_format.h"
 #include "gateway/http/openai_answer.h"
 #include "gateway/http/openai_request.h"
-#include "gateway/http/request_reader.h"
 #include "gateway/validate.h"
+#include "rpc/http/request_reader.h"
 
 namespace blockserve {
 namespace {

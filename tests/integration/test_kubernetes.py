@@ -443,8 +443,20 @@ def test_grafana_is_given_the_dashboard():
 
 
 def test_prometheus_reaches_the_metrics_port_and_nothing_else():
-    (monitor,) = of_kind("cpu", "ServiceMonitor")
-    assert [endpoint["port"] for endpoint in monitor["spec"]["endpoints"]] == ["metrics"]
+    monitored = []
+    for monitor in of_kind("cpu", "ServiceMonitor"):
+        (endpoint,) = monitor["spec"]["endpoints"]
+        assert endpoint["port"] == "metrics"
+        # Every program of this overlay has a certificate, and shows metrics under it.
+        assert endpoint["scheme"] == "https"
+        assert endpoint["tlsConfig"]["serverName"] == monitor["metadata"]["name"]
+        selector = monitor["spec"]["selector"]
+        monitored += [selector["matchLabels"].get("app.kubernetes.io/component")] if (
+            "matchExpressions" not in selector) else selector["matchExpressions"][0]["values"]
+    assert sorted(monitored) == sorted(TIERS)
+    for tier in TIERS:
+        assert "--tls-cert" in arguments("cpu", tier)
+        assert "--metrics-plaintext" not in arguments("cpu", tier)
     scraped = [service["metadata"]["name"] for service in of_kind("cpu", "Service")
                if "metrics" in [port["name"] for port in service["spec"]["ports"]]]
     assert sorted(scraped) == ["blockserve-block", "blockserve-gateway-metrics", "blockserve-token"]

@@ -8,6 +8,8 @@ import socket
 import ssl
 import subprocess
 import types
+import urllib.error
+import urllib.request
 
 import blockserve
 import grpc
@@ -62,18 +64,21 @@ def secured(pki, demo_model, launcher, tmp_path_factory):
     ca = f"{pki.tiers}/ca.crt"
     keys = tmp_path_factory.mktemp("keys") / "api.keys"
     key = keys_command("--name=alice", f"--file={keys}").stdout.strip()
-    block = launcher.block(demo_model, *server_flags(pki.tiers, "block", ca))
-    token = launcher.token(demo_model, *server_flags(pki.tiers, "token", ca))
+    metrics = {tier: harness.free_port() for tier in ("block", "token", "gateway")}
+    block, token = (start(demo_model, *server_flags(pki.tiers, tier, ca),
+                          f"--metrics-listen=127.0.0.1:{metrics[tier]}")
+                    for tier, start in (("block", launcher.block), ("token", launcher.token)))
     gateway = launcher.gateway(
         demo_model, [block], [token], *server_flags(pki.public, "server"), f"--api-keys={keys}",
         f"--tier-tls-ca={ca}", f"--tier-tls-cert={pki.tiers}/gateway.crt",
         f"--tier-tls-key={pki.tiers}/gateway.key", "--tier-tls-name=blockserve-tiers",
-        f"--http-listen=127.0.0.1:{(http_port := harness.free_port())}")
+        f"--http-listen=127.0.0.1:{(http_port := harness.free_port())}",
+        f"--metrics-listen=127.0.0.1:{metrics['gateway']}")
     for server in (block, token):
         wait_for_log(gateway, f"at {server.address} connected")
     wait_for_log(gateway, "listening on")
     return types.SimpleNamespace(block=block, token=token, gateway=gateway, keys=keys, key=key,
-                                 http_port=http_port)
+                                 http_port=http_port, metrics=metrics)
 
 
 @pytest.fixture
@@ -140,6 +145,29 @@ def test_a_tier_refuses_callers_without_a_certificate(secured, pki, tier):
     assert health(address, known) == health_pb2.HealthCheckResponse.SERVING
 
 
+@pytest.mark.parametrize("tier", ["block", "token", "gateway"])
+def test_metrics_are_shown_over_tls_alone(secured, pki, tier):
+    """Without a certificate of one's own: scrapers seldom have one of the tiers' authority."""
+    ca = (pki.public if tier == "gateway" else pki.tiers) / "ca.crt"
+    port = secured.metrics[tier]
+    with urllib.request.urlopen(f"https://127.0.0.1:{port}/metrics", timeout=60,
+                                context=ssl.create_default_context(cafile=str(ca))) as page:
+        assert b"process_start_time_seconds" in page.read()
+    with pytest.raises((OSError, http.client.HTTPException)):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60)
+    with pytest.raises(urllib.error.URLError, match="CERTIFICATE_VERIFY_FAILED"):
+        urllib.request.urlopen(f"https://127.0.0.1:{port}/metrics", timeout=60)
+
+
+def test_metrics_may_be_shown_in_plaintext(pki, launcher):
+    model = harness.GOLDEN / "concat_l4"
+    server = launcher.block(model, *server_flags(pki.tiers, "block"), "--metrics-plaintext",
+                            f"--metrics-listen=127.0.0.1:{(port := harness.free_port())}")
+    wait_for_log(server, f"metrics on 127.0.0.1:{port}\n")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as page:
+        assert b"process_start_time_seconds" in page.read()
+
+
 def test_a_client_does_not_trust_another_authority(secured, pki):
     tls = blockserve.Tls(ca=pki.tiers / "ca.crt")
     with blockserve.Client(secured.gateway.address, tls=tls, api_key=secured.key, timeout=60,
@@ -189,15 +217,16 @@ def shown(pki, ports):
 
 
 def test_certificates_are_renewed_while_it_runs(secured, pki, client):
-    """On both ports; and an HTTP connection that stands goes on."""
+    """On all three ports; and an HTTP connection that stands goes on."""
     context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
-    ports = [int(secured.gateway.address.split(":")[1]), secured.http_port]
+    ports = [int(secured.gateway.address.split(":")[1]), secured.http_port,
+             secured.metrics["gateway"]]
     stands = http.client.HTTPSConnection("127.0.0.1", secured.http_port, context=context, timeout=60)
     stands.request("GET", "/health")
     assert stands.getresponse().read()
     old = shown(pki, ports)
     make_certificates(pki.public, "server")
-    harness.wait_until(lambda: not set(shown(pki, ports)) & set(old), "the new certificate is shown by both")
+    harness.wait_until(lambda: not set(shown(pki, ports)) & set(old), "the new certificate is shown by all")
     assert client.generate(**PROMPT).choices
     stands.request("GET", "/health")
     assert stands.getresponse().status == 200

@@ -1,7 +1,7 @@
 // The event loop as the gateway's policy sees it: a clock and two ways to run something later. The
-// real one is asio's (gateway/asio_loop.h); tests drive one by hand.
-#ifndef BLOCKSERVE_GATEWAY_LOOP_H_
-#define BLOCKSERVE_GATEWAY_LOOP_H_
+// real one is asio's (rpc/asio_loop.h); tests drive one by hand.
+#ifndef BLOCKSERVE_RPC_LOOP_H_
+#define BLOCKSERVE_RPC_LOOP_H_
 
 #include <functional>
 #include <memory>
@@ -28,4 +28,4 @@ class Loop {
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_GATEWAY_LOOP_H_
+#endif  // BLOCKSERVE_RPC_LOOP_H_

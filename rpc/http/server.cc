@@ -1,4 +1,4 @@
-#include "gateway/http/server.h"
+#include "rpc/http/server.h"
 
 #include <atomic>
 #include <boost/asio/ip/tcp.hpp>
@@ -11,7 +11,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
-#include "gateway/asio_loop.h"
+#include "rpc/asio_loop.h"
 
 namespace blockserve {
 namespace {

@@ -1,4 +1,4 @@
-#include "gateway/http/request_reader.h"
+#include "rpc/http/request_reader.h"
 
 #include <gtest/gtest.h>
 

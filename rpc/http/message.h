@@ -1,6 +1,6 @@
 // An HTTP request as it was read, and an answer as it will be written.
-#ifndef BLOCKSERVE_GATEWAY_HTTP_MESSAGE_H_
-#define BLOCKSERVE_GATEWAY_HTTP_MESSAGE_H_
+#ifndef BLOCKSERVE_RPC_HTTP_MESSAGE_H_
+#define BLOCKSERVE_RPC_HTTP_MESSAGE_H_
 
 #include <boost/beast/http/fields.hpp>
 #include <string>
@@ -40,4 +40,4 @@ absl::string_view HttpReason(int status);
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_GATEWAY_HTTP_MESSAGE_H_
+#endif  // BLOCKSERVE_RPC_HTTP_MESSAGE_H_

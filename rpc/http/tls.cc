@@ -1,4 +1,4 @@
-#include "gateway/http/tls.h"
+#include "rpc/http/tls.h"
 
 #include <utility>
 

@@ -1,4 +1,4 @@
-#include "gateway/http/request_reader.h"
+#include "rpc/http/request_reader.h"
 
 #include <boost/asio/buffer.hpp>
 #include <boost/beast/http/parser.hpp>

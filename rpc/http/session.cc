@@ -1,4 +1,4 @@
-#include "gateway/http/session.h"
+#include "rpc/http/session.h"
 
 #include <utility>
 

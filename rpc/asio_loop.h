@@ -1,6 +1,6 @@
 // The gateway's event loop: a boost::asio::io_context with one thread.
-#ifndef BLOCKSERVE_GATEWAY_ASIO_LOOP_H_
-#define BLOCKSERVE_GATEWAY_ASIO_LOOP_H_
+#ifndef BLOCKSERVE_RPC_ASIO_LOOP_H_
+#define BLOCKSERVE_RPC_ASIO_LOOP_H_
 
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
@@ -13,7 +13,7 @@
 
 #include "absl/time/time.h"
 #include "common/progress.h"
-#include "gateway/loop.h"
+#include "rpc/loop.h"
 
 namespace blockserve {
 
@@ -51,4 +51,4 @@ class AsioLoop final : public Loop {
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_GATEWAY_ASIO_LOOP_H_
+#endif  // BLOCKSERVE_RPC_ASIO_LOOP_H_

@@ -1,6 +1,6 @@
 // Listens for HTTP connections and gives each to a thread of its own few.
-#ifndef BLOCKSERVE_GATEWAY_HTTP_SERVER_H_
-#define BLOCKSERVE_GATEWAY_HTTP_SERVER_H_
+#ifndef BLOCKSERVE_RPC_HTTP_SERVER_H_
+#define BLOCKSERVE_RPC_HTTP_SERVER_H_
 
 #include <boost/asio/ssl/context.hpp>
 #include <functional>
@@ -11,7 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "gateway/http/session.h"
+#include "rpc/http/session.h"
 
 namespace blockserve {
 
@@ -56,4 +56,4 @@ class HttpServer {
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_GATEWAY_HTTP_SERVER_H_
+#endif  // BLOCKSERVE_RPC_HTTP_SERVER_H_

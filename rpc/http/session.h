@@ -1,6 +1,6 @@
 // One HTTP connection: requests one after the other, each answered before the next is read.
-#ifndef BLOCKSERVE_GATEWAY_HTTP_SESSION_H_
-#define BLOCKSERVE_GATEWAY_HTTP_SESSION_H_
+#ifndef BLOCKSERVE_RPC_HTTP_SESSION_H_
+#define BLOCKSERVE_RPC_HTTP_SESSION_H_
 
 #include <array>
 #include <boost/asio/steady_timer.hpp>
@@ -13,10 +13,10 @@
 
 #include "absl/time/time.h"
 #include "common/mutex.h"
-#include "gateway/http/exchange.h"
-#include "gateway/http/request_reader.h"
-#include "gateway/http/transport.h"
-#include "gateway/loop.h"
+#include "rpc/http/exchange.h"
+#include "rpc/http/request_reader.h"
+#include "rpc/http/transport.h"
+#include "rpc/loop.h"
 
 namespace blockserve {
 
@@ -129,4 +129,4 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_GATEWAY_HTTP_SESSION_H_
+#endif  // BLOCKSERVE_RPC_HTTP_SESSION_H_

@@ -1,14 +1,14 @@
 // From the bytes of a connection to one request, within limits; without any input or output of its
 // own.
-#ifndef BLOCKSERVE_GATEWAY_HTTP_REQUEST_READER_H_
-#define BLOCKSERVE_GATEWAY_HTTP_REQUEST_READER_H_
+#ifndef BLOCKSERVE_RPC_HTTP_REQUEST_READER_H_
+#define BLOCKSERVE_RPC_HTTP_REQUEST_READER_H_
 
 #include <cstddef>
 #include <memory>
 #include <string>
 
 #include "absl/strings/string_view.h"
-#include "gateway/http/message.h"
+#include "rpc/http/message.h"
 
 namespace blockserve {
 
@@ -65,4 +65,4 @@ class HttpRequestReader {
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_GATEWAY_HTTP_REQUEST_READER_H_
+#endif  // BLOCKSERVE_RPC_HTTP_REQUEST_READER_H_

@@ -1,4 +1,4 @@
-#include "gateway/asio_loop.h"
+#include "rpc/asio_loop.h"
 
 #include <boost/asio/post.hpp>
 #include <utility>

@@ -1,6 +1,6 @@
 // A connection's bytes, plain or under TLS.
-#ifndef BLOCKSERVE_GATEWAY_HTTP_TRANSPORT_H_
-#define BLOCKSERVE_GATEWAY_HTTP_TRANSPORT_H_
+#ifndef BLOCKSERVE_RPC_HTTP_TRANSPORT_H_
+#define BLOCKSERVE_RPC_HTTP_TRANSPORT_H_
 
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -35,4 +35,4 @@ std::unique_ptr<HttpTransport> MakeTlsTransport(boost::asio::ip::tcp::socket soc
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_GATEWAY_HTTP_TRANSPORT_H_
+#endif  // BLOCKSERVE_RPC_HTTP_TRANSPORT_H_

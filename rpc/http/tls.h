@@ -1,6 +1,6 @@
 // TLS of the HTTP front, from the PEM files that the gRPC port has, read again when they change.
-#ifndef BLOCKSERVE_GATEWAY_HTTP_TLS_H_
-#define BLOCKSERVE_GATEWAY_HTTP_TLS_H_
+#ifndef BLOCKSERVE_RPC_HTTP_TLS_H_
+#define BLOCKSERVE_RPC_HTTP_TLS_H_
 
 #include <boost/asio/ssl/context.hpp>
 #include <filesystem>
@@ -38,4 +38,4 @@ class HttpTls {
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_GATEWAY_HTTP_TLS_H_
+#endif  // BLOCKSERVE_RPC_HTTP_TLS_H_

@@ -1,4 +1,4 @@
-#include "gateway/http/transport.h"
+#include "rpc/http/transport.h"
 
 #include <boost/asio/post.hpp>
 #include <boost/asio/ssl/stream.hpp>

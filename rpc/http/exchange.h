@@ -1,12 +1,12 @@
 // One request and its answer, as whoever answers it sees them.
-#ifndef BLOCKSERVE_GATEWAY_HTTP_EXCHANGE_H_
-#define BLOCKSERVE_GATEWAY_HTTP_EXCHANGE_H_
+#ifndef BLOCKSERVE_RPC_HTTP_EXCHANGE_H_
+#define BLOCKSERVE_RPC_HTTP_EXCHANGE_H_
 
 #include <functional>
 #include <memory>
 #include <string>
 
-#include "gateway/http/message.h"
+#include "rpc/http/message.h"
 
 namespace blockserve {
 
@@ -46,4 +46,4 @@ using HttpHandler = std::function<void(std::shared_ptr<HttpExchange> exchange)>;
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_GATEWAY_HTTP_EXCHANGE_H_
+#endif  // BLOCKSERVE_RPC_HTTP_EXCHANGE_H_

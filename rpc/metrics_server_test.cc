@@ -1,0 +1,86 @@
+#include "rpc/metrics_server.h"
+
+#include <arpa/inet.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <string>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/string_view.h"
+
+namespace blockserve {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr MetricDefinition kSteps = {MetricKind::kCounter, "test_steps_total", "Steps done."};
+
+// The whole answer to a request of this first line; empty where the connection fails.
+std::string Ask(absl::string_view address, const std::string& line) {
+  sockaddr_in peer = {};
+  peer.sin_family = AF_INET;
+  peer.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  int port = 0;
+  if (!absl::SimpleAtoi(address.substr(address.rfind(':') + 1), &port)) return "";
+  peer.sin_port = htons(static_cast<uint16_t>(port));
+  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
+  std::string answer;
+  const std::string request = line + "\r\n\r\n";
+  if (::connect(socket, reinterpret_cast<sockaddr*>(&peer), sizeof(peer)) == 0 &&
+      ::send(socket, request.data(), request.size(), 0) == static_cast<ssize_t>(request.size())) {
+    char buffer[4096];
+    for (ssize_t got; (got = ::recv(socket, buffer, sizeof(buffer), 0)) > 0;) {
+      answer.append(buffer, static_cast<size_t>(got));
+    }
+  }
+  ::close(socket);
+  return answer;
+}
+
+TEST(MetricsServer, ShowsTheRegistry) {
+  MetricRegistry registry;
+  registry.Counter(kSteps).Add(3);
+  auto server = MetricsServer::Start({"127.0.0.1:0", {}}, registry);
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_THAT(Ask((*server)->address(), "GET /metrics HTTP/1.0"),
+              HasSubstr("test_steps_total 3\n"));
+}
+
+TEST(MetricsServer, SaysWhyItCannotListen) {
+  MetricRegistry registry;
+  auto first = MetricsServer::Start({"localhost:0", {}}, registry);
+  ASSERT_TRUE(first.ok()) << first.status();
+  const absl::Status taken = MetricsServer::Start({(*first)->address(), {}}, registry).status();
+  EXPECT_EQ(taken.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(taken.message(), HasSubstr("--metrics-listen"));
+  for (const char* bad : {"", "9100", "127.0.0.1:", "127.0.0.1:70000", ":9100,80"}) {
+    const absl::Status status = MetricsServer::Start({bad, {}}, registry).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << bad;
+    EXPECT_THAT(status.message(), HasSubstr("--metrics-listen")) << bad;
+  }
+}
+
+TEST(MetricsServer, SaysWhichTlsFileItCannotUse) {
+  MetricRegistry registry;
+  MetricsServerOptions options;
+  options.listen_address = "127.0.0.1:0";
+  options.tls.certificate = "/nowhere/server.crt";
+  options.tls.key = "/nowhere/server.key";
+  const absl::Status status = MetricsServer::Start(options, registry).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("--tls-cert /nowhere/server.crt"));
+}
+
+TEST(MetricsServer, HasNothingElse) {
+  MetricRegistry registry;
+  auto server = MetricsServer::Start({"127.0.0.1:0", {}}, registry);
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_THAT(Ask((*server)->address(), "GET / HTTP/1.0"), HasSubstr("404"));
+  EXPECT_THAT(Ask((*server)->address(), "POST /metrics HTTP/1.0"), HasSubstr("405"));
+}
+
+}  // namespace
+}  // namespace blockserve
