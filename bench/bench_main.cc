@@ -224,6 +224,8 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
     report.runs.push_back(*std::move(run));
   }
   report.peak_memory_bytes = PeakMemoryBytes();
+  progress.Show("measuring the machine again");
+  report.machine.TakeBetter(MeasureMachine(pool, *kernels == KernelTarget::kAvx512));
   if (choice->cuda_device >= 0) {
     progress.Show("profiling");
     const absl::StatusOr<EngineRunResult> profile = (*runner)->Profile(config.workload);

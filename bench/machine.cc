@@ -130,6 +130,18 @@ Machine MeasureMachine(ThreadPool& pool, bool with_avx512) {
   return machine;
 }
 
+void Machine::TakeBetter(const Machine& other) {
+  const auto take = [](double& rate, double other_rate) { rate = std::max(rate, other_rate); };
+  take(fma_f32.one_core, other.fma_f32.one_core);
+  take(fma_f32.all_cores, other.fma_f32.all_cores);
+  take(bf16_dot.one_core, other.bf16_dot.one_core);
+  take(bf16_dot.all_cores, other.bf16_dot.all_cores);
+  take(int8_dot.one_core, other.int8_dot.one_core);
+  take(int8_dot.all_cores, other.int8_dot.all_cores);
+  take(read_bytes_per_s_one_core, other.read_bytes_per_s_one_core);
+  take(read_bytes_per_s, other.read_bytes_per_s);
+}
+
 nlohmann::ordered_json Machine::Json() const {
   nlohmann::ordered_json json = {{"cpu", cpu},
                                  {"cores", cores},

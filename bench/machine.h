@@ -35,6 +35,9 @@ struct Machine {
   PeakRate device_bf16;
   double device_bytes_per_s = 0;
 
+  // The better of both in each rate of the CPU: of two looks at the machine, what hindered one (a
+  // neighbour on the same host, say) is not the machine.
+  void TakeBetter(const Machine& other);
   nlohmann::ordered_json Json() const;
 };
 

@@ -20,7 +20,7 @@ RESULTS = ROOT / "bench" / "results"
 BLOCK, PLAIN = "block_main_b4_85", "vanilla_160"
 # Comparisons: prompt, generate, sequences, and runs of the plain model, which takes up to ten times as
 # long.
-ROWS = [(128, 512, 64, 1), (128, 2048, 32, 1), (2048, 128, 16, 1), (8192, 128, 4, 1), (128, 512, 1, 5)]
+ROWS = [(128, 512, 64, 1), (128, 2048, 32, 1), (2048, 128, 16, 3), (8192, 128, 4, 3), (128, 512, 1, 5)]
 # Those of a checkpoint in float32.
 F32_ROWS = [(128, 512, 64), (8192, 128, 4), (128, 512, 1)]
 BATCHES = [1, 4, 16, 64, 256, 512]
