@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Makes the runs behind docs/performance.md: one JSON file for each in bench/results/ (--results).
+"""Makes the runs behind docs/performance.md: one JSON file for each, in a folder for each machine.
 
-  bench/measure.py --models DIR [--only WORD …] [--again] [--list]
+  bench/measure.py --models DIR --results bench/results/MACHINE [--only WORD …] [--again] [--list]
 
 DIR holds random models as tools/make_random_model.py writes them (bfloat16 unless the name ends in
 _f32), each in a folder of the size's name; --make makes those that are missing. A run whose file is there is left alone unless --again is given.
@@ -16,7 +16,6 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "bench" / "results"
 BLOCK, PLAIN = "block_main_b4_85", "vanilla_160"
 # Comparisons: prompt, generate, sequences, and runs of the plain model, which takes up to ten times as
 # long.
@@ -79,7 +78,7 @@ def main():
     parser.add_argument("--models", type=pathlib.Path, help="folder of the models' folders")
     parser.add_argument("--make", action="store_true", help="make the models that are missing")
     parser.add_argument("--only", nargs="*", default=[], help="runs whose name begins so")
-    parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="folder of the files")
+    parser.add_argument("--results", type=pathlib.Path, help="folder of the files")
     parser.add_argument("--again", action="store_true", help="also runs whose result is there")
     parser.add_argument("--list", action="store_true", help="print the runs and do nothing")
     parser.add_argument("--repeat", type=int, default=5,
@@ -92,8 +91,8 @@ def main():
         for name, model, flags in runs:
             print(f"{name:32} {model:20} {' '.join(flags)}")
         return 0
-    if args.models is None:
-        parser.error("--models is missing")
+    if args.models is None or args.results is None:
+        parser.error("--models and --results are both needed")
     program = ROOT / "build" / "bin" / "blockserve-bench"
     known = subprocess.run([program, "--version"], text=True, capture_output=True, check=True)
     failed = 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Draws bench/results/*.json as the pictures of docs/performance.md (needs matplotlib).
+"""Draws the runs of a folder as the pictures of docs/performance.md (needs matplotlib).
 
-  bench/plot.py [--results bench/results] [--out docs/performance]
+  bench/plot.py [--results bench/results/zen4] [--out docs/performance]
 """
 
 import argparse
@@ -174,7 +174,7 @@ def where_time_goes(results, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--results", type=pathlib.Path, default=ROOT / "bench" / "results" / "zen4")
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "docs" / "performance")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

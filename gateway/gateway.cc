@@ -128,7 +128,7 @@ struct Gateway::Impl {
   std::unique_ptr<RequestValidator> validator;
   std::unique_ptr<ApiKeys> api_keys;  // null: everybody may call
   std::unique_ptr<GenerationService> service;
-  AsioLoop loop;
+  AsioLoop loop{"gateway-loop"};
   std::unique_ptr<Core> core;
   std::unique_ptr<AdmittedCore> admitted;  // before it
   std::unique_ptr<TierMetrics> tier_metrics;

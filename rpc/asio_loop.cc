@@ -8,12 +8,12 @@
 
 namespace blockserve {
 
-AsioLoop::AsioLoop()
+AsioLoop::AsioLoop(const char* thread_name)
     : work_(boost::asio::make_work_guard(context_)),
       start_(absl::Now()),
       steady_start_(std::chrono::steady_clock::now()),
-      thread_([this] {
-        SetThreadName("gateway-loop");
+      thread_([this, thread_name] {
+        SetThreadName(thread_name);
         context_.run();
       }) {}
 

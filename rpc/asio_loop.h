@@ -1,4 +1,4 @@
-// The gateway's event loop: a boost::asio::io_context with one thread.
+// An event loop: a boost::asio::io_context with one thread.
 #ifndef BLOCKSERVE_RPC_ASIO_LOOP_H_
 #define BLOCKSERVE_RPC_ASIO_LOOP_H_
 
@@ -19,7 +19,8 @@ namespace blockserve {
 
 class AsioLoop final : public Loop {
  public:
-  AsioLoop();
+  // `thread_name`: as the system shows it, at most 15 characters.
+  explicit AsioLoop(const char* thread_name);
   // Joins.
   ~AsioLoop() override;
 

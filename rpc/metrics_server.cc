@@ -39,6 +39,7 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
   HttpServerOptions http;
   http.listen_address = options.listen_address;
   http.listen_flag = "--metrics-listen";
+  http.thread_name = "metrics";
   http.max_connections = kMaxConnections;
   http.limits.read.max_body_bytes = 1024;
   if (options.tls.enabled()) {

@@ -52,6 +52,7 @@ absl::StatusOr<Tcp::endpoint> Resolve(boost::asio::io_context& context, const st
 struct HttpServer::Impl {
   // The connections of one thread.
   struct Worker {
+    explicit Worker(const char* thread_name) : loop(thread_name) {}
     AsioLoop loop;
     std::shared_ptr<HttpMailbox> mailbox = std::make_shared<HttpMailbox>(&loop);
     std::shared_ptr<HttpSessionContext> context;
@@ -184,7 +185,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
   auto impl = std::make_unique<Impl>();
   impl->options = options;
   for (int32_t i = 0; i < options.threads; ++i) {
-    auto worker = std::make_unique<Impl::Worker>();
+    auto worker = std::make_unique<Impl::Worker>(options.thread_name);
     worker->context = std::make_shared<HttpSessionContext>();
     worker->context->limits = options.limits;
     worker->context->headers = options.headers;

@@ -19,6 +19,7 @@ struct HttpServerOptions {
   std::string listen_address;                 // "host:port" or "[v6]:port"; port 0: any
   std::string listen_flag = "--http-listen";  // what messages call it
   int32_t threads = 1;
+  const char* thread_name = "http";
   int32_t max_connections = 4096;  // further ones are answered 503 and closed
   HttpConnectionLimits limits;
   std::vector<std::pair<std::string, std::string>> headers;  // of every answer
