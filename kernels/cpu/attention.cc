@@ -4,7 +4,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <type_traits>
 
 #include "kernels/bf16.h"
 #include "kernels/cpu/attention_tiles.h"
@@ -42,6 +41,18 @@ constexpr int kMaxGroups = kMaxKeyGroups;
 // Positions whose values all tiles of a run add before the next ones are read.
 constexpr int64_t kValuesAtOnce = 64;
 
+// sum[n] += factors[n * stride] * values, for all groups.
+template <int kQueries, int kGroups>
+HWY_INLINE void AddProducts(const float* factors, int64_t stride, const V16 (&values)[kGroups],
+                            V16 (&sum)[kQueries][kGroups]) {
+  BLOCKSERVE_UNROLL
+  for (int n = 0; n < kQueries; ++n) {
+    const V16 factor = Set16(factors[n * stride]);
+    BLOCKSERVE_UNROLL
+    for (int g = 0; g < kGroups; ++g) sum[n][g] = Fma(factor, values[g], sum[n][g]);
+  }
+}
+
 // Scores of kQueries queries from `query` on against groups [first, first + kGroups): one chain
 // over the head's dimensions each. `ahead`: what will be read next, fetched meanwhile.
 template <int kQueries, int kGroups, bool kBf16>
@@ -54,14 +65,6 @@ HWY_INLINE void Scores(const QueryRun& run, const KvLayout& layout, int64_t quer
     for (int g = 0; g < kGroups; ++g) sum[n][g] = Set16(0.0f);
   }
   const float* q = run.q + query * run.q_stride;
-  const auto add = [&](int64_t dimension, const V16(&k)[kGroups]) HWY_ATTR {
-    BLOCKSERVE_UNROLL
-    for (int n = 0; n < kQueries; ++n) {
-      const V16 a = Set16(q[n * run.q_stride + dimension]);
-      BLOCKSERVE_UNROLL
-      for (int g = 0; g < kGroups; ++g) sum[n][g] = Fma(a, k[g], sum[n][g]);
-    }
-  };
   const uint8_t* keys[kGroups];
   BLOCKSERVE_UNROLL
   for (int g = 0; g < kGroups; ++g) keys[g] = groups.keys[first + g];
@@ -80,18 +83,18 @@ HWY_INLINE void Scores(const QueryRun& run, const KvLayout& layout, int64_t quer
       for (int g = 0; g < kGroups; ++g) {
         k[g] = LoadBf16Low(reinterpret_cast<const uint32_t*>(keys[g] + offset));
       }
-      add(i, k);
+      AddProducts(q + i, run.q_stride, k, sum);
       BLOCKSERVE_UNROLL
       for (int g = 0; g < kGroups; ++g) {
         k[g] = LoadBf16High(reinterpret_cast<const uint32_t*>(keys[g] + offset));
       }
-      add(i + 1, k);
+      AddProducts(q + i + 1, run.q_stride, k, sum);
     } else {
       BLOCKSERVE_UNROLL
       for (int g = 0; g < kGroups; ++g) {
         k[g] = Load16(reinterpret_cast<const float*>(keys[g] + offset));
       }
-      add(i, k);
+      AddProducts(q + i, run.q_stride, k, sum);
     }
   }
   BLOCKSERVE_UNROLL
@@ -158,14 +161,6 @@ HWY_INLINE void WeightedValues(const AttentionArgs& args, const QueryRun& run, i
     }
   }
   const float* weights = run.scores + query * run.scores_stride;
-  const auto add = [&](int64_t i, const V16(&v)[kGroups]) HWY_ATTR {
-    BLOCKSERVE_UNROLL
-    for (int n = 0; n < kQueries; ++n) {
-      const V16 weight = Set16(weights[n * run.scores_stride + i]);
-      BLOCKSERVE_UNROLL
-      for (int g = 0; g < kGroups; ++g) sum[n][g] = Fma(weight, v[g], sum[n][g]);
-    }
-  };
   // Positions that every query sees, then those that only the later ones see.
   const int64_t position = run.position + query;
   const int64_t common = std::min(end, position + 1);
@@ -189,13 +184,13 @@ HWY_INLINE void WeightedValues(const AttentionArgs& args, const QueryRun& run, i
         v[g] = LoadValues<kBf16>(row, i - first, at);
         __builtin_prefetch(row + to_next + at * 4);
       }
-      add(i++, v);
+      AddProducts(weights + i++, run.scores_stride, v, sum);
       if (!both) continue;
       BLOCKSERVE_UNROLL
       for (int g = 0; g < kGroups; ++g) {
         v[g] = LoadValues<kBf16>(row, 1, dimension + g * kPanelWidth);
       }
-      add(i++, v);
+      AddProducts(weights + i++, run.scores_stride, v, sum);
     }
     for (; i < page_end; ++i) {
       const uint8_t* row = values + layout.value_row(i - first);
@@ -236,13 +231,6 @@ HWY_NOINLINE void TileValues(const AttentionArgs& args, const QueryRun& run, int
   }
 }
 
-// Calls body with an integral constant of the tile's queries.
-template <int kQueries = kMaxQueries, typename Body>
-HWY_INLINE void ForTile(int64_t queries, const Body& body) {
-  if (queries == kQueries) return body(std::integral_constant<int, kQueries>());
-  if constexpr (kQueries > 1) ForTile<kQueries - 1>(queries, body);
-}
-
 // What keys and values are stored as, and how they are multiplied.
 enum class Products { kF32, kBf16, kBf16Dot };
 
@@ -271,7 +259,7 @@ void AttendRun(const AttentionArgs& args, const QueryRun& run) {
       if constexpr (kDot) {
         Bf16DotScores(run, layout, query, queries, seen, fetched);
       } else {
-        ForTile(queries, [&](auto count) HWY_ATTR {
+        ForTile<kMaxQueries>(queries, [&](auto count) HWY_ATTR {
           TileScores<count(), kBf16>(run, layout, query, seen, fetched);
         });
       }
@@ -299,7 +287,7 @@ void AttendRun(const AttentionArgs& args, const QueryRun& run) {
       if constexpr (kDot) {
         Bf16DotValues(args, run, query, queries, begin, end);
       } else {
-        ForTile(queries, [&](auto count) HWY_ATTR {
+        ForTile<kMaxQueries>(queries, [&](auto count) HWY_ATTR {
           TileValues<count(), kBf16>(args, run, query, begin, end);
         });
       }

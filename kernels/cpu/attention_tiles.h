@@ -4,7 +4,9 @@
 #define BLOCKSERVE_KERNELS_CPU_ATTENTION_TILES_H_
 
 #include <cstdint>
+#include <type_traits>
 
+#include "hwy/base.h"
 #include "kernels/cpu/cpu_kernels.h"
 
 namespace blockserve {
@@ -67,6 +69,13 @@ class KeyGroupReader {
   int64_t page_ = 0;
   int64_t group_ = 0;  // of the page
 };
+
+// Calls body with an integral constant of the tile's queries, which are kMost at most.
+template <int kMost, typename Body>
+HWY_INLINE void ForTile(int64_t queries, const Body& body) {
+  if (queries == kMost) return body(std::integral_constant<int, kMost>());
+  if constexpr (kMost > 1) ForTile<kMost - 1>(queries, body);
+}
 
 }  // namespace blockserve
 

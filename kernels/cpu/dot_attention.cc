@@ -1,7 +1,6 @@
 #include "kernels/cpu/dot_attention.h"
 
 #include <algorithm>
-#include <type_traits>
 
 #include "hwy/base.h"
 
@@ -20,13 +19,6 @@ constexpr int kMaxGroups = kMaxKeyGroups;
 HWY_INLINE __m512 Dot(__m512 sums, uint32_t pair, __m512i pairs) {
   return _mm512_dpbf16_ps(sums, (__m512bh)_mm512_set1_epi32(static_cast<int>(pair)),
                           (__m512bh)pairs);
-}
-
-// Calls body with an integral constant of the tile's queries.
-template <int kQueries = kMaxQueries, typename Body>
-HWY_INLINE void ForTile(int64_t queries, const Body& body) {
-  if (queries == kQueries) return body(std::integral_constant<int, kQueries>());
-  if constexpr (kQueries > 1) ForTile<kQueries - 1>(queries, body);
 }
 
 // One chain for each query and key, two dimensions of the head a step.
@@ -193,7 +185,8 @@ void Bf16DotQueries(const QueryRun& run, const KvLayout& layout) {
 
 void Bf16DotScores(const QueryRun& run, const KvLayout& layout, int64_t query, int64_t queries,
                    const KeyGroups& groups, const KeyGroups& ahead) {
-  ForTile(queries, [&](auto count) { TileScores<count()>(run, layout, query, groups, ahead); });
+  ForTile<kMaxQueries>(queries,
+                       [&](auto count) { TileScores<count()>(run, layout, query, groups, ahead); });
 }
 
 void Bf16DotWeights(const QueryRun& run, int64_t n, int64_t count) {
@@ -203,7 +196,8 @@ void Bf16DotWeights(const QueryRun& run, int64_t n, int64_t count) {
 
 void Bf16DotValues(const AttentionArgs& args, const QueryRun& run, int64_t query, int64_t queries,
                    int64_t begin, int64_t end) {
-  ForTile(queries, [&](auto count) { TileValues<count()>(args, run, query, begin, end); });
+  ForTile<kMaxQueries>(queries,
+                       [&](auto count) { TileValues<count()>(args, run, query, begin, end); });
 }
 
 }  // namespace blockserve

@@ -76,17 +76,6 @@ HWY_INLINE void Store16(const V16& v, float* p) {
   for (int i = 0; i < kParts; ++i) hn::StoreU(v.part[i], DF(), p + i * kPartLanes);
 }
 
-// Sixteen bf16 in ascending order.
-HWY_INLINE V16 LoadBf16(const uint16_t* p) {
-  V16 r;
-  BLOCKSERVE_UNROLL
-  for (int i = 0; i < kParts; ++i) {
-    const VU wide = hn::PromoteTo(DU(), hn::LoadU(DU16(), p + i * kPartLanes));
-    r.part[i] = hn::BitCast(DF(), hn::ShiftLeft<16>(wide));
-  }
-  return r;
-}
-
 // Sixteen pairs of bf16: the low halves, or the high halves.
 HWY_INLINE V16 LoadBf16Low(const uint32_t* p) {
   V16 r;
