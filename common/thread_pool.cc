@@ -15,9 +15,18 @@
 namespace blockserve {
 namespace {
 
-// Longer spins would only burn a core that another process could use; shorter ones would block and
-// wake between the regions of one layer, which come a few microseconds apart.
-constexpr std::chrono::microseconds kSpin(50);
+using Clock = std::chrono::steady_clock;
+
+// The regions of one layer come a few microseconds apart.
+constexpr std::chrono::microseconds kPause(3);
+// Blocking and being woken costs more than most waits take.
+constexpr std::chrono::microseconds kYield(300);
+// Where the cores are not ours alone. Longer would only burn what another one could use.
+constexpr std::chrono::microseconds kPauseOfCrowded(50);
+// A thread of this server that gets the core by a yield needs it for less.
+constexpr std::chrono::milliseconds kLongAway(1);
+// Over so long a time it is told whether the cores are crowded, and then held true for twice that.
+constexpr std::chrono::milliseconds kWindow(50);
 // Looking at the clock costs more than a pause.
 constexpr int kPausesPerClockRead = 32;
 // Tasks of one job fit the lower half of the ticket word; longer loops run as several jobs.
@@ -31,19 +40,52 @@ void Pause() {
 #endif
 }
 
-// True as soon as `ready` is, false when it was not within kSpin.
-template <typename Ready>
-bool SpinUntil(const Ready& ready) {
-  if (ready()) return true;
-  const auto end = std::chrono::steady_clock::now() + kSpin;
-  do {
-    for (int i = 0; i < kPausesPerClockRead; ++i) {
-      Pause();
-      if (ready()) return true;
+// How one thread waits before it blocks. It yields, since the threads that bring the engines their
+// work want a core for a moment, and would not get it from one that spins. Who computes all the
+// time on this core, though, takes a whole slice of the scheduler at each yield: where that is most
+// of the time, spinning for a while and then blocking is faster.
+class Waiter {
+ public:
+  // True as soon as `ready` is, false when it was not soon enough.
+  template <typename Ready>
+  bool Wait(const Ready& ready) {
+    if (ready()) return true;
+    const Clock::time_point start = Clock::now();
+    Clock::time_point now = start;
+    const bool crowded = start < crowded_until_;
+    const Clock::duration pause = crowded ? kPauseOfCrowded : kPause;
+    while (now - start < pause) {
+      for (int i = 0; i < kPausesPerClockRead; ++i) {
+        Pause();
+        if (ready()) return true;
+      }
+      now = Clock::now();
     }
-  } while (std::chrono::steady_clock::now() < end);
-  return false;
-}
+    if (crowded) return false;
+    while (now - start < kYield) {
+      std::this_thread::yield();
+      const Clock::time_point back = Clock::now();
+      if (back - now > kLongAway) CountAway(back - now, back);
+      if (ready()) return true;
+      now = back;
+    }
+    return false;
+  }
+
+ private:
+  void CountAway(Clock::duration away, Clock::time_point now) {
+    if (now - window_start_ > kWindow) {
+      window_start_ = now - away;
+      away_ = Clock::duration::zero();
+    }
+    away_ += away;
+    if (away_ > kWindow / 2) crowded_until_ = now + 2 * kWindow;
+  }
+
+  Clock::time_point window_start_;
+  Clock::duration away_ = Clock::duration::zero();  // since then
+  Clock::time_point crowded_until_;
+};
 
 }  // namespace
 
@@ -77,8 +119,9 @@ struct ThreadPool::Impl {
       return HasTask(tickets.load(std::memory_order_relaxed)) ||
              stop.load(std::memory_order_relaxed);
     };
+    Waiter waiter;
     while (!stop.load(std::memory_order_acquire)) {
-      if (SpinUntil(has_work)) {
+      if (waiter.Wait(has_work)) {
         RunTasks(thread);
         continue;
       }
@@ -106,7 +149,7 @@ struct ThreadPool::Impl {
     RunTasks(0);
 
     const auto done = [this] { return unfinished.load(std::memory_order_acquire) == 0; };
-    if (SpinUntil(done)) return;
+    if (caller_waiter.Wait(done)) return;
     MutexLock lock(&mutex);
     caller_blocked.store(true, std::memory_order_seq_cst);
     while (unfinished.load(std::memory_order_seq_cst) != 0) all_done.Wait(&mutex);
@@ -118,6 +161,7 @@ struct ThreadPool::Impl {
   // The job: written by the caller before `tickets`, read by whoever drew a ticket.
   const Body* body = nullptr;
   int64_t first_task = 0;
+  Waiter caller_waiter;                          // of whoever holds the Turn
   alignas(64) std::atomic<uint64_t> tickets{0};  // tasks of the job << 32 | next task
   alignas(64) std::atomic<int64_t> unfinished{0};
   alignas(64) std::atomic<bool> stop{false};

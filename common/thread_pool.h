@@ -22,8 +22,8 @@ class ThreadPool {
   int num_threads() const;
 
   // Calls body(task, thread) once for every task in [0, num_tasks), thread in [0, num_threads()),
-  // and returns when all are done. Idle threads spin at most 50 µs, then block. Only the holder of
-  // a Turn may call it.
+  // and returns when all are done. Idle threads yield for at most 300 µs, then block. Only the
+  // holder of a Turn may call it.
   void ParallelFor(int64_t num_tasks, absl::FunctionRef<void(int64_t task, int thread)> body);
 
   // Owners that wait for a Turn now.

@@ -252,6 +252,7 @@ std::optional<uint64_t> Admission::TakeNext(absl::Time now) {
     ++starting_;
     ++running_;
     running_choices_ += entry.request.choices;
+    if (!ends_.empty()) ends_.push_back(run_time_);
     return id;
   }
 }
@@ -312,6 +313,8 @@ void Admission::Finished(uint64_t id, bool whole, absl::Time now) {
       CountLast(entry, whole, now);
       running_choices_ -= entry.request.choices;
       --running_;
+      // Whose place is free is not waited for once more: many may end at once.
+      if (!ends_.empty()) ends_.pop_front();
       break;
   }
   --entry.key->requests;

@@ -25,6 +25,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -183,7 +184,7 @@ class Admission {
   int64_t starting_ = 0;
   int64_t running_ = 0;
   int64_t running_choices_ = 0;
-  std::vector<absl::Duration> ends_;  // in which the running requests should end, first to last
+  std::deque<absl::Duration> ends_;  // in which the running requests should end, first to last
   absl::Time ends_at_ = absl::InfinitePast();
   absl::Duration run_time_;         // mean of theirs
   std::vector<uint64_t> given_up_;  // and not yet told

@@ -319,6 +319,19 @@ TEST_F(AdmissionTest, TheWaitIsUntilARunningRequestEnds) {
   EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 5.1, 0.1);
 }
 
+TEST_F(AdmissionTest, APlaceIsWaitedForByOneAlone) {
+  options_.live = {.most = 10, .batches = 0};
+  Make();
+  for (int i = 0; i < 15; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  Serve(absl::Milliseconds(950), absl::Milliseconds(10));
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 0.05, 0.01);
+  // Of the ten that were about to end five do, and those that waited take their places.
+  for (uint64_t id = 1; id <= 5; ++id) admission_->Finished(id, /*whole=*/true, now_);
+  for (uint64_t id = 11; id <= 15; ++id) EXPECT_EQ(admission_->TakeNext(now_), id);
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(2.5)).ok()) << i;
+  EXPECT_FALSE(SubmitLong("a", 100, absl::Seconds(2.5)).ok()) << "the other five are taken";
+}
+
 // What runs and cannot end makes the others slower, until nothing ends in time any more.
 TEST_F(AdmissionTest, NoMoreRunThanCanEndBeforeTheirDeadline) {
   options_.live = {.most = 1000, .batches = 0};

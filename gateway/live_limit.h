@@ -38,9 +38,12 @@ class LiveLimit {
   void Update(const TokenCapacity& capacity) {
     if (options_.batches <= 0 || capacity.best_rows <= 0) return;
     const double rows = static_cast<double>(capacity.best_rows);
-    // A batch waits for each worker: they have enough, from this gateway or from others. Half a
-    // batch each gateway may have in any case, so that the others cannot shut it out.
-    const double batches = capacity.waiting_rows > capacity.best_rows ? 0.5 : options_.batches;
+    // More waits than would if this gateway were alone and all but the batches that run stood
+    // there: there are others, and the workers have enough. Half a batch each gateway may have in
+    // any case, so that the others cannot shut it out.
+    const double waiting = static_cast<double>(capacity.waiting_rows);
+    const double batches =
+        waiting > std::max(1.0, options_.batches - 1) * rows ? 0.5 : options_.batches;
     limit_ = std::min(options_.most, std::max(kLeast, static_cast<int64_t>(rows * batches)));
   }
 

@@ -14,14 +14,22 @@ TEST(LiveLimit, IsAFewBatchesOfTheWorkersThatAreThere) {
   EXPECT_EQ(limit.limit(), 10'000) << "the most that was asked for";
 }
 
-TEST(LiveLimit, IsLowWhileABatchWaitsForEachWorker) {
+TEST(LiveLimit, IsLowWhileMoreWaitsThanThisGatewayMayHave) {
   LiveLimit limit({.most = 10'000, .batches = 3});
-  limit.Update({.best_rows = 256, .waiting_rows = 256});
-  EXPECT_EQ(limit.limit(), 3 * 256);
-  limit.Update({.best_rows = 256, .waiting_rows = 257});
-  EXPECT_EQ(limit.limit(), 128) << "others may have sent what waits: a share is left";
+  limit.Update({.best_rows = 256, .waiting_rows = 2 * 256});
+  EXPECT_EQ(limit.limit(), 3 * 256) << "one batch runs: the other two may be its own";
+  limit.Update({.best_rows = 256, .waiting_rows = 2 * 256 + 1});
+  EXPECT_EQ(limit.limit(), 128) << "others have sent what waits: a share is left";
   limit.Update({.best_rows = 256, .waiting_rows = 10});
   EXPECT_EQ(limit.limit(), 3 * 256);
+}
+
+TEST(LiveLimit, WithFewBatchesOneMayWait) {
+  LiveLimit limit({.most = 10'000, .batches = 1});
+  limit.Update({.best_rows = 256, .waiting_rows = 256});
+  EXPECT_EQ(limit.limit(), 256);
+  limit.Update({.best_rows = 256, .waiting_rows = 257});
+  EXPECT_EQ(limit.limit(), 128);
 }
 
 TEST(LiveLimit, HasRoomForAllChoicesOfOneRequest) {

@@ -16,6 +16,9 @@ namespace {
 constexpr absl::Duration kHold = absl::Milliseconds(20);
 // So many rows one after another that a second worker answered first make a worker slow.
 constexpr int kLostHedges = 5;
+// Of a worker's best batch, that count at most as waiting for it: twice what one gateway alone lets
+// wait by default.
+constexpr int64_t kMostWaitingBatches = 4;
 
 // "Alone" is without other rows of ours. Another gateway may have tried its own there, and be
 // trying it on the next worker now: by the time that this is over ours goes on, at a time of its
@@ -129,7 +132,7 @@ TokenCapacity TokenTier::Capacity() const {
     capacity.best_rows += worker->best_rows;
     // What one has too much of, because it is slow or says nothing more, is no sign of the others.
     capacity.waiting_rows +=
-        std::min<int64_t>(worker->load.waiting(), int64_t{2} * worker->best_rows);
+        std::min<int64_t>(worker->load.waiting(), kMostWaitingBatches * worker->best_rows);
   }
   return capacity;
 }

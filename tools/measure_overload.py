@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Measures what a server does with far more requests than it can serve: its closed-loop capacity,
-then an open loop at a multiple of that. Needs the built programs alone.
+then an open loop at a multiple of that, and so on for --rounds. Needs the built programs alone.
 
   tools/measure_overload.py                                  # blockserve serve with the demo model
   tools/measure_overload.py --simulated --token-steps 4      # a gateway between simulated tiers
@@ -11,7 +11,9 @@ how soon the others knew. --out FILE appends it to a file of JSON lines.
 """
 
 import argparse
+import contextlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,6 +21,17 @@ import tempfile
 import threading
 
 from measure_gateway import ROOT, Processes, free_range, memory_mib
+
+
+@contextlib.contextmanager
+def on_cores(cores: list[int]):
+    """What is started meanwhile has these cores alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def start_server(options: argparse.Namespace, processes: Processes, port: int) -> subprocess.Popen:
@@ -40,27 +53,40 @@ def start_server(options: argparse.Namespace, processes: Processes, port: int) -
     return gateway
 
 
-def load(options: argparse.Namespace, port: int, *flags: str) -> dict:
+def load(options: argparse.Namespace, cores: list[int], port: int, *flags: str) -> dict:
     target = (f"--grpc=127.0.0.1:{port}" if options.protocol == "grpc"
               else f"--http=http://127.0.0.1:{port + 1}")
-    done = subprocess.run(
-        [pathlib.Path(options.programs) / "blockserve-load", target, "--json=-", "--noprogress",
-         f"--warmup={options.warmup}s", f"--prompt-tokens={options.prompt_tokens}",
-         f"--output-tokens={options.output_tokens}", *flags],
-        text=True, capture_output=True, check=False)
+    with on_cores(cores):
+        done = subprocess.run(
+            [pathlib.Path(options.programs) / "blockserve-load", target, "--json=-", "--noprogress",
+             f"--warmup={options.warmup}s", f"--prompt-tokens={options.prompt_tokens}",
+             f"--output-tokens={options.output_tokens}", *flags],
+            text=True, capture_output=True, check=False)
     if not done.stdout.startswith("{"):
         raise SystemExit("blockserve-load: " + done.stderr)
     return json.loads(done.stdout)
 
 
+def merged(rounds: list[dict], field: str) -> dict:
+    """Counts by kind of error, of all rounds."""
+    counts: dict = {}
+    for one in rounds:
+        for kind, count in one[field].items():
+            counts[kind] = counts.get(kind, 0) + count
+    return counts
+
+
 def measure(options: argparse.Namespace, processes: Processes) -> dict:
     port = free_range(4, 20000)
-    server = start_server(options, processes, port)
-    closed = load(options, port, f"--concurrency={options.concurrency}",
-                  f"--duration={options.duration}s")
-    # From the tokens: requests end in waves.
-    capacity = closed["output_tokens_per_s"]
-    rate = options.factor * capacity / int(options.output_tokens)
+    cores = sorted(os.sched_getaffinity(0))
+    servers_cores = loads_cores = cores
+    if options.separate_cores:
+        if len(cores) < 2:
+            raise SystemExit("measure_overload: --separate-cores needs two cores")
+        servers_cores, loads_cores = cores[:-(len(cores) // 2)], cores[-(len(cores) // 2):]
+    with on_cores(servers_cores):
+        server = start_server(options, processes, port)
+    length = int(options.output_tokens)
     before, memory, over = memory_mib(server.pid), [], threading.Event()
 
     def watch() -> None:
@@ -69,26 +95,48 @@ def measure(options: argparse.Namespace, processes: Processes) -> dict:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    opened = load(options, port, f"--rate={rate:.1f}", f"--duration={options.duration}s",
-                  f"--timeout={options.timeout}s", f"--connections={options.connections}")
+    closed, opened = [], []
+    for _ in range(options.rounds):
+        closed.append(load(options, loads_cores, port, f"--concurrency={options.concurrency}",
+                           f"--duration={options.duration}s"))
+        # From the tokens: requests end in waves.
+        rate = options.factor * closed[-1]["output_tokens_per_s"] / length
+        opened.append(load(options, loads_cores, port, f"--rate={rate:.1f}", f"--duration={options.duration}s",
+                           f"--timeout={options.timeout}s", f"--connections={options.connections}"))
+        opened[-1]["offered"] = rate
     over.set()
     watcher.join()
-    refused = {kind: count for kind, count in opened["errors"].items()
+
+    def mean(runs: list[dict], field: str) -> float:
+        return sum(run[field] for run in runs) / len(runs)
+
+    def refusals(percentile: str) -> list[float]:
+        return [run["latency"]["failed_after_ms"][percentile] for run in opened]
+
+    capacity = mean(closed, "output_tokens_per_s")
+    errors = merged(opened, "errors")
+    refused = {kind: count for kind, count in errors.items()
                if kind in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "HTTP 429", "HTTP 503")}
-    others = {kind: count for kind, count in opened["errors"].items() if kind not in refused}
+    others = {kind: count for kind, count in errors.items() if kind not in refused}
     return {
         "protocol": options.protocol, "simulated": options.simulated, "factor": options.factor,
-        "timeout_s": options.timeout, "output_tokens": int(options.output_tokens),
-        "capacity_tokens_per_s": capacity, "offered_requests_per_s": round(rate, 1),
-        # Of requests that ended OK within the window, and of all tokens that came within it.
-        "goodput": round(opened["requests_per_s"] * int(options.output_tokens) / capacity, 3),
-        "tokens": round(opened["output_tokens_per_s"] / capacity, 3),
-        "ok": opened["requests"]["ok"], "refused": refused,
-        "ended_otherwise": others, "usage_wrong": opened["usage_check"]["wrong"],
-        "refused_p50_ms": opened["latency"]["failed_after_ms"]["p50"],
-        "refused_p99_ms": opened["latency"]["failed_after_ms"]["p99"],
-        "refused_max_ms": opened["latency"]["failed_after_ms"]["max"],
-        "ok_p99_ms": opened["latency"]["e2e_ms"]["p99"],
+        "timeout_s": options.timeout, "output_tokens": length, "rounds": options.rounds,
+        "duration_s": options.duration, "separate_cores": options.separate_cores,
+        "capacity_tokens_per_s": round(capacity, 1),
+        "offered_requests_per_s": round(mean(opened, "offered"), 1),
+        # Of requests that ended OK within the windows, and of all tokens that came within them.
+        "goodput": round(mean(opened, "requests_per_s") * length / capacity, 3),
+        "tokens": round(mean(opened, "output_tokens_per_s") / capacity, 3),
+        "tokens_of_rounds": [round(flood["output_tokens_per_s"] / alone["output_tokens_per_s"], 3)
+                             for alone, flood in zip(closed, opened)],
+        "ok": sum(run["requests"]["ok"] for run in opened), "refused": refused,
+        "ended_otherwise": others,
+        "usage_wrong": sum(run["usage_check"]["wrong"] for run in opened),
+        # Means of the rounds' percentiles; the largest of all.
+        "refused_p50_ms": round(sum(refusals("p50")) / options.rounds, 3),
+        "refused_p99_ms": round(sum(refusals("p99")) / options.rounds, 3),
+        "refused_max_ms": max(refusals("max")),
+        "ok_p99_ms": max(run["latency"]["e2e_ms"]["p99"] for run in opened),
         "rss_before_mib": round(before, 1), "rss_max_mib": round(max(memory), 1),
     }
 
@@ -110,6 +158,10 @@ def main() -> int:
     parser.add_argument("--output-tokens", default="128")
     parser.add_argument("--warmup", type=float, default=4)
     parser.add_argument("--duration", type=float, default=6)
+    parser.add_argument("--rounds", type=int, default=1,
+                        help="closed loop and overload in turn: a machine's speed drifts")
+    parser.add_argument("--separate-cores", action="store_true",
+                        help="half of the cores for the load tool alone, as if it ran elsewhere")
     parser.add_argument("--server-flag", action="append", default=[])
     parser.add_argument("--out", default="")
     options = parser.parse_args()
