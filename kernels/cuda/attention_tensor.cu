@@ -271,6 +271,8 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
           if (!IsFiniteBf16(values[c].bits)) value = __uint_as_float(0x7fc00000u);
         }
       }
+      // Who sees an infinite value has none that is finite; which one depends on the run.
+      if (!IsFinite(value)) value = __uint_as_float(0x7fc00000u);
       static_cast<Bf16*>(args.out)[(row + m * kTile + r) * args.out_stride + head * kSize + c] =
           FromFloat<Bf16>(value);
     }

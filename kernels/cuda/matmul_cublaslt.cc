@@ -167,10 +167,7 @@ class Plan final : public MatmulPlan {
       absl::Status status = Candidates(proposed->rows, true, candidates);
       if (!status.ok()) return status;
       for (const cublasLtMatmulAlgo_t& candidate : candidates) {
-        const bool runs_for_all =
-            std::all_of(algorithms_.begin(), algorithms_.end(),
-                        [&](const Choice& choice) { return Runs(candidate, choice.rows); });
-        if (!runs_for_all) continue;
+        if (!RunsForAll(candidate)) continue;
         algorithms_ = {{PadRows(max_rows_), candidate}};
         return absl::OkStatus();
       }
@@ -308,6 +305,14 @@ class Plan final : public MatmulPlan {
                                                &d.y, &algorithm,
                                                &result) == CUBLAS_STATUS_SUCCESS &&
            result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize == 0;
+  }
+
+  // For every number of rows that Run may come with.
+  bool RunsForAll(const cublasLtMatmulAlgo_t& algorithm) const {
+    for (int64_t rows = kMatmulRowTile; rows <= PadRows(max_rows_); rows += kMatmulRowTile) {
+      if (!Runs(algorithm, rows)) return false;
+    }
+    return true;
   }
 
   std::shared_ptr<const Library> library_;

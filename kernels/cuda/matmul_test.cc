@@ -15,7 +15,8 @@ class Matmul : public DeviceTypeTest {
     DeviceTypeTest::SetUp();
     if (IsSkipped() || HasFatalFailure()) return;
     absl::StatusOr<std::shared_ptr<const MatmulLibrary>> library = MatmulLibrary::Load();
-    if (!library.ok()) GTEST_SKIP() << library.status().message();
+    // Where there is a device, a skip would pass for a proof.
+    ASSERT_TRUE(library.ok()) << library.status();
     library_ = *std::move(library);
   }
 

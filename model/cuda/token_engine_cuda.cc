@@ -149,8 +149,13 @@ absl::Status CudaTokenEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
   RotaryTable rotary(config_.token.rotary_dims(), config_.token.rotary_base);
   rotary.Reserve(positions);
   const int64_t table_bytes = std::max<int64_t>(positions * rotary.dims() / 2 * 4, 16);
-  status = MoveInto(loader->Upload(rotary.cos(), table_bytes), cos_);
-  if (status.ok()) status = MoveInto(loader->Upload(rotary.sin(), table_bytes), sin_);
+  if (rotary.dims() > 0) {
+    status = MoveInto(loader->Upload(rotary.cos(), table_bytes), cos_);
+    if (status.ok()) status = MoveInto(loader->Upload(rotary.sin(), table_bytes), sin_);
+  } else {  // nothing reads them
+    status = MoveInto(cuda::DeviceBuffer::Allocate(table_bytes), cos_);
+    if (status.ok()) status = MoveInto(cuda::DeviceBuffer::Allocate(table_bytes), sin_);
+  }
   std::vector<int32_t> last_inputs(lane_rows_);
   for (int32_t s = 0; s < lane_rows_; ++s) last_inputs[s] = s * lead() + lead() - 1;
   if (status.ok()) {
