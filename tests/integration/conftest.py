@@ -18,6 +18,8 @@ GOLDEN_FOLDERS = (
     "vanilla",
 )
 
+LOG_LINES_OF_A_FAILURE = 20
+
 _largest: dict[str, float] = {}
 
 
@@ -61,6 +63,23 @@ def note():
         _largest[what] = max(value, _largest.get(what, value))
 
     return keep
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    item.ended_before = {server.log_path for server in harness.started if not server.is_alive()}
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    """A failed test shows the last lines of the programs that lived during it."""
+    report = (yield).get_result()
+    if not report.failed:
+        return
+    for server in harness.started:
+        if server.log_path not in item.ended_before and server.log_path.exists():
+            last = "".join(server.log().splitlines(keepends=True)[-LOG_LINES_OF_A_FAILURE:])
+            report.sections.append((f"{server.log_path.name}, {server.address}", last))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -26,6 +26,8 @@ STOP_LIMIT_S = 60
 
 _taken_ports: set[int] = set()
 _names = itertools.count()
+# Every program started, so that a failed test can show what they said.
+started: list["Server"] = []
 
 
 def free_port() -> int:
@@ -70,6 +72,7 @@ class Server:
                 [*wrapper, program(name), *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log,
                 stderr=subprocess.STDOUT)
         self._expect_exit_0 = True
+        started.append(self)
 
     def log(self) -> str:
         return self.log_path.read_text(encoding="utf-8", errors="replace")

@@ -5,6 +5,8 @@ import itertools
 import re
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import threading
 import time
@@ -58,12 +60,31 @@ class Service:
         self._thread.start()
 
     def start_name_server(self):
-        self.name_server = subprocess.Popen(
+        started = subprocess.Popen(
             ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--user=root",
              "--pid-file=", "--no-resolv", "--no-hosts", f"--addn-hosts={self.hosts}",
              f"--listen-address={NETWORK}.253", "--bind-interfaces", "--local=/test/",
              f"--local-ttl={TTL_S}", "--cache-size=0", "--log-facility=-"],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # One that has not begun ends by the signal that tells it of new records.
+        harness.wait_until(lambda: started.poll() is not None or self._name_server_answers(),
+                           "the name server answers")
+        assert started.poll() is None, "dnsmasq ended"
+        self.name_server = started
+
+    @staticmethod
+    def _name_server_answers():
+        """To a question of the type A, class IN (RFC 1035, section 4); any answer will do."""
+        labels = b"".join(bytes([len(label)]) + label.encode() for label in NAMES["block"].split("."))
+        question = struct.pack(">6H", 1, 0, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">2H", 1, 1)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(1)
+            asking.connect((f"{NETWORK}.253", 53))
+            try:
+                asking.send(question)
+                return len(asking.recv(512)) > 0
+            except OSError:  # nobody listens yet, or no answer
+                return False
 
     def add_pod(self, ip, tier, health):
         with self._lock:
