@@ -157,11 +157,11 @@ struct ThreadPool::Impl {
   }
 
   std::vector<std::thread> threads;
+  Waiter caller_waiter;  // of whoever holds the Turn
 
   // The job: written by the caller before `tickets`, read by whoever drew a ticket.
   const Body* body = nullptr;
   int64_t first_task = 0;
-  Waiter caller_waiter;                          // of whoever holds the Turn
   alignas(64) std::atomic<uint64_t> tickets{0};  // tasks of the job << 32 | next task
   alignas(64) std::atomic<int64_t> unfinished{0};
   alignas(64) std::atomic<bool> stop{false};

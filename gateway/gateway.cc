@@ -260,7 +260,11 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
         [&loop, seeded](const std::string& address) {
           return std::make_unique<TierClient<TokenProtocol>>(loop, address, seeded(address));
         });
-    admitted_options.capacity = [&tier = made.core->token_tier()] { return tier.Capacity(); };
+    // Twice what this gateway alone lets wait: what a worker has beyond is no sign of the others.
+    const double most_waiting = 2 * admitted_options.admission.live.waiting_batches();
+    admitted_options.capacity = [&tier = made.core->token_tier(), most_waiting] {
+      return tier.Capacity(most_waiting);
+    };
     made.admitted = std::make_unique<AdmittedCore>(loop, *made.core, admitted_options, metrics);
     BlockTier& blocks = made.core->block_tier();
     TokenTier& tokens = made.core->token_tier();

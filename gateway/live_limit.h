@@ -24,6 +24,9 @@ struct LiveLimitOptions {
   // Best batches of all workers that may be under way: one in each tier, and one that waits, so
   // that neither tier does. 0: `most` alone.
   double batches = 3;
+
+  // Those of them that may wait while one runs; one at least.
+  double waiting_batches() const { return std::max(1.0, batches - 1); }
 };
 
 class LiveLimit {
@@ -41,9 +44,9 @@ class LiveLimit {
     // More waits than would if this gateway were alone and all but the batches that run stood
     // there: there are others, and the workers have enough. Half a batch each gateway may have in
     // any case, so that the others cannot shut it out.
-    const double waiting = static_cast<double>(capacity.waiting_rows);
-    const double batches =
-        waiting > std::max(1.0, options_.batches - 1) * rows ? 0.5 : options_.batches;
+    const bool others =
+        static_cast<double>(capacity.waiting_rows) > options_.waiting_batches() * rows;
+    const double batches = others ? 0.5 : options_.batches;
     limit_ = std::min(options_.most, std::max(kLeast, static_cast<int64_t>(rows * batches)));
   }
 

@@ -16,9 +16,6 @@ namespace {
 constexpr absl::Duration kHold = absl::Milliseconds(20);
 // So many rows one after another that a second worker answered first make a worker slow.
 constexpr int kLostHedges = 5;
-// Of a worker's best batch, that count at most as waiting for it: twice what one gateway alone lets
-// wait by default.
-constexpr int64_t kMostWaitingBatches = 4;
 
 // "Alone" is without other rows of ours. Another gateway may have tried its own there, and be
 // trying it on the next worker now: by the time that this is over ours goes on, at a time of its
@@ -124,15 +121,15 @@ std::vector<WorkerStatus> TokenTier::WorkerStatuses() const {
   return statuses;
 }
 
-TokenCapacity TokenTier::Capacity() const {
+TokenCapacity TokenTier::Capacity(double most_waiting_batches) const {
   TokenCapacity capacity;
   capacity.waiting_rows = waiting();
   for (const std::unique_ptr<Worker>& worker : workers_) {
     if (!worker->member.usable() || worker->health.ejected()) continue;
     capacity.best_rows += worker->best_rows;
     // What one has too much of, because it is slow or says nothing more, is no sign of the others.
-    capacity.waiting_rows +=
-        std::min<int64_t>(worker->load.waiting(), kMostWaitingBatches * worker->best_rows);
+    capacity.waiting_rows += std::min<int64_t>(
+        worker->load.waiting(), static_cast<int64_t>(most_waiting_batches * worker->best_rows));
   }
   return capacity;
 }

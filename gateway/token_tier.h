@@ -90,7 +90,8 @@ class TokenTier {
   const TierMembership& membership() const { return membership_; }
   const TokenTierStats& stats() const { return stats_; }
   std::vector<WorkerStatus> WorkerStatuses() const;
-  TokenCapacity Capacity() const;
+  // Of each worker at most so many best batches count as waiting for it.
+  TokenCapacity Capacity(double most_waiting_batches) const;
   int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
   // Of these, those that wait for a worker.
   int64_t waiting() const {

@@ -11,6 +11,7 @@ how soon the others knew. --out FILE appends it to a file of JSON lines.
 """
 
 import argparse
+import collections
 import contextlib
 import json
 import os
@@ -53,27 +54,17 @@ def start_server(options: argparse.Namespace, processes: Processes, port: int) -
     return gateway
 
 
-def load(options: argparse.Namespace, cores: list[int], port: int, *flags: str) -> dict:
+def load(options: argparse.Namespace, port: int, *flags: str) -> dict:
     target = (f"--grpc=127.0.0.1:{port}" if options.protocol == "grpc"
               else f"--http=http://127.0.0.1:{port + 1}")
-    with on_cores(cores):
-        done = subprocess.run(
-            [pathlib.Path(options.programs) / "blockserve-load", target, "--json=-", "--noprogress",
-             f"--warmup={options.warmup}s", f"--prompt-tokens={options.prompt_tokens}",
-             f"--output-tokens={options.output_tokens}", *flags],
-            text=True, capture_output=True, check=False)
+    done = subprocess.run(
+        [pathlib.Path(options.programs) / "blockserve-load", target, "--json=-", "--noprogress",
+         f"--warmup={options.warmup}s", f"--prompt-tokens={options.prompt_tokens}",
+         f"--output-tokens={options.output_tokens}", *flags],
+        text=True, capture_output=True, check=False)
     if not done.stdout.startswith("{"):
         raise SystemExit("blockserve-load: " + done.stderr)
     return json.loads(done.stdout)
-
-
-def merged(rounds: list[dict], field: str) -> dict:
-    """Counts by kind of error, of all rounds."""
-    counts: dict = {}
-    for one in rounds:
-        for kind, count in one[field].items():
-            counts[kind] = counts.get(kind, 0) + count
-    return counts
 
 
 def measure(options: argparse.Namespace, processes: Processes) -> dict:
@@ -96,14 +87,15 @@ def measure(options: argparse.Namespace, processes: Processes) -> dict:
     watcher = threading.Thread(target=watch)
     watcher.start()
     closed, opened = [], []
-    for _ in range(options.rounds):
-        closed.append(load(options, loads_cores, port, f"--concurrency={options.concurrency}",
-                           f"--duration={options.duration}s"))
-        # From the tokens: requests end in waves.
-        rate = options.factor * closed[-1]["output_tokens_per_s"] / length
-        opened.append(load(options, loads_cores, port, f"--rate={rate:.1f}", f"--duration={options.duration}s",
-                           f"--timeout={options.timeout}s", f"--connections={options.connections}"))
-        opened[-1]["offered"] = rate
+    with on_cores(loads_cores):
+        for _ in range(options.rounds):
+            closed.append(load(options, port, f"--concurrency={options.concurrency}",
+                               f"--duration={options.duration}s"))
+            # From the tokens: requests end in waves.
+            rate = options.factor * closed[-1]["output_tokens_per_s"] / length
+            opened.append(load(options, port, f"--rate={rate:.1f}",
+                               f"--duration={options.duration}s", f"--timeout={options.timeout}s",
+                               f"--connections={options.connections}"))
     over.set()
     watcher.join()
 
@@ -114,7 +106,9 @@ def measure(options: argparse.Namespace, processes: Processes) -> dict:
         return [run["latency"]["failed_after_ms"][percentile] for run in opened]
 
     capacity = mean(closed, "output_tokens_per_s")
-    errors = merged(opened, "errors")
+    errors: collections.Counter = collections.Counter()
+    for run in opened:
+        errors.update(run["errors"])
     refused = {kind: count for kind, count in errors.items()
                if kind in ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "HTTP 429", "HTTP 503")}
     others = {kind: count for kind, count in errors.items() if kind not in refused}
@@ -123,7 +117,7 @@ def measure(options: argparse.Namespace, processes: Processes) -> dict:
         "timeout_s": options.timeout, "output_tokens": length, "rounds": options.rounds,
         "duration_s": options.duration, "separate_cores": options.separate_cores,
         "capacity_tokens_per_s": round(capacity, 1),
-        "offered_requests_per_s": round(mean(opened, "offered"), 1),
+        "offered_requests_per_s": round(options.factor * capacity / length, 1),
         # Of requests that ended OK within the windows, and of all tokens that came within them.
         "goodput": round(mean(opened, "requests_per_s") * length / capacity, 3),
         "tokens": round(mean(opened, "output_tokens_per_s") / capacity, 3),
