@@ -152,12 +152,18 @@ class Plan final : public MatmulPlan {
     }
     algorithms_.push_back({PadRows(max_rows_), {}});
     if (mode == MatmulMode::kFastest) {
+      int64_t fewest = kMatmulRowTile;
       for (Choice& choice : algorithms_) {
         std::vector<cublasLtMatmulAlgo_t> candidates;
         absl::Status status = Candidates(choice.rows, false, candidates);
         if (!status.ok()) return status;
-        if (candidates.empty()) return NoAlgorithm(choice.rows);
-        choice.algorithm = candidates.front();
+        const auto runs = [&](const cublasLtMatmulAlgo_t& candidate) {
+          return RunsForAll(candidate, fewest, choice.rows);
+        };
+        const auto best = std::find_if(candidates.begin(), candidates.end(), runs);
+        if (best == candidates.end()) return NoAlgorithm(choice.rows);
+        choice.algorithm = *best;
+        fewest = choice.rows + kMatmulRowTile;
       }
       return absl::OkStatus();
     }
@@ -167,7 +173,7 @@ class Plan final : public MatmulPlan {
       absl::Status status = Candidates(proposed->rows, true, candidates);
       if (!status.ok()) return status;
       for (const cublasLtMatmulAlgo_t& candidate : candidates) {
-        if (!RunsForAll(candidate)) continue;
+        if (!RunsForAll(candidate, kMatmulRowTile, PadRows(max_rows_))) continue;
         algorithms_ = {{PadRows(max_rows_), candidate}};
         return absl::OkStatus();
       }
@@ -307,9 +313,9 @@ class Plan final : public MatmulPlan {
            result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize == 0;
   }
 
-  // For every number of rows that Run may come with.
-  bool RunsForAll(const cublasLtMatmulAlgo_t& algorithm) const {
-    for (int64_t rows = kMatmulRowTile; rows <= PadRows(max_rows_); rows += kMatmulRowTile) {
+  // For every number of rows in [fewest, most] that Run may come with.
+  bool RunsForAll(const cublasLtMatmulAlgo_t& algorithm, int64_t fewest, int64_t most) const {
+    for (int64_t rows = fewest; rows <= most; rows += kMatmulRowTile) {
       if (!Runs(algorithm, rows)) return false;
     }
     return true;

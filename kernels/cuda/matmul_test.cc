@@ -90,29 +90,39 @@ TEST_P(Matmul, IsWithinTheErrorBoundOfItsSums) {
 // batches of any size and at any place.
 TEST_P(Matmul, PinnedRowsDoNotDependOnTheBatch) {
   std::mt19937 random(9);
+  const ElementType f32 = ElementType::kF32;
 #ifdef BLOCKSERVE_CUDA_EMULATED
-  const std::vector<std::pair<int64_t, int64_t>> shapes = {{32, 48}};
+  const std::vector<MatmulShape> shapes = {{32, 48, type(), type(), true, false},
+                                           {32, 48, type(), f32, true, true},
+                                           {32, 48, type(), f32, false, false}};
   const int64_t most = 130;
 #else
-  // The products of the 85 M model, and sizes of no tile.
-  const std::vector<std::pair<int64_t, int64_t>> shapes = {
-      {2304, 768}, {768, 768}, {3072, 768}, {768, 3072}, {1536, 768}, {50304, 768}, {112, 48}};
+  // The products of the 85 M model: QKV, attention's output, the two of the MLP, expansion and
+  // head; and sizes of no tile.
+  const std::vector<MatmulShape> shapes = {
+      {2304, 768, type(), type(), true, false}, {768, 768, type(), f32, true, true},
+      {3072, 768, type(), type(), true, false}, {768, 3072, type(), f32, true, true},
+      {1536, 768, type(), f32, true, false},    {50304, 768, type(), f32, false, false},
+      {112, 48, type(), f32, true, false}};
   const int64_t most = 1000;
 #endif
-  for (const auto& [n, k] : shapes) {
+  for (const MatmulShape& shape : shapes) {
+    const auto [n, k] = std::pair(shape.n, shape.k);
     SCOPED_TRACE(absl::StrCat("k = ", k, ", n = ", n));
-    const MatmulShape shape{n, k, type(), ElementType::kF32, true, false};
     const std::unique_ptr<const MatmulPlan> plan = Plan(shape, most);
     ASSERT_NE(plan, nullptr);
     const std::vector<float> x = Normal(random, most * k);
     const DeviceBuffer w = UploadAs(type(), Normal(random, n * k));
-    const DeviceBuffer bias = Upload(Normal(random, n));
-    const std::vector<float> all = Run(*plan, shape, x, w, bias, {}, most);
+    const DeviceBuffer bias =
+        shape.bias ? UploadAs(shape.output, Normal(random, n)) : DeviceBuffer();
+    const std::vector<float> before =
+        shape.accumulate ? Normal(random, most * n) : std::vector<float>(most * n);
+    const std::vector<float> all = Run(*plan, shape, x, w, bias, before, most);
     for (const int64_t rows : {1, 2, 63, 64, 65, 127, 128, 130, 256, 257, 511, 640}) {
       if (rows > most) continue;
       // The last rows, so that they come to lie elsewhere in the batch.
-      const std::vector<float> some =
-          Run(*plan, shape, Rows(x, k, most - rows, rows), w, bias, {}, rows);
+      const std::vector<float> some = Run(*plan, shape, Rows(x, k, most - rows, rows), w, bias,
+                                          Rows(before, n, most - rows, rows), rows);
       EXPECT_TRUE(SameBits(some, absl::MakeConstSpan(all).subspan((most - rows) * n, rows * n)))
           << rows << " rows, " << plan->description();
     }
