@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
+#include "common/lost_device.h"
 #include "common/thread_name.h"
 
 namespace blockserve {
@@ -184,6 +185,7 @@ bool EngineLoop::RunStep() {
   const absl::Time begin = clock_.Now();
   const absl::Status status = engine_.Step(step.chunks, contexts);
   if (!status.ok()) LogError(absl::StrCat("step failed: ", status.ToString()));
+  EndProcessIfLost(engine_.Lost());
   scheduler_.FinishStep(status, contexts);
   const absl::Time end = clock_.Now();
   busy_.Add(begin, end);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "block_service/test_engine.h"
+#include "common/logging.h"
 #include "common/mutex.h"
 #include "gtest/gtest.h"
 
@@ -143,6 +144,19 @@ TEST(EngineLoop, SeveralGatewaysWorkAtATime) {
   EXPECT_EQ(stats.decode_blocks, 4u * 10 * 8);
   EXPECT_EQ(stats.load.pages.free_pages + stats.load.pages.cached_pages, 128);
   EXPECT_GT(stats.cached_blocks, 0);
+}
+
+TEST(EngineLoop, ALostDeviceEndsTheProcessWithoutAnAnswer) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        ASSERT_TRUE(ConfigureLogging({}).ok());
+        Fixture fixture;
+        fixture.engine.Lose(absl::UnavailableError("cuda:3 is lost: uncorrectable ECC error"));
+        fixture.Greet();
+        RunGateway(*fixture.loop->mailbox(), 1, 1, 1);
+      },
+      testing::ExitedWithCode(1), "this process ends: cuda:3 is lost: uncorrectable ECC error");
 }
 
 TEST(EngineLoop, AnIdleLoopHasNoWorkAndOneThatHangsHas) {

@@ -24,6 +24,7 @@ class FaultyBlockEngine final : public BlockEngine {
   int64_t KvBytesPerPage(int32_t page_blocks) const override {
     return engine_->KvBytesPerPage(page_blocks);
   }
+  int64_t DefaultKvBytes() const override { return engine_->DefaultKvBytes(); }
   void CopyPage(int32_t from, int32_t to, int32_t blocks) override {
     engine_->CopyPage(from, to, blocks);
   }
@@ -43,6 +44,7 @@ class FaultyBlockEngine final : public BlockEngine {
     }
     return status;
   }
+  absl::Status Lost() const override { return engine_->Lost(); }
 
  private:
   static bool HasToken(absl::Span<const BlockChunk> chunks, int32_t token) {

@@ -79,6 +79,9 @@ class TestBlockEngine final : public BlockEngine {
   }
 
   void FailNextSteps(absl::Status status) { next_status_ = std::move(status); }
+  absl::Status Lost() const override { return lost_; }
+  // From the next step on.
+  void Lose(absl::Status why) { lost_ = next_status_ = std::move(why); }
   int64_t computed_blocks() const { return computed_blocks_; }
   int64_t copies() const { return copies_; }
   int64_t steps() const { return steps_; }
@@ -115,6 +118,7 @@ class TestBlockEngine final : public BlockEngine {
   int32_t page_blocks_ = 0;
   std::vector<uint64_t> kv_;  // [pages, page_blocks]
   absl::Status next_status_;
+  absl::Status lost_;
   int64_t computed_blocks_ = 0;
   int64_t copies_ = 0;
   int64_t steps_ = 0;

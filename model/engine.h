@@ -64,6 +64,9 @@ class BlockEngine {
   // rounded to bfloat16, so that sending them as bfloat16 loses nothing. A chunk of non-finite
   // values does not harm the others. Not thread-safe.
   virtual absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) = 0;
+
+  // OK, or why no later step can succeed: the device is lost until the process is started anew.
+  virtual absl::Status Lost() const { return absl::OkStatus(); }
 };
 
 // ---------------------------------------------------------------------------------------------------
@@ -116,6 +119,9 @@ class TokenEngine {
   // Writes every row's block; results [rows.size()]. Inputs were validated by the caller
   // (ValidateTokenRow). Not thread-safe.
   virtual void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) = 0;
+
+  // As of the block engine.
+  virtual absl::Status Lost() const { return absl::OkStatus(); }
 };
 
 // Best ids that a row can ask for beside each token.

@@ -3,6 +3,7 @@
 #define BLOCKSERVE_TOKEN_SERVICE_FAKE_TOKEN_ENGINE_H_
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -77,11 +78,16 @@ class FakeTokenEngine final : public TokenEngine {
         results[i] = TokenRowResult();
         results[i].status = absl::InternalError("logits are not finite");
       }
+      if (!lost_.ok()) results[i].status = lost_;
     }
   }
+  absl::Status Lost() const override { return lost_; }
+  // From the next Decode on.
+  void Lose(absl::Status why) { lost_ = std::move(why); }
 
  private:
   ModelConfig config_;
+  absl::Status lost_;
   Gate* const gate_;
 };
 

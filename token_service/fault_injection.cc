@@ -18,6 +18,7 @@ class FaultyTokenEngine final : public TokenEngine {
   const ModelConfig& config() const override { return engine_->config(); }
   Arithmetic arithmetic() const override { return engine_->arithmetic(); }
   int32_t max_rows() const override { return engine_->max_rows(); }
+  absl::Status Lost() const override { return engine_->Lost(); }
 
   void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override {
     for (const TokenRow& row : rows) {

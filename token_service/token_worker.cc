@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "common/lost_device.h"
 #include "common/thread_name.h"
 
 namespace blockserve {
@@ -178,6 +179,7 @@ void TokenWorker::Decode(std::vector<QueuedRow> batch, std::vector<RowAnswer>& a
   std::vector<TokenRowResult> results(batch.size());
   const absl::Time begin = clock_.Now();
   engine_.Decode(rows, absl::MakeSpan(results));
+  EndProcessIfLost(engine_.Lost());
   const absl::Time end = clock_.Now();
   size_t failed = 0, tokens = 0;
   for (size_t i = 0; i < batch.size(); ++i) {

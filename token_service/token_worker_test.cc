@@ -8,6 +8,7 @@
 #include <thread>
 #include <vector>
 
+#include "common/logging.h"
 #include "token_service/fake_token_engine.h"
 
 namespace blockserve {
@@ -121,6 +122,24 @@ TEST_F(TokenWorkerTest, ADecodeThatNeverEndsIsSeenAndCancelledRowsDoNotHideIt) {
   ASSERT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
   EXPECT_FALSE(watch.IsStuck(now));
   EXPECT_FALSE(worker.progress()->has_work());
+}
+
+// No answer: the gateway must take the rows for such as may have killed a worker.
+TEST_F(TokenWorkerTest, ALostDeviceEndsTheProcessWithoutAnAnswer) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  EXPECT_EXIT(
+      {
+        ASSERT_TRUE(ConfigureLogging({}).ok());
+        engine_.Lose(absl::UnavailableError("cuda:3 is lost: uncorrectable ECC error"));
+        TokenWorker worker({}, engine_, clock_,
+                           [](std::vector<RowAnswer>) { LogError("answered"); });
+        worker.Submit(Rows(1, 0, 2));
+        worker.WaitUntilIdle(absl::Minutes(1));
+      },
+      testing::ExitedWithCode(1),
+      testing::AllOf(
+          testing::HasSubstr("this process ends: cuda:3 is lost: uncorrectable ECC error"),
+          testing::Not(testing::HasSubstr("answered"))));
 }
 
 TEST_F(TokenWorkerTest, TellsItsLoad) {

@@ -46,6 +46,9 @@ absl::StatusOr<DeviceInfo> GetDeviceInfo(int32_t device);
 // Makes `device` the one that later calls of this thread mean. Each thread that calls anything here
 // or a kernel needs it once.
 absl::Status SetDevice(int32_t device);
+// OK where the device still computes, to be asked after a call has failed: a fault of the hardware,
+// or an access beyond memory, fails every later call of this process. Waits for all of its streams.
+absl::Status CheckDevice(int32_t device);
 
 // Memory of the current device, zeroed.
 class DeviceBuffer {

@@ -82,6 +82,14 @@ absl::Status SetDevice(int32_t device) {
   return CudaStatus(cudaSetDevice(device), "cudaSetDevice");
 }
 
+absl::Status CheckDevice(int32_t device) {
+  if (absl::Status status = SetDevice(device); !status.ok()) return status;
+  // What earlier work has left behind is told once; what is told again is there to stay.
+  Ignore(cudaDeviceSynchronize());
+  Ignore(cudaGetLastError());
+  return CudaStatus(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
+
 absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(int64_t size_bytes) {
   DeviceBuffer buffer;
   if (size_bytes == 0) return buffer;

@@ -182,7 +182,7 @@ absl::Status CudaBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks)
   // The probe of the numeric id runs so many whatever the pages hold.
   const int64_t first =
       std::max<int64_t>(std::min(most_positions, kFirstPositions), kNumericProbeBlocks);
-  if (first <= positions_) return CaptureGraphs();
+  if (first <= positions_) return CaptureGraphs(positions_);
   return EnsurePositions(first);
 }
 
@@ -207,8 +207,7 @@ absl::Status CudaBlockEngine::EnsurePositions(int64_t positions) {
   if (!status.ok()) return status;
   cos_ = std::move(cos);
   sin_ = std::move(sin);
-  positions_ = positions;
-  return CaptureGraphs();
+  return CaptureGraphs(positions);
 }
 
 absl::Status CudaBlockEngine::RunEverySize(const Staging& staging) {
@@ -225,7 +224,8 @@ absl::Status CudaBlockEngine::RunEverySize(const Staging& staging) {
   return absl::OkStatus();
 }
 
-absl::Status CudaBlockEngine::CaptureGraphs() {
+absl::Status CudaBlockEngine::CaptureGraphs(int64_t positions) {
+  positions_ = 0;  // where this fails the next step captures them
   for (Staging& staging : staging_) {
     staging.graphs.clear();
     for (const int32_t rows : ladder_.sizes()) {
@@ -238,17 +238,20 @@ absl::Status CudaBlockEngine::CaptureGraphs() {
       staging.graphs.push_back(*std::move(graph));
     }
   }
+  positions_ = positions;
   return absl::OkStatus();
 }
 
 void CudaBlockEngine::CopyPage(int32_t from, int32_t to, int32_t blocks) {
   if (from == to || blocks <= 0) return;
   const int64_t bytes = kv_layout_.page_bytes();
-  if (copied_.ok()) copied_ = cuda::SetDevice(device_);
-  for (int32_t i = 0; i < config_.block.num_layers && copied_.ok(); ++i) {
+  absl::Status status = cuda::SetDevice(device_);
+  for (int32_t i = 0; i < config_.block.num_layers && status.ok(); ++i) {
     uint8_t* layer = kv_.as<uint8_t>() + i * num_pages_ * bytes;
-    copied_ = cuda::CopyOnDevice(layer + to * bytes, layer + from * bytes, bytes, stream_.get());
+    status = cuda::CopyOnDevice(layer + to * bytes, layer + from * bytes, bytes, stream_.get());
   }
+  // Whose page that was is not known here: no later context could be trusted.
+  if (!status.ok()) Lose(absl::StrCat("a page was not copied: ", status.message()));
 }
 
 absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows, int32_t wanted,
@@ -387,7 +390,6 @@ absl::Status CudaBlockEngine::FinishOldest() {
 }
 
 absl::Status CudaBlockEngine::RunChunks(absl::Span<const BlockChunk> chunks, float* contexts) {
-  if (!copied_.ok()) return std::exchange(copied_, absl::OkStatus());
   absl::Status status = cuda::SetDevice(device_);
   const auto start = [&] {
     const int64_t rows = batch_.num_wanted();
@@ -415,6 +417,7 @@ absl::Status CudaBlockEngine::Step(absl::Span<const BlockChunk> chunks,
                                    absl::Span<float> contexts) {
   absl::Status status =
       ValidateBlockChunks(config_, num_pages_, kv_layout_.page_blocks, chunks, contexts);
+  if (status.ok()) status = lost_;
   if (!status.ok()) return status;
   status = RunChunks(chunks, contexts.data());
   if (status.ok()) return status;
@@ -422,7 +425,12 @@ absl::Status CudaBlockEngine::Step(absl::Span<const BlockChunk> chunks,
   batch_.Clear();
   while (!ring_.empty()) ring_.Finish();
   (void)stream_.Synchronize();
+  if (absl::Status device = cuda::CheckDevice(device_); !device.ok()) Lose(device.message());
   return absl::UnavailableError(absl::StrCat(device_name_, " failed: ", status.message()));
+}
+
+void CudaBlockEngine::Lose(absl::string_view why) {
+  if (lost_.ok()) lost_ = absl::UnavailableError(absl::StrCat(device_name_, " is lost: ", why));
 }
 
 }  // namespace blockserve

@@ -37,6 +37,7 @@ class CudaBlockEngine final : public BlockEngine {
   void CopyPage(int32_t from, int32_t to, int32_t blocks) override;
   // UNAVAILABLE when the device failed: another replica may run the chunks.
   absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;
+  absl::Status Lost() const override { return lost_; }
 
  private:
   // What a batch brings and takes. All batches run on one stream, one after the other; while one
@@ -62,7 +63,8 @@ class CudaBlockEngine final : public BlockEngine {
   // cuBLASLt's too, when it is launched for the first time, which may need memory and a
   // synchronisation that a capture forbids.
   absl::Status RunEverySize(const Staging& staging);
-  absl::Status CaptureGraphs();
+  // Of both stagings, for tables of so many positions.
+  absl::Status CaptureGraphs(int64_t positions);
   // Gives the positions in `staging` to the stream; contexts of the wanted ones end up in
   // activations_.normed. `wanted` < 0: all of them. The first `singles` rows share nothing that
   // attention reads, or hardly anything.
@@ -71,6 +73,7 @@ class CudaBlockEngine final : public BlockEngine {
   absl::Status StartBatch(float* contexts);
   absl::Status FinishOldest();
   absl::Status RunChunks(absl::Span<const BlockChunk> chunks, float* contexts);
+  void Lose(absl::string_view why);
 
   ModelConfig config_;
   Arithmetic arithmetic_;
@@ -91,14 +94,14 @@ class CudaBlockEngine final : public BlockEngine {
   StackActivations activations_;
   cuda::DeviceBuffer q_;  // [max_rows, heads * head_stride] float
   RotaryTable rotary_;
-  int64_t positions_ = 0;
+  int64_t positions_ = 0;   // 0 also where graphs are missing
   cuda::DeviceBuffer cos_;  // [positions_, rotary_dims / 2]
   cuda::DeviceBuffer sin_;
 
   int64_t num_pages_ = 0;
   cuda::KvLayout kv_layout_;
   cuda::DeviceBuffer kv_;  // [layers][num_pages_] pages
-  absl::Status copied_;    // of CopyPage: told by the next step
+  absl::Status lost_;
   BlockBatch batch_;
   std::vector<Staging> staging_;
   LaneRing ring_;

@@ -170,5 +170,160 @@ TEST(CudaEngines, SequencesLongerThanTheFirstRotaryTableGoOn) {
   EXPECT_EQ(before, contexts);
 }
 
+// Rows with contexts of their own, and their blocks as a device that is well writes them.
+struct Blocks {
+  Blocks(TokenEngine& engine, int count) : contexts(count), rows(count), expected(count) {
+    for (int i = 0; i < count; ++i) {
+      contexts[i].assign(engine.config().block.hidden_size, 0.01f * static_cast<float>(i + 1));
+      rows[i].context = contexts[i];
+      rows[i].limit = engine.config().block_length;
+      rows[i].seed = 1000 + static_cast<uint64_t>(i);
+      rows[i].sampling = &sampling;
+    }
+    engine.Decode(rows, absl::MakeSpan(expected));
+    for (const TokenRowResult& result : expected) EXPECT_TRUE(result.status.ok());
+  }
+
+  // Every row has its block or, where `may_fail`, is UNAVAILABLE; returns how many are.
+  int Decode(TokenEngine& engine, bool may_fail) const {
+    std::vector<TokenRowResult> results(rows.size());
+    engine.Decode(rows, absl::MakeSpan(results));
+    int failed = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (may_fail && absl::IsUnavailable(results[i].status)) {
+        EXPECT_THAT(std::string(results[i].status.message()), HasSubstr("cuda:0 failed: emulated"));
+        ++failed;
+        continue;
+      }
+      EXPECT_TRUE(results[i].status.ok()) << results[i].status;
+      EXPECT_EQ(results[i].tokens, expected[i].tokens) << "row " << i;
+      EXPECT_EQ(results[i].logprobs, expected[i].logprobs) << "row " << i;
+    }
+    return failed;
+  }
+
+  SamplingParameters sampling;
+  std::vector<std::vector<float>> contexts;
+  std::vector<TokenRow> rows;
+  std::vector<TokenRowResult> expected;
+};
+
+TEST(CudaFailures, ACallThatFailsOnceFailsItsRowsAloneWhicheverItIs) {
+  TestModelOptions options;
+  options.max_rows = 128;  // two batches in flight
+  absl::StatusOr<std::unique_ptr<TestModel>> model =
+      TestModel::Load("tests/golden/concat_l4", options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  TokenEngine& engine = (*model)->token();
+  Blocks blocks(engine, 65);
+  std::vector<float> logits(engine.config().block_length * engine.config().vocab_size);
+  // By graphs; and step by step, which is as many calls again as there are kernels.
+  for (const bool with_logits : {false, true}) {
+    if (with_logits) blocks.rows.back().logits = absl::MakeSpan(logits);
+    int64_t calls = 0;
+    for (int64_t call = 0;; call += call < 16 ? 1 : 41) {
+      int failed;
+      {
+        const cuda::emulation::CallFailures failure(call, 1);
+        failed = blocks.Decode(engine, /*may_fail=*/true);
+        if (!failure.any()) break;
+      }
+      EXPECT_TRUE(failed == 1 || failed == 64) << failed << " rows by call " << call;
+      EXPECT_TRUE(engine.Lost().ok()) << engine.Lost();
+      EXPECT_EQ(blocks.Decode(engine, /*may_fail=*/false), 0) << "after call " << call;
+      calls = call;
+    }
+    EXPECT_GT(calls, with_logits ? 50 : 5);
+  }
+}
+
+TEST(CudaFailures, ATokenEngineWhoseDeviceIsLostSaysSo) {
+  absl::StatusOr<std::unique_ptr<TestModel>> model = TestModel::Load("tests/golden/concat_l4", {});
+  ASSERT_TRUE(model.ok()) << model.status();
+  TokenEngine& engine = (*model)->token();
+  const Blocks blocks(engine, 3);
+  EXPECT_TRUE(engine.Lost().ok());
+  const cuda::emulation::CallFailures failure(2);
+  EXPECT_EQ(blocks.Decode(engine, /*may_fail=*/true), 3);
+  EXPECT_THAT(std::string(engine.Lost().message()), HasSubstr("cuda:0 is lost: emulated"));
+  EXPECT_EQ(blocks.Decode(engine, /*may_fail=*/true), 3);
+}
+
+// A prompt of four pages, of which the last step grows the rotary tables, so that graphs are
+// captured again.
+class CudaBlockFailures : public testing::Test {
+ protected:
+  absl::Status Load() {
+    TestModelOptions options;
+    options.max_rows = 2;
+    options.num_pages = 6;
+    options.page_blocks = 4096;
+    absl::StatusOr<std::unique_ptr<TestModel>> model =
+        TestModel::Load("tests/golden/concat_l4", options);
+    if (!model.ok()) return model.status();
+    model_ = *std::move(model);
+    return absl::OkStatus();
+  }
+  BlockEngine& engine() { return model_->block(); }
+  absl::Status Step(int64_t block, std::vector<float>& contexts) {
+    contexts.assign(engine().config().block.hidden_size, 0.0f);
+    BlockChunk chunk;
+    chunk.tokens = tokens_;
+    chunk.pages = pages_;
+    chunk.first_block = block;
+    return engine().Step({&chunk, 1}, absl::MakeSpan(contexts));
+  }
+  static constexpr int64_t kLater = 9000;  // beyond the first rotary tables
+
+  const std::vector<int32_t> tokens_ = {1, 2, 3, 4};
+  const std::vector<int32_t> pages_ = {0, 1, 2, 3};
+  std::unique_ptr<TestModel> model_;
+};
+
+TEST_F(CudaBlockFailures, ACallThatFailsOnceFailsItsStepAloneWhicheverItIs) {
+  ASSERT_TRUE(Load().ok());
+  std::vector<float> expected, later, contexts;
+  ASSERT_TRUE(Step(3, expected).ok());
+  ASSERT_TRUE(Step(kLater, later).ok());
+  int failures = 0;
+  for (int64_t call = 0;; call += call < 8 ? 1 : 7) {
+    ASSERT_TRUE(Load().ok());
+    {
+      const cuda::emulation::CallFailures failure(call, 1);
+      const absl::Status status = Step(kLater, contexts);
+      if (!failure.any()) break;
+      EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status << " by call " << call;
+    }
+    ++failures;
+    EXPECT_TRUE(engine().Lost().ok()) << engine().Lost();
+    // Smaller than what failed to grow, then as large.
+    ASSERT_TRUE(Step(3, contexts).ok()) << "after call " << call;
+    EXPECT_EQ(contexts, expected) << "after call " << call;
+    ASSERT_TRUE(Step(kLater, contexts).ok()) << "after call " << call;
+    EXPECT_EQ(contexts, later) << "after call " << call;
+  }
+  EXPECT_GT(failures, 15);
+}
+
+TEST_F(CudaBlockFailures, ALostDeviceAndAPageThatWasNotCopiedAreSaid) {
+  std::vector<float> contexts;
+  ASSERT_TRUE(Load().ok());
+  EXPECT_TRUE(engine().Lost().ok());
+  {
+    const cuda::emulation::CallFailures failure(0);
+    EXPECT_EQ(Step(3, contexts).code(), absl::StatusCode::kUnavailable);
+  }
+  EXPECT_THAT(std::string(engine().Lost().message()), HasSubstr(" is lost: emulated loss"));
+  EXPECT_EQ(Step(3, contexts), engine().Lost());
+
+  ASSERT_TRUE(Load().ok());
+  {
+    const cuda::emulation::CallFailures failure(1, 1);
+    engine().CopyPage(0, 4, 1);
+  }
+  EXPECT_THAT(std::string(engine().Lost().message()), HasSubstr("a page was not copied: emulated"));
+  EXPECT_EQ(Step(3, contexts), engine().Lost());
+}
+
 }  // namespace
 }  // namespace blockserve

@@ -333,15 +333,7 @@ absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows,
 }
 
 void CudaTokenEngine::Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) {
-  const auto fail = [&](absl::Span<TokenRowResult> failed, const absl::Status& status) {
-    LogError(absl::StrCat("token decoder on ", DeviceName(device_), ": ", status.message()));
-    for (TokenRowResult& result : failed) {
-      result = TokenRowResult();
-      result.status =
-          absl::UnavailableError(absl::StrCat(DeviceName(device_), " failed: ", status.message()));
-    }
-  };
-  if (absl::Status status = cuda::SetDevice(device_); !status.ok()) return fail(results, status);
+  if (absl::Status status = cuda::SetDevice(device_); !status.ok()) return Fail(results, status);
   size_t next = 0;
   while (next < rows.size()) {
     const int32_t count = CountRowsThatFit(rows.subspan(next), lane_rows_, list_capacity_);
@@ -361,7 +353,9 @@ void CudaTokenEngine::Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRo
     lane.results = results.subspan(next, count);
     const absl::Status status = Start(lane, lane.rows, lane.results);
     if (!status.ok()) {
-      fail(lane.results, status);
+      // What it was given already must not read the buffers while the next batch fills them.
+      (void)lane.stream.Synchronize();
+      Fail(lane.results, status);
       lane.rows = {};
     }
     next += static_cast<size_t>(count);
@@ -389,7 +383,7 @@ absl::Status CudaTokenEngine::Start(Lane& lane, absl::Span<const TokenRow> rows,
   if (!status.ok()) return status;
   const bool wants_logits = std::any_of(rows.begin(), rows.end(),
                                         [](const TokenRow& row) { return !row.logits.empty(); });
-  if (timer_ != nullptr && timer_->profiling()) {
+  if (timer_ != nullptr && timer_->profiling() && !wants_logits) {
     status = lane.stream.Synchronize();
     timer_->Begin(StepTimer::kExpansion);
     if (status.ok()) status = EnqueueBlock(lane, padded, {timer_, &lane.stream}, SeeNothing);
@@ -432,22 +426,28 @@ absl::Status CudaTokenEngine::RunWithLogits(Lane& lane, int32_t rows) {
 void CudaTokenEngine::Finish(Lane& lane) {
   if (lane.rows.empty()) return;
   const absl::Status status = lane.done.Synchronize();
-  if (!status.ok()) {
-    LogError(absl::StrCat("token decoder on ", DeviceName(device_), ": ", status.message()));
-  }
+  if (!status.ok()) Fail(lane.results, status);
   const TokenTops tops{lane.host_top_tokens.as<int32_t>(), lane.host_top_logprobs.as<float>(),
                        top_stride_};
-  for (size_t i = 0; i < lane.rows.size(); ++i) {
-    if (status.ok()) {
-      lane.results[i] = UnpackTokenRow(config_, lane.rows[i], static_cast<int32_t>(i), lane.layout,
-                                       lane.host_io.as<uint8_t>(), tops);
-    } else {
-      lane.results[i] = TokenRowResult();
-      lane.results[i].status =
-          absl::UnavailableError(absl::StrCat(DeviceName(device_), " failed: ", status.message()));
-    }
+  for (size_t i = 0; i < lane.rows.size() && status.ok(); ++i) {
+    lane.results[i] = UnpackTokenRow(config_, lane.rows[i], static_cast<int32_t>(i), lane.layout,
+                                     lane.host_io.as<uint8_t>(), tops);
   }
   lane.rows = {};
+}
+
+void CudaTokenEngine::Fail(absl::Span<TokenRowResult> results, const absl::Status& why) {
+  const std::string failure = absl::StrCat(DeviceName(device_), " failed: ", why.message());
+  LogError(absl::StrCat("token decoder: ", failure));
+  for (TokenRowResult& result : results) {
+    result = TokenRowResult();
+    result.status = absl::UnavailableError(failure);
+  }
+  if (!lost_.ok()) return;
+  if (absl::Status status = cuda::CheckDevice(device_); !status.ok()) {
+    lost_ =
+        absl::UnavailableError(absl::StrCat(DeviceName(device_), " is lost: ", status.message()));
+  }
 }
 
 }  // namespace blockserve

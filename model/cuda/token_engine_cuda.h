@@ -33,6 +33,7 @@ class CudaTokenEngine final : public TokenEngine {
   int32_t max_rows() const override { return max_rows_; }
   // Rows whose device failed are UNAVAILABLE: another worker may decode them.
   void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override;
+  absl::Status Lost() const override { return lost_; }
 
  private:
   // A batch in flight: what it runs on and in.
@@ -89,6 +90,8 @@ class CudaTokenEngine final : public TokenEngine {
   // The same batch step by step, waiting for each: its logits are wanted on the host.
   absl::Status RunWithLogits(Lane& lane, int32_t rows);
   void Finish(Lane& lane);
+  // These rows are UNAVAILABLE, and the device is looked at.
+  void Fail(absl::Span<TokenRowResult> results, const absl::Status& why);
 
   ModelConfig config_;
   Arithmetic arithmetic_;
@@ -117,6 +120,7 @@ class CudaTokenEngine final : public TokenEngine {
   // After the weights that their graphs read.
   std::vector<Lane> lanes_;
   LaneRing ring_;
+  absl::Status lost_;
 };
 
 }  // namespace blockserve

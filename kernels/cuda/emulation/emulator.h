@@ -83,6 +83,24 @@ class OrderCheck {
   OrderCheck& operator=(const OrderCheck&) = delete;
 };
 
+// While one lives, calls fail (INTERNAL): of those of kernels/cuda/runtime.h that give work to a
+// stream, wait for it, capture it or allocate, and of kernels and products, counted from 0, the
+// `first` and all that follow, or `count` of them. What a failed call was given is not done.
+// CheckDevice is not counted; it fails where all that follow do. One at a time.
+class CallFailures {
+ public:
+  static constexpr int64_t kAllThatFollow = int64_t{1} << 62;
+  explicit CallFailures(int64_t first, int64_t count = kAllThatFollow);
+  ~CallFailures();
+  CallFailures(const CallFailures&) = delete;
+  CallFailures& operator=(const CallFailures&) = delete;
+
+  // Whether a call has failed yet.
+  bool any() const;
+};
+// What a call that is made now has to return. For the emulation itself.
+absl::Status CountCall();
+
 // While one lives, the device has so many bytes in all.
 class DeviceMemoryLimit {
  public:

@@ -56,7 +56,38 @@ Streams& TheStreams() {
   return *streams;
 }
 
+// By Streams::mutex.
+struct Failures {
+  int64_t first = CallFailures::kAllThatFollow;  // none fails
+  int64_t count = 0;
+  int64_t calls = 0;
+};
+Failures failures;
+
 }  // namespace
+
+CallFailures::CallFailures(int64_t first, int64_t count) {
+  const std::lock_guard lock(TheStreams().mutex);
+  failures = {first, count, 0};
+}
+
+CallFailures::~CallFailures() {
+  const std::lock_guard lock(TheStreams().mutex);
+  failures = {};
+}
+
+bool CallFailures::any() const {
+  const std::lock_guard lock(TheStreams().mutex);
+  return failures.calls > failures.first;
+}
+
+absl::Status CountCall() {
+  const std::lock_guard lock(TheStreams().mutex);
+  const int64_t call = failures.calls++;
+  if (call < failures.first || call - failures.first >= failures.count) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("emulated failure of call ", call));
+}
+
 }  // namespace blockserve::cuda::emulation
 
 // The types that CUDA leaves open.
@@ -89,6 +120,7 @@ absl::Status Copy(void* to, const void* from, int64_t size_bytes, StreamHandle s
 
 absl::Status emulation::Enqueue(StreamHandle stream, Work work) {
   if (stream == nullptr) return NoStream();
+  if (absl::Status status = CountCall(); !status.ok()) return status;
   const std::lock_guard lock(TheStreams().mutex);
   if (stream->state->capturing) {
     stream->state->captured.push_back(std::move(work));
@@ -124,9 +156,19 @@ absl::StatusOr<DeviceInfo> GetDeviceInfo(int32_t device) {
 
 absl::Status SetDevice(int32_t device) { return GetDeviceInfo(device).status(); }
 
+absl::Status CheckDevice(int32_t device) {
+  if (absl::Status status = SetDevice(device); !status.ok()) return status;
+  const std::lock_guard lock(TheStreams().mutex);
+  TheStreams().RunAll();
+  const bool lost = emulation::failures.count == emulation::CallFailures::kAllThatFollow &&
+                    emulation::failures.calls > emulation::failures.first;
+  return lost ? absl::InternalError("emulated loss of the device") : absl::OkStatus();
+}
+
 absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(int64_t size_bytes) {
   DeviceBuffer buffer;
   if (size_bytes == 0) return buffer;
+  if (absl::Status status = emulation::CountCall(); !status.ok()) return status;
   buffer.data_ = emulation::AllocateDeviceMemory(size_bytes);
   if (buffer.data_ == nullptr) {
     return absl::ResourceExhaustedError(absl::StrCat(
@@ -146,6 +188,7 @@ DeviceBuffer::~DeviceBuffer() {
 absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(int64_t size_bytes) {
   PinnedBuffer buffer;
   if (size_bytes == 0) return buffer;
+  if (absl::Status status = emulation::CountCall(); !status.ok()) return status;
   buffer.data_ = std::calloc(size_bytes, 1);
   if (buffer.data_ == nullptr) {
     return absl::ResourceExhaustedError(
@@ -194,7 +237,7 @@ absl::Status Stream::Synchronize() const {
     return absl::FailedPreconditionError("Synchronize while the stream is captured");
   }
   stream_->state->RunUntil(stream_->state->issued());
-  return absl::OkStatus();
+  return emulation::CountCall();
 }
 
 absl::Status Stream::Wait(const Event& event) const {
@@ -212,6 +255,7 @@ absl::Status Stream::BeginCapture() const {
   if (stream_ == nullptr) return NoStream();
   const std::lock_guard lock(TheStreams().mutex);
   if (stream_->state->capturing) return absl::FailedPreconditionError("captured already");
+  if (absl::Status status = emulation::CountCall(); !status.ok()) return status;
   stream_->state->capturing = true;
   stream_->state->captured.clear();
   return absl::OkStatus();
@@ -222,6 +266,7 @@ absl::StatusOr<Graph> Stream::EndCapture() const {
   const std::lock_guard lock(TheStreams().mutex);
   if (!stream_->state->capturing) return absl::FailedPreconditionError("not captured");
   stream_->state->capturing = false;
+  if (absl::Status status = emulation::CountCall(); !status.ok()) return status;
   return Graph(new CUgraphExec_st{
       std::make_shared<const std::vector<Work>>(std::move(stream_->state->captured))});
 }
@@ -240,6 +285,7 @@ absl::Status Event::Record(StreamHandle stream) const {
   if (stream->state->capturing) {
     return absl::FailedPreconditionError("Record while the stream is captured");
   }
+  if (absl::Status status = emulation::CountCall(); !status.ok()) return status;
   event_->stream = stream->state;
   event_->sequence = stream->state->issued();
   return absl::OkStatus();
@@ -248,7 +294,7 @@ absl::Status Event::Record(StreamHandle stream) const {
 absl::Status Event::Synchronize() const {
   const std::lock_guard lock(TheStreams().mutex);
   if (event_->stream != nullptr) event_->stream->RunUntil(event_->sequence);
-  return absl::OkStatus();
+  return emulation::CountCall();
 }
 
 absl::StatusOr<bool> Event::Done() const {
