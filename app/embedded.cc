@@ -17,6 +17,29 @@ constexpr char kTiersAddress[] = "inproc:tiers";
 // Both tiers are in this process: they are there in milliseconds, or something is broken.
 constexpr absl::Duration kTiersStart = absl::Seconds(60);
 
+BlockServiceConfig BlockConfigOf(const EmbeddedOptions& options) {
+  BlockServiceConfig config;
+  config.device = options.device;
+  config.arithmetic = options.arithmetic;
+  config.kv_memory_mib = options.kv_memory_mib;
+  config.max_sequences = options.max_sequences;
+  config.prefill_chunk = options.prefill_chunk;
+  config.allow_long_contexts = options.gateway.allow_beyond_positions;
+  config.metrics = options.metrics;
+  return config;
+}
+
+TokenServiceConfig TokenConfigOf(const EmbeddedOptions& options) {
+  TokenServiceConfig config;
+  config.name = "token";
+  config.metrics = options.metrics;
+  config.device = options.device;
+  config.arithmetic = options.arithmetic;
+  config.max_rows = options.max_rows;
+  config.max_queued_rows = 0;
+  return config;
+}
+
 }  // namespace
 
 absl::Status EmbeddedOptions::Validate() const {
@@ -25,11 +48,8 @@ absl::Status EmbeddedOptions::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--threads is ", threads, "; it must be 0 to ", kMaxThreads));
   }
-  if (kv_memory_mib < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--kv-memory-mib is ", kv_memory_mib, "; it must be 0 or more"));
-  }
-  if (absl::Status status = ValidateDeviceFlags(device, arithmetic); !status.ok()) return status;
+  if (absl::Status status = BlockConfigOf(*this).Validate(); !status.ok()) return status;
+  if (absl::Status status = TokenConfigOf(*this).Validate(); !status.ok()) return status;
   if (absl::Status status = CheckTlsFiles(tls); !status.ok()) return status;
   if (absl::Status status = http.Validate(); !status.ok()) return status;
   return Embedded::GatewayOf(*this).Validate();
@@ -62,24 +82,18 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   const std::string device = DeviceName(choice->cuda_device);
   const std::string arithmetic(ArithmeticName(choice->arithmetic));
 
-  BlockServiceConfig block_config;
+  BlockServiceConfig block_config = BlockConfigOf(options);
   block_config.device = device;
   block_config.arithmetic = arithmetic;
-  block_config.kv_memory_mib = options.kv_memory_mib;
-  block_config.allow_long_contexts = options.gateway.allow_beyond_positions;
   // On the CPU the tiers take turns on one pool: two groups would only halve the batches.
   block_config.groups = choice->cuda_device >= 0 ? 2 : 1;
-  block_config.metrics = options.metrics;
   absl::StatusOr<std::unique_ptr<BlockService>> block =
       BlockService::Create(block_config, *embedded->checkpoint_, embedded->pool_.get());
   if (!block.ok()) return block.status();
   embedded->block_ = *std::move(block);
 
-  TokenServiceConfig token_config;
-  token_config.name = "token";
-  token_config.metrics = options.metrics;
+  TokenServiceConfig token_config = TokenConfigOf(options);
   token_config.device = device;
-  token_config.max_rows = 0;
   token_config.arithmetic = arithmetic;
   absl::StatusOr<std::unique_ptr<TokenService>> token =
       TokenService::Create(token_config, *embedded->checkpoint_, embedded->pool_.get());

@@ -31,7 +31,11 @@ struct EmbeddedOptions {
   std::string device = "auto";      // auto, cpu or cuda:N
   std::string arithmetic = "auto";  // or a name of model/arithmetic.h
   int32_t threads = 0;              // shared by both tiers; 0: one per core
-  int32_t kv_memory_mib = 0;        // 0: the block service's default
+  // 0: the services' defaults.
+  int32_t kv_memory_mib = 0;
+  int32_t max_sequences = 0;
+  int32_t prefill_chunk = 0;
+  int32_t max_rows = 0;
   // Where clients are served; empty: by channel() alone.
   std::string grpc_address;
   ServerTlsFiles tls;                 // of both addresses

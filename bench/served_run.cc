@@ -131,18 +131,20 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Start(const ServedOpti
   std::vector<std::string> block = compute;
   block.push_back(absl::StrCat("--kv-memory-mib=", options.kv_memory_mib));
   if (options.allow_long_contexts) block.push_back("--allow-long-contexts");
+  block.push_back(absl::StrCat("--max-sequences=", std::max<int64_t>(256, options.sequences)));
+  const std::string max_rows = absl::StrCat("--max-rows=", options.token_rows);
   absl::StatusOr<std::string> address;
   if (!three_processes) {
+    block.push_back(max_rows);
     block.insert(block.begin(), "serve");
     address = served->StartProgram("blockserve", block, "--grpc-address");
   } else {
     block.push_back(absl::StrCat("--groups=", options.groups));
-    block.push_back(absl::StrCat("--max-sequences=", std::max<int64_t>(256, options.sequences)));
     absl::StatusOr<std::string> block_address =
         served->StartProgram("blockserve-block", block, "--listen");
     if (!block_address.ok()) return block_address.status();
     std::vector<std::string> token = compute;
-    token.push_back(absl::StrCat("--max-rows=", options.token_rows));
+    token.push_back(max_rows);
     absl::StatusOr<std::string> token_address =
         served->StartProgram("blockserve-token", token, "--listen");
     if (!token_address.ok()) return token_address.status();

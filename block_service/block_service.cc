@@ -24,6 +24,9 @@ namespace blockserve {
 namespace {
 
 constexpr int64_t kMostDefaultKvBytes = int64_t{1} << 30;
+// Sequences, and prompt blocks of a step. A GPU needs some thousand rows to be busy.
+constexpr int32_t kCpuRows = 256;
+constexpr int32_t kCudaRows = 2048;
 // Scores of long texts: a reader this far behind does not read.
 constexpr int64_t kMaxQueuedReplyBytes = int64_t{256} << 20;
 
@@ -107,11 +110,11 @@ absl::Status BlockServiceConfig::Validate() const {
   if (page_blocks < 1 || page_blocks > 1024) {
     return BadFlag("page-blocks", page_blocks, "it must be 1 to 1024");
   }
-  if (max_sequences < 1 || max_sequences > 1'000'000) {
-    return BadFlag("max-sequences", max_sequences, "it must be 1 to 1000000");
+  if (max_sequences < 0 || max_sequences > 1'000'000) {
+    return BadFlag("max-sequences", max_sequences, "it must be 1 to 1000000, or 0 (default)");
   }
-  if (prefill_chunk < 1 || prefill_chunk > 65'536) {
-    return BadFlag("prefill-chunk", prefill_chunk, "it must be 1 to 65536");
+  if (prefill_chunk < 0 || prefill_chunk > 65'536) {
+    return BadFlag("prefill-chunk", prefill_chunk, "it must be 1 to 65536, or 0 (default)");
   }
   if (groups < 1 || groups > 64) return BadFlag("groups", groups, "it must be 1 to 64");
   if (min_group_blocks < 1) {
@@ -134,9 +137,10 @@ struct BlockService::Impl {
   std::shared_ptr<void> collector;  // last: it reads all that stands above
 };
 
-absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockServiceConfig& config,
+absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockServiceConfig& asked,
                                                                    const Checkpoint& checkpoint,
                                                                    ThreadPool* pool) {
+  BlockServiceConfig config = asked;
   if (absl::Status status = config.Validate(); !status.ok()) return status;
   EngineOptions options;
   absl::StatusOr<EngineChoice> choice = ChooseEngine(config.device, config.arithmetic, checkpoint);
@@ -144,6 +148,9 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   options.arithmetic = choice->arithmetic;
   options.cuda_device = choice->cuda_device;
   options.pool = pool;
+  for (int32_t* rows : {&config.max_sequences, &config.prefill_chunk}) {
+    if (*rows == 0) *rows = IsCuda(choice->arithmetic) ? kCudaRows : kCpuRows;
+  }
   // Larger steps are run in several batches.
   options.max_rows = config.prefill_chunk + std::min(config.max_sequences, 256);
   BlockServiceParts parts;
@@ -162,6 +169,9 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
 absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockServiceConfig& config,
                                                                    BlockServiceParts parts) {
   if (absl::Status status = config.Validate(); !status.ok()) return status;
+  if (config.max_sequences == 0 || config.prefill_chunk == 0) {
+    return absl::InvalidArgumentError("max_sequences or prefill_chunk is 0");
+  }
   auto impl = std::make_unique<Impl>();
   impl->engine = std::move(parts.engine);
   BlockEngine& engine = *impl->engine;

@@ -27,12 +27,13 @@ struct BlockServiceConfig {
   std::string name = "block";       // for people: in the hello and in logs
   std::string device = "auto";      // auto, cpu or cuda:N
   std::string arithmetic = "auto";  // or a name of model/arithmetic.h
-  // Memory for KV pages. Both 0: a quarter of the machine's memory and at most 1 GiB, but no more
-  // than max_sequences sequences of the longest context can use. The system provides pages of
-  // memory as they are written for the first time.
+  // Memory for KV pages. Both 0: on a CUDA device half of what is free there, else a quarter of the
+  // machine's memory and at most 1 GiB, but no more than max_sequences sequences of the longest
+  // context can use. The system provides pages of memory as they are written for the first time.
   int64_t kv_memory_mib = 0;
   int64_t kv_pages = 0;  // instead of kv_memory_mib
   int32_t page_blocks = 16;
+  // The two below 0, where a checkpoint is loaded: 256, on a CUDA device 2,048.
   int32_t max_sequences = 256;
   int32_t prefill_chunk = 256;  // prompt blocks of a step, over all prompts
   int32_t groups = 2;           // 1 where both tiers share one pool of cores

@@ -260,8 +260,8 @@ TEST(BlockServiceCreate, NamesTheFlagThatIsWrong) {
   };
   EXPECT_THAT(message([](auto& c) { c.arithmetic = "f64"; }), HasSubstr("--arithmetic"));
   EXPECT_THAT(message([](auto& c) { c.page_blocks = 0; }), HasSubstr("--page-blocks"));
-  EXPECT_THAT(message([](auto& c) { c.max_sequences = 0; }), HasSubstr("--max-sequences"));
-  EXPECT_THAT(message([](auto& c) { c.prefill_chunk = 0; }), HasSubstr("--prefill-chunk"));
+  EXPECT_THAT(message([](auto& c) { c.max_sequences = -1; }), HasSubstr("--max-sequences"));
+  EXPECT_THAT(message([](auto& c) { c.prefill_chunk = -1; }), HasSubstr("--prefill-chunk"));
   EXPECT_THAT(message([](auto& c) { c.groups = 0; }), HasSubstr("--groups"));
   EXPECT_THAT(message([](auto& c) { c.kv_memory_mib = -1; }), HasSubstr("--kv-memory-mib"));
   EXPECT_THAT(message([](auto& c) { c.kv_pages = 2'000'000'000; }), HasSubstr("--kv-pages"));

@@ -25,6 +25,7 @@ namespace {
 // Beyond so many rows the weights are read seldom enough: arithmetic alone limits.
 constexpr int32_t kCpuBatchRows = 64;
 constexpr int32_t kCudaBatchRows = 1024;
+constexpr int32_t kLeastQueuedRows = 1024;
 
 TokenMetrics MetricsOf(MetricRegistry* registry) {
   if (registry == nullptr) return {};
@@ -48,9 +49,9 @@ absl::Status TokenServiceConfig::Validate() const {
     return absl::InvalidArgumentError(
         absl::StrCat("--max-rows is ", max_rows, "; it must be 1 to 4096, or 0 (default)"));
   }
-  if (max_queued_rows < 1 || max_queued_rows > 1'000'000) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--max-queued-rows is ", max_queued_rows, "; it must be 1 to 1000000"));
+  if (max_queued_rows < 0 || max_queued_rows > 1'000'000) {
+    return absl::InvalidArgumentError(absl::StrCat("--max-queued-rows is ", max_queued_rows,
+                                                   "; it must be 1 to 1000000, or 0 (default)"));
   }
   return faults.Validate();
 }
@@ -247,6 +248,9 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenSe
   if (config.max_rows == 0) {
     config.max_rows = IsCuda(choice->arithmetic) ? kCudaBatchRows : kCpuBatchRows;
   }
+  if (config.max_queued_rows == 0) {
+    config.max_queued_rows = std::max(kLeastQueuedRows, 4 * config.max_rows);
+  }
   EngineOptions options;
   options.arithmetic = choice->arithmetic;
   options.cuda_device = choice->cuda_device;
@@ -270,7 +274,9 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::CreateOnEngine(
     TokenServiceIdentity identity) {
   absl::Status status = config.Validate();
   if (!status.ok()) return status;
-  if (config.max_rows == 0) return absl::InvalidArgumentError("max_rows is 0");
+  if (config.max_rows == 0 || config.max_queued_rows == 0) {
+    return absl::InvalidArgumentError("max_rows or max_queued_rows is 0");
+  }
   return std::unique_ptr<TokenService>(
       new TokenService(std::make_unique<Impl>(config, std::move(engine), std::move(identity))));
 }

@@ -28,7 +28,9 @@ struct TokenServiceConfig {
   // Rows of a batch, beyond which nothing is gained. 0, for Create alone: 64, on a CUDA device
   // 1024.
   int32_t max_rows = 64;
-  int32_t max_queued_rows = 1024;     // rows that wait; more are answered RESOURCE_EXHAUSTED
+  // Rows that wait; more are answered RESOURCE_EXHAUSTED. 0, for Create alone: four batches, at
+  // least 1024.
+  int32_t max_queued_rows = 1024;
   MetricRegistry* metrics = nullptr;  // must outlive the service; null: none are kept
   FaultInjection faults = {};         // for tests of the system around it
 
