@@ -80,7 +80,7 @@ class Progress:
     def __init__(self, streams):
         self._changed = threading.Condition()
         self._outputs = [0] * streams
-        self._ended = 0
+        self._ended = [False] * streams
         self.workers_before = set()
         self.outputs_after_kill = 0
         self.killed = False
@@ -94,16 +94,18 @@ class Progress:
                 self.workers_before.add(output.worker)
             self._changed.notify_all()
 
-    def ended(self):
+    def ended(self, stream):
         with self._changed:
-            self._ended += 1
+            self._ended[stream] = True
             self._changed.notify_all()
 
     def kill_when_all_run(self, kill):
-        """Returns how many streams had ended when `kill` was called."""
+        """Returns how many streams had ended when `kill` was called: on a busy machine a short one may
+        before the last one has begun."""
         with self._changed:
-            assert self._changed.wait_for(lambda: min(self._outputs) >= 3 or self._ended > 0, 120)
-            ended = self._ended
+            assert self._changed.wait_for(
+                lambda: all(had >= 3 or ended for had, ended in zip(self._outputs, self._ended)), 120)
+            ended = sum(self._ended)
             kill()
             self.killed = True
             return ended
@@ -117,13 +119,13 @@ def run_disturbed(cluster, requests, kill):
             return read_answer(cluster.client.stream(**requests[index]),
                                lambda output: progress.output(index, output))
         finally:
-            progress.ended()
+            progress.ended(index)
 
     calls = [lambda index=index: run(index) for index in range(len(requests))]
     ended = []
     calls.append(lambda: ended.append(progress.kill_when_all_run(kill)))
     answers = harness.in_parallel(calls)[:-1]
-    assert ended == [0], "the kill came when every stream was under way"
+    assert 2 * ended[0] < len(requests), "the kill came when most streams were under way"
     assert progress.outputs_after_kill > len(requests), "much of the work was done after the kill"
     return answers, progress
 
