@@ -7,6 +7,7 @@ import sys
 import pytest
 
 TOOLS = pathlib.Path(__file__).resolve().parents[1]
+ROOT = TOOLS.parent
 sys.path[:0] = [str(TOOLS), str(TOOLS / "train")]
 
 GOLDEN = (
@@ -15,23 +16,17 @@ GOLDEN = (
 )  # fmt: skip
 
 
-def golden_root():
-    places = [os.environ.get("BLOCKSERVE_GOLDEN", "")]
-    places += [TOOLS.parent / "tests" / "golden", TOOLS.parent / "shared" / "golden"]
-    for place in places:
-        if place and (pathlib.Path(place) / "concat_l4" / "config.json").exists():
-            return pathlib.Path(place)
-    return None
-
-
 @pytest.fixture(params=GOLDEN)
 def golden(request):
-    root = golden_root()
-    if root is None:
-        pytest.skip("no golden folder: set BLOCKSERVE_GOLDEN")
-    if not (root / request.param / "config.json").exists():
-        pytest.skip(f"{request.param} is not among the golden folders")
-    return root / request.param
+    """Of tests/golden, or of BLOCKSERVE_GOLDEN_DIR, or of shared/golden beside the checkout: not
+    every folder fits into the repository."""
+    places = [ROOT / "tests" / "golden", ROOT.parent / "shared" / "golden"]
+    if "BLOCKSERVE_GOLDEN_DIR" in os.environ:
+        places.insert(0, pathlib.Path(os.environ["BLOCKSERVE_GOLDEN_DIR"]))
+    for place in places:
+        if (place / request.param / "expected.json").exists():
+            return place / request.param
+    pytest.skip(f"golden folder {request.param} is not here: set BLOCKSERVE_GOLDEN_DIR")
 
 
 @pytest.fixture
