@@ -185,7 +185,7 @@ TEST(CpuEngine, ArithmeticsHaveNumericIdsOfTheirOwn) {
     options.arithmetic = arithmetic;
     const std::unique_ptr<TestModel> model = Load("concat_l4", options);
     ASSERT_NE(model, nullptr);
-    ids.push_back(ProbeNumericId(model->token()));
+    ids.push_back(*ProbeNumericId(model->token()));
     EXPECT_THAT(ids.back(), testing::StartsWith(absl::StrCat(ArithmeticName(arithmetic), "-")));
   }
   const auto hash = [](const std::string& id) { return id.substr(id.find('-')); };
@@ -201,7 +201,7 @@ TEST(CpuEngine, NumericIdsAreThoseOfEveryTarget) {
   ASSERT_NE(first, nullptr);
   ASSERT_NE(last, nullptr);
   EXPECT_EQ(*ProbeNumericId(first->block()), *ProbeNumericId(last->block()));
-  EXPECT_EQ(ProbeNumericId(first->token()), ProbeNumericId(last->token()));
+  EXPECT_EQ(*ProbeNumericId(first->token()), *ProbeNumericId(last->token()));
 }
 
 }  // namespace

@@ -629,7 +629,7 @@ TEST_F(NumericIdTest, TellsArithmeticsApartAndNothingElse) {
   const std::unique_ptr<TestModel> first = Load("concat_l4", options);
   ASSERT_NE(first, nullptr);
   const std::string block = *ProbeNumericId(first->block());
-  const std::string token = ProbeNumericId(first->token());
+  const std::string token = *ProbeNumericId(first->token());
   const std::string form = absl::StrCat(ArithmeticName(kTestedF32), "-[0-9a-f]{16}");
   EXPECT_THAT(block, testing::MatchesRegex(form));
   EXPECT_THAT(token, testing::MatchesRegex(form));
@@ -640,13 +640,13 @@ TEST_F(NumericIdTest, TellsArithmeticsApartAndNothingElse) {
   const std::unique_ptr<TestModel> second = Load("concat_l4", options);
   ASSERT_NE(second, nullptr);
   EXPECT_EQ(*ProbeNumericId(second->block()), block);
-  EXPECT_EQ(ProbeNumericId(second->token()), token);
+  EXPECT_EQ(*ProbeNumericId(second->token()), token);
 
   options.arithmetic = kTestedBf16;
   const std::unique_ptr<TestModel> bf16 = Load("concat_l4", options);
   ASSERT_NE(bf16, nullptr);
   EXPECT_NE(*ProbeNumericId(bf16->block()), block);
-  EXPECT_NE(ProbeNumericId(bf16->token()), token);
+  EXPECT_NE(*ProbeNumericId(bf16->token()), token);
 
   options.num_pages = kNumericProbeBlocks - 1;
   const std::unique_ptr<TestModel> small = Load("concat_l4", options);

@@ -55,7 +55,7 @@ absl::StatusOr<std::string> ProbeNumericId(BlockEngine& engine) {
   return Id(engine.arithmetic(), contexts);
 }
 
-std::string ProbeNumericId(TokenEngine& engine) {
+absl::StatusOr<std::string> ProbeNumericId(TokenEngine& engine) {
   const ModelConfig& config = engine.config();
   // Small dyadic numbers: exact in every format.
   std::vector<float> context(config.block.hidden_size);
@@ -74,6 +74,8 @@ std::string ProbeNumericId(TokenEngine& engine) {
   row.logits = absl::MakeSpan(logits);
   TokenRowResult result;
   engine.Decode({&row, 1}, {&result, 1});
+  // Logits that are not finite are bits like others.
+  if (absl::IsUnavailable(result.status)) return result.status;
   return Id(engine.arithmetic(), logits);
 }
 

@@ -259,10 +259,13 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenSe
   absl::StatusOr<std::unique_ptr<TokenEngine>> engine = LoadTokenEngine(checkpoint, options);
   if (!engine.ok()) return engine.status();
 
+  absl::StatusOr<std::string> numeric_id = ProbeNumericId(**engine);
+  if (!numeric_id.ok()) return numeric_id.status();
+
   TokenServiceIdentity identity;
   identity.config_hash = ConfigHash(checkpoint.config());
   identity.tokenizer_hash = *std::move(tokenizer_hash);
-  identity.numeric_id = ProbeNumericId(**engine);
+  identity.numeric_id = *std::move(numeric_id);
   identity.model_digest = checkpoint.Digest();
   identity.part_hash = [&checkpoint] { return checkpoint.HashTensors(Checkpoint::Part::kToken); };
   return CreateOnEngine(config, InjectFaults(*std::move(engine), config.faults),

@@ -105,7 +105,7 @@ TEST(CudaEngines, FastArithmeticRunsUnderItsOwnName) {
   absl::StatusOr<std::unique_ptr<TestModel>> model =
       TestModel::Load("tests/golden/concat_l4", options);
   ASSERT_TRUE(model.ok()) << model.status();
-  EXPECT_THAT(ProbeNumericId((*model)->token()), testing::StartsWith("cuda-bf16-fast-"));
+  EXPECT_THAT(*ProbeNumericId((*model)->token()), testing::StartsWith("cuda-bf16-fast-"));
   EXPECT_THAT(*ProbeNumericId((*model)->block()), testing::StartsWith("cuda-bf16-fast-"));
   EXPECT_FALSE(IsBatchInvariant((*model)->token().arithmetic()));
 }
@@ -247,6 +247,8 @@ TEST(CudaFailures, ATokenEngineWhoseDeviceIsLostSaysSo) {
   EXPECT_EQ(blocks.Decode(engine, /*may_fail=*/true), 3);
   EXPECT_THAT(std::string(engine.Lost().message()), HasSubstr("cuda:0 is lost: emulated"));
   EXPECT_EQ(blocks.Decode(engine, /*may_fail=*/true), 3);
+  // Nor is what was not computed taken for what the device computes.
+  EXPECT_EQ(ProbeNumericId(engine).status().code(), absl::StatusCode::kUnavailable);
 }
 
 // A prompt of four pages, of which the last step grows the rotary tables, so that graphs are
