@@ -112,9 +112,14 @@ absl::Status Admission::CheckKey(const Key& key, const AdmissionRequest& request
   const KeyLimits& limits = key.limits;
   const std::string& name = request.key;
   if (limits.max_tokens > 0 && request.tokens > limits.max_tokens) {
-    return absl::ResourceExhaustedError(absl::StrCat("the request may take ", request.tokens,
-                                                     " tokens; ", NameOf(name), " may have ",
-                                                     limits.max_tokens, " in flight"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        "stop.max_tokens: the request may take ", request.tokens, " tokens, its prompt included; ",
+        NameOf(name), " may have ", limits.max_tokens, " in flight"));
+  }
+  if (limits.max_requests > 0 && request.prompts_of_call > limits.max_requests) {
+    return absl::InvalidArgumentError(absl::StrCat("prompt: is ", request.prompts_of_call,
+                                                   " requests; ", NameOf(name), " may have ",
+                                                   limits.max_requests, " in flight"));
   }
   if (limits.max_requests > 0 && key.requests >= limits.max_requests) {
     return Refused(
@@ -126,7 +131,7 @@ absl::Status Admission::CheckKey(const Key& key, const AdmissionRequest& request
                                 limits.max_tokens, " allowed"),
                    wait);
   }
-  if (limits.requests_per_second > 0 && key.allowance < 1) {
+  if (limits.requests_per_second > 0 && request.first_of_call && key.allowance < 1) {
     return Refused(absl::StrCat(NameOf(name), ": more than ", limits.requests_per_second,
                                 " requests in a second"),
                    absl::Seconds((1 - key.allowance) / limits.requests_per_second));
@@ -139,9 +144,9 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
     return absl::DeadlineExceededError("the deadline passed before the request began");
   }
   if (request.choices > options_.live.most) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(request.choices, " choices of a request; at most ", options_.live.most,
-                     " can be generated at a time"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("n: is ", request.choices, "; at most ", options_.live.most,
+                     " choices can be generated at a time (--max-live-choices)"));
   }
   Key& key = KeyOf(request.key, now);
   Refill(key, now);
@@ -190,7 +195,7 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
   if (key.requests == 0) key.work = std::max(key.work, work_floor_);
   ++key.requests;
   key.tokens += request.tokens;
-  if (key.limits.requests_per_second > 0) key.allowance -= 1;
+  if (key.limits.requests_per_second > 0 && request.first_of_call) key.allowance -= 1;
   Entry& entry = requests_[id];
   entry.request = request;
   entry.key = &key;

@@ -18,7 +18,8 @@
 // less: nobody fills the queue alone), or when, at the pace at which requests now write, its
 // deadline would pass before it could end (gateway/run_pace.h). That holds beyond the first few
 // whether or not there is a queue: what runs and cannot end makes the others slower, until they
-// cannot end either, and nothing ends any more. All but the hopeless sizes tell when to come again.
+// cannot end either, and nothing ends any more. All tell when to come again, but those of what no
+// limit would ever let pass: that is a bad request.
 #ifndef BLOCKSERVE_GATEWAY_ADMISSION_H_
 #define BLOCKSERVE_GATEWAY_ADMISSION_H_
 
@@ -75,6 +76,9 @@ struct AdmissionRequest {
   int32_t choices = 1;
   absl::Time deadline = absl::InfiniteFuture();
   int64_t length = 1;  // tokens that a choice may generate, one after the other
+  // Of RequestOrigin.
+  int32_t prompts_of_call = 1;
+  bool first_of_call = true;
 };
 
 // Not thread-safe. Times come from one clock that never goes back.
@@ -84,7 +88,8 @@ class Admission {
       : options_(options), live_limit_(options.live) {}
 
   // OK: it is queued under `id`, which is new. Otherwise it is refused, and nothing is kept of it:
-  // RESOURCE_EXHAUSTED, mostly with a retry-after (gateway/retry_after.h); DEADLINE_EXCEEDED.
+  // RESOURCE_EXHAUSTED with a retry-after (gateway/retry_after.h); INVALID_ARGUMENT for what could
+  // not be served even by itself; DEADLINE_EXCEEDED.
   absl::Status Submit(uint64_t id, const AdmissionRequest& request, absl::Time now);
 
   // What the token tier can use has changed.

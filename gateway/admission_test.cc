@@ -102,8 +102,8 @@ TEST_F(AdmissionTest, ChoicesOfRunningRequestsAreBounded) {
   EXPECT_EQ(admission_->TakeNext(now_), 50u);
   const absl::Status too_many =
       admission_->Submit(51, {"", 2, 10, 4, now_ + absl::Minutes(1)}, now_);
-  EXPECT_EQ(too_many.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_EQ(RetryAfter(too_many), std::nullopt) << "it would never fit";
+  EXPECT_EQ(too_many.code(), absl::StatusCode::kInvalidArgument) << "it would never fit";
+  EXPECT_THAT(std::string(too_many.message()), testing::StartsWith("n: is 4; at most 3"));
 }
 
 TEST_F(AdmissionTest, RefusesAtOnceWhenTheQueueIsFullAndTellsWhenToComeAgain) {
@@ -259,8 +259,7 @@ TEST_F(AdmissionTest, LimitsTokensInFlightByKey) {
   const absl::Status later = Submit("a", 2, 600);
   EXPECT_TRUE(RetryAfter(later).has_value()) << later;
   const absl::Status never = Submit("a", 2, 1001);
-  EXPECT_EQ(never.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_FALSE(RetryAfter(never).has_value()) << never;
+  EXPECT_EQ(never.code(), absl::StatusCode::kInvalidArgument) << never;
   EXPECT_TRUE(Submit("a", 2, 400).ok());
   admission_->Finished(1, /*whole=*/true, now_);
   EXPECT_TRUE(Submit("a", 2, 600).ok());
@@ -283,6 +282,24 @@ TEST_F(AdmissionTest, LimitsTheRateByKeyAndTellsWhenTheNextIsDue) {
   int accepted = 0;
   for (int i = 0; i < 10; ++i) accepted += Submit("a").ok() ? 1 : 0;
   EXPECT_EQ(accepted, 3) << "no more than the burst is saved up";
+}
+
+TEST_F(AdmissionTest, ACallOfSeveralPromptsCountsOnceForTheRateAndMustFitInFlight) {
+  options_.limits["a"].requests_per_second = 1;
+  options_.limits["a"].max_requests = 3;
+  Make();
+  const auto submit = [this](uint64_t id, int32_t prompts, bool first) {
+    AdmissionRequest request{"a", 2, 10, 1, now_ + absl::Minutes(1)};
+    request.prompts_of_call = prompts;
+    request.first_of_call = first;
+    return admission_->Submit(id, request, now_);
+  };
+  const absl::Status never = submit(100, 4, true);
+  EXPECT_EQ(never.code(), absl::StatusCode::kInvalidArgument) << never;
+  EXPECT_THAT(std::string(never.message()), testing::StartsWith("prompt: is 4 requests"));
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(submit(101 + i, 3, i == 0).ok()) << i;
+  for (int i = 0; i < 3; ++i) admission_->Finished(101 + i, /*whole=*/true, now_);
+  EXPECT_EQ(submit(110, 1, true).code(), absl::StatusCode::kResourceExhausted);
 }
 
 TEST_F(AdmissionTest, RefusesWhatCouldNotEndInTimeAtThePaceOfLate) {

@@ -17,13 +17,21 @@ AdmissionRequest AdmissionOf(const GenerationRequest& request) {
           static_cast<int64_t>(request.prompt.size()) + int64_t{request.max_tokens} * request.n,
           request.n,
           request.deadline,
-          request.max_tokens};
+          request.max_tokens,
+          request.origin.prompts_of_call,
+          request.origin.first_of_call};
 }
 
 AdmissionRequest AdmissionOf(const ScoringRequest& request) {
   // All blocks of a text are scored side by side: its length says little of the time.
-  return {request.key,   request.priority, static_cast<int64_t>(request.tokens.size()),
-          /*choices=*/1, request.deadline, /*length=*/1};
+  return {request.key,
+          request.priority,
+          static_cast<int64_t>(request.tokens.size()),
+          /*choices=*/1,
+          request.deadline,
+          /*length=*/1,
+          request.origin.prompts_of_call,
+          request.origin.first_of_call};
 }
 
 }  // namespace

@@ -24,6 +24,10 @@ namespace blockserve {
 struct RequestOrigin {
   TraceContext trace;       // the caller's; without a trace id: none
   std::string traceparent;  // for the tiers; set on admission, empty where no spans are recorded
+  // A call over HTTP may have several prompts, each a request of its own here. For its key's rate
+  // the call counts once, by its first request.
+  int32_t prompts_of_call = 1;
+  bool first_of_call = true;
 };
 
 // What a client that goes on with a broken stream has of it.

@@ -54,10 +54,11 @@ absl::Status ClientStatus(const absl::Status& status, absl::string_view tier) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kResourceExhausted:
-    case absl::StatusCode::kDeadlineExceeded:
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kFailedPrecondition:
       return Annotate(status, tier);
+    case absl::StatusCode::kDeadlineExceeded:  // which is the client's own, wherever it was noticed
+      return absl::DeadlineExceededError("the request's deadline has passed");
     default:
       return absl::InternalError(absl::StrCat(tier, ": ", status.message()));
   }

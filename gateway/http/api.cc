@@ -42,6 +42,10 @@ absl::string_view MethodOf(absl::string_view path) {
   return "";
 }
 
+absl::string_view MethodsOf(absl::string_view path) {
+  return MethodOf(path) == "GET" ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
+}
+
 void AppendWorkers(std::string& out, const std::vector<WorkerStatus>& workers) {
   out += '[';
   for (size_t i = 0; i < workers.size(); ++i) {
@@ -88,21 +92,52 @@ v1::GetModelResponse HttpApi::DescribeModel() const {
   return response;
 }
 
+std::optional<HttpResponse> HttpApi::CheckHead(const HttpRequest& head,
+                                               std::string* key_name) const {
+  const auto refusal = [&head](HttpResponse response) {
+    const absl::string_view id = head.header(kRequestIdHeader);
+    if (!id.empty()) response.headers.emplace_back(kRequestIdHeader, id);
+    return response;
+  };
+  const absl::string_view allowed = MethodOf(head.path);
+  if (allowed.empty()) return refusal(OpenAiError(404, "there is no such path here"));
+  if (head.method == "OPTIONS") return std::nullopt;
+  if (head.method != allowed && !(allowed == "GET" && head.method == "HEAD")) {
+    HttpResponse response = OpenAiError(405, absl::StrCat("use ", allowed));
+    response.headers.emplace_back("Allow", MethodsOf(head.path));
+    return refusal(std::move(response));
+  }
+  const absl::string_view encoding = head.header("Content-Encoding");
+  if (!encoding.empty() && !absl::EqualsIgnoreCase(encoding, "identity")) {
+    return refusal(OpenAiError(415, "Content-Encoding: bodies are taken as they are, not packed",
+                               "Content-Encoding"));
+  }
+  if (!options_.authenticate || !NeedsKey(head.path)) return std::nullopt;
+  absl::string_view token = head.header("Authorization");
+  if (!absl::StartsWithIgnoreCase(token, "Bearer ")) {
+    return refusal(
+        OpenAiError(absl::UnauthenticatedError("an API key is needed: Authorization: Bearer KEY")));
+  }
+  token = absl::StripAsciiWhitespace(token.substr(7));
+  absl::StatusOr<std::string> name = options_.authenticate(token);
+  if (!name.ok()) return refusal(OpenAiError(name.status()));
+  if (key_name != nullptr) *key_name = *std::move(name);
+  return std::nullopt;
+}
+
 void HttpApi::Handle(const std::shared_ptr<HttpExchange>& exchange) {
   const HttpRequest& request = exchange->request();
-  const absl::string_view allowed = MethodOf(request.path);
-  if (allowed.empty()) {
-    return exchange->Respond(OpenAiError(404, "there is no such path here"));
+  std::string key_name;
+  if (std::optional<HttpResponse> refusal = CheckHead(request, &key_name)) {
+    return exchange->Respond(*std::move(refusal));
   }
-  const bool get = allowed == "GET";
-  const absl::string_view methods = get ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
   if (request.method == "OPTIONS") {
     HttpResponse response;
     response.status = 204;
     response.content_type = "";
-    response.headers = {{"Allow", std::string(methods)}};
+    response.headers = {{"Allow", std::string(MethodsOf(request.path))}};
     if (!options_.cors_origin.empty()) {
-      response.headers.emplace_back("Access-Control-Allow-Methods", methods);
+      response.headers.emplace_back("Access-Control-Allow-Methods", MethodsOf(request.path));
       response.headers.emplace_back(
           "Access-Control-Allow-Headers",
           "Authorization, Content-Type, Last-Event-ID, X-Request-Id, X-Request-Timeout");
@@ -110,29 +145,12 @@ void HttpApi::Handle(const std::shared_ptr<HttpExchange>& exchange) {
     }
     return exchange->Respond(std::move(response));
   }
-  if (request.method != allowed && !(get && request.method == "HEAD")) {
-    HttpResponse response = OpenAiError(405, absl::StrCat("use ", allowed));
-    response.headers.emplace_back("Allow", methods);
-    return exchange->Respond(std::move(response));
-  }
-  Dispatch(exchange);
+  Dispatch(exchange, key_name);
 }
 
-void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange) {
+void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std::string& key_name) {
   const HttpRequest& request = exchange->request();
   const std::string& path = request.path;
-  std::string key_name;
-  if (options_.authenticate && NeedsKey(path)) {
-    absl::string_view token = request.header("Authorization");
-    if (!absl::StartsWithIgnoreCase(token, "Bearer ")) {
-      return exchange->Respond(OpenAiError(
-          absl::UnauthenticatedError("an API key is needed: Authorization: Bearer KEY")));
-    }
-    token = absl::StripAsciiWhitespace(token.substr(7));
-    absl::StatusOr<std::string> name = options_.authenticate(token);
-    if (!name.ok()) return exchange->Respond(OpenAiError(name.status()));
-    key_name = *std::move(name);
-  }
   if (path == "/v1/completions") return Complete(exchange, /*chat=*/false, key_name);
   if (path == "/v1/chat/completions") return Complete(exchange, /*chat=*/true, key_name);
   if (path == "/tokenize") return exchange->Respond(Tokenize(request));
@@ -182,6 +200,7 @@ void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
       response.status = 400;
       response.body = OpenAiError(absl::InvalidArgumentError(job.status().message())).body;
     }
+    response.headers.emplace_back(kRequestIdHeader, RequestIdOf(exchange->request()));
     return exchange->Respond(std::move(response));
   }
   LogUnknownFields(job->wanted.unknown_fields);

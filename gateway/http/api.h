@@ -5,6 +5,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -51,12 +52,15 @@ class HttpApi {
 
   // On any of the server's threads.
   void Handle(const std::shared_ptr<HttpExchange>& exchange);
+  // What is answered whatever the body says: a path or method that is none, a key that is missing.
+  // `key_name`, unless null, becomes the key's name.
+  std::optional<HttpResponse> CheckHead(const HttpRequest& head, std::string* key_name) const;
   HttpResponse Error(int status, const std::string& message) const;
   // Whether /ready says so.
   void SetServing(bool serving) { serving_ = serving; }
 
  private:
-  void Dispatch(const std::shared_ptr<HttpExchange>& exchange);
+  void Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std::string& key_name);
   void Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
                 const std::string& key_name);
   HttpResponse Tokenize(const HttpRequest& request) const;

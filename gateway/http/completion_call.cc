@@ -336,7 +336,7 @@ void CompletionCall::SendAnswer() {
     }
   }
   HttpResponse response;
-  response.headers = {{"X-Request-Id", request_id_}};
+  response.headers = {{kRequestIdHeader, request_id_}};
   response.body = OpenAiAnswer(head_, choices, TotalUsage());
   exchange_->Respond(std::move(response));
 }
@@ -347,7 +347,7 @@ void CompletionCall::BeginStream() {
   HttpResponse head;
   head.content_type = "text/event-stream; charset=utf-8";
   head.headers = {
-      {"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}, {"X-Request-Id", request_id_}};
+      {"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}, {kRequestIdHeader, request_id_}};
   exchange_->StartStream(std::move(head));
 }
 
@@ -386,7 +386,7 @@ void CompletionCall::Fail(const absl::Status& status) {
     return;
   }
   HttpResponse response = OpenAiError(status);
-  response.headers.emplace_back("X-Request-Id", request_id_);
+  response.headers.emplace_back(kRequestIdHeader, request_id_);
   exchange_->Respond(std::move(response));
 }
 

@@ -89,7 +89,42 @@ absl::StatusOr<HttpPromptJob> MakePromptJob(const RequestValidator& validator,
   return job;
 }
 
+// An answer is made in memory, on a thread that others share. About how large it may become: a
+// token's text, its log-probability and offset, and those of the best ids beside it.
+absl::Status CheckAnswerSize(const HttpCompletionJob& job) {
+  constexpr int64_t kTextBytes = 8;
+  constexpr int64_t kLogprobBytes = 48;
+  constexpr int64_t kTopLogprobBytes = 16;
+  constexpr int64_t kMostBytes = int64_t{32} << 20;
+  const HttpCompletion& wanted = job.wanted;
+  int64_t tokens = 0;
+  for (const HttpPromptJob& prompt : job.prompts) {
+    if (wanted.echo) tokens += static_cast<int64_t>(prompt.ids.size());
+    if (prompt.generation.has_value()) tokens += prompt.generation->max_tokens;
+  }
+  const bool logprobs = wanted.request.has_logprobs();
+  const int64_t token_bytes =
+      kTextBytes + (logprobs ? kLogprobBytes + kTopLogprobBytes * wanted.request.logprobs() : 0);
+  const int64_t n = wanted.request.has_n() ? wanted.request.n() : 1;
+  // A stream's events leave as they are made; what is echoed comes at once.
+  if (wanted.stream && !wanted.echo) return absl::OkStatus();
+  const int64_t bytes = n * tokens * token_bytes;
+  if (bytes <= kMostBytes) return absl::OkStatus();
+  return FieldError(logprobs ? "logprobs"
+                    : n > 1  ? "n"
+                             : "prompt",
+                    "the answer may take ", bytes >> 20, " MiB, at most ", kMostBytes >> 20,
+                    " are allowed: ask for fewer prompts, choices, tokens or log-probabilities");
+}
+
 }  // namespace
+
+std::string RequestIdOf(const HttpRequest& request) {
+  const absl::string_view given = request.header(kRequestIdHeader);
+  if (!given.empty()) return std::string(given);
+  return absl::StrCat(absl::Hex(RandomBits(), absl::kZeroPad16),
+                      absl::Hex(RandomBits(), absl::kZeroPad16));
+}
 
 absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text) {
   const absl::Status bad =
@@ -124,9 +159,8 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
   if (!parsed.ok()) return parsed.status();
   job.wanted = *std::move(parsed);
   HttpCompletion& wanted = job.wanted;
-  const absl::string_view given_id = request.header("X-Request-Id");
-  if (given_id.size() > kMaxHttpRequestIdBytes) {
-    return FieldError("X-Request-Id", "may have ", kMaxHttpRequestIdBytes, " characters");
+  if (request.header(kRequestIdHeader).size() > kMaxHttpRequestIdBytes) {
+    return FieldError(kRequestIdHeader, "may have ", kMaxHttpRequestIdBytes, " characters");
   }
   if (const absl::string_view last = request.header("Last-Event-ID"); !last.empty()) {
     absl::StatusOr<HttpEventId> id = ParseEventId(last);
@@ -143,9 +177,7 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
   if (job.resume.has_value()) {
     job.request_id = job.resume->request_id;
   } else {
-    job.request_id = given_id.empty() ? absl::StrCat(absl::Hex(RandomBits(), absl::kZeroPad16),
-                                                     absl::Hex(RandomBits(), absl::kZeroPad16))
-                                      : std::string(given_id);
+    job.request_id = RequestIdOf(request);
   }
   absl::StatusOr<absl::Duration> timeout = RequestTimeout(request);
   if (!timeout.ok()) return timeout.status();
@@ -177,6 +209,7 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
   job.seed = job.resume.has_value() ? job.resume->seed
              : seed_given           ? wanted.request.seed()
                                     : RandomBits();
+  const int32_t num_prompts = static_cast<int32_t>(wanted.prompts.size());
   for (size_t i = 0; i < wanted.prompts.size(); ++i) {
     wanted.request.set_request_id(
         wanted.prompts.size() == 1 ? job.request_id : absl::StrCat(job.request_id, "-", i));
@@ -191,24 +224,34 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
       if (auto status = context.check_priority(key_name, priority); !status.ok()) return status;
     }
     if (!prompt.ok()) {
-      const std::string message = WithHttpFieldName(prompt.status().message());
+      std::string message = WithHttpFieldName(prompt.status().message());
+      if (chat && absl::StartsWith(message, "prompt")) {
+        message = absl::StrCat("messages", absl::StripPrefix(message, "prompt"));
+      }
       if (wanted.prompts.size() == 1 || !absl::StartsWith(message, "prompt")) {
         return absl::Status(prompt.status().code(), message);
       }
       return absl::Status(prompt.status().code(),
                           absl::StrCat("prompt[", i, "]", absl::StripPrefix(message, "prompt")));
     }
-    if (prompt->generation.has_value()) {
-      prompt->generation->key = key_name;
-      prompt->generation->origin.trace = trace;
-    }
+    RequestOrigin origin;
+    origin.trace = trace;
+    origin.prompts_of_call = num_prompts;
+    origin.first_of_call = i == 0;
+    // A prompt is scored first, then gone on with.
     if (prompt->scoring.has_value()) {
       prompt->scoring->key = key_name;
-      prompt->scoring->origin.trace = trace;
+      prompt->scoring->origin = origin;
+      origin.first_of_call = false;
+    }
+    if (prompt->generation.has_value()) {
+      prompt->generation->key = key_name;
+      prompt->generation->origin = origin;
     }
     job.prompts.push_back(*std::move(prompt));
   }
   wanted.prompts.clear();
+  if (absl::Status status = CheckAnswerSize(job); !status.ok()) return status;
   job.head.chat = chat;
   job.head.id = absl::StrCat(chat ? "chatcmpl-" : "cmpl-", job.request_id);
   job.head.created = absl::ToUnixSeconds(absl::Now());

@@ -31,6 +31,10 @@ struct HttpPromptJob {
   std::optional<GenerationRequest> generation;  // none where max_tokens is 0
 };
 
+inline constexpr char kRequestIdHeader[] = "X-Request-Id";
+// The id that the client gives the request, or a new one.
+std::string RequestIdOf(const HttpRequest& request);
+
 // What the id of a stream's event tells: "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, a
 // hash of the model's and the tiers' ids, and the tokens so far of each choice, by commas. A client
 // that lost its connection sends its request again with the last one that it has (Last-Event-ID);

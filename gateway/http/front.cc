@@ -73,6 +73,9 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
     server_options.tls = [tls = *std::move(tls)] { return tls->Current(); };
   }
   HttpApi* const api = front->api_.get();
+  server_options.check_head = [api](const HttpRequest& head) {
+    return api->CheckHead(head, nullptr);
+  };
   absl::StatusOr<std::unique_ptr<HttpServer>> server = HttpServer::Start(
       server_options, [api](std::shared_ptr<HttpExchange> exchange) { api->Handle(exchange); },
       [api](int status, const std::string& message) { return api->Error(status, message); });

@@ -33,7 +33,7 @@ class HttpFront {
 
   const std::string& address() const { return server_->address(); }
   void SetServing(bool serving) { api_->SetServing(serving); }
-  // No new connections; those that wait for a request are closed.
+  // /ready says no, and new requests are answered 503 by the gateway, which drains too.
   void StartDraining();
   // Requests that run may take `grace` to end. Afterwards nothing of this calls the gateway.
   void Shutdown(absl::Duration grace) { server_->Shutdown(grace); }

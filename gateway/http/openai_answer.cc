@@ -29,8 +29,9 @@ absl::string_view ErrorType(int status) {
   return status < 500 ? "invalid_request_error" : "server_error";
 }
 
+// `in_stream`: where no status line tells it, the status is the code, as vLLM has it.
 std::string ErrorObject(int status, absl::string_view message, absl::string_view param,
-                        absl::string_view code) {
+                        absl::string_view code, bool in_stream = false) {
   const auto or_null = [](std::string& out, absl::string_view text) {
     if (text.empty()) {
       out += "null";
@@ -43,7 +44,11 @@ std::string ErrorObject(int status, absl::string_view message, absl::string_view
   absl::StrAppend(&body, ",\"type\":\"", ErrorType(status), "\",\"param\":");
   or_null(body, param);
   body += ",\"code\":";
-  or_null(body, code);
+  if (in_stream && code.empty()) {
+    absl::StrAppend(&body, status);
+  } else {
+    or_null(body, code);
+  }
   body += "}}";
   return body;
 }
@@ -136,7 +141,13 @@ HttpResponse OpenAiError(const absl::Status& status) {
 }
 
 std::string OpenAiErrorEvent(const absl::Status& status) {
-  return absl::StrCat("data: ", OpenAiError(status).body, "\n\n");
+  const std::string message = WithHttpFieldName(status.message());
+  const int http_status = LookUpStatus(status.code()).http_status;
+  return absl::StrCat(
+      "data: ",
+      ErrorObject(http_status, message, http_status < 500 ? FieldOfMessage(message) : "", "",
+                  /*in_stream=*/true),
+      "\n\n");
 }
 
 int64_t CountCharacters(absl::string_view text) {

@@ -20,7 +20,7 @@ struct HttpRequest {
   }
 
   std::string method;  // "GET"
-  std::string path;    // without the query
+  std::string path;    // without the query; percent-decoded
   std::string query;   // after "?"
   boost::beast::http::fields fields;
   std::string body;

@@ -14,6 +14,46 @@ namespace {
 
 namespace http = boost::beast::http;
 
+int HexDigit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
+  return -1;
+}
+
+// None where a % is not followed by two hexadecimal digits.
+std::optional<std::string> PercentDecoded(absl::string_view text) {
+  std::string decoded;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (text[i] != '%') {
+      decoded += text[i];
+      continue;
+    }
+    const int high = i + 2 < text.size() ? HexDigit(text[i + 1]) : -1;
+    const int low = i + 2 < text.size() ? HexDigit(text[i + 2]) : -1;
+    if (high < 0 || low < 0) return std::nullopt;
+    decoded += static_cast<char>(high * 16 + low);
+    i += 2;
+  }
+  return decoded;
+}
+
+// Path and query of a target in origin form ("/path?query"), or in absolute form, as it is sent to
+// proxies ("http://host/path?query": RFC 9112, section 3.2.2). False for a path that is none.
+bool ReadTarget(absl::string_view target, HttpRequest& request) {
+  for (const absl::string_view scheme : {"http://", "https://"}) {
+    if (!absl::StartsWithIgnoreCase(target, scheme)) continue;
+    const size_t end = target.find_first_of("/?", scheme.size());
+    target = end == absl::string_view::npos ? absl::string_view("/") : target.substr(end);
+  }
+  const size_t question = target.find('?');
+  std::optional<std::string> path = PercentDecoded(target.substr(0, question));
+  if (!path.has_value()) return false;
+  request.path = path->empty() ? "/" : *std::move(path);
+  if (question != absl::string_view::npos) request.query = std::string(target.substr(question + 1));
+  return true;
+}
+
 }  // namespace
 
 absl::string_view HttpReason(int status) {
@@ -40,6 +80,12 @@ HttpRequestReader::State HttpRequestReader::Fail(int status, std::string message
   failure_status_ = status;
   failure_ = std::move(message);
   return state_ = State::kFailed;
+}
+
+HttpRequest HttpRequestReader::Head() const {
+  HttpRequest head = request_;
+  if (state_ == State::kBody) head.fields = parser_->parser.get().base();
+  return head;
 }
 
 bool HttpRequestReader::TakeExpectation() {
@@ -106,6 +152,12 @@ HttpRequestReader::State HttpRequestReader::Feed(absl::string_view bytes) {
         }
         expects_continue_ = version == 11;
       }
+      const boost::beast::string_view target = message.target();
+      if (!ReadTarget({target.data(), target.size()}, request_)) {
+        return Fail(400, "the path has a % that two hexadecimal digits do not follow");
+      }
+      const boost::beast::string_view method = message.method_string();
+      request_.method = std::string(method.data(), method.size());
     }
   }
   pending_.erase(0, taken);
@@ -122,11 +174,6 @@ HttpRequestReader::State HttpRequestReader::Feed(absl::string_view bytes) {
 
 HttpRequestReader::State HttpRequestReader::Finish() {
   http::request<http::string_body> message = parser_->parser.release();
-  request_.method = std::string(message.method_string());
-  const std::string target(message.target());
-  const size_t question = target.find('?');
-  request_.path = target.substr(0, question);
-  if (question != std::string::npos) request_.query = target.substr(question + 1);
   request_.http_1_0 = message.version() == 10;
   request_.keep_alive = message.keep_alive();
   request_.body = std::move(message.body());

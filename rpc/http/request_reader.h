@@ -42,6 +42,8 @@ class HttpRequestReader {
   bool has_surplus() const { return state_ == State::kDone && !pending_.empty(); }
 
   HttpRequest& request() { return request_; }
+  // While the body comes: all of the request but the body, keep_alive and http_1_0.
+  HttpRequest Head() const;
   // 400, 413, 417, 431, 501 or 505, and what is wrong.
   int failure_status() const { return failure_status_; }
   const std::string& failure() const { return failure_; }

@@ -34,6 +34,34 @@ TEST(HttpRequestReader, ReadsARequestInPiecesOfAnySize) {
   }
 }
 
+TEST(HttpRequestReader, ReadsEveryFormOfATarget) {
+  const auto path_of = [](const std::string& target) {
+    HttpRequestReader reader({});
+    const State state = reader.Feed(absl::StrCat("GET ", target, " HTTP/1.1\r\nHost: a\r\n\r\n"));
+    if (state != State::kDone) return absl::StrCat(reader.failure_status());
+    return absl::StrCat(reader.request().path, " ? ", reader.request().query);
+  };
+  EXPECT_EQ(path_of("/v1/models/org%2Fmy%20chat?a=%20"), "/v1/models/org/my chat ? a=%20");
+  EXPECT_EQ(path_of("http://host:80/health?x"), "/health ? x");
+  EXPECT_EQ(path_of("HTTPS://host"), "/ ? ");
+  EXPECT_EQ(path_of("http://host?x"), "/ ? x");
+  EXPECT_EQ(path_of("/a%4"), "400");
+  EXPECT_EQ(path_of("/a%zz"), "400");
+}
+
+TEST(HttpRequestReader, TellsTheHeadWhileTheBodyComes) {
+  HttpRequestReader reader({});
+  EXPECT_EQ(reader.Feed("POST /a HTTP/1.1\r\nHost: b\r\nContent-Length: 4\r\n\r\nbo"),
+            State::kBody);
+  const HttpRequest head = reader.Head();
+  EXPECT_EQ(head.method, "POST");
+  EXPECT_EQ(head.path, "/a");
+  EXPECT_EQ(head.header("Host"), "b");
+  EXPECT_EQ(reader.Feed("dy"), State::kDone);
+  EXPECT_EQ(reader.request().header("Host"), "b");
+  EXPECT_EQ(reader.request().body, "body");
+}
+
 TEST(HttpRequestReader, UndoesChunkedTransfer) {
   HttpRequestReader reader({});
   const State state = reader.Feed(

@@ -65,12 +65,12 @@ struct HttpServer::Impl {
     Worker& worker = *workers[next_worker++ % workers.size()];
     acceptor->async_accept(worker.loop.context(), [this, &worker](boost::system::error_code error,
                                                                   Tcp::socket socket) {
-      if (draining || error == boost::asio::error::operation_aborted) return;
+      if (cut_off || error == boost::asio::error::operation_aborted) return;
       if (error) {
         // Out of descriptors, most likely: others must end first.
         LogWarning(absl::StrCat("accepting an HTTP connection: ", error.message()));
         workers[0]->loop.PostAfter(kAcceptPause, [this] {
-          if (!draining) Accept();
+          if (!cut_off) Accept();
         });
         return;
       }
@@ -106,7 +106,7 @@ struct HttpServer::Impl {
                                           " connections already; try again later"));
       } else {
         session->Start();
-        if (draining) session->Drain();
+        if (draining) session->AnswerOnce();
       }
     });
   }
@@ -131,13 +131,6 @@ struct HttpServer::Impl {
 
   void StartDraining() {
     if (draining.exchange(true)) return;
-    std::promise<void> closed;
-    workers[0]->loop.Post([&] {
-      boost::system::error_code ignored;
-      acceptor->close(ignored);
-      closed.set_value();
-    });
-    closed.get_future().wait();
     ForEachSession(&HttpSession::Drain);
     if (connections.load() == 0) NoteEmpty();
   }
@@ -155,6 +148,13 @@ struct HttpServer::Impl {
       }
     }
     cut_off = true;
+    std::promise<void> closed;
+    workers[0]->loop.Post([&] {
+      boost::system::error_code ignored;
+      if (acceptor != nullptr) acceptor->close(ignored);
+      closed.set_value();
+    });
+    closed.get_future().wait();
     ForEachSession(&HttpSession::Abort);
     for (const std::unique_ptr<Worker>& worker : workers) {
       worker->mailbox->Close();
@@ -190,6 +190,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     worker->context->limits = options.limits;
     worker->context->headers = options.headers;
     worker->context->handler = handler;
+    worker->context->check_head = options.check_head;
     worker->context->make_error = make_error;
     worker->context->mailbox = worker->mailbox;
     impl->workers.push_back(std::move(worker));

@@ -5,6 +5,7 @@
 #include <boost/asio/ssl/context.hpp>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -23,6 +24,8 @@ struct HttpServerOptions {
   int32_t max_connections = 4096;  // further ones are answered 503 and closed
   HttpConnectionLimits limits;
   std::vector<std::pair<std::string, std::string>> headers;  // of every answer
+  // Of HttpSessionContext.
+  std::function<std::optional<HttpResponse>(const HttpRequest& head)> check_head;
   // Called for each new connection; null, or returning null: plain.
   std::function<std::shared_ptr<boost::asio::ssl::context>()> tls;
 };
@@ -43,10 +46,12 @@ class HttpServer {
   const std::string& address() const;
   int64_t connections() const;
 
-  // No new connections; those without a request are closed, the others when theirs is answered.
+  // Connections without a request are closed, the others when theirs is answered. New ones are
+  // taken, so that who has not heard of the end is told, and closed after one answer.
   void StartDraining();
-  // As StartDraining, then waits for `grace`, and cuts off what is left. Returns when the threads
-  // have ended: no handler is called any more. Further calls do nothing.
+  // As StartDraining, then waits until there is no connection, for at most `grace`, listens no
+  // more, and cuts off what is left. Returns when the threads have ended: no handler is called any
+  // more. Further calls do nothing.
   void Shutdown(absl::Duration grace);
 
  private:

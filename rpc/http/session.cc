@@ -120,7 +120,7 @@ void HttpSession::Refuse(int status, const std::string& message) {
         if (phase_ == Phase::kClosed) return;
         if (error) return CloseNow();
         phase_ = Phase::kReading;
-        RespondAndClose(status, message);
+        RespondAndClose(context_->make_error(status, message));
       });
 }
 
@@ -191,13 +191,17 @@ void HttpSession::OnRequestBytes(absl::string_view bytes) {
   const HttpRequestReader::State after = reader_->Feed(bytes);
   using State = HttpRequestReader::State;
   if (after == State::kFailed) {
-    return RespondAndClose(reader_->failure_status(), reader_->failure());
+    return RespondAndClose(context_->make_error(reader_->failure_status(), reader_->failure()));
   }
   if (after == State::kDone) return Dispatch();
   if (after == before) return;
   if (after == State::kHeader) SetDeadline(context_->limits.header_timeout);
   if (after == State::kBody) {
     SetDeadline(context_->limits.body_timeout);
+    if (context_->check_head) {
+      const std::optional<HttpResponse> refusal = context_->check_head(reader_->Head());
+      if (refusal.has_value()) return RespondAndClose(*refusal);
+    }
     if (reader_->TakeExpectation()) {
       out_ += "HTTP/1.1 100 Continue\r\n\r\n";
       Pump();
@@ -222,10 +226,10 @@ void HttpSession::Dispatch() {
   if (phase_ == Phase::kAnswering) ReadMore();
 }
 
-void HttpSession::RespondAndClose(int status, const std::string& message) {
+void HttpSession::RespondAndClose(const HttpResponse& response) {
   phase_ = Phase::kAnswering;
   close_after_ = true;
-  WriteResponse(context_->make_error(status, message));
+  WriteResponse(response);
 }
 
 std::string HttpSession::Head(const HttpResponse& response, absl::string_view framing) const {
@@ -346,7 +350,7 @@ void HttpSession::OnTimer() {
   switch (phase_) {
     case Phase::kReading:
       if (reader_->state() == HttpRequestReader::State::kIdle) return CloseNow();
-      return RespondAndClose(408, "the request did not arrive in time");
+      return RespondAndClose(context_->make_error(408, "the request did not arrive in time"));
     case Phase::kAnswering:
       return Lose(HttpLoss::kClientSlow);
     case Phase::kOpening:

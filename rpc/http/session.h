@@ -7,6 +7,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -45,6 +46,8 @@ class HttpMailbox {
 struct HttpSessionContext {
   HttpConnectionLimits limits;
   HttpHandler handler;
+  // What a request is to be answered whatever its body is, which is then not read; may be null.
+  std::function<std::optional<HttpResponse>(const HttpRequest& head)> check_head;
   // Makes what every answer but those of the handler is: the reader's refusals, timeouts.
   std::function<HttpResponse(int status, const std::string& message)> make_error;
   std::vector<std::pair<std::string, std::string>> headers;  // of every answer
@@ -64,6 +67,8 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   void Refuse(int status, const std::string& message);
   // Closes when the request under way, if there is one, has been answered.
   void Drain();
+  // Closes when one request has been answered, which may still have to come.
+  void AnswerOnce() { close_after_ = true; }
   // Closes at once.
   void Abort();
 
@@ -82,7 +87,7 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   void OnRequestBytes(absl::string_view bytes);
   void BeginReading();
   void Dispatch();
-  void RespondAndClose(int status, const std::string& message);
+  void RespondAndClose(const HttpResponse& response);
   void WriteResponse(const HttpResponse& response);
   std::string Head(const HttpResponse& response, absl::string_view framing) const;
 

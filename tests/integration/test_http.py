@@ -1,7 +1,9 @@
 """OpenAI's interface over HTTP: what each field does, against what gRPC says of the same request."""
 
 import json
+import signal
 import subprocess
+import threading
 
 import harness
 import http_tools
@@ -199,6 +201,64 @@ def test_headers_that_cannot_be_served_are_named(server, header, value):
     assert status == 400 and answer["error"]["param"] == header
 
 
+@pytest.mark.parametrize("fields, param", [
+    ({"prompt": [[66] * 4000] * 3, "n": 64, "max_tokens": 0, "logprobs": 20, "echo": True}, "logprobs"),
+    ({"prompt": [[66] * 4000] * 64, "n": 64, "max_tokens": 0, "echo": True}, "n"),
+    ({"prompt": [66] * 4000, "n": 64, "max_tokens": 1, "logprobs": 20, "echo": True, "stream": True}, "logprobs"),
+])
+def test_an_answer_that_would_fill_the_memory_is_refused(server, fields, param):
+    status, error = server.refusal(**fields)
+    assert status == 400 and error["param"] == param, error
+    assert "MiB" in error["message"]
+
+
+def test_a_refused_request_keeps_its_id(server):
+    for path, body, expected in (("/v1/completions", {"prompt": "a", "n": 0}, 400), ("/v1/completions", "{", 400),
+                                 ("/nope", {}, 404), ("/health", {}, 405)):
+        status, headers, _ = server.request("POST", path, body, {"X-Request-Id": "mine-1"})
+        assert status == expected and headers["X-Request-Id"] == "mine-1"
+    assert server.request("POST", "/v1/completions", {"prompt": "a", "n": 0})[1]["X-Request-Id"]
+
+
+def test_an_error_in_a_stream_has_the_status_as_its_code(server):
+    status, _, text = server.request("POST", "/v1/completions", {
+        "prompt": "Once", "max_tokens": 1900, "ignore_eos": True, "n": 16, "stream": True},
+        {"X-Request-Timeout": "0.3"})
+    if status == 200:  # else it was told before the first token
+        error = json.loads(text.strip().split("\n")[-1].removeprefix("data: "))["error"]
+        assert error["code"] == 504 and "deadline" in error["message"], error
+    else:
+        assert status in (429, 504)
+
+
+def test_a_server_that_drains_answers_those_who_have_not_heard(launcher, demo_model):
+    server = http_tools.serve(launcher, demo_model)
+    running = threading.Event()
+    ended = []
+
+    def stream():
+        with server.connect() as connection:
+            connection.sendall(http_tools.post("/v1/completions", {
+                "prompt": "Once", "max_tokens": 1900, "n": 8, "ignore_eos": True, "stream": True}))
+            received = connection.recv(1000)
+            running.set()
+            while piece := connection.recv(65536):
+                received += piece
+            ended.append(received)
+
+    client = threading.Thread(target=stream)
+    client.start()
+    assert running.wait(60)
+    server.server.process.send_signal(signal.SIGTERM)
+    harness.wait_until(lambda: server.request("GET", "/ready")[0] == 503, "it is not ready")
+    assert server.request("GET", "/health")[0] == 200
+    status, headers, _ = server.request("POST", "/v1/completions", {"prompt": "a", "max_tokens": 1})
+    assert status == 503 and int(headers["Retry-After"]) > 0 and headers["Connection"] == "close"
+    client.join()
+    assert b"[DONE]" in ended[0], "what ran has ended well"
+    assert server.server.process.wait(harness.STOP_LIMIT_S) == 0
+
+
 def test_another_model_is_not_found(server):
     status, error = server.refusal(prompt="a", model="gpt-x")
     assert status == 404 and error["code"] == "model_not_found"
@@ -222,6 +282,14 @@ def test_text_comes_back_from_its_ids(server):
     text = "naïve 日本語 🙂"
     status, _, answer = server.request("POST", "/detokenize", {"tokens": ids_of(server, text)})
     assert status == 200 and answer["prompt"] == text
+
+
+def test_a_model_of_any_name_is_found_by_it(launcher, demo_model):
+    server = http_tools.serve(launcher, demo_model, "--model-name=org/my chat")
+    assert server.request("GET", "/v1/models")[2]["data"][0]["id"] == "org/my chat"
+    assert server.request("GET", "/v1/models/org%2Fmy%20chat")[2]["id"] == "org/my chat"
+    assert server.request("GET", "/v1/models/org/my%20chat")[0] == 200
+    assert server.request("GET", "/v1/models/org%2Fother")[0] == 404
 
 
 def test_models_health_and_version(server, client):

@@ -48,6 +48,17 @@ def test_a_request_beyond_a_limit_is_told_and_cut_off(server, data, status):
     assert server.request("GET", "/health")[0] == 200
 
 
+@pytest.mark.parametrize("head, status", [
+    (b"POST /nope HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n", 404),
+    (b"PUT /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", 405),
+    (b"POST /health HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n", 405),
+    (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\nContent-Encoding: gzip\r\n\r\n", 415),
+])
+def test_what_the_head_decides_does_not_wait_for_the_body(server, head, status):
+    answered, headers, rest = ask_raw(server, head)
+    assert answered == status and headers["connection"] == "close" and rest == b""
+
+
 @pytest.fixture(scope="module")
 def impatient(launcher):
     return http_tools.serve(launcher, harness.GOLDEN / "concat_l4", "--http-idle-timeout=200ms",
