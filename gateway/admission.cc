@@ -83,12 +83,11 @@ void Admission::Refill(Key& key, absl::Time now) {
 Admission::Key& Admission::KeyOf(const std::string& name, absl::Time now) {
   const auto [found, is_new] = keys_.try_emplace(name);
   Key& key = found->second;
-  if (is_new) {
+  const bool has_own = options_.limits_of && !name.empty();
+  if (is_new || has_own) {
     const auto limits = options_.limits.find(name);
     key.limits = limits != options_.limits.end() ? limits->second : options_.default_limits;
-  }
-  if (options_.limits_of && !name.empty()) {
-    if (const std::optional<KeyLimits> own = options_.limits_of(name)) key.limits = *own;
+    if (has_own) options_.limits_of(name, key.limits);
   }
   if (is_new) {
     key.allowance = Burst(key.limits);

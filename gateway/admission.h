@@ -62,9 +62,9 @@ struct AdmissionOptions {
   LiveLimitOptions live;      // choices of all requests that have left the queue
   KeyLimits default_limits;   // of keys that have none of their own
   std::map<std::string, KeyLimits> limits;  // by key name; "": requests without a key
-  // Those that come with the key itself, asked for at each request, so that they may change while
-  // it runs; none: of `limits`. May be null.
-  std::function<std::optional<KeyLimits>(const std::string& key)> limits_of;
+  // Changes, of `limits`, what comes with the key itself: asked at each request, so that it may
+  // become other while the process runs. May be null.
+  std::function<void(const std::string& key, KeyLimits& limits)> limits_of;
 
   absl::Status Validate() const;
 };

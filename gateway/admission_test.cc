@@ -237,11 +237,8 @@ TEST_F(AdmissionTest, LimitsRequestsInFlightByKey) {
 TEST_F(AdmissionTest, LimitsThatComeWithTheKeyWinAndMayChangeWhileItRuns) {
   options_.limits["small"].max_requests = 5;
   int32_t most = 1;
-  options_.limits_of = [&](const std::string& key) -> std::optional<KeyLimits> {
-    if (key != "small") return std::nullopt;
-    KeyLimits own;
-    own.max_requests = most;
-    return own;
+  options_.limits_of = [&](const std::string& key, KeyLimits& limits) {
+    if (key == "small" && most > 0) limits.max_requests = most;
   };
   Make();
   ASSERT_TRUE(Submit("small").ok());
@@ -249,6 +246,9 @@ TEST_F(AdmissionTest, LimitsThatComeWithTheKeyWinAndMayChangeWhileItRuns) {
   EXPECT_TRUE(Submit("other").ok());
   most = 2;
   EXPECT_TRUE(Submit("small").ok());
+  EXPECT_EQ(Submit("small").code(), absl::StatusCode::kResourceExhausted);
+  most = 0;  // the key itself says nothing any more
+  for (int i = 2; i < 5; ++i) EXPECT_TRUE(Submit("small").ok()) << i;
   EXPECT_EQ(Submit("small").code(), absl::StatusCode::kResourceExhausted);
 }
 

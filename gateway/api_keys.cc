@@ -4,6 +4,7 @@
 #include <openssl/rand.h>
 #include <openssl/sha.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <fstream>
@@ -254,8 +255,9 @@ std::shared_ptr<const ApiKeyTable> ApiKeys::Current() {
   if (now - looked_at_ < kLookInterval && now >= looked_at_) return table_;
   looked_at_ = now;
   std::error_code error;
-  const auto changed = std::filesystem::last_write_time(path_, error);
-  if (error || changed == changed_) return table_;
+  auto changed = std::filesystem::last_write_time(path_, error);
+  if (error) changed = {};  // told once, below
+  if (changed == changed_) return table_;
   changed_ = changed;
   absl::StatusOr<std::shared_ptr<const ApiKeyTable>> table = Read();
   if (table.ok()) {
@@ -287,6 +289,11 @@ absl::Status ApiKeys::CheckPriority(absl::string_view name, uint32_t priority) {
   if (priority >= highest) return absl::OkStatus();
   return absl::PermissionDeniedError(
       absl::StrCat("priority: this key may ask for ", kPriorities[highest - 1], " at most"));
+}
+
+uint32_t ApiKeys::DefaultPriority(absl::string_view name) {
+  constexpr uint32_t kNormal = 2;
+  return std::max(kNormal, Limits(name).highest_priority);
 }
 
 ApiKeyLimits ApiKeys::Limits(absl::string_view name) {

@@ -20,7 +20,8 @@
 
 namespace blockserve {
 
-// What one key may do, in each gateway process. 0: no limit.
+// What one key may do, in each gateway process. 0, and a weight of 1: nothing is said, the
+// gateway's other limits hold.
 struct ApiKeyLimits {
   int32_t max_requests = 0;        // in flight: queued or running
   int64_t max_tokens = 0;          // in flight: prompts and all that may be generated
@@ -79,6 +80,8 @@ class ApiKeys {
   absl::StatusOr<std::string> AuthenticateHeader(absl::string_view authorization);
   // PERMISSION_DENIED where the name's keys may not ask for it.
   absl::Status CheckPriority(absl::string_view name, uint32_t priority);
+  // Of a request that names none: normal, or the highest that the name's keys may ask for.
+  uint32_t DefaultPriority(absl::string_view name);
   // Those of a name that is gone from the file have no limits: what runs goes on.
   ApiKeyLimits Limits(absl::string_view name);
 

@@ -119,6 +119,13 @@ TEST_F(ApiKeysTest, TakesABearerHeader) {
   EXPECT_TRUE((*keys)->CheckPriority("alice", 2).ok());
   EXPECT_EQ((*keys)->CheckPriority("alice", 1),
             absl::PermissionDeniedError("priority: this key may ask for normal at most"));
+  EXPECT_EQ((*keys)->DefaultPriority("alice"), 2u);
+  limits.highest_priority = 3;
+  const NewApiKey bob = Make("bob", limits);
+  Write(alice.line + "\n" + bob.line);
+  auto again = ApiKeys::Load(path_, "--api-keys");
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ((*again)->DefaultPriority("bob"), 3u) << "who names none asks for nothing above";
 }
 
 TEST_F(ApiKeysTest, NamesFlagFileAndLine) {

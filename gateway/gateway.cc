@@ -194,18 +194,16 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   admitted_options.admission = *std::move(admission);
   admitted_options.slow_reader_timeout = config.slow_reader_timeout;
   if (ApiKeys* const keys = impl->api_keys.get()) {
-    admitted_options.admission.limits_of =
-        [keys](const std::string& name) -> std::optional<KeyLimits> {
-      ApiKeyLimits own = keys->Limits(name);
-      own.highest_priority = 1;                        // is the fronts' affair
-      if (own == ApiKeyLimits()) return std::nullopt;  // the line says nothing of limits
-      KeyLimits limits;
-      limits.max_requests = own.max_requests;
-      limits.max_tokens = own.max_tokens;
-      limits.requests_per_second = own.requests_per_second;
-      limits.burst = own.burst;
-      limits.weight = own.weight;
-      return limits;
+    // What a key's line leaves out, or says 0 of, is as --limits-file has it.
+    admitted_options.admission.limits_of = [keys](const std::string& name, KeyLimits& limits) {
+      const ApiKeyLimits own = keys->Limits(name);
+      if (own.max_requests > 0) limits.max_requests = own.max_requests;
+      if (own.max_tokens > 0) limits.max_tokens = own.max_tokens;
+      if (own.requests_per_second > 0) {
+        limits.requests_per_second = own.requests_per_second;
+        limits.burst = own.burst;
+      }
+      if (own.weight != ApiKeyLimits().weight) limits.weight = own.weight;
     };
   }
   admitted_options.log_requests = config.log_requests;

@@ -136,6 +136,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     if (!key.ok()) return key.status();
     absl::StatusOr<v1::GenerateRequest> parsed = Parse<v1::GenerateRequest>(*request);
     if (!parsed.ok()) return parsed.status();
+    SetDefaultPriority(*key, *parsed);
     absl::StatusOr<GenerationRequest> made =
         validator_->Generation(*parsed, DescribeModel().model_id(),
                                RequestDeadline(context->deadline(), absl::Now(), core_->Now()));
@@ -160,6 +161,7 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
     if (!key.ok()) return key.status();
     absl::StatusOr<v1::ScoreRequest> parsed = Parse<v1::ScoreRequest>(*request);
     if (!parsed.ok()) return parsed.status();
+    SetDefaultPriority(*key, *parsed);
     absl::StatusOr<ScoringRequest> made =
         validator_->Scoring(*parsed, DescribeModel().model_id(),
                             RequestDeadline(context->deadline(), absl::Now(), core_->Now()));

@@ -51,6 +51,12 @@ class GenerationService final : public internal::RawGenerationService {
   v1::GetModelResponse DescribeModel() const;
   // The name of the caller's key, empty where none is needed; UNAUTHENTICATED.
   absl::StatusOr<std::string> Authenticate(const grpc::CallbackServerContext& context) const;
+  // Where the request names none.
+  template <typename Request>
+  void SetDefaultPriority(const std::string& key, Request& request) const {
+    if (keys_ == nullptr || request.priority() != v1::PRIORITY_UNSPECIFIED) return;
+    request.set_priority(static_cast<v1::Priority>(keys_->DefaultPriority(key)));
+  }
   template <class Request, class Answer>
   grpc::ServerUnaryReactor* AnswerNow(grpc::CallbackServerContext* context,
                                       const grpc::ByteBuffer& request, grpc::ByteBuffer* response,

@@ -187,8 +187,9 @@ void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std:
 
 void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
                        const std::string& key_name) {
-  const HttpJobContext context{*backend_.validator, backend_.chat_format, options_.check_priority,
-                               DescribeModel(), backend_.core->Now()};
+  const HttpJobContext context{*backend_.validator,     backend_.chat_format,
+                               options_.check_priority, options_.default_priority,
+                               DescribeModel(),         backend_.core->Now()};
   absl::StatusOr<HttpCompletionJob> job =
       MakeCompletionJob(context, exchange->request(), chat, key_name);
   if (!job.ok()) {

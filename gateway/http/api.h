@@ -34,6 +34,8 @@ struct HttpApiOptions {
   std::function<absl::StatusOr<std::string>(absl::string_view token)> authenticate;
   // Whether the key of this name may ask for this priority; null: any may.
   std::function<absl::Status(absl::string_view name, uint32_t priority)> check_priority;
+  // That of a request which names none; null: normal.
+  std::function<uint32_t(absl::string_view name)> default_priority;
 };
 
 // What the routes work with; must outlive the server.

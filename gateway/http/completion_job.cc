@@ -159,6 +159,9 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
   if (!parsed.ok()) return parsed.status();
   job.wanted = *std::move(parsed);
   HttpCompletion& wanted = job.wanted;
+  if (wanted.request.priority() == v1::PRIORITY_UNSPECIFIED && context.default_priority) {
+    wanted.request.set_priority(static_cast<v1::Priority>(context.default_priority(key_name)));
+  }
   if (request.header(kRequestIdHeader).size() > kMaxHttpRequestIdBytes) {
     return FieldError(kRequestIdHeader, "may have ", kMaxHttpRequestIdBytes, " characters");
   }

@@ -65,6 +65,8 @@ struct HttpJobContext {
   const absl::StatusOr<ChatFormat>& chat_format;
   // Whether the key of this name may ask for this priority; null: any may.
   const std::function<absl::Status(absl::string_view name, uint32_t priority)>& check_priority;
+  // That of a request which names none; null: normal.
+  const std::function<uint32_t(absl::string_view name)>& default_priority;
   v1::GetModelResponse model;
   absl::Time now;
 };

@@ -58,6 +58,9 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
     api_options.check_priority = [keys](absl::string_view name, uint32_t priority) {
       return keys->CheckPriority(name, priority);
     };
+    api_options.default_priority = [keys](absl::string_view name) {
+      return keys->DefaultPriority(name);
+    };
   }
   front->api_ = std::make_unique<HttpApi>(std::move(api_options), std::move(backend));
   HttpServerOptions server_options = options.server;

@@ -46,7 +46,7 @@ class HttpServer {
   const std::string& address() const;
   int64_t connections() const;
 
-  // Connections without a request are closed, the others when theirs is answered. New ones are
+  // Connections between two requests are closed, the others when theirs is answered. New ones are
   // taken, so that who has not heard of the end is told, and closed after one answer.
   void StartDraining();
   // As StartDraining, then waits until there is no connection, for at most `grace`, listens no

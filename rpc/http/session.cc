@@ -11,6 +11,8 @@ namespace {
 // What a client may send ahead before we stop listening to it (and notice no more if it leaves).
 constexpr size_t kMaxDiscardedBytes = size_t{1} << 20;
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
+// While the server drains, for the only request of a connection that has just come.
+constexpr absl::Duration kLastChance = absl::Seconds(1);
 
 std::string DateNow() {
   return absl::FormatTime("%a, %d %b %Y %H:%M:%S GMT", absl::Now(), absl::UTCTimeZone());
@@ -127,10 +129,11 @@ void HttpSession::Refuse(int status, const std::string& message) {
 void HttpSession::Drain() {
   if (phase_ == Phase::kClosed) return;
   close_after_ = true;
-  const bool idle = phase_ == Phase::kOpening ||
-                    (phase_ == Phase::kReading &&
-                     reader_->state() == HttpRequestReader::State::kIdle && early_.empty());
-  if (idle) CloseNow();
+  const bool idle = phase_ == Phase::kReading &&
+                    reader_->state() == HttpRequestReader::State::kIdle && early_.empty();
+  if (!idle) return;
+  if (served_) return CloseNow();
+  SetDeadline(kLastChance);
 }
 
 void HttpSession::Abort() { Lose(HttpLoss::kServerStops); }
@@ -140,7 +143,7 @@ void HttpSession::BeginReading() {
   reader_ = std::make_unique<HttpRequestReader>(context_->limits.read);
   head_only_ = http_1_0_ = streaming_ = chunked_ = answered_ = false;
   stream_head_.clear();
-  SetDeadline(context_->limits.idle_timeout);
+  SetDeadline(close_after_ ? kLastChance : context_->limits.idle_timeout);
   if (!early_.empty()) {
     OnRequestBytes(std::exchange(early_, {}));
     if (phase_ != Phase::kReading) return;
@@ -212,6 +215,7 @@ void HttpSession::OnRequestBytes(absl::string_view bytes) {
 void HttpSession::Dispatch() {
   HttpRequest request = std::move(reader_->request());
   phase_ = Phase::kAnswering;
+  served_ = true;
   ClearDeadline();
   // The next request must not come before this one's answer.
   if (!request.keep_alive || reader_->has_surplus()) close_after_ = true;

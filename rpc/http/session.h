@@ -65,7 +65,8 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   void Start();
   // Answers with `status` without reading a request, and closes.
   void Refuse(int status, const std::string& message);
-  // Closes when the request under way, if there is one, has been answered.
+  // Closes when the request under way, if there is one, has been answered. A connection that has
+  // just come may still send its first.
   void Drain();
   // Closes when one request has been answered, which may still have to come.
   void AnswerOnce() { close_after_ = true; }
@@ -115,6 +116,7 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   bool reading_ = false;        // a read is under way
   size_t discarded_bytes_ = 0;  // sent by the client before it had its answer
   bool close_after_ = false;
+  bool served_ = false;  // it has had a request
 
   std::shared_ptr<Exchange> exchange_;  // of the request that is being answered
   bool head_only_ = false;              // HEAD

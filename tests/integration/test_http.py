@@ -425,6 +425,12 @@ def test_tls_and_keys_are_those_of_the_grpc_port(launcher, demo_model, tmp_path)
     status, body = curl("/v1/completions", *with_key, json.dumps({**ask_for, "stream": True, "ignore_eos": True}))
     assert status == 200 and len(list(http_tools.parse_events(body))) == 4
     assert curl("/v1/completions", *with_key, json.dumps({**ask_for, "priority": "high"}))[0] == 403
+    slow = subprocess.run([harness.program("blockserve"), "keys", "--name=bob", f"--file={keys}",
+                           "--highest-priority=batch"], text=True, capture_output=True, check=True).stdout.strip()
+    with_slow = ["-H", f"Authorization: Bearer {slow}", "-d"]
+    harness.wait_until(lambda: curl("/v1/models", *with_slow[:2])[0] == 200, "the new key is known")
+    assert curl("/v1/completions", *with_slow, json.dumps(ask_for))[0] == 200, "who names no priority asks for none"
+    assert curl("/v1/completions", *with_slow, json.dumps({**ask_for, "priority": "normal"}))[0] == 403
     plain = subprocess.run(["curl", "-sS", f"http://127.0.0.1:{port}/health"], capture_output=True, check=False,
                            timeout=60)
     assert plain.returncode != 0, "nothing is said in plain text"
