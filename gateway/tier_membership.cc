@@ -11,6 +11,7 @@ namespace blockserve {
 bool TierMembership::Connected(TierMember& member, TierIdentity identity, absl::Time now) {
   member.connected = true;
   member.draining = false;
+  member.failures.Connected();
   if (member.identity.incarnation != identity.incarnation) member.condemned = false;
   member.identity = std::move(identity);
   member.group = {member.identity.part_hash, member.identity.numeric_id,
@@ -35,6 +36,8 @@ void TierMembership::Lost(TierMember& member, const absl::Status& status, absl::
     LogWarning(absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address,
                             " lost: ", status.ok() ? "it ended the stream" : status.ToString()));
   }
+  const bool left = member.draining || member.removed;
+  const std::string failure = member.failures.Lost(tier_, member.address, status, left, now);
   // The service is the one that found that the two do not fit.
   if (status.code() == absl::StatusCode::kFailedPrecondition) {
     const std::string reason = absl::StrCat(tier_, " at ", member.address, ": ", status.message());
@@ -43,6 +46,7 @@ void TierMembership::Lost(TierMember& member, const absl::Status& status, absl::
       LogError(absl::StrCat("not used: ", known));
     }
   } else {
+    if (!failure.empty()) LogWarning(failure);
     refusals_.erase(member.address);  // whoever comes back may be another
   }
   member.connected = false;

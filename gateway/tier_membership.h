@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "gateway/audit.h"
+#include "gateway/connect_failures.h"
 #include "gateway/tier_identity.h"
 
 namespace blockserve {
@@ -31,6 +32,7 @@ struct TierMember {
   bool counted = false;    // in the presence of its group
   TierIdentity identity;
   TierGroup group;
+  ConnectFailures failures;
 
   bool usable() const { return connected && fits && !draining && !removed && !condemned; }
 };
@@ -43,6 +45,7 @@ class TierMembership {
 
   // The member has said hello. False, logged once for each reason: it does not fit and is not used.
   bool Connected(TierMember& member, TierIdentity identity, absl::Time now);
+  // The stream broke, or could not be made; logged, within bounds.
   void Lost(TierMember& member, const absl::Status& status, absl::Time now);
   // To be called when `draining`, `removed` or `condemned` has changed.
   void Update(TierMember& member, absl::Time now);

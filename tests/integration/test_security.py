@@ -145,6 +145,26 @@ def test_a_tier_refuses_callers_without_a_certificate(secured, pki, tier):
     assert health(address, known) == health_pb2.HealthCheckResponse.SERVING
 
 
+def test_a_gateway_says_why_it_cannot_connect_to_a_tier(secured, pki, demo_model, launcher):
+    ca = f"--tier-tls-ca={pki.tiers}/ca.crt"
+    own = [f"--tier-tls-cert={pki.tiers}/gateway.crt", f"--tier-tls-key={pki.tiers}/gateway.key"]
+    cases = {
+        # The tier is who knows.
+        "plaintext": ([], ""),
+        "no certificate": ([ca], ""),
+        "another name": ([ca, *own, "--tier-tls-name=other"], "Hostname Verification Check failed"),
+        "another authority": ([f"--tier-tls-ca={pki.public}/ca.crt", *own],
+                              "certificate verify failed"),
+    }
+    gateways = {case: launcher.gateway(demo_model, [secured.block], [secured.token], *flags)
+                for case, (flags, _) in cases.items()}
+    for case, (_, reason) in cases.items():
+        for tier, server in (("block service", secured.block), ("token worker", secured.token)):
+            says = re.compile(f"{tier} at {server.address} cannot be reached: .*{reason}")
+            harness.wait_until(lambda says=says, case=case:
+                               says.search(gateways[case].log()), f"{case}: {says.pattern}")
+
+
 @pytest.mark.parametrize("tier", ["block", "token", "gateway"])
 def test_metrics_are_shown_over_tls_alone(secured, pki, tier):
     """Without a certificate of one's own: scrapers seldom have one of the tiers' authority."""

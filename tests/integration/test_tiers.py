@@ -56,3 +56,18 @@ def test_a_deadline_covers_the_wait_for_a_tier(launcher):
     error = refusal(client, timeout=1.5)
     assert error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
     assert time.monotonic() - begin < 60  # the tier wait alone would be 10 s; nothing hangs
+
+
+def test_the_log_says_why_a_worker_is_not_connected(launcher):
+    """Two addresses that were mixed up, and one where nobody listens."""
+    model = harness.GOLDEN / "concat_l4"
+    block, token = launcher.block(model, F32), launcher.token(model, F32)
+    absent = type("Absent", (), {"address": f"127.0.0.1:{harness.free_port()}"})()
+    for server in (block, token):
+        server.wait_until_ready()
+    gateway = launcher.gateway(model, [token, absent], [block])
+    for says in (f"what listens at {token.address} is no block service",
+                 f"what listens at {block.address} is no token worker",
+                 f"block service at {absent.address} cannot be reached: "):
+        harness.wait_until(lambda says=says: says in gateway.log(), says)
+    assert "Connection refused" in gateway.log()
