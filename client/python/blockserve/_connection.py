@@ -80,7 +80,8 @@ class Settings:
             credentials = tls.credentials()
             if tls.server_name is not None:
                 channel_options.append(("grpc.ssl_target_name_override", tls.server_name))
-        metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
+        key = (api_key or "").strip()  # as read from a file
+        metadata = (("authorization", f"Bearer {key}"),) if key else ()
         return cls(addresses, timeout, retries, backoff, metadata, credentials,
                    (*channel_options, *options))
 

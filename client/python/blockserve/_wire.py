@@ -71,6 +71,7 @@ def generate_request(prompt: Prompt,
     if unknown:
         raise TypeError(f"unknown parameters of a generation: {', '.join(sorted(unknown))}")
     get = parameters.get
+    stop = get("stop") or ()
     request = pb.GenerateRequest(
         request_id=get("request_id"), model=get("model"), n=get("n"), seed=get("seed"),
         logprobs=get("logprobs"), alignment=_lookup(_ALIGNMENTS, get("alignment"), "alignment"),
@@ -83,7 +84,7 @@ def generate_request(prompt: Prompt,
                         for token, bias in (get("logit_bias") or {}).items()]),
         stop=pb.StopConditions(
             max_tokens=get("max_tokens"), min_tokens=get("min_tokens"),
-            strings=get("stop") or (), token_ids=get("stop_token_ids") or (),
+            strings=[stop] if isinstance(stop, str) else stop, token_ids=get("stop_token_ids") or (),
             ignore_eos=get("ignore_eos")))
     _set_prompt(request, prompt, "text", "tokens")
     return request

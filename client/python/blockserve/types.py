@@ -21,7 +21,7 @@ class GenerateParameters(TypedDict, total=False):
     presence_penalty: Optional[float]
     frequency_penalty: Optional[float]
     logit_bias: Optional[Mapping[int, float]]
-    stop: Optional[Sequence[str]]
+    stop: Optional[Union[str, Sequence[str]]]
     stop_token_ids: Optional[Sequence[int]]
     min_tokens: Optional[int]
     ignore_eos: Optional[bool]

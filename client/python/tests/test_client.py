@@ -1,5 +1,6 @@
 """The client against a server in this process that records requests and answers from a script."""
 
+import asyncio
 import concurrent.futures
 
 import blockserve
@@ -102,6 +103,20 @@ def test_every_parameter_reaches_its_field_zeros_included(served):
         stop=pb.StopConditions(max_tokens=9, min_tokens=2, strings=["x", "y"], token_ids=[8],
                                ignore_eos=True))
     assert request.sampling.HasField("temperature") and request.HasField("seed")
+
+
+def test_one_stop_string_is_one(served):
+    client, scripted = served
+    scripted.events = [started()]
+    client.generate("a", stop="dog")
+    list(client.stream("a", stop="dog"))
+
+    async def run():
+        async with blockserve.AsyncClient(client._settings.addresses, retries=0) as other:
+            await other.generate("a", stop="dog")
+
+    asyncio.run(run())
+    assert [list(request.stop.strings) for request in scripted.requests] == [["dog"]] * 3
 
 
 def test_an_empty_list_of_ids_is_a_prompt_of_ids_and_an_empty_text_is_a_text(served):

@@ -141,7 +141,7 @@ def test_what_is_final_is_not_tried_again(serve, kind, code):
 @kinds
 def test_the_key_goes_with_every_try(serve, kind):
     gateway = serve(1, 9)
-    generate(kind, gateway.address, api_key="bsk_1")
+    generate(kind, gateway.address, api_key="bsk_1\n")
     assert [call["authorization"] for call in gateway.metadata] == ["Bearer bsk_1"] * 2
 
 
