@@ -49,12 +49,9 @@ int RunServe(const Arguments& arguments) {
   flags.Add("device", kDeviceFlagHelp, &options.device);
   flags.Add("arithmetic", kArithmeticFlagHelp, &options.arithmetic);
   flags.Add("threads", "compute threads; 0: one per core", &options.threads);
-  flags.Add("kv_memory_mib", "memory for KV; 0: a quarter of it, at most 1 GiB, of a GPU's half",
-            &options.kv_memory_mib);
-  flags.Add("max_sequences", "sequences open at a time; 0: 256, on a CUDA device 2048",
-            &options.max_sequences);
-  flags.Add("prefill_chunk", "prompt blocks of a step; 0: 256, on a CUDA device 2048",
-            &options.prefill_chunk);
+  flags.Add("kv_memory_mib", kKvMemoryFlagHelp, &options.kv_memory_mib);
+  flags.Add("max_sequences", kMaxSequencesFlagHelp, &options.max_sequences);
+  flags.Add("prefill_chunk", kPrefillChunkFlagHelp, &options.prefill_chunk);
   flags.Add("max_rows", "token rows of a batch; 0: 64, on a CUDA device 1024", &options.max_rows);
   flags.Add("allow_long_contexts", "more blocks than max_position_embeddings",
             &options.gateway.allow_beyond_positions);

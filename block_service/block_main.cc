@@ -48,14 +48,11 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Add("name", "name for people; default: the address listened on", &service.name);
   flags.Add("device", kDeviceFlagHelp, &service.device);
   flags.Add("arithmetic", kArithmeticFlagHelp, &service.arithmetic);
-  flags.Add("kv_memory_mib", "memory for KV; 0: a quarter of it, at most 1 GiB, of a GPU's half",
-            &service.kv_memory_mib);
+  flags.Add("kv_memory_mib", kKvMemoryFlagHelp, &service.kv_memory_mib);
   flags.Add("kv_pages", "KV pages, instead of --kv-memory-mib", &service.kv_pages);
   flags.Add("page_blocks", "blocks in a KV page", &service.page_blocks);
-  flags.Add("max_sequences", "sequences open at a time; 0: 256, on a CUDA device 2048",
-            &service.max_sequences);
-  flags.Add("prefill_chunk", "prompt blocks of a step; 0: 256, on a CUDA device 2048",
-            &service.prefill_chunk);
+  flags.Add("max_sequences", kMaxSequencesFlagHelp, &service.max_sequences);
+  flags.Add("prefill_chunk", kPrefillChunkFlagHelp, &service.prefill_chunk);
   flags.Add("groups", "groups that take turns, so that neither tier waits", &service.groups);
   flags.Add("allow_long_contexts", "more blocks than max_position_embeddings",
             &service.allow_long_contexts);

@@ -23,6 +23,14 @@
 
 namespace blockserve {
 
+// The explanations of three flags in the --help of the programs that have them.
+inline constexpr char kKvMemoryFlagHelp[] =
+    "memory for KV; 0: a quarter of it, at most 1 GiB, of a GPU's half";
+inline constexpr char kMaxSequencesFlagHelp[] =
+    "sequences open at a time; 0: 256, on a CUDA device 2048";
+inline constexpr char kPrefillChunkFlagHelp[] =
+    "prompt blocks of a step; 0: 256, on a CUDA device 2048";
+
 struct BlockServiceConfig {
   std::string name = "block";       // for people: in the hello and in logs
   std::string device = "auto";      // auto, cpu or cuda:N

@@ -97,6 +97,8 @@ absl::Status CheckAnswerSize(const HttpCompletionJob& job) {
   constexpr int64_t kTopLogprobBytes = 16;
   constexpr int64_t kMostBytes = int64_t{32} << 20;
   const HttpCompletion& wanted = job.wanted;
+  // A stream's events leave as they are made; what is echoed comes at once.
+  if (wanted.stream && !wanted.echo) return absl::OkStatus();
   int64_t tokens = 0;
   for (const HttpPromptJob& prompt : job.prompts) {
     if (wanted.echo) tokens += static_cast<int64_t>(prompt.ids.size());
@@ -106,8 +108,6 @@ absl::Status CheckAnswerSize(const HttpCompletionJob& job) {
   const int64_t token_bytes =
       kTextBytes + (logprobs ? kLogprobBytes + kTopLogprobBytes * wanted.request.logprobs() : 0);
   const int64_t n = wanted.request.has_n() ? wanted.request.n() : 1;
-  // A stream's events leave as they are made; what is echoed comes at once.
-  if (wanted.stream && !wanted.echo) return absl::OkStatus();
   const int64_t bytes = n * tokens * token_bytes;
   if (bytes <= kMostBytes) return absl::OkStatus();
   return FieldError(logprobs ? "logprobs"

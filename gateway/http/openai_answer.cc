@@ -53,6 +53,20 @@ std::string ErrorObject(int status, absl::string_view message, absl::string_view
   return body;
 }
 
+// What HTTP's clients are told of a status.
+struct ErrorParts {
+  int http_status;
+  std::string message;
+  std::string param;  // may be empty
+};
+ErrorParts PartsOf(const absl::Status& status) {
+  ErrorParts parts;
+  parts.http_status = LookUpStatus(status.code()).http_status;
+  parts.message = WithHttpFieldName(status.message());
+  if (parts.http_status < 500) parts.param = FieldOfMessage(parts.message);
+  return parts;
+}
+
 absl::string_view FinishReasonName(const v1::Finished* finished) {
   if (finished == nullptr) return "null";
   return finished->reason() == v1::FINISH_REASON_LENGTH ? "\"length\"" : "\"stop\"";
@@ -127,13 +141,11 @@ HttpResponse OpenAiError(int status, absl::string_view message, absl::string_vie
 }
 
 HttpResponse OpenAiError(const absl::Status& status) {
-  const std::string message = WithHttpFieldName(status.message());
-  const int http_status = LookUpStatus(status.code()).http_status;
-  const std::string param = http_status < 500 ? FieldOfMessage(message) : "";
+  const ErrorParts parts = PartsOf(status);
   absl::string_view code;
-  if (absl::IsNotFound(status) && param == "model") code = "model_not_found";
+  if (absl::IsNotFound(status) && parts.param == "model") code = "model_not_found";
   if (absl::IsUnauthenticated(status)) code = "invalid_api_key";
-  HttpResponse response = OpenAiError(http_status, message, param, code);
+  HttpResponse response = OpenAiError(parts.http_status, parts.message, parts.param, code);
   if (const std::optional<absl::Duration> wait = RetryAfter(status)) {
     response.headers = {{"Retry-After", absl::StrCat(RetryAfterSeconds(*wait))}};
   }
@@ -141,12 +153,9 @@ HttpResponse OpenAiError(const absl::Status& status) {
 }
 
 std::string OpenAiErrorEvent(const absl::Status& status) {
-  const std::string message = WithHttpFieldName(status.message());
-  const int http_status = LookUpStatus(status.code()).http_status;
+  const ErrorParts parts = PartsOf(status);
   return absl::StrCat(
-      "data: ",
-      ErrorObject(http_status, message, http_status < 500 ? FieldOfMessage(message) : "", "",
-                  /*in_stream=*/true),
+      "data: ", ErrorObject(parts.http_status, parts.message, parts.param, "", /*in_stream=*/true),
       "\n\n");
 }
 

@@ -6,6 +6,8 @@
 #include <optional>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
@@ -13,13 +15,6 @@ namespace blockserve {
 namespace {
 
 namespace http = boost::beast::http;
-
-int HexDigit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
 
 // None where a % is not followed by two hexadecimal digits.
 std::optional<std::string> PercentDecoded(absl::string_view text) {
@@ -29,10 +24,12 @@ std::optional<std::string> PercentDecoded(absl::string_view text) {
       decoded += text[i];
       continue;
     }
-    const int high = i + 2 < text.size() ? HexDigit(text[i + 1]) : -1;
-    const int low = i + 2 < text.size() ? HexDigit(text[i + 2]) : -1;
-    if (high < 0 || low < 0) return std::nullopt;
-    decoded += static_cast<char>(high * 16 + low);
+    const absl::string_view digits = text.substr(i + 1, 2);
+    if (digits.size() < 2 || !absl::ascii_isxdigit(static_cast<unsigned char>(digits[0])) ||
+        !absl::ascii_isxdigit(static_cast<unsigned char>(digits[1]))) {
+      return std::nullopt;
+    }
+    decoded += absl::HexStringToBytes(digits);
     i += 2;
   }
   return decoded;
