@@ -4,8 +4,10 @@
 #include <grpcpp/security/credentials.h>
 #include <grpcpp/support/channel_arguments.h>
 
+#include <algorithm>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/time/clock.h"
 #include "client/gateways.h"
 
@@ -44,8 +46,7 @@ absl::StatusOr<Response> Call(const std::shared_ptr<internal::Gateways>& gateway
   while (true) {
     Response response;
     grpc::ClientContext* const context = retry.NewContext();
-    const absl::Status status =
-        internal::FromGrpc((retry.stub().*method)(context, request, &response));
+    const absl::Status status = retry.Outcome((retry.stub().*method)(context, request, &response));
     if (status.ok()) return response;
     if (!retry.AfterFailure(status)) return status;
   }
@@ -82,7 +83,7 @@ bool GenerationStream::Next(v1::GenerateResponse* event) {
     while (reader_->Read(event)) {
       if (Take(*event)) return true;
     }
-    outcome_ = internal::FromGrpc(reader_->Finish());
+    outcome_ = retry_->Outcome(reader_->Finish());
     reader_.reset();
     if (outcome_.ok() || !TryAgain(outcome_)) return false;
     Begin();
@@ -132,7 +133,7 @@ absl::Status GenerationStream::Finish() {
   v1::GenerateResponse rest;
   while (reader_->Read(&rest)) {
   }
-  outcome_ = internal::FromGrpc(reader_->Finish());
+  outcome_ = retry_->Outcome(reader_->Finish());
   reader_.reset();
   return outcome_;
 }
@@ -147,7 +148,14 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Create(const ClientOptions& opti
   if (!options.tls && !(options.ca_pem.empty() && options.certificate_pem.empty())) {
     return absl::InvalidArgumentError("ca_pem and certificate_pem need tls");
   }
-  if (options.max_retries < 0) return absl::InvalidArgumentError("max_retries is negative");
+  if (options.max_retries.value_or(0) < 0) {
+    return absl::InvalidArgumentError("max_retries is negative");
+  }
+  // Else gRPC would end the process at the first call.
+  const std::string api_key(absl::StripAsciiWhitespace(options.api_key));
+  if (!std::all_of(api_key.begin(), api_key.end(), absl::ascii_isgraph)) {
+    return absl::InvalidArgumentError("api_key has characters that no key has");
+  }
   std::shared_ptr<grpc::ChannelCredentials> credentials = grpc::InsecureChannelCredentials();
   if (options.tls) {
     grpc::SslCredentialsOptions ssl;
@@ -162,7 +170,7 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Create(const ClientOptions& opti
     channels.push_back(Connect(address, credentials, options.server_name));
   }
   return std::unique_ptr<Client>(new Client(std::make_shared<internal::Gateways>(
-      std::move(channels), options.api_key,
+      std::move(channels), api_key,
       internal::RetryPolicy{options.max_retries, options.first_backoff})));
 }
 

@@ -38,17 +38,26 @@ struct ClientOptions {
   // host:port of gateways of one deployment. Calls go to one of them, and on to the next when it
   // cannot be reached.
   std::vector<std::string> addresses;
-  std::string api_key;  // sent with every call; over plaintext everybody on the way can read it
+  // Sent with every call, without the whitespace around it; over plaintext everybody on the way can
+  // read it. Empty or blank: none.
+  std::string api_key;
   bool tls = false;
   std::string ca_pem;  // whose servers are trusted; empty: the CAs that this machine trusts
   std::string certificate_pem;  // shown to servers that ask for one; may be empty, with key_pem
   std::string key_pem;
   std::string server_name;  // in the servers' certificates; empty: the host of the address
   // A call that a gateway cannot take (UNAVAILABLE, RESOURCE_EXHAUSTED) is tried again, and a
-  // stream that breaks is resumed, so many times in a row without a new token; 0: never.
-  int32_t max_retries = 5;
-  absl::Duration first_backoff = absl::Milliseconds(100);  // doubles, up to 2 s, with jitter
+  // stream that breaks is resumed, so many times in a row without a new token; 0: never. Not set:
+  // while a gateway that has answered before is lost, for 30 s; where it refuses
+  // (RESOURCE_EXHAUSTED, or UNAVAILABLE with a retry-after), or none has ever answered, 5 times.
+  std::optional<int32_t> max_retries;
+  // Doubles, up to 2 s, with jitter; the gateway's retry-after is waited for where it is longer. A
+  // wait that would pass the call's timeout is not begun: the call ends with its error.
+  absl::Duration first_backoff = absl::Milliseconds(100);
 };
+
+// When the gateway that refused a call wants to be asked again; none where it does not tell.
+std::optional<absl::Duration> RetryAfterOf(const absl::Status& status);
 
 namespace internal {
 class Gateways;

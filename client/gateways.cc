@@ -3,20 +3,30 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/clock.h"
 
-namespace blockserve::internal {
+namespace blockserve {
 namespace {
 
 constexpr absl::Duration kMaxBackoff = absl::Seconds(2);
+constexpr absl::string_view kRetryAfterPayload = "blockserve.v1/retry-after-seconds";
 
 }  // namespace
 
-absl::Status FromGrpc(const grpc::Status& status) {
-  if (status.ok()) return absl::OkStatus();
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+std::optional<absl::Duration> RetryAfterOf(const absl::Status& status) {
+  const absl::optional<absl::Cord> payload = status.GetPayload(kRetryAfterPayload);
+  uint32_t seconds = 0;
+  if (!payload.has_value() || !absl::SimpleAtoi(std::string(*payload), &seconds)) {
+    return std::nullopt;
+  }
+  return absl::Seconds(seconds);
 }
+
+namespace internal {
 
 Gateways::Gateways(std::vector<std::shared_ptr<grpc::Channel>> channels, std::string api_key,
                    RetryPolicy policy)
@@ -44,22 +54,68 @@ grpc::ClientContext* RetryState::NewContext() {
   return context_.get();
 }
 
+// The codes of both have the same numbers (google.rpc.Code). The library stands by itself where it
+// is installed, so that it does not use the conversions of rpc/.
+absl::Status RetryState::Outcome(const grpc::Status& status) {
+  if (status.ok()) {
+    gateways_->set_answered();
+    return absl::OkStatus();
+  }
+  absl::Status outcome(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  absl::MutexLock lock(&mutex_);
+  const auto& metadata = context_->GetServerTrailingMetadata();
+  if (const auto found = metadata.find("retry-after"); found != metadata.end()) {
+    outcome.SetPayload(kRetryAfterPayload,
+                       absl::Cord(absl::string_view(found->second.data(), found->second.size())));
+  }
+  return outcome;
+}
+
+void RetryState::Progress() {
+  gateways_->set_answered();
+  failures_ = 0;
+  refusals_ = 0;
+  lost_since_.reset();
+}
+
 bool RetryState::AfterFailure(const absl::Status& status) {
   const bool full = status.code() == absl::StatusCode::kResourceExhausted;
   // A gateway that stops breaks off what still runs; so may whatever stands between.
-  const bool lost = status.code() == absl::StatusCode::kUnavailable ||
-                    status.code() == absl::StatusCode::kCancelled;
-  if (!full && !lost) return false;
+  const bool unavailable = status.code() == absl::StatusCode::kUnavailable ||
+                           status.code() == absl::StatusCode::kCancelled;
+  if (!full && !unavailable) return false;
+  const RetryPolicy& policy = gateways_->policy();
+  const std::optional<absl::Duration> told = RetryAfterOf(status);
+  const bool lost = unavailable && !told.has_value();
+  const absl::Time now = absl::Now();
   absl::MutexLock lock(&mutex_);
-  if (cancelled_ || failures_ >= gateways_->policy().max_retries) return false;
+  if (cancelled_) return false;
   ++failures_;
+  if (!lost) {
+    gateways_->set_answered();
+    ++refusals_;
+    lost_since_.reset();
+  } else if (!lost_since_.has_value()) {
+    lost_since_ = now;
+  }
+  const auto others = static_cast<int32_t>(gateways_->size()) - 1;
+  if (policy.max_retries.has_value()) {
+    if (failures_ > *policy.max_retries) return false;
+  } else if (refusals_ > policy.max_refusals ||
+             (!gateways_->answered() && failures_ > policy.max_refusals + others)) {
+    return false;
+  }
   gateways_->MoveOn(used_);
   // The others are asked without delay, once each.
-  if (lost && failures_ < static_cast<int32_t>(gateways_->size())) return true;
+  if (lost && failures_ <= others) return true;
   const absl::Duration backoff =
-      std::min(kMaxBackoff, gateways_->policy().first_backoff * (1 << std::min(failures_ - 1, 10)));
-  const absl::Time until = absl::Now() + backoff * absl::Uniform(random_, 0.5, 1.0);
+      std::min(kMaxBackoff, policy.first_backoff * (1 << std::min(failures_ - 1, 10)));
+  const absl::Time until = now + std::max(backoff * absl::Uniform(random_, 0.5, 1.0),
+                                          told.value_or(absl::ZeroDuration()));
   if (until >= deadline_) return false;
+  if (!policy.max_retries.has_value() && lost && until >= *lost_since_ + policy.longest_loss) {
+    return false;
+  }
   return !mutex_.AwaitWithDeadline(absl::Condition(&cancelled_), until);
 }
 
@@ -69,4 +125,5 @@ void RetryState::Cancel() {
   if (context_ != nullptr) context_->TryCancel();
 }
 
-}  // namespace blockserve::internal
+}  // namespace internal
+}  // namespace blockserve

@@ -5,7 +5,9 @@
 #include <grpcpp/client_context.h>
 
 #include <atomic>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -19,8 +21,10 @@
 namespace blockserve::internal {
 
 struct RetryPolicy {
-  int32_t max_retries = 0;
+  std::optional<int32_t> max_retries = 0;  // none: the two limits below hold
   absl::Duration first_backoff = absl::Milliseconds(100);
+  absl::Duration longest_loss = absl::Seconds(30);  // of a gateway that has answered before
+  int32_t max_refusals = 5;                         // and tries where none ever has
 };
 
 // Thread-safe.
@@ -36,6 +40,9 @@ class Gateways {
   // `failed` could not be reached: the next one is current, unless another call has moved on.
   void MoveOn(size_t failed);
   size_t size() const { return stubs_.size(); }
+  // Whether any ever has. An address where nobody was ever found is more likely wrong than lost.
+  bool answered() const { return answered_.load(); }
+  void set_answered() { answered_.store(true); }
   const RetryPolicy& policy() const { return policy_; }
 
   std::unique_ptr<grpc::ClientContext> MakeContext(absl::Time deadline) const;
@@ -45,6 +52,7 @@ class Gateways {
   const RetryPolicy policy_;
   std::vector<std::unique_ptr<v1::Generation::Stub>> stubs_;
   std::atomic<size_t> current_{0};
+  std::atomic<bool> answered_{false};
 };
 
 // One call, which may be made several times.
@@ -56,7 +64,10 @@ class RetryState {
   // The context and stub of the next try; the context lives until the next call.
   grpc::ClientContext* NewContext();
   v1::Generation::Stub& stub() { return gateways_->stub(used_); }
-  void Progress() { failures_ = 0; }
+  // Of the try under way, once it has ended: with what RetryAfterOf reads.
+  absl::Status Outcome(const grpc::Status& status);
+  // A gateway has given something.
+  void Progress();
   // Whether the call is to be made again after this status, once it is time: waits.
   bool AfterFailure(const absl::Status& status);
   // From any thread: the try under way ends, and no other is made.
@@ -66,16 +77,14 @@ class RetryState {
   const std::shared_ptr<Gateways> gateways_;
   const absl::Time deadline_;
   size_t used_ = 0;
-  int32_t failures_ = 0;  // in a row
+  int32_t failures_ = 0;                  // in a row
+  int32_t refusals_ = 0;                  // of them
+  std::optional<absl::Time> lost_since_;  // none: a gateway answered the last try
   absl::BitGen random_;
   absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::unique_ptr<grpc::ClientContext> context_ ABSL_GUARDED_BY(mutex_);
 };
-
-// The codes of both have the same numbers (google.rpc.Code). The library stands by itself where it
-// is installed, so that it does not use the conversions of rpc/.
-absl::Status FromGrpc(const grpc::Status& status);
 
 }  // namespace blockserve::internal
 

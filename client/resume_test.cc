@@ -1,17 +1,22 @@
 // Streams that go on and calls that are made again, against gateways that break off where they are
 // told to.
 #include <gmock/gmock.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/security/credentials.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 #include <gtest/gtest.h>
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "client/client.h"
+#include "client/gateways.h"
 
 namespace blockserve {
 namespace {
@@ -42,7 +47,7 @@ class Gateway final : public v1::Generation::Service {
                        ? ""
                        : std::string(key->second.data(), key->second.size()));
     int blocks = Next();
-    if (blocks < 0) return {static_cast<grpc::StatusCode>(-blocks), "not now"};
+    if (blocks < 0) return Refuse(context, blocks);
     v1::GenerateResponse event;
     event.mutable_started()->set_seed(5);
     event.mutable_started()->set_model_id("m");
@@ -61,18 +66,23 @@ class Gateway final : public v1::Generation::Service {
     writer->Write(event);
     return grpc::Status::OK;
   }
-  grpc::Status GetModel(grpc::ServerContext*, const v1::GetModelRequest*,
+  grpc::Status GetModel(grpc::ServerContext* context, const v1::GetModelRequest*,
                         v1::GetModelResponse* response) override {
     const int verdict = Next();
-    if (verdict < 0) return {static_cast<grpc::StatusCode>(-verdict), "not now"};
+    if (verdict < 0) return Refuse(context, verdict);
     response->set_name("demo");
     return grpc::Status::OK;
   }
 
   std::vector<v1::GenerateRequest> requests;
   std::vector<std::string> keys;
+  std::string retry_after;  // told with every refusal, unless empty
 
  private:
+  grpc::Status Refuse(grpc::ServerContext* context, int verdict) const {
+    if (!retry_after.empty()) context->AddTrailingMetadata("retry-after", retry_after);
+    return {static_cast<grpc::StatusCode>(-verdict), "not now"};
+  }
   int Next() {
     if (plan_.empty()) return -grpc::StatusCode::INTERNAL;
     const int next = plan_.front();
@@ -84,10 +94,11 @@ class Gateway final : public v1::Generation::Service {
   std::unique_ptr<grpc::Server> server_;
 };
 
-std::unique_ptr<Client> Connect(const std::vector<const Gateway*>& gateways, int retries = 5) {
+std::unique_ptr<Client> Connect(const std::vector<const Gateway*>& gateways,
+                                std::optional<int> retries = std::nullopt) {
   ClientOptions options;
   for (const Gateway* gateway : gateways) options.addresses.push_back(gateway->address());
-  options.api_key = "bsk_1";
+  options.api_key = "bsk_1\n";
   options.max_retries = retries;
   options.first_backoff = absl::Milliseconds(1);
   absl::StatusOr<std::unique_ptr<Client>> client = Client::Create(options);
@@ -159,11 +170,89 @@ TEST(ClientResume, TriesEndUnlessThereIsProgress) {
   EXPECT_EQ(result.resumes, 3);
 }
 
+TEST(ClientResume, ALostGatewayIsTriedForLongerThanOneThatRefuses) {
+  Gateway lost({1, -grpc::StatusCode::UNAVAILABLE, -grpc::StatusCode::UNAVAILABLE,
+                -grpc::StatusCode::UNAVAILABLE, -grpc::StatusCode::UNAVAILABLE,
+                -grpc::StatusCode::UNAVAILABLE, -grpc::StatusCode::UNAVAILABLE,
+                -grpc::StatusCode::UNAVAILABLE, kAll});
+  EXPECT_THAT(Read(*Connect({&lost})).tokens, kEveryToken);
+  Gateway full(std::deque<int>(9, -grpc::StatusCode::RESOURCE_EXHAUSTED));
+  EXPECT_EQ(Read(*Connect({&full})).status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(full.requests.size(), 6u);
+}
+
+std::shared_ptr<internal::Gateways> Lost(int addresses, absl::Duration longest_loss) {
+  internal::RetryPolicy policy;
+  policy.max_retries = std::nullopt;
+  policy.first_backoff = absl::Milliseconds(1);
+  policy.longest_loss = longest_loss;
+  std::vector<std::shared_ptr<grpc::Channel>> channels(
+      addresses, grpc::CreateChannel("x:1", grpc::InsecureChannelCredentials()));
+  return std::make_shared<internal::Gateways>(std::move(channels), "", policy);
+}
+
+TEST(ClientResume, AddressesWhereNobodyEverAnsweredAreGivenUpSoon) {
+  for (const int addresses : {1, 3}) {
+    internal::RetryState retry(Lost(addresses, absl::InfiniteDuration()), absl::InfiniteFuture());
+    int tries = 1;
+    while (retry.AfterFailure(absl::UnavailableError("lost"))) ++tries;
+    EXPECT_EQ(tries, 5 + addresses);
+  }
+}
+
+TEST(ClientResume, ALossHasAnEnd) {
+  const auto gateways = Lost(1, absl::Milliseconds(40));
+  gateways->set_answered();
+  internal::RetryState retry(gateways, absl::InfiniteFuture());
+  const absl::Time before = absl::Now();
+  int tries = 1;
+  while (retry.AfterFailure(absl::UnavailableError("lost"))) ++tries;
+  // Pauses of half of 1, 2, 4 … 32 ms at least: the seventh passes the end.
+  EXPECT_GT(tries, 1);
+  EXPECT_LE(tries, 7);
+  EXPECT_GE(absl::Now() - before, absl::Milliseconds(3));
+}
+
+TEST(ClientResume, TheTimeThatTheGatewayTellsIsWaitedFor) {
+  for (const grpc::StatusCode code :
+       {grpc::StatusCode::RESOURCE_EXHAUSTED, grpc::StatusCode::UNAVAILABLE}) {
+    Gateway gateway({-code, kAll, -code, kAll});
+    gateway.retry_after = "1";
+    const auto client = Connect({&gateway});
+    absl::Time before = absl::Now();
+    EXPECT_THAT(Read(*client).tokens, kEveryToken);
+    EXPECT_GE(absl::Now() - before, absl::Seconds(1));
+    before = absl::Now();
+    EXPECT_TRUE(client->GetModel().ok());
+    EXPECT_GE(absl::Now() - before, absl::Seconds(1));
+  }
+}
+
+TEST(ClientResume, ATimeToComeAgainBeyondTheDeadlineEndsTheCall) {
+  Gateway gateway({-grpc::StatusCode::RESOURCE_EXHAUSTED, -grpc::StatusCode::UNAVAILABLE});
+  gateway.retry_after = "60";
+  const auto client = Connect({&gateway});
+  CallOptions options;
+  options.timeout = absl::Seconds(30);
+  const absl::Time before = absl::Now();
+  const absl::Status full = client->GetModel(options).status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(RetryAfterOf(full), absl::Seconds(60));
+  v1::GenerateRequest request;
+  const absl::Status gone = client->Generate(
+      request, [](const v1::GenerateResponse&) { return true; }, options);
+  EXPECT_EQ(gone.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(RetryAfterOf(gone), absl::Seconds(60));
+  EXPECT_LT(absl::Now() - before, absl::Seconds(30));
+  EXPECT_EQ(RetryAfterOf(absl::UnavailableError("x")), std::nullopt);
+}
+
 TEST(ClientResume, WhatIsFinalIsNotTriedAgain) {
   for (const grpc::StatusCode code :
        {grpc::StatusCode::INTERNAL, grpc::StatusCode::INVALID_ARGUMENT,
         grpc::StatusCode::FAILED_PRECONDITION, grpc::StatusCode::UNAUTHENTICATED}) {
     Gateway gateway({-code, kAll});
+    gateway.retry_after = "1";
     EXPECT_EQ(static_cast<int>(Read(*Connect({&gateway})).status.code()), static_cast<int>(code));
     EXPECT_EQ(gateway.requests.size(), 1u);
   }
@@ -176,6 +265,12 @@ TEST(ClientResume, OptionsAreChecked) {
   options.ca_pem = "x";
   EXPECT_EQ(Client::Create(options).status(),
             absl::InvalidArgumentError("ca_pem and certificate_pem need tls"));
+  options.ca_pem = "";
+  for (const char* key : {"bsk 1", "bsk\n1", "bsk\x01", "bsk\xc3\xa9"}) {
+    options.api_key = key;
+    EXPECT_EQ(Client::Create(options).status(),
+              absl::InvalidArgumentError("api_key has characters that no key has"));
+  }
 }
 
 }  // namespace

@@ -196,7 +196,7 @@ def test_with_one_address_the_stream_waits_for_its_gateway(tiers, demo_model, la
                 f"--model={demo_model}", "--block-services=" + ",".join(block),
                 "--token-services=" + ",".join(tokens)], port=int(doomed.address.split(":")[1])))
 
-    with sdk(doomed, retries=50) as client:
+    with sdk(doomed) as client:
         assert read_answer(client.stream(**request), replace) == expected
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import random
+import re
 import threading
 import time
 from typing import Optional, Sequence, Union
@@ -14,8 +15,35 @@ import grpc
 # A long Score with 20 best ids per token, or a long text's ids, pass gRPC's default of 4 MiB.
 _MAX_MESSAGE_BYTES = 64 << 20
 _MAX_BACKOFF_S = 2.0
+# Where the caller gives no `retries`: how long a gateway that is lost is tried, and how often one
+# that refuses or that has never answered.
+_LOST_S = 30.0
+_RETRIES = 5
+# Of a `retry-after`; gateways tell at most a minute.
+_MAX_RETRY_AFTER_S = 1e6
 
 Addresses = Union[str, Sequence[str]]
+
+
+def retry_after(error: grpc.RpcError) -> Optional[float]:
+    """Seconds until the gateway wants to be asked again; None: it does not tell."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "retry-after":
+            try:
+                seconds = float(value)
+            except ValueError:
+                return None
+            return seconds if 0 <= seconds <= _MAX_RETRY_AFTER_S else None
+    return None
+
+
+def _authorization(api_key: Optional[str]) -> tuple[tuple[str, str], ...]:
+    key = (api_key or "").strip()  # as read from a file
+    if not key:
+        return ()
+    if not re.fullmatch("[!-~]+", key):
+        raise ValueError("api_key has whitespace, control or non-ASCII characters in it")
+    return (("authorization", f"Bearer {key}"),)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +75,21 @@ class Settings:
 
     addresses: tuple[str, ...]
     timeout: Optional[float]
-    retries: int
+    retries: Optional[int]  # None: _LOST_S and _RETRIES hold
     backoff: float
     metadata: tuple[tuple[str, str], ...]
     credentials: Optional[grpc.ChannelCredentials]
     options: tuple[tuple[str, object], ...]
 
     @classmethod
-    def make(cls, address: Addresses, timeout: Optional[float], retries: int, backoff: float,
-             api_key: Optional[str], tls: Optional[Tls],
+    def make(cls, address: Addresses, timeout: Optional[float], retries: Optional[int],
+             backoff: float, api_key: Optional[str], tls: Optional[Tls],
              credentials: Optional[grpc.ChannelCredentials],
              options: Sequence[tuple[str, object]]) -> "Settings":
         addresses = (address,) if isinstance(address, str) else tuple(address)
         if not addresses:
             raise ValueError("address: there is none")
-        if retries < 0:
+        if retries is not None and retries < 0:
             raise ValueError(f"retries is {retries}: it must be 0 or more")
         if tls is not None and credentials is not None:
             raise ValueError("tls and credentials exclude each other")
@@ -80,9 +108,7 @@ class Settings:
             credentials = tls.credentials()
             if tls.server_name is not None:
                 channel_options.append(("grpc.ssl_target_name_override", tls.server_name))
-        key = (api_key or "").strip()  # as read from a file
-        metadata = (("authorization", f"Bearer {key}"),) if key else ()
-        return cls(addresses, timeout, retries, backoff, metadata, credentials,
+        return cls(addresses, timeout, retries, backoff, _authorization(api_key), credentials,
                    (*channel_options, *options))
 
     def limit(self, timeout: Optional[float]) -> Optional[float]:
@@ -90,12 +116,17 @@ class Settings:
 
 
 class Current:
-    """Which gateway calls go to. Thread-safe."""
+    """Which gateway calls go to. Thread-safe.
+
+    answered: whether any of them ever has. An address where nobody was ever found is more likely
+        wrong than lost.
+    """
 
     def __init__(self, count: int):
         self._count = count
         self._index = 0
         self._lock = threading.Lock()
+        self.answered = False
 
     @property
     def index(self) -> int:
@@ -114,7 +145,7 @@ class Attempts:
         self._settings = settings
         self._current = current
         self._deadline = None if timeout is None else time.monotonic() + timeout
-        self._failures = 0  # in a row
+        self._start_over()
         self.used = current.index
 
     def begin(self) -> Optional[float]:
@@ -125,23 +156,49 @@ class Attempts:
         return max(0.0, self._deadline - time.monotonic())
 
     def progress(self) -> None:
-        self._failures = 0
+        """A gateway has given something."""
+        self._current.answered = True
+        self._start_over()
 
-    def pause_after(self, code: grpc.StatusCode) -> Optional[float]:
+    def _start_over(self) -> None:
+        self._failures = 0  # in a row
+        self._refusals = 0  # of them
+        self._lost_since: Optional[float] = None  # None: a gateway answered the last try
+
+    def pause_after(self, error: grpc.RpcError) -> Optional[float]:
         """Seconds after which to try again; None: that is of no use."""
+        code, told = error.code(), retry_after(error)
         # CANCELLED: a gateway that stops cuts off who does not read what it is told.
         lost = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         if not lost and code != grpc.StatusCode.RESOURCE_EXHAUSTED:
             return None
-        if self._failures >= self._settings.retries:
-            return None
+        now = time.monotonic()
+        lost = lost and told is None
         self._failures += 1
+        if not lost:
+            self._current.answered = True
+            self._refusals += 1
+            self._lost_since = None
+        elif self._lost_since is None:
+            self._lost_since = now
+        retries = self._settings.retries
+        others = len(self._settings.addresses) - 1
+        if retries is not None:
+            if self._failures > retries:
+                return None
+        elif self._refusals > _RETRIES:
+            return None
+        elif not self._current.answered and self._failures > _RETRIES + others:
+            return None
         self._current.move_on(self.used)
         # The others are asked without delay, once each.
-        if lost and self._failures < len(self._settings.addresses):
+        if lost and self._failures <= others:
             return 0.0
-        pause = min(_MAX_BACKOFF_S, self._settings.backoff * 2 ** (self._failures - 1))
-        pause *= random.uniform(0.5, 1.0)
-        if self._deadline is not None and time.monotonic() + pause >= self._deadline:
+        # The exponent is bounded: 2 ** 1024 is no float.
+        pause = min(_MAX_BACKOFF_S, self._settings.backoff * 2 ** min(self._failures - 1, 30))
+        pause = max(pause * random.uniform(0.5, 1.0), told or 0.0)
+        if self._deadline is not None and now + pause >= self._deadline:
+            return None
+        if retries is None and lost and now + pause >= self._lost_since + _LOST_S:
             return None
         return pause

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Mapping, Optional, Sequence, Union
 
 import grpc
 
-from blockserve import types
+from blockserve import _connection, types
 from blockserve.v1 import generation_pb2 as pb
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def _lookup(table: Mapping[Optional[str], int], name: Optional[str], field: str)
 
 def make_error(error: grpc.RpcError, request_id: str,
            started: Optional[types.Started] = None) -> types.Error:
-    return types.Error(error.code(), error.details() or "", request_id, started)
+    return types.Error(error.code(), error.details() or "", request_id, started,
+                       _connection.retry_after(error))
 
 
 def _read_logprobs(

@@ -28,7 +28,7 @@ class AsyncStream:
         self._request_id = request.request_id
         self._received = _wire.Received(request)
         self._attempts = _connection.Attempts(client._settings, client._current, timeout)
-        self._cancelled = False
+        self._cancelled = asyncio.Event()
         self.started: Optional[types.Started] = None
         self.resumes = 0
         self._call = self._begin()
@@ -55,11 +55,12 @@ class AsyncStream:
                             yield event
                     return
                 except grpc.RpcError as error:
-                    pause = None if self._cancelled else self._attempts.pause_after(error.code())
-                    if pause is None:
+                    pause = None
+                    if not self._cancelled.is_set():
+                        pause = self._attempts.pause_after(error)
+                    if pause is None or await self._is_cancelled_within(pause):
                         request_id = self.started.request_id if self.started else self._request_id
                         raise _wire.make_error(error, request_id, self.started) from None
-                await asyncio.sleep(pause)
                 self.resumes += self._received.started
                 self._call = self._begin()
         finally:
@@ -68,8 +69,15 @@ class AsyncStream:
     def cancel(self) -> None:
         """The server stops working on the generation; iterating ends with Error CANCELLED or
         asyncio.CancelledError."""
-        self._cancelled = True
+        self._cancelled.set()
         self._call.cancel()
+
+    async def _is_cancelled_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._cancelled.wait(), seconds)
+        except asyncio.TimeoutError:
+            return False
+        return True
 
     def _begin(self):
         seconds = self._attempts.begin()
@@ -86,13 +94,18 @@ class AsyncClient:
     timeout: seconds that a call may take, tries again included, where it does not say otherwise; None
         leaves it to the server (10 minutes).
     retries: how often in a row, without a new token, a call that a gateway cannot take is tried again
-        and a stream that breaks is resumed. 0: never. backoff: seconds before the first, doubling.
-    api_key: sent with every call; without tls everybody on the way can read it.
+        and a stream that breaks is resumed. 0: never. None: while a gateway that has answered before
+        is lost, for 30 s; where it refuses, or none has ever answered, 5 times. backoff: seconds
+        before the first, doubling up to 2, or the gateway's retry-after if that is longer; an error
+        is raised at once where the timeout would pass first.
+    api_key: sent with every call, without the whitespace around it; without tls everybody on the way
+        can read it. None or blank: none is sent.
     tls: encrypted, with these files. Or gRPC's own credentials and channel options.
     """
 
-    def __init__(self, address: Addresses, *, timeout: Optional[float] = None, retries: int = 5,
-                 backoff: float = 0.1, api_key: Optional[str] = None, tls: Optional[Tls] = None,
+    def __init__(self, address: Addresses, *, timeout: Optional[float] = None,
+                 retries: Optional[int] = None, backoff: float = 0.1,
+                 api_key: Optional[str] = None, tls: Optional[Tls] = None,
                  credentials: Optional[grpc.ChannelCredentials] = None,
                  options: Sequence[tuple[str, object]] = ()):
         self._settings = settings = _connection.Settings.make(
@@ -158,10 +171,12 @@ class AsyncClient:
         while True:
             seconds = attempts.begin()
             try:
-                return await getattr(self._stubs[attempts.used], method)(
+                response = await getattr(self._stubs[attempts.used], method)(
                     request, timeout=seconds, metadata=self._settings.metadata)
+                attempts.progress()
+                return response
             except grpc.RpcError as error:
-                pause = attempts.pause_after(error.code())
+                pause = attempts.pause_after(error)
                 if pause is None:
                     raise _wire.make_error(error, request_id) from None
             await asyncio.sleep(pause)

@@ -59,7 +59,7 @@ class Stream:
             except grpc.RpcError as error:
                 pause = None
                 if not self._cancelled.is_set():
-                    pause = self._attempts.pause_after(error.code())
+                    pause = self._attempts.pause_after(error)
                 if pause is None or self._cancelled.wait(pause):
                     request_id = self.started.request_id if self.started else self._request_id
                     raise _wire.make_error(error, request_id, self.started) from None
@@ -91,13 +91,18 @@ class Client:
     timeout: seconds that a call may take, tries again included, where it does not say otherwise; None
         leaves it to the server (10 minutes).
     retries: how often in a row, without a new token, a call that a gateway cannot take is tried again
-        and a stream that breaks is resumed. 0: never. backoff: seconds before the first, doubling.
-    api_key: sent with every call; without tls everybody on the way can read it.
+        and a stream that breaks is resumed. 0: never. None: while a gateway that has answered before
+        is lost, for 30 s; where it refuses, or none has ever answered, 5 times. backoff: seconds
+        before the first, doubling up to 2, or the gateway's retry-after if that is longer; an error
+        is raised at once where the timeout would pass first.
+    api_key: sent with every call, without the whitespace around it; without tls everybody on the way
+        can read it. None or blank: none is sent.
     tls: encrypted, with these files. Or gRPC's own credentials and channel options.
     """
 
-    def __init__(self, address: Addresses, *, timeout: Optional[float] = None, retries: int = 5,
-                 backoff: float = 0.1, api_key: Optional[str] = None, tls: Optional[Tls] = None,
+    def __init__(self, address: Addresses, *, timeout: Optional[float] = None,
+                 retries: Optional[int] = None, backoff: float = 0.1,
+                 api_key: Optional[str] = None, tls: Optional[Tls] = None,
                  credentials: Optional[grpc.ChannelCredentials] = None,
                  options: Sequence[tuple[str, object]] = ()):
         self._settings = settings = _connection.Settings.make(
@@ -165,9 +170,11 @@ class Client:
         while True:
             seconds = attempts.begin()
             try:
-                return getattr(self._stubs[attempts.used], method)(
+                response = getattr(self._stubs[attempts.used], method)(
                     request, timeout=seconds, metadata=self._settings.metadata)
+                attempts.progress()
+                return response
             except grpc.RpcError as error:
-                pause = attempts.pause_after(error.code())
+                pause = attempts.pause_after(error)
                 if pause is None or self._closed.wait(pause):
                     raise _wire.make_error(error, request_id) from None

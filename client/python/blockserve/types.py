@@ -38,16 +38,18 @@ class Error(Exception):
     """A call that failed: the gRPC status code, the server's message, and the request's id.
 
     `started` is the first message of the stream where one had come. UNAVAILABLE, and
-    RESOURCE_EXHAUSTED after a while, are worth another try; no other code is.
+    RESOURCE_EXHAUSTED after a while, are worth another try; no other code is. `retry_after`: the
+    seconds after which the gateway wants to be asked again, where it tells.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, request_id: str = "",
-                 started: Optional["Started"] = None):
+                 started: Optional["Started"] = None, retry_after: Optional[float] = None):
         super().__init__(f"{code.name}: {message}")
         self.code = code
         self.message = message
         self.request_id = request_id
         self.started = started
+        self.retry_after = retry_after
 
 
 class TopLogprob(NamedTuple):

@@ -3,10 +3,13 @@
 import asyncio
 import concurrent.futures
 import itertools
+import time
+import types
 
 import blockserve
 import grpc
 import pytest
+from blockserve import _connection
 from blockserve.v1 import generation_pb2 as pb
 from blockserve.v1 import generation_pb2_grpc
 
@@ -16,19 +19,27 @@ STARTED = pb.Started(request_id="r", model_id="m", block_numeric_id="b", token_n
 
 
 class Gateway(generation_pb2_grpc.GenerationServicer):
-    """Writes TOKENS by three, or what is left of them, and breaks off after `gives` blocks."""
+    """Writes TOKENS by three, or what is left of them, and breaks off after `gives` blocks; or
+    refuses with a code, or a code and a retry-after."""
 
     def __init__(self, gives):
         self.gives = iter(gives)
         self.requests = []
         self.metadata = []
 
+    def _next(self, context):
+        gives = next(self.gives)
+        if isinstance(gives, tuple):
+            gives, retry_after = gives
+            context.set_trailing_metadata((("retry-after", retry_after),))
+        if isinstance(gives, grpc.StatusCode):
+            context.abort(gives, "not now")
+        return gives
+
     def Generate(self, request, context):
         self.requests.append(pb.GenerateRequest.FromString(request.SerializeToString()))
         self.metadata.append(dict(context.invocation_metadata()))
-        gives = next(self.gives)
-        if isinstance(gives, grpc.StatusCode):
-            context.abort(gives, "not now")
+        gives = self._next(context)
         yield pb.GenerateResponse(started=STARTED)
         had = len(request.resume.choices[0].tokens) if request.HasField("resume") else 0
         for start in range(had, len(TOKENS), 3):
@@ -41,9 +52,7 @@ class Gateway(generation_pb2_grpc.GenerationServicer):
         yield pb.GenerateResponse(usage=pb.Usage(prompt_tokens=3, completion_tokens=12))
 
     def Tokenize(self, request, context):
-        gives = next(self.gives)
-        if isinstance(gives, grpc.StatusCode):
-            context.abort(gives, "not now")
+        self._next(context)
         return pb.TokenizeResponse(tokens=[1])
 
 
@@ -122,6 +131,154 @@ def test_tries_end(serve, kind):
 
 
 @kinds
+def test_a_lost_gateway_is_tried_for_longer_than_one_that_refuses(serve, kind):
+    lost = serve(1, *[grpc.StatusCode.UNAVAILABLE] * 8, 9)
+    events, _ = generate(kind, lost.address)
+    assert tokens_of(events) == TOKENS
+    full = serve(*[grpc.StatusCode.RESOURCE_EXHAUSTED] * 9)
+    with pytest.raises(blockserve.Error) as caught:
+        generate(kind, full.address)
+    assert caught.value.retry_after is None and len(full.requests) == 6
+
+
+class Failure(grpc.RpcError):
+    def __init__(self, code, retry_after=None):
+        self.code = lambda: code
+        self.trailing_metadata = lambda: () if retry_after is None else (
+            ("retry-after", retry_after),)
+
+
+def simulated(monkeypatch, failures, timeout=None, addresses="x:1", answered=True, **options):
+    """The pauses of a call that fails so, in a time of its own."""
+    now = [0.0]
+    monkeypatch.setattr(_connection, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
+    options = {"retries": None, "backoff": 0.1, "api_key": None, "tls": None, "credentials": None,
+               "options": (), **options}
+    settings = _connection.Settings.make(addresses, timeout, **options)
+    current = _connection.Current(len(settings.addresses))
+    current.answered = answered
+    attempts = _connection.Attempts(settings, current, timeout)
+    pauses = []
+    for failure in failures:
+        attempts.begin()
+        pause = attempts.pause_after(failure)
+        if pause is None:
+            break
+        pauses.append(pause)
+        now[0] += pause
+    return pauses
+
+
+LOST = Failure(grpc.StatusCode.UNAVAILABLE)
+FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("addresses", ["x:1", ["x:1", "y:1", "z:1"]], ids=["one", "three"])
+def test_a_loss_is_waited_out_for_half_a_minute_or_until_the_deadline(monkeypatch, addresses):
+    pauses = simulated(monkeypatch, [LOST] * 99, addresses=addresses)
+    assert 28 <= sum(pauses) < 30 and max(pauses) <= 2
+    assert 8 <= sum(simulated(monkeypatch, [LOST] * 99, 10, addresses)) < 10
+    assert simulated(monkeypatch, [LOST] * 99, addresses=addresses, retries=0) == []
+    assert len(simulated(monkeypatch, [LOST] * 3000, addresses=addresses, retries=2000)) == 2000
+
+
+def test_addresses_where_nobody_ever_answered_are_given_up_soon(monkeypatch):
+    for addresses, tries in (("x:1", 5), ([f"x{i}:1" for i in range(9)], 13)):
+        pauses = simulated(monkeypatch, [LOST] * 99, addresses=addresses, answered=False)
+        assert len(pauses) == tries and sum(pauses) < 10
+    # A refusal is an answer.
+    pauses = simulated(monkeypatch, [Failure(FULL), *[LOST] * 99], answered=False)
+    assert 28 <= sum(pauses[1:]) < 30
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_any_answer_makes_a_gateway_one_to_wait_for(serve, asynchronous):
+    unavailable = [grpc.StatusCode.UNAVAILABLE] * 8
+    gateway = serve(0, *unavailable, 0, *unavailable)
+
+    async def tokenize():
+        async with blockserve.AsyncClient(gateway.address, backoff=0.001) as client:
+            return [await client.tokenize("x") for _ in range(2)]
+
+    def tokenize_sync():
+        with blockserve.Client(gateway.address, backoff=0.001) as client:
+            return [client.tokenize("x") for _ in range(2)]
+
+    assert (asyncio.run(tokenize()) if asynchronous else tokenize_sync()) == [[1], [1]]
+    with pytest.raises(blockserve.Error), blockserve.Client(gateway.address,
+                                                            backoff=0.001) as client:
+        client.tokenize("x")
+    assert len(list(gateway.gives)) == 2
+
+
+def test_a_wait_that_a_gateway_asked_for_is_no_part_of_a_loss(monkeypatch):
+    refusals = [Failure(FULL, "25"), LOST] * 5
+    pauses = simulated(monkeypatch, [*refusals, *[LOST] * 100])
+    assert pauses[:10:2] == [25.0] * 5 and 28 <= sum(pauses[9:]) < 30
+    assert len(simulated(monkeypatch, [*refusals, Failure(FULL, "25")])) == 10
+
+
+@pytest.mark.parametrize("told, waits", [("7", 7.0), ("0", None), ("", None), ("soon", None),
+                                         ("-1", None), ("nan", None), ("1e300", None)])
+def test_a_retry_after_that_is_none_is_passed_over(monkeypatch, told, waits):
+    (pause,) = simulated(monkeypatch, [Failure(FULL, told)])
+    assert pause == waits if waits else 0.05 <= pause <= 0.1
+
+
+@kinds
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE])
+def test_the_time_that_the_gateway_tells_is_waited_for(serve, kind, code):
+    gateway = serve((code, "1"), 9)
+    began = time.monotonic()
+    events, _ = generate(kind, gateway.address)
+    assert tokens_of(events) == TOKENS and time.monotonic() - began >= 1
+
+
+@kinds
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE])
+def test_a_time_to_come_again_beyond_the_deadline_ends_the_call(serve, kind, code):
+    gateway = serve((code, "60"), 9)
+    began = time.monotonic()
+    with pytest.raises(blockserve.Error) as caught:
+        generate(kind, gateway.address, timeout=30)
+    assert time.monotonic() - began < 30
+    assert caught.value.code == code and caught.value.retry_after == 60.0
+    assert len(gateway.requests) == 1
+
+
+def test_other_calls_wait_as_told(serve):
+    gateway = serve((FULL, "1"), 0, (FULL, "1"), 0, (FULL, "60"), (FULL, "60"))
+
+    async def tokenize(timeout):
+        async with blockserve.AsyncClient(gateway.address, timeout=timeout) as client:
+            return await client.tokenize("x")
+
+    with blockserve.Client(gateway.address, timeout=30) as client:
+        for call in (lambda: client.tokenize("x"), lambda: asyncio.run(tokenize(30))):
+            began = time.monotonic()
+            assert call() == [1] and time.monotonic() - began >= 1
+        for call in (lambda: client.tokenize("x"), lambda: asyncio.run(tokenize(30))):
+            with pytest.raises(blockserve.Error) as caught:
+                call()
+            assert caught.value.code == FULL and caught.value.retry_after == 60.0
+
+
+def test_cancelling_ends_a_pause_under_asyncio(serve):
+    gateway = serve((FULL, "60"), 9)
+
+    async def run():
+        async with blockserve.AsyncClient(gateway.address) as client:
+            stream = client.stream([1])
+            asyncio.get_running_loop().call_later(0.2, stream.cancel)
+            return [event async for event in stream]
+
+    began = time.monotonic()
+    with pytest.raises((blockserve.Error, asyncio.CancelledError)):
+        asyncio.run(run())
+    assert time.monotonic() - began < 30 and len(gateway.requests) <= 1
+
+
+@kinds
 def test_progress_gives_new_tries(serve, kind):
     gateway = serve(1, 1, 1, 1)
     events, resumes = generate(kind, gateway.address, retries=1)
@@ -132,7 +289,7 @@ def test_progress_gives_new_tries(serve, kind):
 @pytest.mark.parametrize("code", [grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.INTERNAL,
                                   grpc.StatusCode.FAILED_PRECONDITION])
 def test_what_is_final_is_not_tried_again(serve, kind, code):
-    gateway = serve(code)
+    gateway = serve((code, "1"))
     with pytest.raises(blockserve.Error) as caught:
         generate(kind, gateway.address)
     assert caught.value.code == code and len(gateway.requests) == 1
@@ -141,7 +298,7 @@ def test_what_is_final_is_not_tried_again(serve, kind, code):
 @kinds
 def test_the_key_goes_with_every_try(serve, kind):
     gateway = serve(1, 9)
-    generate(kind, gateway.address, api_key="bsk_1\n")
+    generate(kind, gateway.address, api_key=" bsk_1\n")
     assert [call["authorization"] for call in gateway.metadata] == ["Bearer bsk_1"] * 2
 
 
@@ -173,6 +330,10 @@ def test_a_cancelled_stream_is_not_resumed(serve):
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="retries is -1"):
         blockserve.Client("x:1", retries=-1)
+    for key in ("bsk 1", "bsk\n1", "bsk\x01", "bsk_\u00e9"):
+        for make in (blockserve.Client, blockserve.AsyncClient):
+            with pytest.raises(ValueError, match="api_key has"):
+                make("x:1", api_key=key)
     with pytest.raises(ValueError, match="there is none"):
         blockserve.Client([])
     with pytest.raises(ValueError, match="go together"):
