@@ -28,6 +28,7 @@ int RunKeys(const Arguments& arguments) {
   std::string path;
   ApiKeyLimits limits;
   std::optional<float> rate;
+  std::optional<float> weight;
   int32_t max_tokens = 0;
   std::string priority = "high";
   FlagTable flags;
@@ -39,6 +40,7 @@ int RunKeys(const Arguments& arguments) {
             &max_tokens);
   flags.Add("requests_per_second", "sustained; left out: no limit", &rate);
   flags.Add("burst", "requests at once above the rate", &limits.burst);
+  flags.Add("weight", "share against other keys where requests wait; left out: 1", &weight);
   flags.AddChoice("highest_priority", "that requests may ask for", {"high", "normal", "batch"},
                   &priority);
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
@@ -49,6 +51,7 @@ int RunKeys(const Arguments& arguments) {
   if (path.empty()) return bad_usage("--file is missing");
   limits.max_tokens = max_tokens;
   limits.requests_per_second = rate.value_or(0);
+  limits.weight = weight.value_or(1);
   limits.highest_priority = priority == "high" ? 1 : priority == "normal" ? 2 : 3;
   absl::StatusOr<NewApiKey> made = MakeApiKey(name, limits);
   if (!made.ok()) return ReportUsageError(kProgram, made.status());

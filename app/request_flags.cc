@@ -12,6 +12,18 @@ namespace {
 
 absl::Status Invalid(absl::string_view message) { return absl::InvalidArgumentError(message); }
 
+void AddPriorityFlag(FlagTable& flags, std::string* target) {
+  flags.AddChoice("priority", "high, normal or batch, where there is a queue; default: normal",
+                  {"high", "normal", "batch"}, target);
+}
+
+v1::Priority PriorityValue(const std::string& name) {
+  if (name == "high") return v1::PRIORITY_HIGH;
+  if (name == "normal") return v1::PRIORITY_NORMAL;
+  if (name == "batch") return v1::PRIORITY_BATCH;
+  return v1::PRIORITY_UNSPECIFIED;
+}
+
 void AddAlignmentFlag(FlagTable& flags, std::string* target) {
   flags.AddChoice("alignment", "where blocks begin: end, start or none; default: the model's",
                   {"end", "start", "none"}, target);
@@ -67,6 +79,7 @@ void GenerateFlags::AddFlags(FlagTable& flags) {
   flags.Add("ignore_eos", "the end-of-text id does not end the output", &ignore_eos);
   flags.AddOptionalNumber("logprobs", "log-probabilities, and those of the K best: [=K]", 0,
                           &logprobs);
+  AddPriorityFlag(flags, &priority);
   AddAlignmentFlag(flags, &alignment);
 }
 
@@ -116,6 +129,7 @@ absl::StatusOr<v1::GenerateRequest> GenerateFlags::Request() const {
   if (seed.has_value()) request.set_seed(*seed);
   request.set_n(n);
   if (logprobs.has_value()) request.set_logprobs(*logprobs);
+  request.set_priority(PriorityValue(priority));
   request.set_alignment(AlignmentValue(alignment));
   return request;
 }
@@ -126,6 +140,7 @@ void ScoreFlags::AddFlags(FlagTable& flags) {
   flags.Add("continuation", "text to be scored after the prompt", &continuation);
   flags.AddTokens("continuation_tokens", "or its token ids", &continuation_tokens);
   flags.AddOptionalNumber("top_logprobs", "also of the K best tokens: =K", 1, &top_logprobs);
+  AddPriorityFlag(flags, &priority);
   AddAlignmentFlag(flags, &alignment);
 }
 
@@ -151,6 +166,7 @@ absl::StatusOr<v1::ScoreRequest> ScoreFlags::Request() const {
     return Invalid("--prompt or --prompt-tokens is missing");
   }
   if (top_logprobs.has_value()) request.set_top_logprobs(*top_logprobs);
+  request.set_priority(PriorityValue(priority));
   request.set_alignment(AlignmentValue(alignment));
   return request;
 }

@@ -33,6 +33,7 @@ struct GenerateFlags {
   std::optional<std::vector<int32_t>> stop_tokens;
   bool ignore_eos = false;
   std::optional<int32_t> logprobs;
+  std::string priority;
   std::string alignment;
 
   void AddFlags(FlagTable& flags);
@@ -46,6 +47,7 @@ struct ScoreFlags {
   std::optional<std::string> continuation;
   std::optional<std::vector<int32_t>> continuation_tokens;
   std::optional<int32_t> top_logprobs;
+  std::string priority;
   std::string alignment;
 
   void AddFlags(FlagTable& flags);

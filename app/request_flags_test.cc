@@ -37,15 +37,31 @@ TEST(GenerateFlags, AreGreedyAndLeaveTheRestToTheServer) {
   EXPECT_FALSE(request->has_seed());
   EXPECT_FALSE(request->has_logprobs());
   EXPECT_EQ(request->alignment(), v1::ALIGNMENT_UNSPECIFIED);
+  EXPECT_EQ(request->priority(), v1::PRIORITY_UNSPECIFIED);
   EXPECT_EQ(request->n(), 1);
 }
 
 TEST(GenerateFlags, ReachTheRequest) {
-  auto request = Generate({"--prompt=", "--max-tokens=5", "--min-tokens=2", "--temperature=0.7",
-                           "--top-k=3", "--top-p=0.9", "--min-p=0.1", "--repetition-penalty=1.1",
-                           "--presence-penalty=0.2", "--frequency-penalty=-0.3", "--seed=9",
-                           "--n=2", "--stop=a", "--stop=b", "--stop-tokens=7", "--ignore-eos",
-                           "--logprobs=4", "--alignment=none", "--logit-bias=5:-1.5"});
+  auto request = Generate({"--prompt=",
+                           "--max-tokens=5",
+                           "--min-tokens=2",
+                           "--temperature=0.7",
+                           "--top-k=3",
+                           "--top-p=0.9",
+                           "--min-p=0.1",
+                           "--repetition-penalty=1.1",
+                           "--presence-penalty=0.2",
+                           "--frequency-penalty=-0.3",
+                           "--seed=9",
+                           "--n=2",
+                           "--stop=a",
+                           "--stop=b",
+                           "--stop-tokens=7",
+                           "--ignore-eos",
+                           "--logprobs=4",
+                           "--alignment=none",
+                           "--priority=batch",
+                           "--logit-bias=5:-1.5"});
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_TRUE(request->has_text());
   EXPECT_EQ(request->stop().max_tokens(), 5);

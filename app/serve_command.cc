@@ -15,6 +15,7 @@
 #include "rpc/health_server.h"
 #include "rpc/listen_address.h"
 #include "rpc/metrics_server.h"
+#include "rpc/server_logging.h"
 #include "rpc/signals.h"
 
 namespace blockserve {
@@ -70,7 +71,7 @@ int RunServe(const Arguments& arguments) {
   if (status.ok() && stall_bound <= absl::ZeroDuration()) {
     status = absl::InvalidArgumentError("--stall-bound must be above zero");
   }
-  if (status.ok()) status = ConfigureLogging(logging);
+  if (status.ok()) status = ConfigureServerLogging(logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);
 
   // Loading takes its time: what cannot be listened on is told before.

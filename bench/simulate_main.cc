@@ -23,6 +23,7 @@
 #include "model/fingerprint.h"
 #include "model/simulated_engine.h"
 #include "rpc/server.h"
+#include "rpc/server_logging.h"
 #include "rpc/signals.h"
 #include "token_service/token_service.h"
 
@@ -268,7 +269,7 @@ int Main(int argc, char** argv) {
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   absl::Status status = config.Validate();
-  if (status.ok()) status = ConfigureLogging(config.logging);
+  if (status.ok()) status = ConfigureServerLogging(config.logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);
   TerminationWaiter termination;  // before any thread
   return ReportFailure(kProgram, Serve(config, termination));

@@ -19,6 +19,7 @@
 #include "rpc/listen_address.h"
 #include "rpc/metrics_server.h"
 #include "rpc/server.h"
+#include "rpc/server_logging.h"
 #include "rpc/signals.h"
 #include "rpc/tier_program.h"
 
@@ -129,7 +130,7 @@ int Main(int argc, char** argv) {
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   if (options.service.name.empty()) options.service.name = options.program.server.listen_address;
   absl::Status status = options.Validate();
-  if (status.ok()) status = ConfigureLogging(options.program.logging);
+  if (status.ok()) status = ConfigureServerLogging(options.program.logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);
   return ReportFailure(kProgram, Serve(std::move(options)));
 }

@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/logging.h"
+#include "common/status_catalogue.h"
 #include "gateway/retry_after.h"
 
 namespace blockserve {
@@ -298,9 +300,16 @@ void AdmittedCore::Resume(GenerationId id) {
   });
 }
 
-void AdmittedCore::CountRefused(bool scoring, const absl::Status& status) {
-  metrics_.Requests(scoring ? RequestMethod::kScore : RequestMethod::kGenerate, status.code())
-      .Add();
+void AdmittedCore::OnRefused(const RefusedRequest& refused) {
+  const RequestMethod method = refused.scoring ? RequestMethod::kScore : RequestMethod::kGenerate;
+  metrics_.Requests(method, refused.status.code()).Add();
+  if (!options_.log_requests) return;
+  LogEvent(LogLevel::kInfo, "request refused",
+           {{"request_id", refused.request_id},
+            {"method", MethodName(method)},
+            {"key", refused.key},
+            {"outcome", LookUpStatus(refused.status.code()).name},
+            {"error", refused.status.message()}});
 }
 
 void AdmittedCore::EndQueued(const absl::Status& status) {

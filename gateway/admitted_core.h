@@ -53,7 +53,7 @@ class AdmittedCore final : public GenerationCore {
   GenerationId Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) override;
   void Cancel(GenerationId id) override;
   void Resume(GenerationId id) override;
-  void CountRefused(bool scoring, const absl::Status& status) override;
+  void OnRefused(const RefusedRequest& refused) override;
   void FillModelStatus(v1::GetModelResponse& response) const override {
     core_.FillModelStatus(response);
   }

@@ -17,6 +17,7 @@
 #include "rpc/health_server.h"
 #include "rpc/metrics_server.h"
 #include "rpc/server.h"
+#include "rpc/server_logging.h"
 #include "rpc/signals.h"
 
 namespace blockserve {
@@ -110,7 +111,7 @@ int Main(int argc, char** argv) {
   options.server.channelz = options.gateway.api_keys.empty();
   options.http.tls = options.server.tls;
   absl::Status status = options.Validate();
-  if (status.ok()) status = ConfigureLogging(options.logging);
+  if (status.ok()) status = ConfigureServerLogging(options.logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);
 
   // Before any thread is started.

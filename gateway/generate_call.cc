@@ -15,7 +15,6 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Start(
   std::shared_ptr<GenerateCall> call(new GenerateCall(core, context));
   call->self_ = call;
   if (!request.ok()) {
-    core->CountRefused(/*scoring=*/false, request.status());
     call->OnDone(request.status(), {});
     return call.get();
   }

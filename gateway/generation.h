@@ -105,6 +105,14 @@ class ScoringSink {
   virtual void OnDone(absl::StatusOr<v1::ScoreResponse> response) = 0;
 };
 
+// What is known of a request that does not come to the core.
+struct RefusedRequest {
+  bool scoring = false;
+  std::string request_id;  // may be empty
+  std::string key;         // its name; empty: none was shown, or none is needed
+  absl::Status status;
+};
+
 // Names a request in the core; unique in the process.
 using GenerationId = uint64_t;
 
@@ -119,8 +127,9 @@ class GenerationCore {
   virtual void Cancel(GenerationId id) = 0;
   // The sink wants more again.
   virtual void Resume(GenerationId id) = 0;
-  // A front has refused a request (malformed, without a key, …) before it came here.
-  virtual void CountRefused(bool scoring, const absl::Status& status) {}
+  // A front has refused a request (malformed, without a key, …) before it came here: it is counted,
+  // and logged as those that end here are. Thread-safe.
+  virtual void OnRefused(const RefusedRequest& refused) {}
   // What GetModel tells of the workers in use: model id, numeric ids, how many are connected.
   virtual void FillModelStatus(v1::GetModelResponse& response) const = 0;
   // The clock of requests' deadlines: not the wall clock, which may be set. Thread-safe.

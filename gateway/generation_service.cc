@@ -28,6 +28,11 @@ absl::StatusOr<Message> Parse(const grpc::ByteBuffer& bytes) {
   return message;
 }
 
+// As much of a request's id as may have been one: it goes into the log.
+std::string Shortened(const std::string& request_id) {
+  return request_id.substr(0, kMaxRequestIdBytes);
+}
+
 template <class Message>
 grpc::Status Serialize(const absl::StatusOr<Message>& message, grpc::ByteBuffer* bytes) {
   if (!message.ok()) return ToGrpcStatus(message.status());
@@ -46,7 +51,6 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
     std::shared_ptr<ScoreCall> call(new ScoreCall(core, context, response));
     call->self_ = call;
     if (!request.ok()) {
-      core->CountRefused(/*scoring=*/true, request.status());
       call->OnDone(request.status());
       return call.get();
     }
@@ -131,11 +135,14 @@ v1::GetModelResponse GenerationService::DescribeModel() const {
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
+  RefusedRequest refused;
   const auto validated = [&]() -> absl::StatusOr<GenerationRequest> {
     absl::StatusOr<std::string> key = Authenticate(*context);
     if (!key.ok()) return key.status();
+    refused.key = *key;
     absl::StatusOr<v1::GenerateRequest> parsed = Parse<v1::GenerateRequest>(*request);
     if (!parsed.ok()) return parsed.status();
+    refused.request_id = Shortened(parsed->request_id());
     SetDefaultPriority(*key, *parsed);
     absl::StatusOr<GenerationRequest> made =
         validator_->Generation(*parsed, DescribeModel().model_id(),
@@ -150,17 +157,25 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     made->origin.trace = CallerTrace(*context);
     return made;
   };
-  return GenerateCall::Start(core_, context, validated());
+  absl::StatusOr<GenerationRequest> made = validated();
+  if (!made.ok()) {
+    refused.status = made.status();
+    core_->OnRefused(refused);
+  }
+  return GenerateCall::Start(core_, context, std::move(made));
 }
 
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
                                                    const grpc::ByteBuffer* request,
                                                    grpc::ByteBuffer* response) {
+  RefusedRequest refused{.scoring = true};
   const auto validated = [&]() -> absl::StatusOr<ScoringRequest> {
     absl::StatusOr<std::string> key = Authenticate(*context);
     if (!key.ok()) return key.status();
+    refused.key = *key;
     absl::StatusOr<v1::ScoreRequest> parsed = Parse<v1::ScoreRequest>(*request);
     if (!parsed.ok()) return parsed.status();
+    refused.request_id = Shortened(parsed->request_id());
     SetDefaultPriority(*key, *parsed);
     absl::StatusOr<ScoringRequest> made =
         validator_->Scoring(*parsed, DescribeModel().model_id(),
@@ -175,7 +190,12 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
     made->origin.trace = CallerTrace(*context);
     return made;
   };
-  return ScoreCall::Start(core_, context, response, validated());
+  absl::StatusOr<ScoringRequest> made = validated();
+  if (!made.ok()) {
+    refused.status = made.status();
+    core_->OnRefused(refused);
+  }
+  return ScoreCall::Start(core_, context, response, std::move(made));
 }
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,

@@ -11,6 +11,7 @@
 #include "common/random_bits.h"
 #include "common/utf8.h"
 #include "gateway/alignment_proto.h"
+#include "gateway/context_length.h"
 #include "gateway/output_end.h"
 #include "model/alignment.h"
 
@@ -302,10 +303,10 @@ absl::Status RequestValidator::CheckPositions(absl::string_view field, Alignment
   // The last block is written by the token decoder and never embedded.
   const int64_t blocks = (pads + layout_tokens + more_tokens + block_length - 1) / block_length - 1;
   if (blocks <= config_.block.max_positions) return absl::OkStatus();
-  return Invalid(field, layout_tokens, " tokens and ", more_tokens, " after them need ", blocks,
-                 " positions of the block decoder (alignment ",
-                 std::string(AlignmentName(alignment)), ", blocks of ", block_length,
-                 "); the model has ", config_.block.max_positions);
+  return WithContextLengthExceeded(
+      Invalid(field, layout_tokens, " tokens and ", more_tokens, " after them need ", blocks,
+              " positions of the block decoder (alignment ", std::string(AlignmentName(alignment)),
+              ", blocks of ", block_length, "); the model has ", config_.block.max_positions));
 }
 
 absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::GenerateRequest& request,

@@ -46,7 +46,8 @@ class RequestValidator {
   // `tokenizer` may be null; else it must outlive this.
   RequestValidator(const ModelConfig& config, const Tokenizer* tokenizer, ValidatorOptions options);
 
-  // Errors of all: INVALID_ARGUMENT, the message beginning with the field's name; NOT_FOUND for
+  // Errors of all: INVALID_ARGUMENT, the message beginning with the field's name (too long a text:
+  // context_length.h); NOT_FOUND for
   // another model than the one served; FAILED_PRECONDITION where Tokenize and Detokenize find no
   // tokenizer. `served_model_id`: empty while it is not known, no worker being connected.
   absl::StatusOr<GenerationRequest> Generation(const v1::GenerateRequest& request,

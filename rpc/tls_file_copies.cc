@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -11,6 +12,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "common/logging.h"
 
@@ -105,6 +107,11 @@ void TlsFileCopies::Look() {
   last_ = std::move(contents);
   if (absl::Status status = TakeOver(last_); !status.ok()) {
     LogWarning(absl::StrCat("the TLS files have changed and cannot be used: ", status.message()));
+  } else {
+    std::vector<std::string> names = files_;
+    names.erase(std::remove(names.begin(), names.end(), ""), names.end());
+    LogInfo(
+        absl::StrCat("the TLS files have changed and are in use: ", absl::StrJoin(names, ", ")));
   }
 }
 

@@ -20,6 +20,7 @@
 #include "rpc/listen_address.h"
 #include "rpc/metrics_server.h"
 #include "rpc/server.h"
+#include "rpc/server_logging.h"
 #include "rpc/signals.h"
 #include "rpc/tier_program.h"
 #include "token_service/token_service.h"
@@ -134,7 +135,7 @@ int Main(int argc, char** argv) {
         absl::StrCat(HostName(), colon == std::string::npos ? "" : listen.substr(colon));
   }
   absl::Status status = options.Validate();
-  if (status.ok()) status = ConfigureLogging(options.program.logging);
+  if (status.ok()) status = ConfigureServerLogging(options.program.logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);
   return ReportFailure(kProgram, Serve(std::move(options)));
 }

@@ -193,7 +193,10 @@ void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
   absl::StatusOr<HttpCompletionJob> job =
       MakeCompletionJob(context, exchange->request(), chat, key_name);
   if (!job.ok()) {
-    backend_.core->CountRefused(/*scoring=*/false, job.status());
+    const std::string request_id = RequestIdOf(exchange->request());
+    backend_.core->OnRefused({.request_id = request_id.substr(0, kMaxRequestIdBytes),
+                              .key = key_name,
+                              .status = job.status()});
     HttpResponse response = OpenAiError(job.status());
     // There is a model, and a path: what is missing is a format.
     if (chat && absl::IsNotFound(job.status()) && !backend_.chat_format.ok() &&
@@ -201,7 +204,7 @@ void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
       response.status = 400;
       response.body = OpenAiError(absl::InvalidArgumentError(job.status().message())).body;
     }
-    response.headers.emplace_back(kRequestIdHeader, RequestIdOf(exchange->request()));
+    response.headers.emplace_back(kRequestIdHeader, request_id);
     return exchange->Respond(std::move(response));
   }
   LogUnknownFields(job->wanted.unknown_fields);

@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "common/random_bits.h"
 #include "common/trace_context.h"
+#include "gateway/context_length.h"
 #include "gateway/http/json_fields.h"
 #include "gateway/validate.h"
 
@@ -231,11 +232,13 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
       if (chat && absl::StartsWith(message, "prompt")) {
         message = absl::StrCat("messages", absl::StripPrefix(message, "prompt"));
       }
-      if (wanted.prompts.size() == 1 || !absl::StartsWith(message, "prompt")) {
-        return absl::Status(prompt.status().code(), message);
+      if (wanted.prompts.size() > 1 && absl::StartsWith(message, "prompt")) {
+        message = absl::StrCat("prompt[", i, "]", absl::StripPrefix(message, "prompt"));
       }
-      return absl::Status(prompt.status().code(),
-                          absl::StrCat("prompt[", i, "]", absl::StripPrefix(message, "prompt")));
+      absl::Status renamed(prompt.status().code(), message);
+      return IsContextLengthExceeded(prompt.status())
+                 ? WithContextLengthExceeded(std::move(renamed))
+                 : renamed;
     }
     RequestOrigin origin;
     origin.trace = trace;

@@ -9,6 +9,7 @@
 #include "absl/strings/str_format.h"
 #include "common/status_catalogue.h"
 #include "common/utf8.h"
+#include "gateway/context_length.h"
 #include "gateway/http/json_text.h"
 #include "gateway/http/openai_request.h"
 #include "gateway/retry_after.h"
@@ -145,6 +146,7 @@ HttpResponse OpenAiError(const absl::Status& status) {
   absl::string_view code;
   if (absl::IsNotFound(status) && parts.param == "model") code = "model_not_found";
   if (absl::IsUnauthenticated(status)) code = "invalid_api_key";
+  if (IsContextLengthExceeded(status)) code = "context_length_exceeded";
   HttpResponse response = OpenAiError(parts.http_status, parts.message, parts.param, code);
   if (const std::optional<absl::Duration> wait = RetryAfter(status)) {
     response.headers = {{"Retry-After", absl::StrCat(RetryAfterSeconds(*wait))}};

@@ -264,6 +264,15 @@ def test_another_model_is_not_found(server):
     assert status == 404 and error["code"] == "model_not_found"
 
 
+@pytest.mark.parametrize("fields", [{"prompt": [1] * 9000}, {"prompt": [1], "max_tokens": 9000},
+                                    {"prompt": [1] * 9000, "max_tokens": 0, "echo": True}])
+def test_too_long_a_text_has_the_code_that_clients_cut_theirs_by(server, fields):
+    status, error = server.refusal(**fields)
+    assert status == 400 and error["code"] == "context_length_exceeded"
+    assert error["param"] == ("max_tokens" if "max_tokens" in fields and fields["max_tokens"]
+                              else "prompt")
+
+
 def test_a_deadline_ends_a_request_with_504(server):
     status, _, answer = server.request(
         "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 400, "n": 64, "ignore_eos": True},

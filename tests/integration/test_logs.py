@@ -1,6 +1,8 @@
 """Structured logs and spans, through all three tiers."""
 
 import json
+import socket
+import subprocess
 
 import blockserve
 import grpc
@@ -50,6 +52,39 @@ def test_each_request_leaves_one_line_that_tells_what_became_of_it(tiers):
     assert first["program"] == "blockserve-gateway"
     assert by_id["too-slow"]["outcome"] in ("DEADLINE_EXCEEDED", "CANCELLED")
     assert all("prompt" not in line for line in lines(gateway))
+
+
+def test_a_refused_request_leaves_a_line_too(tiers):
+    *_, gateway, client = tiers
+    for request in (lambda: client.generate([7], temperature=-1, request_id="bad-generate"),
+                    lambda: client.score([7], top_logprobs=99, request_id="bad-score")):
+        with pytest.raises(blockserve.Error):
+            request()
+    status, *_ = gateway.http.request("POST", "/v1/completions", {"prompt": [7], "n": 0},
+                                      {"X-Request-Id": "bad-http"})
+    assert status == 400
+    by_id = {line["request_id"]: line for line in events(gateway, "request refused")}
+    assert {request_id: (line["method"], line["error"].split(":")[0])
+            for request_id, line in by_id.items()} == {
+        "bad-generate": ("generate", "sampling.temperature"),
+        "bad-score": ("score", "top_logprobs"), "bad-http": ("generate", "n")}
+    assert all(line["outcome"] == "INVALID_ARGUMENT" for line in by_id.values())
+
+
+def test_lines_of_the_grpc_library_have_the_same_form(launcher, tmp_path):
+    pki = tmp_path / "pki"
+    subprocess.run([harness.ROOT / "scripts/make_certificates", pki, "token"], check=True,
+                   capture_output=True)
+    token = launcher.token(MODEL, JSON, f"--tls-cert={pki}/token.crt", f"--tls-key={pki}/token.key")
+    harness.wait_until(lambda: "serving" in token.log(), "its port")
+    host, port = token.address.split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        connection.sendall(b"no handshake of TLS\r\n" * 10)
+        while connection.recv(1000):
+            pass
+    harness.wait_until(lambda: any("grpc" in line for line in lines(token)), "gRPC's line")
+    line = next(line for line in lines(token) if "grpc" in line)
+    assert line["level"] == "warning" and "andshake" in line["message"]
 
 
 def test_prompts_are_logged_only_where_that_is_asked_for(launcher):
