@@ -35,8 +35,8 @@ struct CallOptions {
 };
 
 struct ClientOptions {
-  // host:port of gateways of one deployment. Calls go to one of them, and on to the next when it
-  // cannot be reached.
+  // host:port of gateways of one deployment. Calls go to one of them, drawn for each client, and on
+  // to the next when it cannot be reached or refuses.
   std::vector<std::string> addresses;
   // Sent with every call, without the whitespace around it; over plaintext everybody on the way can
   // read it. Empty or blank: none.

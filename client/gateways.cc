@@ -32,6 +32,8 @@ Gateways::Gateways(std::vector<std::shared_ptr<grpc::Channel>> channels, std::st
                    RetryPolicy policy)
     : authorization_(api_key.empty() ? "" : absl::StrCat("Bearer ", api_key)), policy_(policy) {
   for (const auto& channel : channels) stubs_.push_back(v1::Generation::NewStub(channel));
+  current_ =
+      absl::Uniform<size_t>(absl::BitGen(), 0, stubs_.size());  // not all clients to the first
 }
 
 void Gateways::MoveOn(size_t failed) {
@@ -101,13 +103,12 @@ bool RetryState::AfterFailure(const absl::Status& status) {
   const auto others = static_cast<int32_t>(gateways_->size()) - 1;
   if (policy.max_retries.has_value()) {
     if (failures_ > *policy.max_retries) return false;
-  } else if (refusals_ > policy.max_refusals ||
-             (!gateways_->answered() && failures_ > policy.max_refusals + others)) {
+  } else if ((gateways_->answered() ? refusals_ : failures_) > policy.max_refusals + others) {
     return false;
   }
   gateways_->MoveOn(used_);
   // The others are asked without delay, once each.
-  if (lost && failures_ <= others) return true;
+  if (failures_ <= others) return true;
   const absl::Duration backoff =
       std::min(kMaxBackoff, policy.first_backoff * (1 << std::min(failures_ - 1, 10)));
   const absl::Time until = now + std::max(backoff * absl::Uniform(random_, 0.5, 1.0),

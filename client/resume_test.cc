@@ -26,11 +26,15 @@ using ::testing::ElementsAre;
 constexpr int kTokens = 12;
 constexpr int kAll = 100;
 
-// Writes the tokens 100 … 111 by three, or what is left of them; `plan` tells of each call after
-// how many blocks it breaks off, or below zero the status that it is refused with.
+// What becomes of the calls, whichever gateways they come to: of each after how many blocks it
+// breaks off, or below zero the status that it is refused with.
+using Plan = std::deque<int>;
+
+// Writes the tokens 100 … 111 by three, or what is left of them.
 class Gateway final : public v1::Generation::Service {
  public:
-  explicit Gateway(std::deque<int> plan) : plan_(std::move(plan)) {
+  explicit Gateway(Plan plan) : Gateway(std::make_shared<Plan>(std::move(plan))) {}
+  explicit Gateway(std::shared_ptr<Plan> plan) : plan_(std::move(plan)) {
     grpc::ServerBuilder builder;
     builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
     builder.RegisterService(this);
@@ -76,6 +80,7 @@ class Gateway final : public v1::Generation::Service {
 
   std::vector<v1::GenerateRequest> requests;
   std::vector<std::string> keys;
+  int calls = 0;
   std::string retry_after;  // told with every refusal, unless empty
 
  private:
@@ -84,12 +89,13 @@ class Gateway final : public v1::Generation::Service {
     return {static_cast<grpc::StatusCode>(-verdict), "not now"};
   }
   int Next() {
-    if (plan_.empty()) return -grpc::StatusCode::INTERNAL;
-    const int next = plan_.front();
-    plan_.pop_front();
+    ++calls;
+    if (plan_->empty()) return -grpc::StatusCode::INTERNAL;
+    const int next = plan_->front();
+    plan_->pop_front();
     return next;
   }
-  std::deque<int> plan_;
+  const std::shared_ptr<Plan> plan_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };
@@ -133,9 +139,17 @@ Result Read(Client& client) {
 const auto kEveryToken = ElementsAre(100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111);
 
 TEST(ClientResume, ABrokenStreamGoesOnElsewhereAsIfNothingHadBeen) {
-  Gateway first({2, kAll}), second({0}), third({1});
-  const auto client = Connect({&first, &second, &third});
+  const auto plan = std::make_shared<Plan>(Plan{2, 0, 1, kAll});
+  std::vector<std::unique_ptr<Gateway>> gateways;
+  for (int i = 0; i < 3; ++i) gateways.push_back(std::make_unique<Gateway>(plan));
+  const auto client = Connect({gateways[0].get(), gateways[1].get(), gateways[2].get()});
   const Result result = Read(*client);
+  // Begins anywhere, and goes round.
+  size_t begin = 0;
+  while (gateways[begin]->requests.size() != 2) ASSERT_LT(++begin, 3u);
+  const Gateway& first = *gateways[begin];
+  const Gateway& second = *gateways[(begin + 1) % 3];
+  const Gateway& third = *gateways[(begin + 2) % 3];
   EXPECT_TRUE(result.status.ok()) << result.status;
   EXPECT_THAT(result.tokens, kEveryToken);
   EXPECT_EQ(result.started, 1);
@@ -145,8 +159,30 @@ TEST(ClientResume, ABrokenStreamGoesOnElsewhereAsIfNothingHadBeen) {
   EXPECT_FALSE(first.requests[0].has_resume());
   EXPECT_EQ(second.requests[0].resume().started().seed(), 5u);
   EXPECT_EQ(second.requests[0].resume().choices(0).tokens_size(), 6);
+  EXPECT_EQ(third.requests[0].resume().choices(0).tokens_size(), 6);
   EXPECT_EQ(first.requests[1].resume().choices(0).tokens_size(), 9);
   EXPECT_THAT(first.keys, ElementsAre("Bearer bsk_1", "Bearer bsk_1"));
+}
+
+TEST(ClientResume, ClientsAreSpreadOverTheGateways) {
+  Gateway first(Plan(64, 0)), second(Plan(64, 0));
+  for (int i = 0; i < 64; ++i) EXPECT_TRUE(Connect({&first, &second})->GetModel().ok());
+  // Each with the same chance: all go to one in one run of 2^63.
+  EXPECT_GT(first.calls, 0);
+  EXPECT_GT(second.calls, 0);
+}
+
+TEST(ClientResume, AGatewayThatRefusesIsNotWaitedForWhileThereAreOthers) {
+  for (const grpc::StatusCode code :
+       {grpc::StatusCode::RESOURCE_EXHAUSTED, grpc::StatusCode::UNAVAILABLE}) {
+    const auto plan = std::make_shared<Plan>(Plan{-code, -code, kAll});
+    Gateway first(plan), second(plan), third(plan);
+    for (Gateway* gateway : {&first, &second, &third}) gateway->retry_after = "86400";
+    EXPECT_THAT(Read(*Connect({&first, &second, &third})).tokens, kEveryToken);
+    EXPECT_EQ(first.calls, 1);
+    EXPECT_EQ(second.calls, 1);
+    EXPECT_EQ(third.calls, 1);
+  }
 }
 
 TEST(ClientResume, CallsThatFindNoRoomAreMadeAgain) {
@@ -176,7 +212,7 @@ TEST(ClientResume, ALostGatewayIsTriedForLongerThanOneThatRefuses) {
                 -grpc::StatusCode::UNAVAILABLE, -grpc::StatusCode::UNAVAILABLE,
                 -grpc::StatusCode::UNAVAILABLE, kAll});
   EXPECT_THAT(Read(*Connect({&lost})).tokens, kEveryToken);
-  Gateway full(std::deque<int>(9, -grpc::StatusCode::RESOURCE_EXHAUSTED));
+  Gateway full(Plan(9, -grpc::StatusCode::RESOURCE_EXHAUSTED));
   EXPECT_EQ(Read(*Connect({&full})).status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(full.requests.size(), 6u);
 }

@@ -37,6 +37,7 @@ struct Options {
   MetricsFlags metrics;
   absl::Duration stall_bound = absl::Seconds(60);
   absl::Duration drain_time = absl::Seconds(30);
+  absl::Duration max_connection_age = absl::Minutes(5);
 
   void AddFlags(FlagTable& flags);
   absl::Status Validate() const;
@@ -58,6 +59,10 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Add("allow_long_contexts", "more blocks than max_position_embeddings",
             &gateway.allow_beyond_positions);
   flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);
+  flags.Add("max_connection_age",
+            "clients are to connect anew about so often, so that a gateway that comes gets its "
+            "share; 0: never",
+            &max_connection_age);
   flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
             &stall_bound);
   AddAdmissionFlags(flags, gateway);
@@ -93,6 +98,9 @@ absl::Status Options::Validate() const {
   if (stall_bound <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--stall-bound must be above zero");
   }
+  if (max_connection_age < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("--max-connection-age must be 0 or more");
+  }
   if (absl::Status status = gateway.Validate(); !status.ok()) return status;
   if (absl::Status status = CheckTlsFiles(gateway.tier_tls); !status.ok()) return status;
   if (absl::Status status = CheckTlsFiles(server.tls); !status.ok()) return status;
@@ -110,6 +118,10 @@ int Main(int argc, char** argv) {
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   options.server.channelz = options.gateway.api_keys.empty();
   options.http.tls = options.server.tls;
+  if (options.max_connection_age > absl::ZeroDuration()) {
+    options.server.max_connection_age = options.max_connection_age;
+    options.http.server.limits.max_age = options.max_connection_age;
+  }
   absl::Status status = options.Validate();
   if (status.ok()) status = ConfigureServerLogging(options.logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);

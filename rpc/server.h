@@ -30,6 +30,9 @@ struct ServerOptions {
   ServerTlsFiles tls;
   // Channelz tells who is connected: not for a port that strangers reach.
   bool channelz = true;
+  // A connection that is about so old (a tenth more or less) is told to take no new call: its
+  // client connects anew, perhaps elsewhere. Calls that run go on.
+  absl::Duration max_connection_age = absl::InfiniteDuration();
 };
 
 // Every server has grpc.health.v1, reflection and (unless left out) channelz beside its services.

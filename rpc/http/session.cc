@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/random_bits.h"
 
 namespace blockserve {
 namespace {
@@ -13,6 +14,11 @@ constexpr size_t kMaxDiscardedBytes = size_t{1} << 20;
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
 // While the server drains, for the only request of a connection that has just come.
 constexpr absl::Duration kLastChance = absl::Seconds(1);
+
+// Connections that began together are not to end together.
+absl::Duration Spread(absl::Duration age) {
+  return age * (0.9 + 0.2 * (static_cast<double>(RandomBits() >> 11) * 0x1p-53));
+}
 
 std::string DateNow() {
   return absl::FormatTime("%a, %d %b %Y %H:%M:%S GMT", absl::Now(), absl::UTCTimeZone());
@@ -102,6 +108,7 @@ HttpSession::HttpSession(std::unique_ptr<HttpTransport> transport, boost::asio::
     : transport_(std::move(transport)),
       timer_(std::move(timer)),
       context_(std::move(context)),
+      max_age_(Spread(context_->limits.max_age)),
       on_over_(std::move(on_over)) {}
 
 HttpSession::~HttpSession() = default;
@@ -219,6 +226,7 @@ void HttpSession::Dispatch() {
   ClearDeadline();
   // The next request must not come before this one's answer.
   if (!request.keep_alive || reader_->has_surplus()) close_after_ = true;
+  if (absl::FromChrono(std::chrono::steady_clock::now() - begun_) >= max_age_) close_after_ = true;
   reader_.reset();
   discarded_bytes_ = 0;
   head_only_ = request.method == "HEAD";

@@ -28,6 +28,9 @@ struct HttpConnectionLimits {
   absl::Duration idle_timeout = absl::Seconds(120);  // between two requests
   absl::Duration write_timeout =
       absl::Seconds(30);  // for what waits, of a client that reads slowly
+  // A connection that is about so old (a tenth more or less) is closed after its next answer: its
+  // client connects anew, perhaps elsewhere.
+  absl::Duration max_age = absl::InfiniteDuration();
 };
 
 // Where other threads leave work for a connection's thread, as long as there is one.
@@ -108,6 +111,8 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   const std::unique_ptr<HttpTransport> transport_;
   boost::asio::steady_timer timer_;
   const std::shared_ptr<const HttpSessionContext> context_;
+  const std::chrono::steady_clock::time_point begun_ = std::chrono::steady_clock::now();
+  const absl::Duration max_age_;
   std::function<void(HttpSession*)> on_over_;
 
   Phase phase_ = Phase::kOpening;

@@ -124,7 +124,7 @@ class Current:
 
     def __init__(self, count: int):
         self._count = count
-        self._index = 0
+        self._index = random.randrange(count)  # not all clients to the first
         self._lock = threading.Lock()
         self.answered = False
 
@@ -186,13 +186,11 @@ class Attempts:
         if retries is not None:
             if self._failures > retries:
                 return None
-        elif self._refusals > _RETRIES:
-            return None
-        elif not self._current.answered and self._failures > _RETRIES + others:
+        elif (self._refusals if self._current.answered else self._failures) > _RETRIES + others:
             return None
         self._current.move_on(self.used)
         # The others are asked without delay, once each.
-        if lost and self._failures <= others:
+        if self._failures <= others:
             return 0.0
         # The exponent is bounded: 2 ** 1024 is no float.
         pause = min(_MAX_BACKOFF_S, self._settings.backoff * 2 ** min(self._failures - 1, 30))

@@ -89,8 +89,8 @@ class AsyncStream:
 class AsyncClient:
     """As blockserve.Client, for one event loop.
 
-    address: host:port of a gateway, or several of one deployment. Calls go to one of them, and on to
-        the next when it cannot be reached.
+    address: host:port of a gateway, or several of one deployment. Calls go to one of them, drawn for
+        each client, and on to the next when it cannot be reached or refuses.
     timeout: seconds that a call may take, tries again included, where it does not say otherwise; None
         leaves it to the server (10 minutes).
     retries: how often in a row, without a new token, a call that a gateway cannot take is tried again

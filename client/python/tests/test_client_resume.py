@@ -61,7 +61,8 @@ def serve():
     servers = []
 
     def start(*gives):
-        gateway = Gateway(gives)
+        """Gives may be an iterator that several share."""
+        gateway = Gateway(gives[0] if len(gives) == 1 and hasattr(gives[0], "__next__") else gives)
         server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=4))
         generation_pb2_grpc.add_GenerationServicer_to_server(gateway, server)
         gateway.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -100,9 +101,12 @@ kinds = pytest.mark.parametrize("kind", ["sync", "asyncio"])
 
 @kinds
 def test_a_broken_stream_goes_on_elsewhere_and_starts_once(serve, kind):
-    first, second = serve(2, 9), serve(1)
-    third = serve(0)
-    events, resumes = generate(kind, [first.address, third.address, second.address])
+    gives = iter((2, 0, 1, 9))
+    gateways = [serve(gives) for _ in range(3)]
+    events, resumes = generate(kind, [gateway.address for gateway in gateways])
+    # It begins anywhere, and goes round.
+    begin = next(i for i in range(3) if len(gateways[i].requests) == 2)
+    first, third, second = gateways[begin:] + gateways[:begin]
     assert tokens_of(events) == TOKENS
     assert [type(event) for event in events].count(blockserve.Started) == 1
     assert isinstance(events[-1], blockserve.Usage) and resumes == 3
@@ -209,6 +213,21 @@ def test_any_answer_makes_a_gateway_one_to_wait_for(serve, asynchronous):
                                                             backoff=0.001) as client:
         client.tokenize("x")
     assert len(list(gateway.gives)) == 2
+
+
+def test_clients_are_spread_over_the_gateways():
+    begins = {_connection.Current(2).index for _ in range(64)}
+    assert begins == {0, 1}
+
+
+@kinds
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE])
+def test_a_gateway_that_refuses_is_not_waited_for_while_there_are_others(serve, kind, code):
+    gives = iter(((code, "86400"), (code, "86400"), 9))
+    gateways = [serve(gives) for _ in range(3)]
+    events, _ = generate(kind, [gateway.address for gateway in gateways])
+    assert tokens_of(events) == TOKENS
+    assert [len(gateway.requests) for gateway in gateways] == [1, 1, 1]
 
 
 def test_a_wait_that_a_gateway_asked_for_is_no_part_of_a_loss(monkeypatch):
