@@ -98,9 +98,6 @@ absl::Status Options::Validate() const {
   if (stall_bound <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--stall-bound must be above zero");
   }
-  if (max_connection_age < absl::ZeroDuration()) {
-    return absl::InvalidArgumentError("--max-connection-age must be 0 or more");
-  }
   if (absl::Status status = gateway.Validate(); !status.ok()) return status;
   if (absl::Status status = CheckTlsFiles(gateway.tier_tls); !status.ok()) return status;
   if (absl::Status status = CheckTlsFiles(server.tls); !status.ok()) return status;
