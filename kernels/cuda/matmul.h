@@ -43,8 +43,8 @@ struct MatmulShape {
 absl::Status ValidateMatmul(const MatmulShape& shape, int64_t max_rows);
 
 enum class MatmulMode {
-  // One algorithm, chosen for the largest number of rows, whatever the number: neither split nor
-  // joined sums. A row's bits depend on the row alone.
+  // One algorithm for all numbers of rows, which depends on the shape, the device and the library
+  // alone (matmul_pinning.h): neither split nor joined sums. A row's bits depend on the row alone.
   kPinned,
   // The algorithm that cuBLASLt prefers for each number of rows: not batch-invariant.
   kFastest,
@@ -63,10 +63,25 @@ class MatmulPlan {
   // x [PadRows(rows), k], w [n, k], bias [n] or nullptr as the shape says, y [PadRows(rows), n];
   // row-major without gaps, each at a multiple of 16 bytes. Rows from `rows` on are computed from
   // whatever lies there and may become anything.
-  virtual absl::Status Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,
-                           StreamHandle stream) const = 0;
+  absl::Status Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,
+                   StreamHandle stream) const;
   // E.g. "algorithm 66, tile 20, stages 35": for logs and benchmark records.
   virtual std::string description() const = 0;
+
+ protected:
+  // Runs have at most `max_piece` rows, a multiple of kMatmulRowTile; more rows are several runs.
+  MatmulPlan(const MatmulShape& shape, int64_t max_rows, int64_t max_piece)
+      : shape_(shape), max_rows_(max_rows), max_piece_(max_piece) {}
+
+  const MatmulShape& shape() const { return shape_; }
+
+ private:
+  virtual absl::Status RunPiece(const void* x, const void* w, const void* bias, void* y,
+                                int64_t rows, StreamHandle stream) const = 0;
+
+  MatmulShape shape_;
+  int64_t max_rows_;
+  int64_t max_piece_;
 };
 
 }  // namespace blockserve::cuda

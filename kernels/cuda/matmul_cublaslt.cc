@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda/matmul_pinning.h"
 
 namespace blockserve::cuda {
 namespace {
@@ -142,67 +144,46 @@ struct Description {
 
 class Plan final : public MatmulPlan {
  public:
-  Plan(std::shared_ptr<const Library> library, const MatmulShape& shape, int64_t max_rows)
-      : library_(std::move(library)), shape_(shape), max_rows_(max_rows) {}
+  Plan(std::shared_ptr<const Library> library, const MatmulShape& shape, int64_t max_rows,
+       MatmulMode mode)
+      : MatmulPlan(shape, max_rows,
+                   mode == MatmulMode::kPinned ? kMaxPinnedRows : PadRows(max_rows)),
+        library_(std::move(library)) {}
 
-  absl::Status ChooseAlgorithms(MatmulMode mode) {
-    // Numbers of rows for which the algorithm must be able to run, or is chosen anew.
-    for (int64_t rows = kMatmulRowTile; rows < PadRows(max_rows_); rows *= 2) {
-      algorithms_.push_back({rows, {}});
-    }
-    algorithms_.push_back({PadRows(max_rows_), {}});
-    if (mode == MatmulMode::kFastest) {
-      int64_t fewest = kMatmulRowTile;
-      for (Choice& choice : algorithms_) {
-        std::vector<cublasLtMatmulAlgo_t> candidates;
-        absl::Status status = Candidates(choice.rows, false, candidates);
-        if (!status.ok()) return status;
-        const auto runs = [&](const cublasLtMatmulAlgo_t& candidate) {
-          return RunsForAll(candidate, fewest, choice.rows);
-        };
-        const auto best = std::find_if(candidates.begin(), candidates.end(), runs);
-        if (best == candidates.end()) return NoAlgorithm(choice.rows);
-        choice.algorithm = *best;
-        fewest = choice.rows + kMatmulRowTile;
-      }
-      return absl::OkStatus();
-    }
-    // The best for most rows; where that cannot run for few, the best for fewer.
-    for (auto proposed = algorithms_.rbegin(); proposed != algorithms_.rend(); ++proposed) {
-      std::vector<cublasLtMatmulAlgo_t> candidates;
-      absl::Status status = Candidates(proposed->rows, true, candidates);
-      if (!status.ok()) return status;
-      for (const cublasLtMatmulAlgo_t& candidate : candidates) {
-        if (!RunsForAll(candidate, kMatmulRowTile, PadRows(max_rows_))) continue;
-        algorithms_ = {{PadRows(max_rows_), candidate}};
-        return absl::OkStatus();
-      }
-    }
-    return NoAlgorithm(PadRows(max_rows_));
+  absl::Status ChoosePinnedAlgorithm() {
+    const absl::StatusOr<std::optional<cublasLtMatmulAlgo_t>> chosen =
+        ChoosePinned<cublasLtMatmulAlgo_t>([this](int64_t rows) { return Candidates(rows, true); },
+                                           [this](const cublasLtMatmulAlgo_t& algorithm,
+                                                  int64_t rows) { return Runs(algorithm, rows); });
+    if (!chosen.ok()) return chosen.status();
+    if (!chosen->has_value()) return NoAlgorithm(kMaxPinnedRows);
+    algorithms_ = {{kMaxPinnedRows, **chosen}};
+    return absl::OkStatus();
   }
 
-  absl::Status Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,
-                   StreamHandle stream) const override {
-    if (rows == 0) return absl::OkStatus();
-    if (rows < 0 || rows > max_rows_) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("a product of ", rows, " rows, planned for ", max_rows_));
+  // For 64 rows, 128, 256 … `max_rows`: the best of each.
+  absl::Status ChooseFastestAlgorithms(int64_t max_rows) {
+    for (int64_t rows = kMatmulRowTile; rows < PadRows(max_rows); rows *= 2) {
+      algorithms_.push_back({rows, {}});
     }
-    if ((bias != nullptr) != shape_.bias) {
-      return absl::InvalidArgumentError("a product's bias is not as its shape says");
+    algorithms_.push_back({PadRows(max_rows), {}});
+    int64_t fewest = kMatmulRowTile;
+    for (Choice& choice : algorithms_) {
+      const absl::StatusOr<std::vector<cublasLtMatmulAlgo_t>> candidates =
+          Candidates(choice.rows, false);
+      if (!candidates.ok()) return candidates.status();
+      const auto runs = [&](const cublasLtMatmulAlgo_t& candidate) {
+        for (int64_t rows = fewest; rows <= choice.rows; rows += kMatmulRowTile) {
+          if (!Runs(candidate, rows)) return false;
+        }
+        return true;
+      };
+      const auto best = std::find_if(candidates->begin(), candidates->end(), runs);
+      if (best == candidates->end()) return NoAlgorithm(choice.rows);
+      choice.algorithm = *best;
+      fewest = choice.rows + kMatmulRowTile;
     }
-    const int64_t padded = PadRows(rows);
-    Description d;
-    if (absl::Status status = d.Init(*library_, shape_, padded, bias); !status.ok()) return status;
-    const auto choice =
-        std::find_if(algorithms_.begin(), algorithms_.end() - 1,
-                     [padded](const Choice& candidate) { return candidate.rows >= padded; });
-    const float alpha = 1.0f;
-    const float beta = shape_.accumulate ? 1.0f : 0.0f;
-    return library_->Status(
-        library_->f.cublasLtMatmul(library_->handle(), &d.operation, &alpha, w, &d.w, x, &d.x,
-                                   &beta, y, &d.y, y, &d.y, &choice->algorithm, nullptr, 0, stream),
-        "cublasLtMatmul");
+    return absl::OkStatus();
   }
 
   std::string description() const override {
@@ -226,10 +207,26 @@ class Plan final : public MatmulPlan {
     cublasLtMatmulAlgo_t algorithm = {};
   };
 
+  absl::Status RunPiece(const void* x, const void* w, const void* bias, void* y, int64_t rows,
+                        StreamHandle stream) const override {
+    const int64_t padded = PadRows(rows);
+    Description d;
+    if (absl::Status status = d.Init(*library_, shape(), padded, bias); !status.ok()) return status;
+    const auto choice =
+        std::find_if(algorithms_.begin(), algorithms_.end() - 1,
+                     [padded](const Choice& candidate) { return candidate.rows >= padded; });
+    const float alpha = 1.0f;
+    const float beta = shape().accumulate ? 1.0f : 0.0f;
+    return library_->Status(
+        library_->f.cublasLtMatmul(library_->handle(), &d.operation, &alpha, w, &d.w, x, &d.x,
+                                   &beta, y, &d.y, y, &d.y, &choice->algorithm, nullptr, 0, stream),
+        "cublasLtMatmul");
+  }
+
   absl::Status NoAlgorithm(int64_t rows) const {
     return absl::FailedPreconditionError(absl::StrCat(
-        "cuBLASLt has no algorithm for a product of ", rows, " rows, k = ", shape_.k,
-        ", n = ", shape_.n, shape_.type == ElementType::kF32 ? ", float32" : ", bfloat16"));
+        "cuBLASLt has no algorithm for products of up to ", rows, " rows, k = ", shape().k,
+        ", n = ", shape().n, shape().type == ElementType::kF32 ? ", float32" : ", bfloat16"));
   }
 
   template <typename T>
@@ -244,11 +241,11 @@ class Plan final : public MatmulPlan {
 
   // What cuBLASLt proposes without workspace, best first; `whole_sums`: only algorithms that take
   // each output's sum in one piece.
-  absl::Status Candidates(int64_t rows, bool whole_sums,
-                          std::vector<cublasLtMatmulAlgo_t>& candidates) const {
+  absl::StatusOr<std::vector<cublasLtMatmulAlgo_t>> Candidates(int64_t rows,
+                                                               bool whole_sums) const {
     Description d;
     // The pointer's alignment is what matters here.
-    absl::Status status = d.Init(*library_, shape_, rows, reinterpret_cast<const void*>(256));
+    absl::Status status = d.Init(*library_, shape(), rows, reinterpret_cast<const void*>(256));
     if (!status.ok()) return status;
     std::vector<cublasLtMatmulHeuristicResult_t> results;
     if (whole_sums) {
@@ -258,6 +255,7 @@ class Plan final : public MatmulPlan {
     // What is asked for is looked at below anyway.
     if (results.empty()) status = Propose(d, CUBLASLT_REDUCTION_SCHEME_MASK, results);
     if (!status.ok()) return status;
+    std::vector<cublasLtMatmulAlgo_t> candidates;
     for (const cublasLtMatmulHeuristicResult_t& result : results) {
       if (result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > 0) continue;
       if (whole_sums && (Config<int32_t>(result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1 ||
@@ -267,7 +265,7 @@ class Plan final : public MatmulPlan {
       }
       candidates.push_back(result.algo);
     }
-    return absl::OkStatus();
+    return candidates;
   }
 
   // cuBLASLt's proposals that join sums by one of the schemes; none where it has none.
@@ -305,7 +303,7 @@ class Plan final : public MatmulPlan {
 
   bool Runs(const cublasLtMatmulAlgo_t& algorithm, int64_t rows) const {
     Description d;
-    if (!d.Init(*library_, shape_, rows, reinterpret_cast<const void*>(256)).ok()) return false;
+    if (!d.Init(*library_, shape(), rows, reinterpret_cast<const void*>(256)).ok()) return false;
     cublasLtMatmulHeuristicResult_t result = {};
     return library_->f.cublasLtMatmulAlgoCheck(library_->handle(), &d.operation, &d.w, &d.x, &d.y,
                                                &d.y, &algorithm,
@@ -313,17 +311,7 @@ class Plan final : public MatmulPlan {
            result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize == 0;
   }
 
-  // For every number of rows in [fewest, most] that Run may come with.
-  bool RunsForAll(const cublasLtMatmulAlgo_t& algorithm, int64_t fewest, int64_t most) const {
-    for (int64_t rows = fewest; rows <= most; rows += kMatmulRowTile) {
-      if (!Runs(algorithm, rows)) return false;
-    }
-    return true;
-  }
-
   std::shared_ptr<const Library> library_;
-  MatmulShape shape_;
-  int64_t max_rows_;
   std::vector<Choice> algorithms_;  // ascending; one when pinned
 };
 
@@ -340,8 +328,10 @@ absl::StatusOr<std::unique_ptr<const MatmulPlan>> MatmulPlan::Create(
     MatmulMode mode) {
   if (absl::Status status = ValidateMatmul(shape, max_rows); !status.ok()) return status;
   auto plan = std::make_unique<Plan>(std::static_pointer_cast<const Library>(std::move(library)),
-                                     shape, max_rows);
-  if (absl::Status status = plan->ChooseAlgorithms(mode); !status.ok()) return status;
+                                     shape, max_rows, mode);
+  const absl::Status chosen = mode == MatmulMode::kPinned ? plan->ChoosePinnedAlgorithm()
+                                                          : plan->ChooseFastestAlgorithms(max_rows);
+  if (!chosen.ok()) return chosen;
   return plan;
 }
 

@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/device_test_util.h"
+#include "kernels/cuda/matmul_pinning.h"
 #include "kernels/reference.h"
 
 namespace blockserve::cuda {
@@ -127,6 +128,46 @@ TEST_P(Matmul, PinnedRowsDoNotDependOnTheBatch) {
           << rows << " rows, " << plan->description();
     }
   }
+}
+
+// Two engines that differ in their flags alone have the same bits.
+TEST_P(Matmul, ThePinnedAlgorithmDoesNotDependOnTheMostRows) {
+  std::mt19937 random(11);
+  for (const MatmulShape& shape : {MatmulShape{64, 96, type(), type(), true, false},
+                                   MatmulShape{768, 768, type(), ElementType::kF32, true, true}}) {
+    SCOPED_TRACE(absl::StrCat("k = ", shape.k, ", n = ", shape.n));
+    const std::vector<float> x = Normal(random, shape.k);
+    const std::vector<float> before = Normal(random, shape.n);
+    const DeviceBuffer w = UploadAs(type(), Normal(random, shape.n * shape.k));
+    const DeviceBuffer bias = UploadAs(shape.output, Normal(random, shape.n));
+    const std::unique_ptr<const MatmulPlan> first = Plan(shape, 64);
+    ASSERT_NE(first, nullptr);
+    const std::vector<float> expected = Run(*first, shape, x, w, bias, before, 1);
+    for (const int64_t most : {1, 65, 128, 1000, 1024, 2304, 8448, 16384, 65792}) {
+      const std::unique_ptr<const MatmulPlan> plan = Plan(shape, most);
+      ASSERT_NE(plan, nullptr);
+      EXPECT_EQ(plan->description(), first->description()) << "up to " << most << " rows";
+      EXPECT_TRUE(SameBits(Run(*plan, shape, x, w, bias, before, 1), expected))
+          << "up to " << most << " rows, " << plan->description();
+    }
+  }
+}
+
+TEST_P(Matmul, MoreRowsThanThePinnedAlgorithmRunsAtOnceAreTheSameRows) {
+  std::mt19937 random(12);
+  const MatmulShape shape{16, 16, type(), ElementType::kF32, true, true};
+  const int64_t most = kMaxPinnedRows + 70;
+  const std::unique_ptr<const MatmulPlan> plan = Plan(shape, most);
+  ASSERT_NE(plan, nullptr);
+  const std::vector<float> x = Normal(random, most * shape.k);
+  const std::vector<float> before = Normal(random, most * shape.n);
+  const DeviceBuffer w = UploadAs(type(), Normal(random, shape.n * shape.k));
+  const DeviceBuffer bias = UploadAs(shape.output, Normal(random, shape.n));
+  const std::vector<float> all = Run(*plan, shape, x, w, bias, before, most);
+  const int64_t some = 130;  // of both pieces
+  const std::vector<float> last = Run(*plan, shape, Rows(x, shape.k, most - some, some), w, bias,
+                                      Rows(before, shape.n, most - some, some), some);
+  EXPECT_TRUE(SameBits(last, absl::MakeConstSpan(all).subspan((most - some) * shape.n)));
 }
 
 TEST_P(Matmul, TheFastestModeComputesTheSameProduct) {

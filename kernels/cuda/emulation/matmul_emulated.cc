@@ -1,12 +1,15 @@
 // kernels/cuda/matmul.h as plain loops: what stands in for cuBLASLt where kernels run emulated. It
-// shows that products are called with the right operands, and nothing about cuBLASLt.
+// shows that products are called with the right operands, and that a pinned plan depends on its
+// shape alone; nothing about cuBLASLt's own algorithms.
 #include <limits>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/bf16.h"
 #include "kernels/cuda/emulation/emulator.h"
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda/matmul_pinning.h"
 
 namespace blockserve::cuda {
 namespace {
@@ -33,41 +36,55 @@ void Write(ElementType type, void* data, int64_t i, float value) {
   }
 }
 
+// Algorithms of which each has its own bits: a sum is that of so many chains.
+enum class Algorithm { kFourChains = 4, kEightChains = 8, kSixteenChains = 16 };
+
+bool Runs(Algorithm algorithm, int64_t rows) {
+  return algorithm != Algorithm::kFourChains || rows > kMatmulRowTile;
+}
+
+// Best first, and by the number of rows, as cuBLASLt's are.
+std::vector<Algorithm> Propose(int64_t rows) {
+  if (rows <= kMatmulRowTile) return {Algorithm::kEightChains, Algorithm::kSixteenChains};
+  return {Algorithm::kFourChains, Algorithm::kSixteenChains, Algorithm::kEightChains};
+}
+
 class EmulatedPlan final : public MatmulPlan {
  public:
-  EmulatedPlan(const MatmulShape& shape, int64_t max_rows) : shape_(shape), max_rows_(max_rows) {}
+  // No algorithm: the best one for each number of rows.
+  EmulatedPlan(const MatmulShape& shape, int64_t max_rows, std::optional<Algorithm> pinned)
+      : MatmulPlan(shape, max_rows, kMaxPinnedRows), pinned_(pinned) {}
 
-  absl::Status Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,
-                   StreamHandle stream) const override {
-    if (rows > max_rows_) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("a product of ", rows, " rows, planned for ", max_rows_));
-    }
-    if (rows == 0) return absl::OkStatus();
+  std::string description() const override {
+    return pinned_.has_value() ? absl::StrCat(static_cast<int>(*pinned_), " chains") : "fastest";
+  }
+
+ private:
+  absl::Status RunPiece(const void* x, const void* w, const void* bias, void* y, int64_t rows,
+                        StreamHandle stream) const override {
     for (const void* p : {x, w, static_cast<const void*>(y), bias}) {
       if (reinterpret_cast<uintptr_t>(p) % 16 != 0) {
         return absl::InvalidArgumentError("a product's operand is not at a multiple of 16 bytes");
       }
     }
-    if ((bias != nullptr) != shape_.bias) {
-      return absl::InvalidArgumentError("a product's bias is not as its shape says");
-    }
-    return emulation::Enqueue(stream, [shape = shape_, x, w, bias, y, rows] {
+    const Algorithm algorithm = pinned_.value_or(Propose(PadRows(rows)).front());
+    return emulation::Enqueue(stream, [shape = shape(), x, w, bias, y, rows, algorithm] {
       if (shape.type == ElementType::kF32) {
-        RunRows(shape, static_cast<const float*>(x), static_cast<const float*>(w), bias, y, rows);
+        RunRows(shape, algorithm, static_cast<const float*>(x), static_cast<const float*>(w), bias,
+                y, rows);
       } else {
-        RunRows(shape, static_cast<const Bf16Bits*>(x), static_cast<const Bf16Bits*>(w), bias, y,
-                rows);
+        RunRows(shape, algorithm, static_cast<const Bf16Bits*>(x), static_cast<const Bf16Bits*>(w),
+                bias, y, rows);
       }
     });
   }
 
-  std::string description() const override { return "emulated"; }
-
- private:
   template <typename T>
-  static void RunRows(const MatmulShape& shape, const T* x, const T* w, const void* bias, void* y,
-                      int64_t rows) {
+  static void RunRows(const MatmulShape& shape, Algorithm algorithm, const T* x, const T* w,
+                      const void* bias, void* y, int64_t rows) {
+    const auto dot = algorithm == Algorithm::kFourChains    ? Dot<4>
+                     : algorithm == Algorithm::kEightChains ? Dot<8>
+                                                            : Dot<16>;
     std::vector<float> row(shape.k);
     std::vector<float> widened;
     const float* wide = Widened(w, shape.n * shape.k, widened);
@@ -75,7 +92,7 @@ class EmulatedPlan final : public MatmulPlan {
       for (int64_t i = 0; i < shape.k; ++i) row[i] = ToFloat(x[r * shape.k + i]);
       for (int64_t o = 0; o < shape.n; ++o) {
         const int64_t at = r * shape.n + o;
-        float sum = Dot(row.data(), wide + o * shape.k, shape.k);
+        float sum = dot(row.data(), wide + o * shape.k, shape.k);
         if (shape.bias) sum += Read(shape.output, bias, o);
         if (shape.accumulate) sum += Read(shape.output, y, at);
         Write(shape.output, y, at, sum);
@@ -96,20 +113,20 @@ class EmulatedPlan final : public MatmulPlan {
     return widened.data();
   }
 
-  // Sixteen sums, as tensor cores have several: vectorised by the compiler.
+  // Several sums, as tensor cores have: vectorised by the compiler.
+  template <int kChains>
   static float Dot(const float* a, const float* b, int64_t k) {
-    float sums[16] = {};
-    for (int64_t i = 0; i < k; i += 16) {
-      for (int64_t j = 0; j < 16; ++j) sums[j] += a[i + j] * b[i + j];
+    float sums[kChains] = {};
+    for (int64_t i = 0; i < k; i += kChains) {
+      for (int64_t j = 0; j < kChains; ++j) sums[j] += a[i + j] * b[i + j];
     }
-    for (int half = 8; half >= 1; half /= 2) {
+    for (int half = kChains / 2; half >= 1; half /= 2) {
       for (int j = 0; j < half; ++j) sums[j] += sums[j + half];
     }
     return sums[0];
   }
 
-  MatmulShape shape_;
-  int64_t max_rows_;
+  std::optional<Algorithm> pinned_;
 };
 
 }  // namespace
@@ -120,9 +137,16 @@ absl::StatusOr<std::shared_ptr<const MatmulLibrary>> MatmulLibrary::Load() {
 
 absl::StatusOr<std::unique_ptr<const MatmulPlan>> MatmulPlan::Create(
     std::shared_ptr<const MatmulLibrary> /*library*/, const MatmulShape& shape, int64_t max_rows,
-    MatmulMode /*mode*/) {
+    MatmulMode mode) {
   if (absl::Status status = ValidateMatmul(shape, max_rows); !status.ok()) return status;
-  return std::make_unique<const EmulatedPlan>(shape, max_rows);
+  std::optional<Algorithm> pinned;
+  if (mode == MatmulMode::kPinned) {
+    const absl::StatusOr<std::optional<Algorithm>> chosen = ChoosePinned<Algorithm>(
+        [](int64_t rows) { return absl::StatusOr<std::vector<Algorithm>>(Propose(rows)); }, Runs);
+    if (!chosen.ok()) return chosen.status();
+    pinned = *chosen;
+  }
+  return std::make_unique<const EmulatedPlan>(shape, max_rows, pinned);
 }
 
 }  // namespace blockserve::cuda

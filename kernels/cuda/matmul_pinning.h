@@ -1,0 +1,46 @@
+// How the algorithm of MatmulMode::kPinned is chosen among those of a library.
+#ifndef BLOCKSERVE_KERNELS_CUDA_MATMUL_PINNING_H_
+#define BLOCKSERVE_KERNELS_CUDA_MATMUL_PINNING_H_
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cuda/matmul.h"
+
+namespace blockserve::cuda {
+
+// A pinned algorithm can run for all numbers of rows up to this; products of more rows run in
+// pieces of so many.
+inline constexpr int64_t kMaxPinnedRows = 16384;
+
+// Numbers of rows that a library is asked about, one after another until it proposes an algorithm
+// that runs for all of them. First what a step of decoding has. They are the same whatever a plan's
+// `max_rows`: a library ranks its algorithms by the number of rows, and an engine's bits must not
+// depend on its flags.
+inline constexpr int64_t kPinnedProposals[] = {1024, 2048, 512, 4096, 256, kMaxPinnedRows, 64};
+
+// propose(rows) -> StatusOr<std::vector<Algorithm>>, best first, of those that take each sum in one
+// piece; runs(algorithm, rows) -> bool. Nothing where no algorithm runs for all numbers of rows.
+template <typename Algorithm, typename Propose, typename Runs>
+absl::StatusOr<std::optional<Algorithm>> ChoosePinned(const Propose& propose, const Runs& runs) {
+  const auto runs_for_all = [&](const Algorithm& algorithm) {
+    for (int64_t rows = kMatmulRowTile; rows <= kMaxPinnedRows; rows += kMatmulRowTile) {
+      if (!runs(algorithm, rows)) return false;
+    }
+    return true;
+  };
+  for (const int64_t rows : kPinnedProposals) {
+    const absl::StatusOr<std::vector<Algorithm>> candidates = propose(rows);
+    if (!candidates.ok()) return candidates.status();
+    for (const Algorithm& candidate : *candidates) {
+      if (runs_for_all(candidate)) return candidate;
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace blockserve::cuda
+
+#endif  // BLOCKSERVE_KERNELS_CUDA_MATMUL_PINNING_H_
