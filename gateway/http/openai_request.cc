@@ -179,6 +179,29 @@ void ReadStreamOptions(JsonFields& fields, HttpCompletion& out) {
   for (std::string& name : inner.Unknown()) out.unknown_fields.push_back(std::move(name));
 }
 
+// What is not served here, but for the values that ask for nothing: client libraries send them
+// unasked.
+void RefuseUnsupported(JsonFields& fields) {
+  const auto refuse_unless = [&fields](const std::string& name, const auto& asks_for_nothing) {
+    const Json* value = fields.Find(name);
+    if (value != nullptr && !asks_for_nothing(*value)) fields.Fail(name, "is not supported here");
+  };
+  const auto is_empty_list = [](const Json& value) { return value.is_array() && value.empty(); };
+  refuse_unless("tools", is_empty_list);
+  // There are no tools: "auto" calls none either.
+  refuse_unless("tool_choice",
+                [](const Json& value) { return value == "none" || value == "auto"; });
+  refuse_unless("parallel_tool_calls", [](const Json& value) { return value.is_boolean(); });
+  refuse_unless("functions", is_empty_list);
+  refuse_unless("function_call", [](const Json& value) { return value == "none"; });
+  refuse_unless("response_format", [](const Json& value) {
+    return value == Json{{"type", "text"}};
+  });
+  refuse_unless("suffix", [](const Json& value) { return value == ""; });
+  refuse_unless("modalities", [](const Json& value) { return value == Json::array({"text"}); });
+  refuse_unless("audio", [](const Json&) { return false; });
+}
+
 void ReadEnums(JsonFields& fields, v1::GenerateRequest& out) {
   if (const auto alignment = fields.String("alignment")) {
     if (*alignment == "end") {
@@ -212,10 +235,7 @@ absl::StatusOr<HttpCompletion> ParseCompletion(absl::string_view body, bool chat
   HttpCompletion out;
   out.chat = chat;
   JsonFields fields(*parsed);
-  for (const char* name : {"tools", "tool_choice", "functions", "function_call", "response_format",
-                           "suffix", "audio", "modalities"}) {
-    if (fields.Find(name) != nullptr) fields.Fail(name, "is not supported here");
-  }
+  RefuseUnsupported(fields);
   if (const auto model = fields.String("model")) out.request.set_model(*model);
   if (chat) {
     ReadMessages(fields, out);

@@ -94,11 +94,18 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
     return Refused(absl::StrCat(R"({"prompt":"a",)", field, "}"));
   };
   EXPECT_EQ(refused(R"("suffix":"b")"), "suffix");
-  for (const char* field : {"tools", "tool_choice", "functions", "function_call", "audio",
-                            "modalities", "response_format"}) {
-    EXPECT_EQ(refused(absl::StrCat("\"", field, "\":[]")), field);
+  for (const char* field : {"tools", "tool_choice", "parallel_tool_calls", "functions",
+                            "function_call", "audio", "modalities", "response_format", "suffix"}) {
+    for (const char* value : {"[7]", "{}", "\"required\"", "7"}) {
+      EXPECT_EQ(refused(absl::StrCat("\"", field, "\":", value)), field) << value;
+    }
   }
   EXPECT_EQ(refused(R"("response_format":{"type":"json_object"})"), "response_format");
+  EXPECT_EQ(refused(R"("response_format":{"type":"text","schema":{}})"), "response_format");
+  EXPECT_EQ(refused(R"("modalities":["text","audio"])"), "modalities");
+  EXPECT_EQ(refused(R"("modalities":[])"), "modalities");
+  EXPECT_EQ(refused(R"("tool_choice":"auto","tools":[{"type":"function"}])"), "tools");
+  EXPECT_EQ(refused(R"("function_call":"auto")"), "function_call");
   EXPECT_EQ(refused(R"("max_tokens":"7")"), "max_tokens");
   EXPECT_EQ(refused(R"("max_tokens":1.5)"), "max_tokens");
   EXPECT_EQ(refused(R"("max_tokens":0)"), "max_tokens") << "without echo";
@@ -117,6 +124,18 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
   EXPECT_EQ(refused(R"("echo":true,"alignment":"end")"), "alignment");
   EXPECT_EQ(refused(R"("priority":1)"), "priority");
   EXPECT_EQ(refused(R"("seed":1.5)"), "seed");
+}
+
+TEST(ParseCompletion, WhatIsNotServedMayBeSentWithTheValueThatAsksForNothing) {
+  for (const char* fields :
+       {R"("response_format":{"type":"text"})", R"("tools":[])", R"("tool_choice":"none")",
+        R"("tool_choice":"auto","tools":[],"parallel_tool_calls":true)",
+        R"("parallel_tool_calls":false)", R"("functions":[],"function_call":"none")",
+        R"("suffix":"")", R"("modalities":["text"])"}) {
+    const HttpCompletion parsed = Parsed(absl::StrCat(R"({"prompt":"a",)", fields, "}"));
+    EXPECT_EQ(parsed.prompts.size(), 1u) << fields;
+    EXPECT_TRUE(parsed.unknown_fields.empty()) << fields;
+  }
 }
 
 TEST(ParseCompletion, RefusesWhatIsNoJsonObject) {

@@ -153,7 +153,7 @@ def test_echo_aligns_the_generated_tokens_too(server, client):
 
 @pytest.mark.parametrize("fields, param", [
     ({"suffix": "x"}, "suffix"),
-    ({"tools": []}, "tools"),
+    ({"tools": [{"type": "function"}]}, "tools"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"max_tokens": -1}, "max_tokens"),
     ({"max_tokens": 1_000_000}, "max_tokens"),

@@ -40,6 +40,18 @@ def test_streaming(client):
     assert chunks[-1].usage.completion_tokens == len(chunks) - 1 == whole.usage.completion_tokens
 
 
+def test_values_that_ask_for_nothing_are_taken(client):
+    """Frameworks send these unasked."""
+    fields = {"model": "demo-block", "prompt": PROMPT, "max_tokens": 4, "temperature": 0}
+    plain = client.completions.create(**fields).choices[0].text
+    neutral = {"response_format": {"type": "text"}, "tools": [], "tool_choice": "auto", "parallel_tool_calls": True,
+               "functions": [], "function_call": "none", "modalities": ["text"]}
+    assert client.completions.create(suffix="", extra_body=neutral, **fields).choices[0].text == plain
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(extra_body={"response_format": {"type": "json_object"}}, **fields)
+    assert caught.value.param == "response_format"
+
+
 def test_errors_are_the_packages_own(client):
     with pytest.raises(openai.BadRequestError) as caught:
         client.completions.create(model="demo-block", prompt=PROMPT, temperature=-1)
