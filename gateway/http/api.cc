@@ -213,6 +213,7 @@ void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
 
 void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) {
   std::vector<std::string> fresh;
+  bool last = false;
   {
     MutexLock lock(&mutex_);
     for (const std::string& field : fields) {
@@ -224,10 +225,14 @@ void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) {
                            });
       if (is_name && logged_fields_.insert(field).second) fresh.push_back(field);
     }
+    last = !fresh.empty() && logged_fields_.size() >= kMaxLoggedFields;
   }
   if (!fresh.empty()) {
-    LogInfo(absl::StrCat("fields of HTTP requests that are not known here, and ignored: ",
-                         absl::StrJoin(fresh, ", ")));
+    LogInfo(absl::StrCat(
+        "fields of HTTP requests that are not known here, and ignored: ",
+        absl::StrJoin(fresh, ", "),
+        last ? absl::StrCat(" (", kMaxLoggedFields, " names have been logged; no further ones are)")
+             : ""));
   }
 }
 

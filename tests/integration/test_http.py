@@ -287,6 +287,15 @@ def test_unknown_fields_are_logged_once_and_by_name_alone(server):
     assert "secret" not in server.server.log()
 
 
+def test_the_log_says_when_no_further_unknown_fields_are_logged(launcher, demo_model):
+    server = http_tools.serve(launcher, demo_model)
+    for part in range(3):
+        server.complete(prompt="a", max_tokens=1, **{f"made_up_{part}_{i}": 1 for i in range(100)})
+    log = server.server.log()
+    assert log.count("made_up_") == 256
+    assert log.count("256 names have been logged; no further ones are") == 1
+
+
 def test_text_comes_back_from_its_ids(server):
     text = "naïve 日本語 🙂"
     status, _, answer = server.request("POST", "/detokenize", {"tokens": ids_of(server, text)})
