@@ -64,8 +64,10 @@ absl::StatusOr<ChatFormat> ChatFormat::Parse(absl::string_view json, absl::strin
       fields.Fail("stop", absl::StrCat("must be a list of at most ", kMaxStopStrings, " strings"));
     } else {
       for (const nlohmann::json& text : *stop) {
-        if (!text.is_string() || text.get_ref<const std::string&>().empty()) {
-          fields.Fail("stop", "must be a list of strings that are not empty");
+        if (!text.is_string() || text.get_ref<const std::string&>().empty() ||
+            text.get_ref<const std::string&>().size() > static_cast<size_t>(kMaxStopStringBytes)) {
+          fields.Fail("stop", absl::StrCat("must be a list of strings of 1 to ",
+                                           kMaxStopStringBytes, " bytes"));
           break;
         }
         format.stop_.push_back(text.get<std::string>());

@@ -6,6 +6,8 @@
 #include <fstream>
 #include <string>
 
+#include "absl/strings/str_cat.h"
+
 namespace blockserve {
 namespace {
 
@@ -42,7 +44,10 @@ TEST(ChatFormat, NamesFileAndFieldOfWhatIsWrong) {
   EXPECT_EQ(refusal(R"({"roles":{"user":{"before":7}}})"),
             "f.json: roles.user.before: must be a string");
   EXPECT_EQ(refusal(R"({"roles":{"user":{}},"stop":[""]})"),
-            "f.json: stop: must be a list of strings that are not empty");
+            "f.json: stop: must be a list of strings of 1 to 256 bytes");
+  EXPECT_EQ(
+      refusal(absl::StrCat(R"({"roles":{"user":{}},"stop":[")", std::string(257, 'x'), "\"]}")),
+      "f.json: stop: must be a list of strings of 1 to 256 bytes");
   EXPECT_NE(refusal("{").find("f.json: body: is not valid JSON"), std::string::npos);
 }
 

@@ -193,9 +193,6 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
     absl::StatusOr<std::string> text = context.chat_format->Render(wanted.messages);
     if (!text.ok()) return text.status();
     wanted.prompts = {{*std::move(text), {}}};
-    for (const std::string& stop : context.chat_format->stop()) {
-      wanted.request.mutable_stop()->add_strings(stop);
-    }
     if (!wanted.max_tokens.has_value()) {
       wanted.max_tokens = kDefaultChatTokens;
       const Tokenizer* tokenizer = context.validator.tokenizer();
@@ -253,6 +250,12 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
     if (prompt->generation.has_value()) {
       prompt->generation->key = key_name;
       prompt->generation->origin = origin;
+      // On top of the request's own, whose number is bounded.
+      if (chat) {
+        const std::vector<std::string>& stop = context.chat_format->stop();
+        std::vector<std::string>& strings = prompt->generation->stop_strings;
+        strings.insert(strings.end(), stop.begin(), stop.end());
+      }
     }
     job.prompts.push_back(*std::move(prompt));
   }

@@ -389,7 +389,12 @@ def test_a_chat_is_the_text_that_its_format_makes(launcher, chat_model):
     first = [data["choices"][0]["delta"] for _, data in events if data["choices"][0]["index"] == 0]
     assert first[0]["role"] == "assistant" and "role" not in first[1]
     assert "".join(delta["content"] for delta in first) == text
+    # The format's own stop strings are on top of those of the request.
+    many = {**fields, "messages": messages, "stop": ["zzz"] * 16}
+    again = server.complete("/v1/chat/completions", **many)
+    assert [choice["message"]["content"] for choice in again["choices"]] == [text] * 2
     for fields, param in [({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+                          ({**many, "stop": ["zzz"] * 17}, "stop"),
                           ({"messages": messages * 513}, "messages"),
                           ({"messages": messages, "logprobs": True, "top_logprobs": 21}, "top_logprobs")]:
         status, error = server.refusal("/v1/chat/completions", **fields)
