@@ -269,6 +269,25 @@ def test_files_named_by_flags_are_mounted(overlay, tier):
         assert any(path.startswith(mount + "/") for path in named), f"{mount} is not used"
 
 
+@every_overlay
+def test_the_docs_make_every_secret_that_is_mounted(overlay):
+    """With the keys that are mounted of it, and the type that the component asks for."""
+    text = (harness.ROOT / "docs" / "operations.md").read_text()
+    made = {name: (set(re.findall(r"--from-file (\S+)=", rest)), "kubernetes.io/tls" in rest)
+            for name, rest in re.findall(r"(?m)^create (\S+)((?:.*\\\n)*.*)$", text)}
+    mounted = {}
+    for tier in TIERS:
+        for volume in pod(overlay, tier)["volumes"]:
+            if "secret" in volume:
+                keys = {item["key"] for item in volume["secret"]["items"]}
+                mounted.setdefault(volume["secret"]["secretName"], set()).update(keys)
+    assert bool(mounted) == (overlay != "dev")
+    for name, keys in mounted.items():
+        assert f"| `{name}` |" in text
+        assert keys <= made[name][0]
+        assert made[name][1] == ("tls.crt" in keys)
+
+
 # ---- scaling
 
 @every_overlay
