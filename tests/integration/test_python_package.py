@@ -1,5 +1,6 @@
 """The Python package as its users have it: a wheel, installed into an environment of its own."""
 
+import re
 import subprocess
 import sys
 import sysconfig
@@ -70,3 +71,9 @@ def test_the_cpp_example_runs(server):
     """Also built against the installed library, by tests/install."""
     example = harness.PROGRAMS / "blockserve_example_generate"
     assert len(run(example, server.address, "The little dog").strip()) > 20
+
+
+def test_what_quickstart_prints_runs(python, server, tmp_path):
+    text = (harness.ROOT / "scripts" / "quickstart").read_text()
+    snippet = re.search(r"(?ms)<<'PYTHON'\n(.*?)^PYTHON$", text).group(1)
+    assert run(python, "-c", snippet.replace("$address", server.address), cwd=tmp_path).strip()
