@@ -216,6 +216,28 @@ TEST_F(CudaSampler, DrawsWhatTheCpuDrawsFromAWholeVocabulary) {
   ExpectEqualDraws(LogitsWithTies(50304, 4.0f), cases);
 }
 
+TEST_F(CudaSampler, DrawsWhatTheCpuDrawsWhereMoreIdsAreCloseThanFitIntoSharedMemory) {
+  const int32_t vocab = 9000;
+  std::vector<float> steep = LogitsWithTies(vocab, 1.0f);
+  // As far apart as floats can be, and ids whose weight is nothing.
+  for (int32_t i = 0; i < vocab; i += 7) steep[i] *= 3e37f;
+  std::vector<float> few_values(vocab);
+  for (int32_t i = 0; i < vocab; ++i) few_values[i] = static_cast<float>(i * 37 % 11 / 4) - 1.0f;
+  for (const std::vector<float>& logits : {LogitsWithTies(vocab, 1.0f), steep, few_values}) {
+    std::vector<Case> cases;
+    for (const float temperature : {0.5f, 2.0f, 1e37f}) {
+      for (const auto& [top_k, top_p] : std::vector<std::pair<int32_t, float>>{
+               {0, 0.95f}, {0, 0.4f}, {2048, 1.0f}, {2049, 1.0f}, {4500, 0.9f}, {8999, 1.0f}}) {
+        Case c;
+        c.sampling = {temperature, top_k, top_p, 0.0f};
+        c.position = static_cast<int64_t>(cases.size());
+        cases.push_back(c);
+      }
+    }
+    ExpectEqualDraws(logits, cases);
+  }
+}
+
 TEST_F(CudaSampler, DrawsWhatTheCpuDrawsFromAnyNumberOfIds) {
   for (const int32_t vocab : {1, 2, 17, 33, 3000}) {
     std::vector<Case> cases;

@@ -126,6 +126,7 @@ inline uint32_t __umulhi(uint32_t a, uint32_t b) {
   return static_cast<uint32_t>(uint64_t{a} * b >> 32);
 }
 inline int __ffs(uint32_t x) { return x == 0 ? 0 : std::countr_zero(x) + 1; }
+inline int __clz(uint32_t x) { return std::countl_zero(x); }
 inline int __popc(uint32_t x) { return std::popcount(x); }
 
 namespace blockserve::cuda {

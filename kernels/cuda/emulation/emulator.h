@@ -50,7 +50,7 @@ void SyncWarp(int line);
 
 // The words that every lane of the warp passed. All lanes take part. They stay until the lane's
 // second exchange from here.
-inline constexpr int kExchangeWords = 4;
+inline constexpr int kExchangeWords = 5;
 const uint64_t (*Exchange(const uint64_t* words, int count, int line))[kExchangeWords];
 // Bit i: whether lane i passed true.
 uint32_t Ballot(bool value, int line);

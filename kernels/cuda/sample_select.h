@@ -1,0 +1,283 @@
+// Selection of the best ids of a row, by count or by mass (docs/sampling.md, section 4), and of an
+// id by its place in the running sum. For the .cu file that holds Sample. Whatever the order of the
+// threads, results are the same: shares are whole numbers.
+#ifndef BLOCKSERVE_KERNELS_CUDA_SAMPLE_SELECT_H_
+#define BLOCKSERVE_KERNELS_CUDA_SAMPLE_SELECT_H_
+
+#include "kernels/cuda/sample_block.h"
+
+namespace blockserve::cuda {
+
+// --- The order by logit descending, then id ascending
+
+// Whole numbers in the order of the values; -0 is 0.
+__device__ inline uint32_t OrderKey(float value) {
+  const uint32_t bits = __float_as_uint(value + 0.0f);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+__device__ inline float ValueOfKey(uint32_t key) {
+  return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key);
+}
+
+// A beginning of the order: what lies before `key`, and of its equals the ids up to `last`.
+struct Beginning {
+  uint32_t key = 0;
+  int32_t last = 0x7fffffff;
+  __device__ bool Has(uint32_t other, int32_t id) const {
+    return other > key || (other == key && id <= last);
+  }
+};
+
+// Ids [begin, end) in one piece a warp: whole groups of lanes.
+struct Pieces {
+  int32_t begin;
+  int32_t end;
+  int32_t size;
+
+  __device__ Pieces(int32_t begin, int32_t end)
+      : begin(begin), end(end), size((end - begin + Threads() - 1) / Threads() * kWarp) {}
+
+  // Leaves the sum of share(id) over each piece in shared.masses; returns that over all.
+  template <typename Share>
+  __device__ Mass Sum(const Share& share, SampleShared& shared) const {
+    const int32_t first = begin + static_cast<int32_t>(threadIdx.x) / kWarp * size;
+    const int32_t last = first + size < end ? first + size : end;
+    Mass sum = 0;
+#pragma unroll 4
+    for (int32_t i = first + threadIdx.x % kWarp; i < last; i += kWarp) sum += share(i);
+    return BlockSum(sum, shared);
+  }
+
+  // The piece, by the sums that Sum left, at which the running sum exceeds `target`, from which
+  // what comes before is taken off.
+  __device__ Pieces Find(Mass& target, const SampleShared& shared) const {
+    int chosen = 0;
+    while (chosen < Warps() - 1 && shared.masses[chosen] <= target) {
+      target -= shared.masses[chosen++];
+    }
+    const int32_t first = begin + chosen * size;
+    return Pieces(first, first + size < end ? first + size : end);
+  }
+};
+
+// The first id, in ascending order, at which the running sum of share(id) exceeds `target`; the sum
+// of all does. The sums of `pieces` are in shared.masses: the piece is found, every warp takes a
+// piece of that, and one warp walks the last.
+template <typename Share>
+__device__ int32_t FindId(const Pieces& pieces, Mass target, const Share& share,
+                          SampleShared& shared) {
+  const Pieces inner = pieces.Find(target, shared);
+  inner.Sum(share, shared);
+  const Pieces last = inner.Find(target, shared);
+  const int lane = threadIdx.x % kWarp;
+  if (threadIdx.x < kWarp) {
+    for (int32_t first = last.begin; first < last.end; first += kWarp) {
+      Mass sum = first + lane < last.end ? share(first + lane) : 0;
+      for (int step = 1; step < kWarp; step *= 2) {
+        const Mass other = __shfl_up_sync(kAllLanes, sum, step);
+        if (lane >= step) sum += other;
+      }
+      const uint32_t beyond = __ballot_sync(kAllLanes, sum > target);
+      if (beyond != 0) {
+        if (lane == 0) shared.found = first + __ffs(beyond) - 1;
+        break;
+      }
+      target -= __shfl_sync(kAllLanes, sum, kWarp - 1);
+    }
+  }
+  __syncthreads();
+  return shared.found;
+}
+
+// --- Selection of a beginning of the order
+//
+// The last key of the beginning is what is looked for. Passes over the logits narrow the keys among
+// which it is, until few ids have them: those go to shared memory, where digits of eight bits of
+// the key are told one after another.
+
+// Keys [lowest, end), of which one is the last of the beginning.
+struct KeyRange {
+  uint32_t lowest;
+  uint32_t end;
+  Mass before;    // the shares of the keys from `end` on
+  int32_t count;  // the ids in the range, or more
+};
+
+// The part of the range, between two of the cuts (descending; the range's end is before them, its
+// lowest after), in which the last key is.
+template <typename Share>
+__device__ KeyRange Narrow(const float* values, int32_t n, const Beginning& within,
+                           const KeyRange& range, const uint32_t* cuts, Mass wanted,
+                           const Share& share, SampleShared& shared) {
+  CutSums sums = {};
+  ForEachLogit(values, n, [&](int32_t id, float value) {
+    const uint32_t key = OrderKey(value);
+    if (key < cuts[kCuts - 1] || key >= range.end || !within.Has(key, id)) return;
+    const Mass mass = share(id, value);
+#pragma unroll
+    for (int j = 0; j < kCuts; ++j) {
+      if (key < cuts[j]) continue;
+      sums.masses[j] += mass;
+      ++sums.counts[j];
+    }
+  });
+  sums = BlockJoin(sums, shared.cut_sums, [](const CutSums& a, const CutSums& b) {
+    CutSums joined;
+    for (int j = 0; j < kCuts; ++j) {
+      joined.masses[j] = a.masses[j] + b.masses[j];
+      joined.counts[j] = a.counts[j] + b.counts[j];
+    }
+    return joined;
+  });
+  KeyRange part = range;
+  int32_t counted = 0;
+  for (int j = 0; j < kCuts; ++j) {
+    const Mass upto = range.before + sums.masses[j];
+    if (upto >= wanted) {
+      part.lowest = cuts[j];
+      part.count = sums.counts[j] - counted;
+      return part;
+    }
+    part.end = cuts[j];
+    part.before = upto;
+    counted = sums.counts[j];
+  }
+  part.count = range.count - counted;
+  return part;
+}
+
+// Cuts at thirds of the range: of its values, which lie closer than keys do where the range has
+// zero in it, or, every other time and where values are not finite, of its keys, which end.
+__device__ inline void CutInThirds(const KeyRange& range, bool by_value, uint32_t* cuts) {
+  const float low = ValueOfKey(range.lowest);
+  const float high = ValueOfKey(range.end - 1);
+  by_value = by_value && IsFinite(low) && IsFinite(high - low);
+#pragma unroll
+  for (int j = 0; j < kCuts; ++j) {
+    const int part = kCuts - 1 - j;
+    uint32_t key =
+        range.lowest + static_cast<uint32_t>(uint64_t{range.end - range.lowest} * part / kCuts);
+    if (by_value && part > 0) {
+      key = OrderKey(low + (high - low) * (static_cast<float>(part) / kCuts));
+      key = key < range.lowest ? range.lowest : key;
+      key = key < range.end ? key : range.end - 1;
+    }
+    cuts[j] = key;
+  }
+}
+
+// The last key of the beginning among the candidates, of which each has a key of the range. Leaves
+// in `wanted` what is wanted of its equals, and in `of_equals` what they have.
+__device__ inline uint32_t SelectCandidate(const KeyRange& range, Mass& wanted, Mass& of_equals,
+                                           SampleShared& shared) {
+  constexpr int kBinsPerLane = kBins / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  const auto mass_of_bin = [&](int bin) {
+    return (static_cast<Mass>(shared.high_bins[bin]) << kLowMassBits) + shared.low_bins[bin];
+  };
+  // Keys from the range's lowest on, moved up so that the first digit has as many values as can be.
+  const int spare_bits = __clz(range.end - range.lowest - 1);
+  uint32_t found = 0;
+  uint32_t known = 0;  // bits of `found` that are
+  for (int shift = 24; shift > spare_bits - 8; shift -= 8) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < kBins; i += Threads()) {
+      shared.low_bins[i] = 0;
+      shared.high_bins[i] = 0;
+    }
+    __syncthreads();
+    for (int32_t i = threadIdx.x; i < shared.num_candidates; i += Threads()) {
+      const uint32_t moved = (shared.candidate_keys[i] - range.lowest) << spare_bits;
+      if (((moved ^ found) & known) != 0) continue;
+      const Mass mass = shared.candidate_masses[i];
+      const uint32_t bin = moved >> shift & 0xffu;
+      const uint32_t high = static_cast<uint32_t>(mass >> kLowMassBits);
+      atomicAdd(&shared.low_bins[bin],
+                static_cast<uint32_t>(mass) & ((uint32_t{1} << kLowMassBits) - 1));
+      if (high > 0) atomicAdd(&shared.high_bins[bin], high);
+    }
+    __syncthreads();
+    if (threadIdx.x < kWarp) {
+      // Lane l has the bins 255 - 8 l down to 248 - 8 l.
+      Mass sum = 0;
+      for (int j = 0; j < kBinsPerLane; ++j)
+        sum += mass_of_bin(kBins - 1 - lane * kBinsPerLane - j);
+      Mass upto = sum;
+      for (int step = 1; step < kWarp; step *= 2) {
+        const Mass other = __shfl_up_sync(kAllLanes, upto, step);
+        if (lane >= step) upto += other;
+      }
+      const uint32_t enough = __ballot_sync(kAllLanes, upto >= wanted);
+      if (lane == __ffs(enough) - 1) {
+        Mass left = wanted - (upto - sum);
+        int bin = kBins - 1 - lane * kBinsPerLane;
+        while (left > mass_of_bin(bin)) left -= mass_of_bin(bin--);
+        shared.found = bin;
+        shared.found_mass = left;
+      }
+    }
+    __syncthreads();
+    wanted = shared.found_mass;
+    of_equals = mass_of_bin(shared.found);
+    found |= static_cast<uint32_t>(shared.found) << shift;
+    known |= 0xffu << shift;
+  }
+  return range.lowest + (found >> spare_bits);
+}
+
+// The shortest beginning of the order, of the ids below n that `within` has, whose shares add up to
+// `wanted`; the shares of all of them do. Share: (id, value) -> Mass, equal for equal values, at
+// most kMassUnits. Looked at first are values within 4, 8 and 16 times `temperature` of the
+// largest.
+template <typename Share>
+__device__ Beginning Select(const float* values, int32_t n, const Beginning& within, float largest,
+                            float temperature, Mass wanted, const Share& share,
+                            SampleShared& shared) {
+  KeyRange range = {0, OrderKey(largest) + 1, 0, n};
+  for (int pass = 0;; ++pass) {
+    uint32_t cuts[kCuts];
+    if (pass == 0) {
+      for (int j = 0; j < kCuts; ++j) {
+        cuts[j] = OrderKey(largest - static_cast<float>(4 << j) * temperature);
+      }
+    } else {
+      CutInThirds(range, pass % 2 == 1, cuts);
+    }
+    range = Narrow(values, n, within, range, cuts, wanted, share, shared);
+    if (range.count <= kMaxCandidates || range.end - range.lowest == 1) break;
+  }
+  wanted -= range.before;
+  uint32_t key = range.lowest;
+  Mass of_equals = range.count * share(-1, ValueOfKey(key));
+  if (range.end - range.lowest > 1) {
+    if (threadIdx.x == 0) shared.num_candidates = 0;
+    __syncthreads();
+    ForEachLogit(values, n, [&](int32_t id, float value) {
+      const uint32_t other = OrderKey(value);
+      if (other < range.lowest || other >= range.end || !within.Has(other, id)) return;
+      const int32_t at = atomicAdd(&shared.num_candidates, 1);
+      shared.candidate_keys[at] = other;
+      shared.candidate_masses[at] = share(id, value);
+    });
+    key = SelectCandidate(range, wanted, of_equals, shared);
+  }
+  // How many of the equals: all, mostly.
+  const Mass each = share(-1, ValueOfKey(key));
+  const Mass count = (wanted + each - 1) / each;
+  Beginning beginning{key, 0x7fffffff};
+  if (count * each < of_equals) {
+    const auto equal = [&](int32_t i) -> Mass {
+      return OrderKey(values[i]) == key && within.Has(key, i) ? 1 : 0;
+    };
+    const Pieces pieces(0, n);
+    pieces.Sum(equal, shared);
+    beginning.last = FindId(pieces, count - 1, equal, shared);
+  } else if (within.key == key) {
+    beginning.last = within.last;
+  }
+  return beginning;
+}
+
+}  // namespace blockserve::cuda
+
+#endif  // BLOCKSERVE_KERNELS_CUDA_SAMPLE_SELECT_H_
