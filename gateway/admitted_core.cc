@@ -281,13 +281,13 @@ void AdmittedCore::ForgetAndTell(const std::shared_ptr<Ticket>& ticket,
   ticket->Tell(outcome);
 }
 
-void AdmittedCore::Cancel(GenerationId id) {
-  loop_.Post([this, alive = alive_, id] {
+void AdmittedCore::Cancel(GenerationId id, absl::Status why) {
+  loop_.Post([this, alive = alive_, id, why = std::move(why)] {
     if (!*alive) return;
     const std::shared_ptr<Ticket> ticket = Find(id);
     if (ticket == nullptr) return;
-    if (ticket->inner.has_value()) core_.Cancel(*ticket->inner);
-    Forget(*ticket, absl::CancelledError("the client has gone"));
+    if (ticket->inner.has_value()) core_.Cancel(*ticket->inner, why);
+    Forget(*ticket, why);
   });
 }
 
@@ -338,10 +338,11 @@ void AdmittedCore::CutSlowReaders() {
   }
   for (const GenerationId id : slow) {
     const std::shared_ptr<Ticket> ticket = Find(id);
-    core_.Cancel(*ticket->inner);
-    ForgetAndTell(ticket, absl::AbortedError(absl::StrCat(
-                              "cut off: the client has not read what waits for it for ",
-                              absl::FormatDuration(options_.slow_reader_timeout))));
+    const absl::Status why =
+        absl::AbortedError(absl::StrCat("cut off: the client has not read what waits for it for ",
+                                        absl::FormatDuration(options_.slow_reader_timeout)));
+    core_.Cancel(*ticket->inner, why);
+    ForgetAndTell(ticket, why);
   }
 }
 

@@ -51,7 +51,7 @@ class AdmittedCore final : public GenerationCore {
 
   GenerationId Generate(GenerationRequest request, std::shared_ptr<GenerationSink> sink) override;
   GenerationId Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) override;
-  void Cancel(GenerationId id) override;
+  void Cancel(GenerationId id, absl::Status why) override;
   void Resume(GenerationId id) override;
   void OnRefused(const RefusedRequest& refused) override;
   void FillModelStatus(v1::GetModelResponse& response) const override {

@@ -119,7 +119,7 @@ TEST_F(AdmittedCoreTest, QueuedRequestsAreRefusedBeforeTheirDeadline) {
   EXPECT_EQ(waits.sink->done, 1);
   EXPECT_EQ(waits.sink->status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_TRUE(RetryAfter(waits.sink->status).has_value());
-  admitted_->Cancel(first.id);
+  admitted_->Cancel(first.id, ClientHasGone());
   loop_.Advance(absl::Milliseconds(1));
 }
 
@@ -129,7 +129,7 @@ TEST_F(AdmittedCoreTest, ClientsThatGoAreTakenOutOfTheQueueAndOffTheTiers) {
   std::vector<Stream> streams;
   for (uint64_t i = 0; i < 10; ++i) streams.push_back(Ask(Request(5, 2000, i)));
   loop_.Advance(absl::Milliseconds(100));
-  for (const Stream& stream : streams) admitted_->Cancel(stream.id);
+  for (const Stream& stream : streams) admitted_->Cancel(stream.id, ClientHasGone());
   loop_.Advance(absl::Seconds(1));
   EXPECT_EQ(Count(absl::StatusCode::kCancelled), 10);
   EXPECT_EQ(admitted_->live_requests(), 0);

@@ -114,7 +114,7 @@ TEST_F(AuditTest, AuditsSurviveLosses) {
   loop_.Advance(absl::Milliseconds(20));
   blocks_[0]->Kill();
   loop_.Advance(absl::Milliseconds(20));
-  core_->Cancel(streams[3].id);
+  core_->Cancel(streams[3].id, ClientHasGone());
   workers_[0]->Restart();
   workers_[1]->Freeze();
   blocks_[0]->Restart();

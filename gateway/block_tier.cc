@@ -173,9 +173,10 @@ std::vector<WorkerStatus> BlockTier::WorkerStatuses() const {
     if (!status.connected) continue;
     status.batch = static_cast<int32_t>(status.in_flight);
     status.steps = replica->load.steps();
-    status.busy_share = replica->load.busy_share();
     status.pages = replica->pages;
     status.free_pages = replica->free_pages;
+    if (status.in_flight == 0 && loop_.Now() - replica->last_heard > kLoadGoodFor) continue;
+    status.busy_share = replica->load.busy_share();
   }
   return statuses;
 }

@@ -176,7 +176,7 @@ void Core::BindWaiting() {
   }
 }
 
-void Core::Cancel(GenerationId id) {
+void Core::Cancel(GenerationId id, absl::Status /*why*/) {
   loop_.Post([this, alive = alive_, id] {
     if (!*alive) return;
     const auto found = runs_.find(id);

@@ -40,7 +40,7 @@ class Core final : public GenerationCore {
 
   GenerationId Generate(GenerationRequest request, std::shared_ptr<GenerationSink> sink) override;
   GenerationId Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) override;
-  void Cancel(GenerationId id) override;
+  void Cancel(GenerationId id, absl::Status why) override;
   void Resume(GenerationId id) override;
   void FillModelStatus(v1::GetModelResponse& response) const override;
   absl::Time Now() const override { return loop_.Now(); }

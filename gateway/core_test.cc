@@ -113,15 +113,15 @@ TEST_F(CoreTest, CancelStopsWorkAndFreesSequencesAtOnce) {
   const Stream stream = Generate(request);
   ASSERT_TRUE(loop_.RunUntil([&] { return stream.sink->tokens[2].size() >= 8; }));
   EXPECT_EQ(blocks_[0]->sequences.size(), 3u);
-  core_->Cancel(stream.id);
+  core_->Cancel(stream.id, ClientHasGone());
   loop_.Advance(absl::Milliseconds(5));
   EXPECT_EQ(blocks_[0]->sequences.size(), 0u);
   const int rows = workers_[0]->rows;
   ExpectNothingLeft();
   EXPECT_EQ(stream.sink->done, 0);
   EXPECT_EQ(workers_[0]->rows, rows);
-  core_->Cancel(stream.id);
-  core_->Cancel(12345);
+  core_->Cancel(stream.id, ClientHasGone());
+  core_->Cancel(12345, ClientHasGone());
   loop_.RunReady();
 }
 
@@ -131,7 +131,7 @@ TEST_F(CoreTest, CancelWhileOpening) {
   const Stream stream = Generate(Request(4, 40, 11));
   loop_.RunReady();
   EXPECT_EQ(core_->block_tier().sequences(), 1);
-  core_->Cancel(stream.id);
+  core_->Cancel(stream.id, ClientHasGone());
   ExpectNothingLeft();
 }
 
@@ -293,7 +293,7 @@ TEST_F(CoreTest, DeadlineEndsARequestThatWaitsForRoom) {
   ASSERT_TRUE(RunUntilDone({second}));
   EXPECT_EQ(second.sink->status.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_EQ(second.sink->started, 0);
-  core_->Cancel(first.id);
+  core_->Cancel(first.id, ClientHasGone());
   ExpectNothingLeft();
 }
 

@@ -246,7 +246,7 @@ TEST_F(FailoverTest, RandomFaultsChangeNoToken) {
         case 13:
           if (random() % 20 == 0) {
             const size_t victim = random() % streams.size();
-            core_->Cancel(streams[victim].id);
+            core_->Cancel(streams[victim].id, ClientHasGone());
             cancelled.insert(victim);
           }
           break;

@@ -30,7 +30,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Start(
     if (resume) call->paused_ = false;
   }
   if (gone) {
-    core->Cancel(id);
+    core->Cancel(id, ClientHasGone());
   } else if (resume) {
     core->Resume(id);
   }
@@ -115,7 +115,7 @@ void GenerateCall::Stop() {
     waiting_.clear();
     cancel = id_;
   }
-  if (cancel.has_value()) core_->Cancel(*cancel);
+  if (cancel.has_value()) core_->Cancel(*cancel, ClientHasGone());
 }
 
 void GenerateCall::Pump() {

@@ -116,6 +116,8 @@ struct RefusedRequest {
 // Names a request in the core; unique in the process.
 using GenerationId = uint64_t;
 
+inline absl::Status ClientHasGone() { return absl::CancelledError("the client has gone"); }
+
 class GenerationCore {
  public:
   virtual ~GenerationCore() = default;
@@ -123,8 +125,9 @@ class GenerationCore {
   virtual GenerationId Generate(GenerationRequest request,
                                 std::shared_ptr<GenerationSink> sink) = 0;
   virtual GenerationId Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) = 0;
-  // The client has gone: work stops, nothing more is delivered. Unknown ids are ignored.
-  virtual void Cancel(GenerationId id) = 0;
+  // Nobody wants it any more: work stops, nothing more is delivered. Unknown ids are ignored. `why`
+  // is what the log and metrics tell.
+  virtual void Cancel(GenerationId id, absl::Status why) = 0;
   // The sink wants more again.
   virtual void Resume(GenerationId id) = 0;
   // A front has refused a request (malformed, without a key, …) before it came here: it is counted,

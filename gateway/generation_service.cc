@@ -61,7 +61,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
       call->id_ = id;
       gone = call->gone_;
     }
-    if (gone) core->Cancel(id);
+    if (gone) core->Cancel(id, ClientHasGone());
     return call.get();
   }
 
@@ -83,7 +83,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
       cancel = id_;
       finish = !std::exchange(finished_, true);
     }
-    if (cancel.has_value()) core_->Cancel(*cancel);
+    if (cancel.has_value()) core_->Cancel(*cancel, ClientHasGone());
     if (finish) Finish(grpc::Status::CANCELLED);
   }
 

@@ -34,7 +34,7 @@ class FakeCore : public GenerationCore {
     on_score(request, sink);
     return 8;
   }
-  void Cancel(GenerationId id) override {
+  void Cancel(GenerationId id, absl::Status /*why*/) override {
     cancelled_id = id;
     cancelled.Notify();  // aborts on a second call
   }

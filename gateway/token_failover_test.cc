@@ -132,6 +132,20 @@ TEST_F(TokenFailoverTest, ABusyTierIsNotGivenTheSameWorkTwice) {
   ExpectAllExact(more);
 }
 
+TEST_F(TokenFailoverTest, AWorkerThatHasNothingToTellIsNotShownBusyForEver) {
+  MakeCore(1, 1);
+  workers_[0]->busy_share = 0.9f;
+  std::vector<Stream> streams = Load(2, 40);
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(core_->token_tier().WorkerStatuses()[0].busy_share, 0.9f);
+  loop_.Advance(kLoadGoodFor + absl::Seconds(1));
+  const WorkerStatus status = core_->token_tier().WorkerStatuses()[0];
+  EXPECT_TRUE(status.connected);
+  EXPECT_EQ(status.busy_share, 0);
+  EXPECT_EQ(status.batch, 0);
+  EXPECT_GT(status.steps, 0u);
+}
+
 // It is given to three workers, the third alone; the others keep theirs.
 TEST_F(TokenFailoverTest, ARowThatHangsWorkersEndsItsRequestAlone) {
   MakeCore(1, 6);

@@ -115,6 +115,7 @@ std::vector<WorkerStatus> TokenTier::WorkerStatuses() const {
     status.in_flight = static_cast<int64_t>(worker->attempts.size());
     if (!status.connected) continue;
     status.steps = worker->load.steps();
+    if (status.in_flight == 0 && loop_.Now() - worker->load_told > kLoadGoodFor) continue;
     status.batch = worker->load.running();
     status.busy_share = worker->load.busy_share();
   }
@@ -151,6 +152,7 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   worker.TakeOutgoing();
   worker.ping.Reset(hello.tier().answers_pings());
   worker.load = first.load();
+  worker.load_told = loop_.Now();
   // What it runs and what it lets wait; room is left for other gateways.
   worker.best_rows = std::max(1, hello.max_rows());
   worker.most_in_flight = std::max(1, hello.max_rows() + hello.max_queued_rows() / 2);
@@ -164,6 +166,7 @@ void TokenTier::OnMessage(Worker& worker, v1::TokenReplyBatch batch) {
   if (batch.has_load()) {
     if (batch.load().steps() != worker.load.steps()) worker.progress.Progress(loop_.Now());
     worker.load = batch.load();
+    worker.load_told = loop_.Now();
   }
   if (batch.draining() && !worker.member.draining) {
     worker.member.draining = true;

@@ -41,6 +41,7 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   int32_t most_in_flight = 0;
   int32_t best_rows = 0;  // its best batch
   v1::TokenLoad load;
+  absl::Time load_told = absl::InfinitePast();
   WorkerHealth health;
   ProgressWatch progress;
   PingWatch ping;

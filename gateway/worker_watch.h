@@ -75,6 +75,10 @@ class WorkerHealth {
   int32_t allowed_ = 0;
 };
 
+// How long what a worker has told of its load is believed where it has nothing of ours to answer:
+// its own shares are of the last 5 s.
+inline constexpr absl::Duration kLoadGoodFor = absl::Seconds(5);
+
 // Whether a worker that has work goes on with it. Times during which the gateway itself did not run
 // do not count.
 class ProgressWatch {

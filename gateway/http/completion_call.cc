@@ -378,7 +378,8 @@ void CompletionCall::ReleaseWindow(int64_t blocks) {
 
 void CompletionCall::Fail(const absl::Status& status) {
   over_ = true;
-  CancelAll();
+  // The other prompts of its list: what became of the one became of all.
+  CancelAll(status);
   if (streaming_) {
     out_ += OpenAiErrorEvent(status);
     exchange_->Write(std::exchange(out_, {}));
@@ -392,7 +393,8 @@ void CompletionCall::Fail(const absl::Status& status) {
 
 void CompletionCall::OnLost(HttpLoss loss) {
   if (std::exchange(over_, true)) return;
-  CancelAll();
+  CancelAll(loss == HttpLoss::kServerStops ? absl::UnavailableError("the gateway is stopping")
+                                           : ClientHasGone());
   switch (loss) {
     case HttpLoss::kClientGone:
       LogInfo(absl::StrCat("request ", request_id_, ": 499, the client has closed the connection"));
@@ -406,14 +408,14 @@ void CompletionCall::OnLost(HttpLoss loss) {
   }
 }
 
-void CompletionCall::CancelAll() {
+void CompletionCall::CancelAll(const absl::Status& why) {
   {
     MutexLock lock(&mutex_);
     closed_ = true;
     queue_.clear();
   }
   for (Prompt& prompt : prompts_) {
-    if (prompt.running != 0) core_->Cancel(std::exchange(prompt.running, 0));
+    if (prompt.running != 0) core_->Cancel(std::exchange(prompt.running, 0), why);
   }
 }
 

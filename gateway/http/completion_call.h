@@ -95,7 +95,7 @@ class CompletionCall final : public std::enable_shared_from_this<CompletionCall>
 
   void Fail(const absl::Status& status);
   void OnLost(HttpLoss loss);
-  void CancelAll();
+  void CancelAll(const absl::Status& why);
   void SendAnswer();
   OpenAiUsage TotalUsage() const;
   std::string EventId() const;

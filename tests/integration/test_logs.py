@@ -18,8 +18,9 @@ SPAN = "b7ad6b7169203331"
 
 
 def lines(server):
-    """Every line of a program's log is one JSON object."""
-    return [json.loads(line) for line in server.log().splitlines()]
+    """Every line of a program's log is one JSON object, but the one of serve for people."""
+    return [json.loads(line) for line in server.log().splitlines()
+            if not line.startswith("blockserve serves ")]
 
 
 def events(server, message):
@@ -69,6 +70,22 @@ def test_a_refused_request_leaves_a_line_too(tiers):
         "bad-generate": ("generate", "sampling.temperature"),
         "bad-score": ("score", "top_logprobs"), "bad-http": ("generate", "n")}
     assert all(line["outcome"] == "INVALID_ARGUMENT" for line in by_id.values())
+
+
+def test_a_list_of_prompts_that_fails_is_not_told_as_its_clients_leaving(launcher, tmp_path):
+    limits = tmp_path / "limits.json"
+    limits.write_text(json.dumps({"keys": {"": {"max_requests": 3}}}), encoding="utf-8")
+    server = http_tools.serve(launcher, MODEL, JSON, f"--limits-file={limits}")
+    # Beside a stream that runs there is room for two of three.
+    with server.connect() as running:
+        running.sendall(http_tools.post("/v1/completions", {
+            "prompt": [3] * 9, "max_tokens": 4000, "ignore_eos": True, "stream": True}))
+        assert running.recv(1000)
+        status, error = server.refusal(prompt=[[1], [2], [3]], max_tokens=4000, ignore_eos=True)
+        assert status == 429 and "requests are in flight" in error["message"]
+        harness.wait_until(lambda: len(events(server.server, "request finished")) >= 3, "lines")
+        outcomes = [line["outcome"] for line in events(server.server, "request finished")]
+        assert outcomes == ["RESOURCE_EXHAUSTED"] * 3
 
 
 def test_lines_of_the_grpc_library_have_the_same_form(launcher, tmp_path):
