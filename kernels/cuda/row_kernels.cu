@@ -24,18 +24,31 @@ absl::Status Invalid(const char* name, absl::string_view what) {
 
 // --- LayerNorm: a warp a row. Lane l takes the groups of four elements l, l + 32, …
 
+// Groups of a lane that stay in registers; those of wider rows are read again where they are used.
+constexpr int kKeptGroups = 8;
+
+// `count` elements, four or what is left of the row, from `i` on.
 template <typename T>
-__device__ void NormalizeGroup(const LayerNormArgs::Output& output, int64_t row, int64_t i,
-                               int count, const float* x, float mean, float scale) {
+__device__ void NormalizeGroup(const LayerNormArgs::Output& output, int64_t row, int i, int count,
+                               const float* x, float mean, float scale) {
+  if (output.y == nullptr) return;
   T* y = static_cast<T*>(output.y) + row * output.y_stride + i;
-  float values[4];
-  for (int j = 0; j < count; ++j) {
-    values[j] = __fmaf_rn((x[j] - mean) * scale, output.weight[i + j], output.bias[i + j]);
-  }
+  const auto normalized = [&](int j, float weight, float bias) {
+    return __fmaf_rn((x[j] - mean) * scale, weight, bias);
+  };
   if (count == 4) {
+    float weight[4];
+    float bias[4];
+    Load4(output.weight + i, weight);
+    Load4(output.bias + i, bias);
+    float values[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) values[j] = normalized(j, weight[j], bias[j]);
     Store4(y, values);
   } else {
-    for (int j = 0; j < count; ++j) y[j] = FromFloat<T>(values[j]);
+    for (int j = 0; j < count; ++j) {
+      y[j] = FromFloat<T>(normalized(j, output.weight[i + j], output.bias[i + j]));
+    }
   }
 }
 
@@ -45,40 +58,52 @@ __global__ void __launch_bounds__(kThreads) LayerNormKernel(LayerNormArgs args) 
   if (row >= args.rows) return;
   const int lane = threadIdx.x % kWarp;
   const float* x = args.x + row * args.x_stride;
-  const int64_t width = args.width;
-  // The elements of group i, and how many there are: fewer than four at the end of the row.
-  const auto load = [&](int64_t i, float* values) {
-    const int count = width - i < 4 ? static_cast<int>(width - i) : 4;
-    if (count == 4) {
-      Load4(x + i, values);
-    } else {
-      for (int j = 0; j < count; ++j) values[j] = x[i + j];
-    }
-    return count;
-  };
-  float values[4];
-  float sum = 0.0f;
-  for (int64_t i = lane * 4; i < width; i += kWarp * 4) {
-    const int count = load(i, values);
-    for (int j = 0; j < count; ++j) sum += values[j];
+  const int groups = static_cast<int>(args.width / 4);
+  float kept[kKeptGroups][4];
+#pragma unroll
+  for (int g = 0; g < kKeptGroups; ++g) {
+    const int group = lane + g * kWarp;
+    if (group < groups) Load4(x + 4 * group, kept[g]);
   }
-  const float mean = __fdiv_rn(WarpSum(sum), static_cast<float>(width));
+  // The rest of the row, fewer than four, is the last group of its lane.
+  const int rest_count = lane == groups % kWarp ? static_cast<int>(args.width % 4) : 0;
+  float rest[3];
+  for (int j = 0; j < rest_count; ++j) rest[j] = x[4 * groups + j];
+  // take(first element, count, elements) for the lane's groups.
+  const auto for_each_group = [&](const auto& take) {
+#pragma unroll
+    for (int g = 0; g < kKeptGroups; ++g) {
+      const int group = lane + g * kWarp;
+      if (group < groups) take(4 * group, 4, kept[g]);
+    }
+#pragma unroll 4
+    for (int group = lane + kKeptGroups * kWarp; group < groups; group += kWarp) {
+      float values[4];
+      Load4(x + 4 * group, values);
+      take(4 * group, 4, values);
+    }
+    if (rest_count > 0) take(4 * groups, rest_count, rest);
+  };
+
+  float sum = 0.0f;
+  for_each_group([&](int /*i*/, int count, const float* values) {
+    for (int j = 0; j < count; ++j) sum += values[j];
+  });
+  const float mean = __fdiv_rn(WarpSum(sum), static_cast<float>(args.width));
   float squares = 0.0f;
-  for (int64_t i = lane * 4; i < width; i += kWarp * 4) {
-    const int count = load(i, values);
+  for_each_group([&](int /*i*/, int count, const float* values) {
     for (int j = 0; j < count; ++j) {
       const float d = values[j] - mean;
       squares = __fmaf_rn(d, d, squares);
     }
-  }
-  const float variance = __fdiv_rn(WarpSum(squares), static_cast<float>(width));
+  });
+  const float variance = __fdiv_rn(WarpSum(squares), static_cast<float>(args.width));
   const float scale = __fdiv_rn(1.0f, __fsqrt_rn(variance + args.epsilon));
-  for (int64_t i = lane * 4; i < width; i += kWarp * 4) {
-    const int count = load(i, values);
+  for_each_group([&](int i, int count, const float* values) {
     for (const LayerNormArgs::Output& output : args.outputs) {
-      if (output.y != nullptr) NormalizeGroup<T>(output, row, i, count, values, mean, scale);
+      NormalizeGroup<T>(output, row, i, count, values, mean, scale);
     }
-  }
+  });
 }
 
 // --- GELU: eight elements a thread.

@@ -30,7 +30,7 @@ struct LayerNormArgs {
   int64_t x_stride = 0;                  // a multiple of 4
   ElementType type = ElementType::kF32;  // of every y
   struct Output {
-    const float* weight = nullptr;  // [width]
+    const float* weight = nullptr;  // [width], at a multiple of 16 bytes, as `bias`
     const float* bias = nullptr;    // [width]
     void* y = nullptr;              // [rows, y_stride]; nullptr: no such output. May be x, if kF32
     int64_t y_stride = 0;           // padding is left as it is

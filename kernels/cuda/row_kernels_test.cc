@@ -16,7 +16,7 @@ constexpr float kUntouched = -7.0f;
 
 TEST_P(RowKernels, LayerNormMatchesTheReferenceAndSharesItsStatistics) {
   std::mt19937 random(1);
-  for (const int64_t width : {1, 5, 16, 48, 100, 129, 768}) {
+  for (const int64_t width : {1, 5, 16, 48, 100, 129, 768, 1023, 1026, 2050}) {
     SCOPED_TRACE(absl::StrCat("width ", width));
     const int64_t rows = 5;
     const int64_t stride = PadElements(width);
