@@ -65,13 +65,15 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
   const int last = sequence.position + count - 1;
   const int chunks = last / kChunk + 1;
   const Bf16* kv = static_cast<const Bf16*>(args.kv);
+  // Rows of keys lie kSize apart: heads of these sizes are not padded.
   const auto row_of = [&](int position) {
     const int page = strides.PageOf(position);
     return kv + strides.KeysOffset(pages[page], head) +
-           int64_t{position - page * strides.page_blocks} * strides.head_stride;
+           (position - page * strides.page_blocks) * kSize;
   };
-  // Positions beyond the run become zero.
-  const auto copy = [&](int chunk, int stage) {
+  // Copies the rows of a chunk, row r from row_at(r); positions beyond the run become zero, and are
+  // not read.
+  const auto copy_rows = [&](int chunk, int stage, const auto& row_at) {
     uint16_t* keys = &shared.stages[warp][stage][0][0][0];
     uint16_t* values = &shared.stages[warp][stage][1][0][0];
 #pragma unroll
@@ -79,12 +81,21 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
       const int i = lane + j * kWarp;
       const int r = i / S::kPieces;
       const int piece = i % S::kPieces;
-      const int position = chunk * kChunk + r;
-      const bool present = position <= last;
-      const Bf16* from = row_of(present ? position : last) + piece * 8;
+      const bool present = chunk * kChunk + r <= last;
+      const Bf16* from = row_at(r) + piece * 8;
       const int to = r * S::kStride + piece * 8;
       CopyAsync16(keys + to, from, present);
       CopyAsync16(values + to, from + strides.rows_stride, present);
+    }
+  };
+  const bool whole_chunks = strides.page_blocks % kChunk == 0;  // of a page
+  const auto copy = [&](int chunk, int stage) {
+    const int first = chunk * kChunk;
+    if (whole_chunks) {
+      const Bf16* rows = row_of(first);  // one look into the page table
+      copy_rows(chunk, stage, [&](int r) { return rows + r * kSize; });
+    } else {
+      copy_rows(chunk, stage, [&](int r) { return row_of(first + r <= last ? first + r : last); });
     }
   };
 
