@@ -20,8 +20,9 @@ namespace blockserve {
 namespace {
 
 constexpr int32_t kStagings = 2;
-// Rotary tables begin with so many positions, where the pages can hold as many.
-constexpr int64_t kFirstPositions = 8192;
+// Rotary tables begin with the positions that the pages can hold, up to so many: a position beyond
+// them has every graph captured anew while requests wait. At most 16 MiB and a quarter of a second.
+constexpr int64_t kFirstPositions = 32768;
 
 template <typename T>
 absl::Status MoveInto(absl::StatusOr<T> value, T& target) {

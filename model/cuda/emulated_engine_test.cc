@@ -148,7 +148,7 @@ TEST(CudaEngines, AProfiledBlockIsTheSameBlockAndTellsEveryPart) {
 TEST(CudaEngines, SequencesLongerThanTheFirstRotaryTableGoOn) {
   TestModelOptions options;
   options.num_pages = 4;
-  options.page_blocks = 4096;  // 16,384 positions
+  options.page_blocks = 8400;  // 33,600 positions
   absl::StatusOr<std::unique_ptr<TestModel>> model =
       TestModel::Load("tests/golden/concat_l4", options);
   ASSERT_TRUE(model.ok()) << model.status();
@@ -160,12 +160,12 @@ TEST(CudaEngines, SequencesLongerThanTheFirstRotaryTableGoOn) {
   chunk.tokens = tokens;
   chunk.pages = pages;
   // Positions before it were never written: their keys are zero, which is as good as any.
-  chunk.first_block = 8191;
+  chunk.first_block = 32'767;
   ASSERT_TRUE(block.Step({&chunk, 1}, absl::MakeSpan(contexts)).ok());
   const std::vector<float> before = contexts;
-  chunk.first_block = 16'000;
+  chunk.first_block = 33'000;
   ASSERT_TRUE(block.Step({&chunk, 1}, absl::MakeSpan(contexts)).ok());
-  chunk.first_block = 8191;
+  chunk.first_block = 32'767;
   ASSERT_TRUE(block.Step({&chunk, 1}, absl::MakeSpan(contexts)).ok());
   EXPECT_EQ(before, contexts);
 }
@@ -258,8 +258,8 @@ class CudaBlockFailures : public testing::Test {
   absl::Status Load() {
     TestModelOptions options;
     options.max_rows = 2;
-    options.num_pages = 6;
-    options.page_blocks = 4096;
+    options.num_pages = 5;
+    options.page_blocks = 8400;
     absl::StatusOr<std::unique_ptr<TestModel>> model =
         TestModel::Load("tests/golden/concat_l4", options);
     if (!model.ok()) return model.status();
@@ -275,7 +275,7 @@ class CudaBlockFailures : public testing::Test {
     chunk.first_block = block;
     return engine().Step({&chunk, 1}, absl::MakeSpan(contexts));
   }
-  static constexpr int64_t kLater = 9000;  // beyond the first rotary tables
+  static constexpr int64_t kLater = 33000;  // beyond the first rotary tables
 
   const std::vector<int32_t> tokens_ = {1, 2, 3, 4};
   const std::vector<int32_t> pages_ = {0, 1, 2, 3};
