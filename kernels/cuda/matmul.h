@@ -46,7 +46,8 @@ enum class MatmulMode {
   // One algorithm for all numbers of rows, which depends on the shape, the device and the library
   // alone (matmul_pinning.h): neither split nor joined sums. A row's bits depend on the row alone.
   kPinned,
-  // The algorithm that cuBLASLt prefers for each number of rows: not batch-invariant.
+  // The algorithm that cuBLASLt prefers for each number of rows, of those that need no workspace: not
+  // batch-invariant.
   kFastest,
 };
 
