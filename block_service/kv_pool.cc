@@ -27,6 +27,10 @@ KvSequence& KvSequence::operator=(KvSequence&& other) noexcept {
   return *this;
 }
 
+void KvSequence::SetYielding(bool yielding) {
+  if (table_ != nullptr) pool_->SetYielding(*table_, yielding);
+}
+
 KvPool::KvPool(KvPoolOptions options)
     : options_(std::move(options)), pages_(static_cast<size_t>(options_.num_pages)) {
   free_.reserve(pages_.size());
@@ -175,16 +179,32 @@ void KvPool::Forget(int32_t page) {
 
 void KvPool::AddReference(int32_t page) {
   Page& entry = pages_[static_cast<size_t>(page)];
+  yielding_ -= Yields(entry);
   if (entry.references++ == 0) RemoveFromCached(page);
 }
 
-void KvPool::DropReference(int32_t page) {
+void KvPool::DropReference(int32_t page, bool yielding) {
   Page& entry = pages_[static_cast<size_t>(page)];
-  if (--entry.references > 0) return;
+  yielding_ -= Yields(entry);
+  --entry.references;
+  entry.yielding -= yielding;
+  yielding_ += Yields(entry);
+  if (entry.references > 0) return;
   if (entry.name != 0) {
     AppendToCached(page);
   } else {
     free_.push_back(page);
+  }
+}
+
+void KvPool::SetYielding(KvSequence::Table& table, bool yielding) {
+  if (table.yielding == yielding) return;
+  table.yielding = yielding;
+  for (const int32_t page : table.pages) {
+    Page& entry = pages_[static_cast<size_t>(page)];
+    yielding_ -= Yields(entry);
+    entry.yielding += yielding ? 1 : -1;
+    yielding_ += Yields(entry);
   }
 }
 
@@ -221,7 +241,9 @@ void KvPool::RemoveFromCached(int32_t page) {
 
 void KvPool::Release(KvSequence::Table& table) {
   // From the tail, so that it is given up before what it hangs on.
-  for (auto page = table.pages.rbegin(); page != table.pages.rend(); ++page) DropReference(*page);
+  for (auto page = table.pages.rbegin(); page != table.pages.rend(); ++page) {
+    DropReference(*page, table.yielding);
+  }
   table.pages.clear();
   table.blocks = 0;
 }
@@ -229,6 +251,7 @@ void KvPool::Release(KvSequence::Table& table) {
 absl::Status KvPool::CheckInvariants() const {
   const auto fails = [](auto&&... parts) { return absl::InternalError(absl::StrCat(parts...)); };
   std::vector<int32_t> references(pages_.size(), 0);
+  std::vector<int32_t> yielding(pages_.size(), 0);
   for (const KvSequence::Table* table : tables_) {
     if (PagesFor(table->blocks) > static_cast<int64_t>(table->pages.size())) {
       return fails("a table of ", table->pages.size(), " pages holds ", table->blocks, " blocks");
@@ -237,6 +260,7 @@ absl::Status KvPool::CheckInvariants() const {
     for (size_t i = 0; i < table->pages.size(); ++i) {
       const int32_t page = table->pages[i];
       ++references[static_cast<size_t>(page)];
+      yielding[static_cast<size_t>(page)] += table->yielding;
       const Page& entry = pages_[static_cast<size_t>(page)];
       const bool is_full = static_cast<int64_t>(i) < full;
       if (options_.prefix_cache && is_full != (entry.name != 0)) {
@@ -279,8 +303,13 @@ absl::Status KvPool::CheckInvariants() const {
     }
   }
   if (in_chains != names.size()) return fails(names.size(), " names, ", in_chains, " are filed");
+  int64_t yielding_pages = 0;
   for (size_t i = 0; i < pages_.size(); ++i) {
     const Page& page = pages_[i];
+    if (page.yielding != yielding[i]) {
+      return fails("page ", i, " counts ", page.yielding, " yielding of ", yielding[i]);
+    }
+    yielding_pages += Yields(page);
     if (page.references != references[i]) {
       return fails("page ", i, " counts ", page.references, " references of ", references[i]);
     }
@@ -292,6 +321,7 @@ absl::Status KvPool::CheckInvariants() const {
       return fails("page ", i, " outlives the page before it");
     }
   }
+  if (yielding_pages != yielding_) return fails("yielding pages are miscounted");
   return absl::OkStatus();
 }
 

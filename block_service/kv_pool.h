@@ -46,12 +46,16 @@ class KvSequence {
   absl::Span<const int32_t> pages() const {
     return table_ == nullptr ? absl::Span<const int32_t>() : absl::MakeConstSpan(table_->pages);
   }
+  // Whether it may be made to give its pages up for others (KvPool::yielding_pages). One that may
+  // must not be changed.
+  void SetYielding(bool yielding);
 
  private:
   friend class KvPool;
   struct Table {
     std::vector<int32_t> pages;
     int64_t blocks = 0;
+    bool yielding = false;
   };
 
   KvPool* pool_ = nullptr;
@@ -108,6 +112,8 @@ class KvPool {
   int64_t cached_pages() const { return cached_; }
   // What Reserve can give.
   int64_t available_pages() const { return free_pages() + cached_; }
+  // Pages that only yielding sequences refer to: what it would be more without these.
+  int64_t yielding_pages() const { return yielding_; }
 
   // Recounts everything; INTERNAL naming the first thing that does not hold. For tests.
   absl::Status CheckInvariants() const;
@@ -118,8 +124,9 @@ class KvPool {
 
   struct Page {
     int32_t references = 0;
-    uint64_t name = 0;    // 0: not named; never used twice
-    uint64_t parent = 0;  // name of the page before; 0: this is a first page
+    int32_t yielding = 0;  // of these, from yielding sequences
+    uint64_t name = 0;     // 0: not named; never used twice
+    uint64_t parent = 0;   // name of the page before; 0: this is a first page
     uint64_t hash = 0;
     std::vector<int32_t> tokens;  // [page_blocks, L] where named
     int32_t next_same_hash = kNone;
@@ -131,7 +138,11 @@ class KvPool {
   void Name(int32_t page, uint64_t parent, absl::Span<const int32_t> tokens);
   void Forget(int32_t page);
   void AddReference(int32_t page);
-  void DropReference(int32_t page);
+  void DropReference(int32_t page, bool yielding = false);
+  void SetYielding(KvSequence::Table& table, bool yielding);
+  static bool Yields(const Page& page) {
+    return page.references > 0 && page.references == page.yielding;
+  }
   int32_t TakePage();
   void AppendToCached(int32_t page);
   void RemoveFromCached(int32_t page);
@@ -146,6 +157,7 @@ class KvPool {
   absl::flat_hash_set<const KvSequence::Table*> tables_;
   int32_t oldest_ = kNone, newest_ = kNone;  // ends of the cached pages
   int64_t cached_ = 0;
+  int64_t yielding_ = 0;
   uint64_t last_name_ = 0;
 };
 

@@ -54,6 +54,31 @@ std::vector<int32_t> Tokens(int64_t blocks, int32_t seed) {
   return tokens;
 }
 
+TEST(KvPool, CountsPagesThatOnlyYieldingSequencesReferTo) {
+  Fixture fixture(16);
+  KvPool& pool = *fixture.pool;
+  KvSequence away = fixture.Computed(Tokens(10, 1));  // two full pages and a half
+  KvSequence also = fixture.Computed(Tokens(8, 1));   // the same two
+  KvSequence here = fixture.Computed(Tokens(4, 2));
+  away.SetYielding(true);
+  EXPECT_EQ(pool.yielding_pages(), 1);
+  also.SetYielding(true);
+  also.SetYielding(true);
+  EXPECT_EQ(pool.yielding_pages(), 3);
+  KvSequence fresh = pool.NewSequence();
+  EXPECT_EQ(pool.ShareCached(fresh, Tokens(8, 1), 4), 4);
+  EXPECT_EQ(pool.yielding_pages(), 2);
+  EXPECT_TRUE(pool.CheckInvariants().ok()) << pool.CheckInvariants();
+  fresh = KvSequence();
+  EXPECT_EQ(pool.yielding_pages(), 3);
+  away = KvSequence();
+  EXPECT_EQ(pool.yielding_pages(), 2);
+  also.SetYielding(false);
+  EXPECT_EQ(pool.yielding_pages(), 0);
+  EXPECT_EQ(pool.available_pages(), 16 - 3);
+  EXPECT_TRUE(pool.CheckInvariants().ok()) << pool.CheckInvariants();
+}
+
 TEST(KvPool, GivesAndTakesBackPages) {
   Fixture fixture(8);
   {

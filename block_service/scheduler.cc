@@ -140,6 +140,20 @@ int64_t BlockScheduler::ReserveAhead(int64_t blocks, int64_t reserve_blocks) con
   return std::max<int64_t>(std::min({reserve_blocks, most, room}), 0);
 }
 
+bool BlockScheduler::HasRoomForSequence() {
+  if (table_.size() < options_.max_sequences) return true;
+  BlockSequence* const away = table_.OldestLease(/*with_pages=*/false);
+  if (away == nullptr) return false;
+  Erase(*away, absl::NotFoundError("the sequence made room while its gateway was away"));
+  return true;
+}
+
+bool BlockScheduler::FreePages(int64_t pages) {
+  if (pages > pool_.available_pages() + pool_.yielding_pages()) return false;
+  while (pages > pool_.available_pages()) Suspend(*table_.OldestLease(/*with_pages=*/true));
+  return true;
+}
+
 void BlockScheduler::Open(BlockWorkItem item) {
   OpenCall& open = std::get<OpenCall>(item.call);
   const int64_t length = options_.block_length;
@@ -164,7 +178,7 @@ void BlockScheduler::Open(BlockWorkItem item) {
   if (draining_) {
     return Reply(item, absl::UnavailableError("this replica drains; open the sequence elsewhere"));
   }
-  if (table_.size() >= options_.max_sequences) {
+  if (!HasRoomForSequence()) {
     return Reply(item, absl::ResourceExhaustedError(absl::StrCat(
                            options_.max_sequences, " sequences are open (--max-sequences)")));
   }
@@ -177,11 +191,13 @@ void BlockScheduler::Open(BlockWorkItem item) {
   sequence.cached_blocks = pool_.ShareCached(sequence.kv, sequence.tokens, sequence.first_context);
   const int64_t ahead = ReserveAhead(blocks, open.reserve_blocks);
   sequence.queue.push_back(std::move(item));
-  if (!pool_.Reserve(sequence.kv, blocks + ahead)) {
-    return Erase(sequence,
-                 absl::ResourceExhaustedError(absl::StrCat(
-                     "no KV pages for ", blocks, " blocks and ", ahead, " ahead; ",
-                     pool_.available_pages(), " of ", pool_.num_pages(), " pages are free")));
+  const int64_t pages = pool_.PagesFor(blocks + ahead);
+  if (!FreePages(pages - static_cast<int64_t>(sequence.kv.pages().size())) ||
+      !pool_.Reserve(sequence.kv, blocks + ahead)) {
+    return Erase(sequence, absl::ResourceExhaustedError(absl::StrCat(
+                               "no KV pages for ", blocks, " blocks and ", ahead, " ahead; ",
+                               pool_.available_pages() + pool_.yielding_pages(), " of ",
+                               pool_.num_pages(), " pages are free")));
   }
   sequence.admitted = ++admissions_;
   sequence.protected_blocks = blocks + ahead;
@@ -234,7 +250,7 @@ void BlockScheduler::Fork(BlockWorkItem item) {
     return Reply(item, absl::Status(status.code(), absl::StrCat("fork.", status.message())));
   }
   if (QueueIfKnown(item)) return;
-  if (table_.size() >= options_.max_sequences) {
+  if (!HasRoomForSequence()) {
     return Reply(item, absl::ResourceExhaustedError(absl::StrCat(
                            options_.max_sequences, " sequences are open (--max-sequences)")));
   }
@@ -267,10 +283,13 @@ bool BlockScheduler::ResolveFork(BlockSequence& child, BlockSequence* parent) {
     return true;
   }
   const int64_t ahead = ReserveAhead(blocks, child.fork_reserve);
-  if (!pool_.Fork(parent->kv, blocks, ahead, &child.kv)) {
-    Erase(child, absl::ResourceExhaustedError(absl::StrCat(
-                     "no KV pages for a fork at ", blocks, " blocks and ", ahead, " ahead; ",
-                     pool_.available_pages(), " of ", pool_.num_pages(), " pages are free")));
+  const int64_t shared = blocks / options_.page_blocks;
+  if (!FreePages(pool_.PagesFor(blocks + ahead) - shared) ||
+      !pool_.Fork(parent->kv, blocks, ahead, &child.kv)) {
+    Erase(child, absl::ResourceExhaustedError(
+                     absl::StrCat("no KV pages for a fork at ", blocks, " blocks and ", ahead,
+                                  " ahead; ", pool_.available_pages() + pool_.yielding_pages(),
+                                  " of ", pool_.num_pages(), " pages are free")));
     return true;
   }
   child.tokens.assign(parent->tokens.begin(),
@@ -505,7 +524,7 @@ void BlockScheduler::DropExpired(absl::Time now) {
 BlockSchedulerLoad BlockScheduler::load() const {
   BlockSchedulerLoad load;
   load.free_pages = pool_.free_pages();
-  load.cached_pages = pool_.cached_pages();
+  load.cached_pages = pool_.cached_pages() + pool_.yielding_pages();
   load.sequences = static_cast<int32_t>(table_.size());
   table_.ForEach([&](const BlockSequence& sequence) {
     load.waiting += static_cast<int32_t>(sequence.queue.size());

@@ -15,6 +15,8 @@
 // one group's share, and a bounded chunk of prefill. Memory is paged: an Open or Fork is admitted
 // with pages for its blocks and a part of the output to come, and grows page by page. When there is
 // none left, the newest sequence that has had its protected share gives its own up ("suspended").
+// Sequences whose stream is broken go first, of pages and of places: their gateway can open them
+// again from its tokens, if it comes back at all.
 // Every item submitted gets exactly one reply with `last`, unless its stream is closed.
 #ifndef BLOCKSERVE_BLOCK_SERVICE_SCHEDULER_H_
 #define BLOCKSERVE_BLOCK_SERVICE_SCHEDULER_H_
@@ -61,7 +63,7 @@ struct BlockStep {
 
 struct BlockSchedulerLoad {
   int64_t free_pages = 0;
-  int64_t cached_pages = 0;
+  int64_t cached_pages = 0;  // and those of sequences whose stream is broken
   int32_t sequences = 0;
   int32_t waiting = 0;  // items not yet answered
 };
@@ -122,6 +124,11 @@ class BlockScheduler {
   absl::Status CheckFits(int64_t blocks, int64_t reserve_blocks) const;
   // Blocks to reserve beyond the `blocks` there are.
   int64_t ReserveAhead(int64_t blocks, int64_t reserve_blocks) const;
+
+  // Makes room at the cost of sequences whose stream is broken, where it takes that: for one more
+  // sequence, for so many pages. False, and none of them is touched, where that does not suffice.
+  bool HasRoomForSequence();
+  bool FreePages(int64_t pages);
 
   // Does what the sequence's first items ask for as far as no step is needed.
   void Advance(BlockSequence& sequence);

@@ -125,6 +125,109 @@ TEST(BlockSchedulerLifetime, AnotherGatewayDoesNotInheritSequences) {
   EXPECT_EQ(harness.load().sequences, 0);
 }
 
+// Another gateway, on a stream of its own.
+constexpr uint64_t kOther = Harness::kGateway + 1;
+
+uint64_t OpenByOther(Harness& harness, StreamId stream, uint64_t sequence,
+                     std::vector<int32_t> tokens, int64_t reserve_blocks) {
+  BlockWorkItem item = harness.Item(sequence);
+  item.stream = stream;
+  item.sequence.incarnation = kOther;
+  item.call = OpenCall{std::move(tokens), reserve_blocks};
+  return harness.Submit(item);
+}
+
+TEST(BlockSchedulerLifetime, SequencesWithoutAGatewayMakeRoomForOthersOldestLeaseFirst) {
+  BlockSchedulerOptions options = Options();
+  options.max_sequences = 3;
+  Harness harness(options);
+  harness.scheduler.OpenStream(2, kOther, harness.now);
+  harness.Open(1, Prompt(5, 1), 8);
+  harness.Open(2, Prompt(5, 2), 8);
+  harness.RunUntilIdle();
+  harness.scheduler.CloseStream(1, harness.now);
+  const uint64_t last = OpenByOther(harness, 2, 1, Prompt(5, 3), 8);
+  const uint64_t beyond = OpenByOther(harness, 2, 2, Prompt(5, 4), 8);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(last), StatusCode::kOk);
+  EXPECT_EQ(harness.code(beyond), StatusCode::kOk);
+  EXPECT_EQ(harness.load().sequences, 3);
+  // It comes back: what stayed is its own, what made room is opened again from its tokens.
+  harness.scheduler.OpenStream(3, Harness::kGateway, harness.now);
+  harness.stream = 3;
+  const uint64_t kept = harness.Append(1, 5, {1, 1});
+  const uint64_t gone = harness.Append(2, 5, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(kept), Harness::Expected(Joined(Prompt(5, 1), {1, 1})));
+  EXPECT_EQ(harness.code(gone), StatusCode::kNotFound);
+  EXPECT_EQ(harness.code(harness.Open(2, Joined(Prompt(5, 2), {1, 1}), 7)),
+            StatusCode::kResourceExhausted)
+      << "nobody who is here makes room";
+  EXPECT_EQ(harness.load().sequences, 3);
+}
+
+TEST(BlockSchedulerLifetime, PagesOfSequencesWithoutAGatewayCountAsAvailableAndAreGivenUpFirst) {
+  BlockSchedulerOptions options = Options();
+  options.num_pages = 12;
+  options.reserve_tokens = 2;  // one block
+  Harness harness(options);
+  harness.scheduler.OpenStream(2, kOther, harness.now);
+  const uint64_t live = OpenByOther(harness, 2, 1, Prompt(15, 1), 20);  // 4 pages
+  harness.Open(1, Prompt(15, 2), 20);
+  harness.Open(2, Prompt(15, 3), 20);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.available_pages(), 0);
+  harness.scheduler.CloseStream(1, harness.now);
+  EXPECT_EQ(harness.available_pages(), 8);
+  // More than all of them have: refused, and they stay.
+  const uint64_t large = OpenByOther(harness, 2, 2, Prompt(35, 4), 1);
+  EXPECT_EQ(harness.code(large), StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(harness.of(large).status.message()), HasSubstr("8 of 12 pages are free"));
+  EXPECT_EQ(harness.available_pages(), 8);
+  // One that grows takes the page of theirs, not of those who are here.
+  const uint64_t newest = OpenByOther(harness, 2, 3, Prompt(3, 5), 1);
+  const auto append = [&](uint64_t sequence, int64_t index) {
+    BlockWorkItem item = harness.Item(sequence);
+    item.stream = 2;
+    item.sequence.incarnation = kOther;
+    item.call = AppendCall{index, {1, 1}};
+    const uint64_t id = harness.Submit(item);
+    harness.RunUntilIdle();
+    return id;
+  };
+  harness.RunUntilIdle();
+  for (int64_t block = 15; block < 30; ++block) {
+    EXPECT_EQ(harness.code(append(1, block)), StatusCode::kOk);
+  }
+  EXPECT_EQ(harness.code(append(3, 3)), StatusCode::kOk) << "the newest is still there";
+  EXPECT_EQ(harness.code(live), StatusCode::kOk);
+  EXPECT_EQ(harness.code(newest), StatusCode::kOk);
+  // Those that gave way say so when their gateway is back.
+  harness.scheduler.OpenStream(3, Harness::kGateway, harness.now);
+  harness.stream = 3;
+  const uint64_t told = harness.Append(2, 15, {1, 1});
+  EXPECT_EQ(harness.code(told), StatusCode::kUnavailable);
+  EXPECT_TRUE(harness.of(told).suspended);
+}
+
+TEST(BlockSchedulerLifetime, AForkTakesPagesOfSequencesWithoutAGateway) {
+  BlockSchedulerOptions options = Options();
+  options.num_pages = 8;
+  Harness harness(options);
+  harness.scheduler.OpenStream(2, kOther, harness.now);
+  OpenByOther(harness, 2, 1, Prompt(14, 1), 0);
+  harness.Open(1, Prompt(15, 2), 0);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.available_pages(), 0);
+  harness.scheduler.CloseStream(1, harness.now);
+  BlockWorkItem fork = harness.Item(2);
+  fork.stream = 2;
+  fork.sequence.incarnation = kOther;
+  fork.call = ForkCall{1, 14, 4};
+  const uint64_t id = harness.Submit(fork);
+  EXPECT_EQ(harness.code(id), StatusCode::kOk);
+}
+
 TEST(BlockSchedulerLifetime, AStreamThatBreaksTakesItsWaitingItemsWithIt) {
   BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 4;

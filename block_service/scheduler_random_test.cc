@@ -171,6 +171,29 @@ TEST_P(SchedulerRandom, EveryRowIsTheRowOfItsTokens) {
             }
           }
           pending.clear();
+          if (Draw(2) == 0) {  // another gateway needs room meanwhile
+            const uint64_t other = Harness::kGateway + 1;
+            harness.scheduler.OpenStream(++last_stream, other, harness.now);
+            for (int64_t n = 1 + Draw(6); n > 0; --n) {
+              BlockWorkItem item = harness.Item(static_cast<uint64_t>(n));
+              item.stream = last_stream;
+              item.sequence.incarnation = other;
+              item.call = OpenCall{Prompt(1 + Draw(18), static_cast<int32_t>(Draw(50))), Draw(6)};
+              harness.Submit(std::move(item));
+              harness.Step();
+            }
+            harness.scheduler.CloseStream(last_stream, harness.now);
+            if (Draw(2) == 0) {
+              harness.scheduler.OpenStream(++last_stream, other, harness.now);
+              for (uint64_t n = 1; n <= 6; ++n) {
+                BlockWorkItem item = harness.Item(n);
+                item.stream = last_stream;
+                item.sequence.incarnation = other;
+                item.call = CloseCall{};
+                harness.Submit(std::move(item));
+              }
+            }
+          }
           if (Draw(2) == 0) {
             harness.now += absl::Seconds(10);
             live.clear();
@@ -198,6 +221,8 @@ TEST_P(SchedulerRandom, EveryRowIsTheRowOfItsTokens) {
   EXPECT_EQ(seen[StatusCode::kInternal] + seen[StatusCode::kAborted], 0);
   EXPECT_EQ(seen[StatusCode::kUnavailable], suspensions);
   for (uint64_t sequence = 0; sequence <= 15; ++sequence) harness.Close(sequence);
+  harness.now += absl::Seconds(10);
+  harness.Step();
   EXPECT_EQ(harness.load().sequences, 0);
   EXPECT_EQ(harness.available_pages(), 20);
 }

@@ -82,6 +82,7 @@ bool BlockScheduler::Grow(BlockSequence& sequence) {
       has_pages = pool_.Fork(sequence.kv, blocks - 1, 1, &sequence.kv);
     }
     if (has_pages) return true;
+    if (FreePages(1)) continue;
     BlockSequence* newest = table_.NewestUnprotected(sequence);
     if (newest == nullptr || newest->admitted < sequence.admitted) newest = &sequence;
     const bool itself = newest == &sequence;

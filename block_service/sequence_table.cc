@@ -22,6 +22,7 @@ void SequenceTable::Attach(uint64_t incarnation, StreamId stream) {
     if (key.incarnation != incarnation) continue;
     sequence->stream = stream;
     sequence->lease_end = absl::InfiniteFuture();
+    sequence->kv.SetYielding(false);
   }
 }
 
@@ -30,6 +31,7 @@ void SequenceTable::Detach(StreamId stream, absl::Time now) {
     if (sequence->stream != stream) continue;
     sequence->stream = 0;
     sequence->lease_end = now + lease_;
+    sequence->kv.SetYielding(true);
   }
 }
 
@@ -45,6 +47,18 @@ absl::Time SequenceTable::NextExpiry() const {
   absl::Time next = absl::InfiniteFuture();
   for (const auto& [key, sequence] : sequences_) next = std::min(next, sequence->lease_end);
   return next;
+}
+
+BlockSequence* SequenceTable::OldestLease(bool with_pages) const {
+  BlockSequence* oldest = nullptr;
+  for (const auto& [key, sequence] : sequences_) {
+    if (sequence->stream != 0 || (with_pages && sequence->kv.pages().empty())) continue;
+    if (oldest == nullptr || sequence->lease_end < oldest->lease_end ||
+        (sequence->lease_end == oldest->lease_end && sequence->admitted > oldest->admitted)) {
+      oldest = sequence.get();
+    }
+  }
+  return oldest;
 }
 
 BlockSequence* SequenceTable::NewestUnprotected(const BlockSequence& except) const {

@@ -69,6 +69,10 @@ class SequenceTable {
   // When the next lease runs out; InfiniteFuture without one.
   absl::Time NextExpiry() const;
 
+  // Of the sequences whose stream is broken, and that have pages where they are to, the one whose
+  // lease is the oldest; of equal ones the newest. Null without one.
+  BlockSequence* OldestLease(bool with_pages) const;
+
   // The newest open sequence that may be made to give way, other than `except`; null without one.
   BlockSequence* NewestUnprotected(const BlockSequence& except) const;
 

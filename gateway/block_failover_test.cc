@@ -134,6 +134,21 @@ TEST_F(BlockFailoverTest, AReplicaThatForgetsItsSequences) {
   ExpectAllExact(streams);
 }
 
+TEST_F(BlockFailoverTest, SequencesThatMadeRoomWhileTheStreamWasBrokenAreOpenedAgain) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(10, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  for (int i = 0; i < 6; ++i) {
+    blocks_[0]->Break();
+    loop_.Advance(absl::Milliseconds(300));
+    blocks_[0]->ForgetSequences();
+    blocks_[0]->Mend();
+    loop_.Advance(absl::Milliseconds(8));
+  }
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
 TEST_F(BlockFailoverTest, SuspendedSequencesAreOpenedAgain) {
   MakeCore(1, 1);
   const std::vector<Stream> streams = Load(10, 60);

@@ -27,7 +27,21 @@ void BlockTier::Disconnect() {
   for (const auto& [id, audit] : audits_) shadows.push_back(audit.shadow);
   audits_.clear();
   for (const uint64_t shadow : shadows) Close(shadow);
+  // Sequences that are over would keep their pages for the whole lease.
+  Flush();
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    ending_.push_back(std::move(replica->link));
+    ending_.back()->Finish([this, alive = alive_] {
+      if (!*alive || ++ended_ < ending_.size()) return;
+      for (const auto& done : std::exchange(when_disconnected_, {})) done();
+    });
+  }
   replicas_.clear();
+}
+
+void BlockTier::WhenDisconnected(std::function<void()> done) {
+  if (ended_ == ending_.size()) return done();
+  when_disconnected_.push_back(std::move(done));
 }
 
 int64_t BlockTier::BlocksOf(const Sequence& sequence) const {

@@ -101,8 +101,11 @@ class BlockTier {
 
   void Tick();
 
-  // Closes every connection. Nothing may be under way.
+  // Closes every connection, once the replicas have been told which sequences are over. No request
+  // may be under way.
   void Disconnect();
+  // `done` is called, on the loop, when the connections are closed: at once where none is left.
+  void WhenDisconnected(std::function<void()> done);
 
   // The process has answered wrong bits: it gets nothing more, and its sequences are opened
   // elsewhere.
@@ -221,6 +224,10 @@ class BlockTier {
   TierMembership membership_;
   std::function<void()> on_change_;
   std::vector<std::unique_ptr<Replica>> replicas_;
+  // Of Disconnect: kept until they have written what they had.
+  std::vector<std::unique_ptr<BlockLink>> ending_;
+  size_t ended_ = 0;  // of these
+  std::vector<std::function<void()>> when_disconnected_;
   std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by handle
   WaitQueue queue_;
   std::map<TierGroup, Times> times_;

@@ -386,6 +386,20 @@ TEST_F(CoreTest, EndAllEndsEveryRequestOnceAndTakesNoMore) {
   }
 }
 
+TEST_F(CoreTest, EndAllLeavesNoSequenceBehind) {
+  MakeCore(2, 1);
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 6; ++i) streams.push_back(Generate(Request(4, 4000, i)));
+  loop_.Advance(absl::Milliseconds(20));
+  ASSERT_FALSE(blocks_[0]->sequences.empty() || blocks_[1]->sequences.empty());
+  core_->EndAll(absl::UnavailableError("stopping"));
+  bool disconnected = false;
+  core_->block_tier().WhenDisconnected([&] { disconnected = true; });
+  loop_.Advance(absl::Seconds(1));
+  EXPECT_TRUE(disconnected);
+  EXPECT_TRUE(blocks_[0]->sequences.empty() && blocks_[1]->sequences.empty());
+}
+
 TEST_F(CoreTest, TooManyChoicesAreRefused) {
   options_.max_live_choices = 8;
   MakeCore(1, 1);

@@ -28,6 +28,8 @@ namespace {
 
 // Between two looks at the workers.
 constexpr absl::Duration kTierMetricsInterval = absl::Milliseconds(100);
+// For block replicas to take what they are told at the end: which sequences are over.
+constexpr absl::Duration kDisconnectTimeout = absl::Seconds(1);
 
 // Runs `task` on the loop and returns when it is done. Not from the loop's thread.
 void RunOnLoop(Loop& loop, const std::function<void()>& task) {
@@ -104,7 +106,13 @@ struct Gateway::Impl {
   }
 
   void Stop() {
-    RunOnLoop(loop, [this] { EndRequests(); });
+    const auto disconnected = std::make_shared<std::promise<void>>();
+    RunOnLoop(loop, [this, disconnected] {
+      EndRequests();
+      if (core == nullptr) return disconnected->set_value();
+      core->block_tier().WhenDisconnected([disconnected] { disconnected->set_value(); });
+    });
+    disconnected->get_future().wait_for(absl::ToChronoMilliseconds(kDisconnectTimeout));
   }
 
   // On the loop.

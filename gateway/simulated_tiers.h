@@ -155,10 +155,20 @@ class SimulatedWorker {
           std::max(worker_.largest_message_bytes, request.ByteSizeLong());
       worker_.Receive(std::move(request));
     }
+    void Finish(std::function<void()> over) override {
+      observer = &nobody_;
+      worker_.loop.Post(std::move(over));
+    }
     typename Link::Observer* observer = nullptr;
     bool connected = false;
 
    private:
+    struct Nobody final : Link::Observer {
+      void OnReady(Reply) override {}
+      void OnMessage(Reply) override {}
+      void OnLost(absl::Status) override {}
+    };
+    Nobody nobody_;
     SimulatedWorker& worker_;
     const std::shared_ptr<bool> alive_;
   };

@@ -64,6 +64,7 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
     // False: the stream is over, and OnLost follows.
     if (state_->ready) state_->connection->stream->Send(std::move(request));
   }
+  void Finish(std::function<void()> over) override { state_->Finish(std::move(over)); }
 
  private:
   using Stream = TierStream<Request, Reply>;
@@ -117,6 +118,7 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
     }
 
     void Take(Reply reply) {
+      if (stopped) return;
       if (ready) {
         observer->OnMessage(std::move(reply));
       } else if (reply.has_hello()) {
@@ -131,12 +133,30 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
     void Lost(const absl::Status& status) {
       connection.reset();
       ready = false;
+      if (stopped) return over();
       observer->OnLost(status);
       const std::weak_ptr<State> weak = this->weak_from_this();
       loop.PostAfter(backoff.Next(), [weak] {
         const std::shared_ptr<State> again = weak.lock();
         if (again != nullptr && !again->stopped) again->Connect();
       });
+    }
+
+    void Finish(std::function<void()> then) {
+      stopped = true;
+      over = std::move(then);
+      if (connection == nullptr) {
+        const std::weak_ptr<State> weak = this->weak_from_this();
+        return loop.Post([weak] {
+          if (const std::shared_ptr<State> self = weak.lock()) self->over();
+        });
+      }
+      if (ready) {
+        connection->stream->Finish();
+      } else {
+        connection->stream->Close();  // the service knows nothing of us yet
+      }
+      ready = false;
     }
 
     void Stop() {
@@ -155,6 +175,7 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
     std::shared_ptr<Connection> connection;  // null while it waits to connect again
     bool ready = false;
     bool stopped = false;
+    std::function<void()> over;  // of Finish
   };
 
   const std::shared_ptr<State> state_;

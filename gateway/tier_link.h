@@ -3,6 +3,8 @@
 #ifndef BLOCKSERVE_GATEWAY_TIER_LINK_H_
 #define BLOCKSERVE_GATEWAY_TIER_LINK_H_
 
+#include <functional>
+
 #include "absl/status/status.h"
 
 namespace blockserve {
@@ -26,6 +28,9 @@ class TierLink {
   virtual void Start(Observer* observer) = 0;
   // Between OnReady and OnLost; dropped otherwise.
   virtual void Send(Request request) = 0;
+  // What was sent is written out, then the stream ends; `over` is called on the loop when it has,
+  // unless the link is destroyed before. The observer hears nothing more, and nothing may be sent.
+  virtual void Finish(std::function<void()> over) = 0;
 };
 
 }  // namespace blockserve

@@ -256,6 +256,18 @@ TEST_P(StreamStress, DeliversEveryMessageInOrder) {
   EXPECT_EQ(client->faults, 0);
 }
 
+TEST_P(StreamStress, WritesWhatWasSentBeforeFinish) {
+  auto client = MakeClient(channel_, 0);
+  client->stream->Start();
+  for (uint64_t id = 0; id < 500; ++id) ASSERT_TRUE(client->stream->Send(RowsFrom(id, 1)));
+  client->stream->Finish();
+  EXPECT_FALSE(client->stream->Send(RowsFrom(500, 1)));
+  ASSERT_TRUE(client->closed.Wait());
+  EXPECT_TRUE(client->status.ok()) << client->status;
+  EXPECT_EQ(client->received.size(), 500u);
+  EXPECT_TRUE(IsPrefix(client->received));
+}
+
 TEST_P(StreamStress, EndsOnceWhicheverSideClosesAndWhenever) {
   std::vector<std::thread> threads;
   std::atomic<int> failures = 0;
@@ -282,7 +294,9 @@ TEST_P(StreamStress, EndsOnceWhicheverSideClosesAndWhenever) {
         if (random() % 2 == 0 && !finished_by_server && accepted && rows > 0) {
           if (!client->enough.Wait()) ++failures;
         }
-        if (!finished_by_server || random() % 2 == 0) client->stream->Close();
+        if (!finished_by_server || random() % 2 == 0) {
+          random() % 3 == 0 ? client->stream->Finish() : client->stream->Close();
+        }
         if (!client->closed.Wait()) ++failures;
         if (!IsPrefix(client->received) || client->faults > 0 || client->closes != 1) ++failures;
         if (client->status.code() == absl::StatusCode::kFailedPrecondition &&

@@ -105,7 +105,7 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
     bool queued;
     {
       MutexLock lock(&mutex_);
-      if (over_ || closed_) return false;
+      if (over_ || closed_ || finishing_) return false;
       queued = queue_.Push(std::move(request));
       if (!queued) overflow_ = true;
     }
@@ -115,6 +115,16 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
       Close();
     }
     return queued;
+  }
+
+  // No more is sent: what is queued is written, then this side ends, and the service ends the
+  // stream in turn. Thread-safe; after Start.
+  void Finish() {
+    {
+      MutexLock lock(&mutex_);
+      finishing_ = true;
+    }
+    Advance();
   }
 
   // Breaks the stream off; thread-safe, any number of times, also before Start and from a callback.
@@ -152,17 +162,24 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
     return closed_;
   }
 
-  // Starts the next write, if none is under way. gRPC's side of the call is there while hold_ is
-  // set, and that waits for starting_.
+  // Starts the next write, or ends this side, if no write is under way. gRPC's side of the call is
+  // there while hold_ is set, and that waits for starting_.
   void Advance() {
+    bool ends = false;
     {
       MutexLock lock(&mutex_);
-      if (!running_ || writing_ || over_ || closed_ || queue_.empty()) return;
-      outgoing_ = queue_.Pop();
-      writing_ = true;
+      if (!running_ || writing_ || over_ || closed_) return;
+      if (queue_.empty() && !finishing_) return;
+      ends = queue_.empty();
+      if (!ends) outgoing_ = queue_.Pop();
+      writing_ = true;  // for good, where it ends
       ++starting_;
     }
-    call_.StartWrite(&outgoing_);
+    if (ends) {
+      call_.StartWritesDone();
+    } else {
+      call_.StartWrite(&outgoing_);
+    }
     {
       MutexLock lock(&mutex_);
       --starting_;
@@ -245,6 +262,7 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   int starting_ ABSL_GUARDED_BY(mutex_) = 0;
   bool over_ ABSL_GUARDED_BY(mutex_) = false;    // gRPC delivers and takes nothing more
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;  // by Close or a full queue
+  bool finishing_ ABSL_GUARDED_BY(mutex_) = false;
   bool overflow_ ABSL_GUARDED_BY(mutex_) = false;
   bool hold_ ABSL_GUARDED_BY(mutex_) = true;
   std::shared_ptr<TierStream> self_ ABSL_GUARDED_BY(mutex_);

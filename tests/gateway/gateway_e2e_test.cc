@@ -95,6 +95,7 @@ class GatewayE2eTest : public ::testing::Test {
     config.name = address;
     config.kv_pages = 400;
     config.min_group_blocks = 1;
+    config.lease = absl::Hours(1);  // so that no test passes by its end
     auto service = BlockService::Create(config, *checkpoint_, &pool_);
     ASSERT_TRUE(service.ok()) << service.status();
     auto server = RpcServer::Start({}, {(*service)->service()});
@@ -372,6 +373,8 @@ TEST_F(GatewayE2eTest, StoppingEndsStreamsUnavailable) {
   gateway_->Stop();
   client.join();
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
+  EXPECT_TRUE(blocks_.at("inproc:block0").service->WaitUntilEmpty(absl::Seconds(60)))
+      << "its replicas know which sequences are over";
 }
 
 }  // namespace
