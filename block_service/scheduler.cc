@@ -18,9 +18,8 @@ constexpr uint64_t kPriorityHeadStartSteps = 64;
 // Longer reservations are the same as endless ones; keeps sums away from overflow.
 constexpr int64_t kEndlessBlocks = int64_t{1} << 40;
 
-uint64_t PriorityDelay(uint32_t priority) {
-  const uint64_t rank = priority >= 1 && priority <= 3 ? priority : 2;
-  return (rank - 1) * kPriorityHeadStartSteps;
+uint64_t PriorityRank(uint32_t priority) {
+  return priority >= 1 && priority <= 3 ? priority - 1 : 1;
 }
 
 KvPoolOptions PoolOptions(const BlockSchedulerOptions& options) {
@@ -201,7 +200,8 @@ void BlockScheduler::Open(BlockWorkItem item) {
   }
   sequence.admitted = ++admissions_;
   sequence.protected_blocks = blocks + ahead;
-  sequence.prefill_turn = steps_planned_ + PriorityDelay(sequence.queue.front().priority);
+  sequence.priority_rank = PriorityRank(sequence.queue.front().priority);
+  sequence.prefill_turn = steps_planned_ + sequence.priority_rank * kPriorityHeadStartSteps;
   const auto later = std::upper_bound(
       opening_.begin(), opening_.end(), sequence.prefill_turn,
       [](uint64_t turn, const BlockSequence* other) { return turn < other->prefill_turn; });

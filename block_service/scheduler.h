@@ -12,12 +12,13 @@
 //   // send outbox(), then Clear() it
 //
 // Batching is by iteration: a step takes the decode blocks that are ready, oldest first and at most
-// one group's share, and a bounded chunk of prefill. Memory is paged: an Open or Fork is admitted
-// with pages for its blocks and a part of the output to come, and grows page by page. When there is
-// none left, the newest sequence that has had its protected share gives its own up ("suspended").
-// Sequences whose stream is broken go first, of pages and of places: their gateway can open them
-// again from its tokens, if it comes back at all.
-// Every item submitted gets exactly one reply with `last`, unless its stream is closed.
+// one group's share, and a bounded chunk of prefill, half of it for the prompts whose turn it is
+// and half for those that need the least. Memory is paged: an Open or Fork is admitted with pages
+// for its blocks and a part of the output to come, and grows page by page. When there is none left,
+// the newest sequence that has had its protected share gives its own up ("suspended"). Sequences
+// whose stream is broken go first, of pages and of places: their gateway can open them again from
+// its tokens, if it comes back at all. Every item submitted gets exactly one reply with `last`,
+// unless its stream is closed.
 #ifndef BLOCKSERVE_BLOCK_SERVICE_SCHEDULER_H_
 #define BLOCKSERVE_BLOCK_SERVICE_SCHEDULER_H_
 
@@ -110,6 +111,11 @@ class BlockScheduler {
     int64_t blocks;
     int64_t rows;
   };
+  // What a step prefills of a prompt.
+  struct PrefillShare {
+    BlockSequence* sequence;
+    int64_t blocks;
+  };
 
   void Open(BlockWorkItem item);
   void Append(BlockWorkItem item);
@@ -157,6 +163,12 @@ class BlockScheduler {
 
   void PlanDecode();
   void PlanPrefill();
+  void SharePrefill();
+  // Gives the prompt at most `budget` blocks more of the step; returns how many.
+  int64_t Prefill(PrefillShare& share, int64_t budget);
+  // The next page of the prompt is among what the step prefills of another one: it will be had for
+  // nothing.
+  bool IsPrefilledByAnother(const BlockSequence& sequence) const;
   // Pages for one more block; false when the sequence itself had to give way.
   bool Grow(BlockSequence& sequence);
   void FinishDecode(const StepEntry& entry, absl::Span<const float> rows);
@@ -170,6 +182,8 @@ class BlockScheduler {
   SequenceTable table_;
   std::vector<BlockSequence*> ready_;    // to be decoded, in order of arrival
   std::vector<BlockSequence*> opening_;  // to be prefilled, by prefill_turn
+  std::vector<PrefillShare> shares_;     // of the step that is planned, as in opening_
+  std::vector<PrefillShare*> by_need_;   // of these
   std::vector<StepEntry> entries_;       // of the step under way, as in step_.chunks
   BlockStep step_;
   BlockOutbox outbox_;

@@ -91,16 +91,71 @@ bool BlockScheduler::Grow(BlockSequence& sequence) {
   }
 }
 
-void BlockScheduler::PlanPrefill() {
-  int64_t budget = options_.prefill_chunk_blocks;
-  for (BlockSequence* sequence : opening_) {
+void BlockScheduler::SharePrefill() {
+  shares_.clear();
+  by_need_.clear();
+  for (BlockSequence* sequence : opening_) shares_.push_back({sequence, 0});
+  // Nobody starves: half of the chunk is for those whose turn it is.
+  const int64_t in_turn = (options_.prefill_chunk_blocks + 1) / 2;
+  int64_t budget = in_turn;
+  for (PrefillShare& share : shares_) {
     if (budget == 0) break;
+    budget -= Prefill(share, budget);
+  }
+  // The rest is for those that need the least, so that a short prompt does not wait behind long
+  // ones.
+  budget += options_.prefill_chunk_blocks - in_turn;
+  for (PrefillShare& share : shares_) by_need_.push_back(&share);
+  const auto need = [this](const PrefillShare* share) {
+    const BlockSequence& sequence = *share->sequence;
+    return std::make_pair(sequence.priority_rank,
+                          BlocksOf(sequence) - sequence.kv.blocks() - share->blocks);
+  };
+  std::stable_sort(by_need_.begin(), by_need_.end(),
+                   [&](const PrefillShare* a, const PrefillShare* b) { return need(a) < need(b); });
+  for (PrefillShare* share : by_need_) {
+    if (budget == 0) break;
+    budget -= Prefill(*share, budget);
+  }
+}
+
+int64_t BlockScheduler::Prefill(PrefillShare& share, int64_t budget) {
+  BlockSequence& sequence = *share.sequence;
+  if (share.blocks == 0) {
     // What another prompt has computed since this one was admitted need not be computed again.
-    sequence->cached_blocks +=
-        pool_.ShareCached(sequence->kv, sequence->tokens, sequence->first_context);
+    sequence.cached_blocks +=
+        pool_.ShareCached(sequence.kv, sequence.tokens, sequence.first_context);
+    if (IsPrefilledByAnother(sequence)) return 0;
+  }
+  const int64_t missing = BlocksOf(sequence) - sequence.kv.blocks() - share.blocks;
+  const int64_t count = std::min(missing, budget);
+  share.blocks += count;
+  return count;
+}
+
+bool BlockScheduler::IsPrefilledByAnother(const BlockSequence& sequence) const {
+  const int64_t first = sequence.kv.blocks();
+  const int64_t end = first + options_.page_blocks;
+  if (!options_.prefix_cache || first % options_.page_blocks != 0 || end > sequence.first_context) {
+    return false;
+  }
+  const auto page_end = sequence.tokens.begin() + end * options_.block_length;
+  return std::any_of(shares_.begin(), shares_.end(), [&](const PrefillShare& share) {
+    const BlockSequence& other = *share.sequence;
+    return share.blocks > 0 && other.kv.blocks() <= first &&
+           other.kv.blocks() + share.blocks >= end &&
+           std::equal(sequence.tokens.begin(), page_end, other.tokens.begin());
+  });
+}
+
+void BlockScheduler::PlanPrefill() {
+  if (opening_.empty()) return;
+  SharePrefill();
+  for (const PrefillShare& share : shares_) {
+    if (share.blocks == 0) continue;
+    BlockSequence* const sequence = share.sequence;
     const int64_t first = sequence->kv.blocks();
-    const int64_t count = std::min(BlocksOf(*sequence) - first, budget);
-    budget -= count;
+    const int64_t count = share.blocks;
     const int64_t rows =
         std::max<int64_t>(first + count - std::max(first, sequence->first_context), 0);
     BlockChunk& chunk = step_.chunks.emplace_back();

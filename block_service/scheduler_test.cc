@@ -93,6 +93,77 @@ TEST(BlockScheduler, SeveralPromptsShareAChunkInOrderOfArrival) {
   EXPECT_FALSE(harness.of(third).done);
 }
 
+TEST(BlockScheduler, AShortPromptDoesNotWaitBehindLongOnes) {
+  BlockSchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 8;
+  Harness harness(options);
+  std::vector<uint64_t> longs;
+  for (uint64_t sequence = 1; sequence <= 3; ++sequence) {
+    longs.push_back(harness.Open(sequence, Prompt(40, static_cast<int32_t>(sequence))));
+  }
+  harness.Step();
+  const uint64_t small = harness.Open(4, Prompt(3, 4));
+  harness.Step();
+  EXPECT_EQ(harness.prefilled, 8);
+  EXPECT_EQ(harness.row(small), Harness::Expected(Prompt(3, 4)));
+  // One after another, each has the whole chunk while there is nobody with less.
+  EXPECT_EQ(harness.RunUntilIdle(), (3 * 40 + 3 + 7) / 8 - 2);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(harness.row(longs[i]), Harness::Expected(Prompt(40, static_cast<int32_t>(i + 1))));
+  }
+}
+
+TEST(BlockScheduler, ShortPromptsWithoutEndLeaveALongOneHalfOfTheChunk) {
+  BlockSchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 8;
+  Harness harness(options);
+  const uint64_t open = harness.Open(1, Prompt(40, 1));
+  uint64_t sequence = 2;
+  int steps = 0;
+  for (; steps < 100 && !harness.of(open).done; ++steps) {
+    for (int i = 0; i < 4; ++i, ++sequence) {
+      harness.Open(sequence, Prompt(2, static_cast<int32_t>(sequence)), 0, -1, true);
+    }
+    harness.Step();
+  }
+  EXPECT_EQ(steps, 40 / 4);
+}
+
+TEST(BlockScheduler, AShortPromptOfLowerPriorityDoesNotGoFirst) {
+  BlockSchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 8;
+  Harness harness(options);
+  const uint64_t normal = harness.Open(1, Prompt(20, 1));
+  BlockWorkItem item = harness.Item(2);
+  item.priority = 3;
+  item.call = OpenCall{Prompt(3, 2)};
+  const uint64_t batch = harness.Submit(item);
+  harness.Step();
+  harness.Step();
+  EXPECT_FALSE(harness.of(batch).done);
+  harness.Step();
+  EXPECT_TRUE(harness.of(normal).done);
+  EXPECT_TRUE(harness.of(batch).done) << "what is left of the chunk";
+}
+
+TEST(BlockScheduler, PromptsThatBeginAlikeArePrefilledOnceWhenTheyComeTogether) {
+  BlockSchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 8;
+  Harness harness(options);
+  const std::vector<int32_t> shared = Prompt(24, 1);
+  std::vector<uint64_t> opens;
+  std::vector<std::vector<int32_t>> prompts;
+  for (int32_t i = 0; i < 3; ++i) {
+    prompts.push_back(Joined(shared, Prompt(6 - i, 50 + i)));
+    opens.push_back(harness.Open(static_cast<uint64_t>(i) + 1, prompts.back()));
+  }
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.engine.computed_blocks(), 24 + 6 + 5 + 4);
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_EQ(harness.row(opens[i]), Harness::Expected(prompts[i]));
+  }
+}
+
 TEST(BlockScheduler, HigherPriorityIsPrefilledFirstButNobodyStarves) {
   BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 4;

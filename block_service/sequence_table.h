@@ -34,7 +34,8 @@ struct BlockSequence {
   int64_t first_context = 0;  // rows are wanted from here on
   bool close_after = false;
   int64_t cached_blocks = 0;
-  uint64_t prefill_turn = 0;  // the lowest is prefilled first
+  uint64_t priority_rank = 0;  // the lowest matters most
+  uint64_t prefill_turn = 0;   // the lowest is prefilled first
 
   // While forking, and afterwards to know a repetition.
   uint64_t fork_parent = 0;
