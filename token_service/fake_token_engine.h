@@ -53,8 +53,8 @@ class Gate {
 class FakeTokenEngine final : public TokenEngine {
  public:
   // `gate`, if any, is passed by every Decode, and outlives this.
-  explicit FakeTokenEngine(Gate* gate = nullptr) : gate_(gate) {
-    config_.block_length = 4;
+  explicit FakeTokenEngine(Gate* gate = nullptr, int32_t block_length = 4) : gate_(gate) {
+    config_.block_length = block_length;
     config_.vocab_size = 100;
     config_.block.hidden_size = 2;
   }

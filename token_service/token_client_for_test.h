@@ -104,6 +104,10 @@ class TokenClient {
     MutexLock lock(&seen_->mutex);
     return seen_->load;
   }
+  size_t largest_message_bytes() const {
+    MutexLock lock(&seen_->mutex);
+    return seen_->largest_message_bytes;
+  }
   // Answers to rows that were answered already, and messages before the hello.
   int faults() const {
     MutexLock lock(&seen_->mutex);
@@ -116,6 +120,7 @@ class TokenClient {
   struct Seen {
     void Add(v1::TokenReplyBatch reply) {
       MutexLock lock(&mutex);
+      largest_message_bytes = std::max(largest_message_bytes, reply.ByteSizeLong());
       if (reply.has_hello()) hello = reply.hello();
       if (!hello.has_value()) ++faults;
       for (v1::TokenRowReply& row : *reply.mutable_rows()) {
@@ -148,6 +153,7 @@ class TokenClient {
     bool draining ABSL_GUARDED_BY(mutex) = false;
     uint64_t pong ABSL_GUARDED_BY(mutex) = 0;
     int faults ABSL_GUARDED_BY(mutex) = 0;
+    size_t largest_message_bytes ABSL_GUARDED_BY(mutex) = 0;
     std::optional<absl::Status> end ABSL_GUARDED_BY(mutex);
   };
 

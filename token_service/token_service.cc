@@ -66,8 +66,13 @@ class TokenService::Impl final : public v1::TokenDecoder::CallbackService {
         worker_(
             QueueOptions(config), *engine_, clock_,
             [this](std::vector<RowAnswer> answers) { Deliver(answers); }, metrics_),
-        context_{engine_->config(),       clock_,      worker_, identity.config_hash,
-                 identity.tokenizer_hash, RandomBits()} {
+        context_{engine_->config(),
+                 clock_,
+                 worker_,
+                 identity.config_hash,
+                 identity.tokenizer_hash,
+                 RandomBits(),
+                 config.max_reply_bytes} {
     v1::TokenServiceHello& hello = hello_;
     hello.mutable_tier()->set_protocol_version(kTierProtocolVersion);
     hello.mutable_tier()->set_incarnation(RandomBits());

@@ -31,6 +31,7 @@ struct TokenServiceConfig {
   // Rows that wait; more are answered RESOURCE_EXHAUSTED. 0, for Create alone: four batches, at
   // least 1024.
   int32_t max_queued_rows = 1024;
+  int32_t max_reply_bytes = 4 << 20;  // of rows in one message
   MetricRegistry* metrics = nullptr;  // must outlive the service; null: none are kept
   FaultInjection faults = {};         // for tests of the system around it
 

@@ -18,7 +18,8 @@ using testing::HasSubstr;
 
 class TokenServiceTest : public testing::Test {
  protected:
-  void Start(const TokenServiceConfig& config = {}, Gate* hash_gate = nullptr) {
+  void Start(const TokenServiceConfig& config = {}, Gate* hash_gate = nullptr,
+             int32_t block_length = 4) {
     TokenServiceIdentity identity;
     identity.config_hash = "config";
     identity.tokenizer_hash = "tokenizer";
@@ -27,8 +28,8 @@ class TokenServiceTest : public testing::Test {
       if (hash_gate != nullptr) hash_gate->Pass();
       return std::string("part");
     };
-    auto service = TokenService::CreateOnEngine(config, std::make_unique<FakeTokenEngine>(&gate_),
-                                                std::move(identity));
+    auto service = TokenService::CreateOnEngine(
+        config, std::make_unique<FakeTokenEngine>(&gate_, block_length), std::move(identity));
     ASSERT_TRUE(service.ok()) << service.status();
     service_ = *std::move(service);
     auto server = RpcServer::Start(ServerOptions(), {service_->service()});
@@ -164,6 +165,29 @@ TEST_F(TokenServiceTest, AnswersEveryRowOfEveryStream) {
     EXPECT_EQ(client->faults(), 0);
     EXPECT_GT(client->load().steps(), 0u);
   }
+}
+
+TEST_F(TokenServiceTest, RowsOfAStepThatAreTooLargeForOneMessageComeInSeveral) {
+  constexpr int32_t kLength = 8192;
+  constexpr int32_t kMostBytes = 1 << 20;
+  Start({.max_rows = 64, .max_reply_bytes = kMostBytes}, nullptr, kLength);
+  TokenClient client(channel_);
+  ASSERT_TRUE(client.Hello().has_value());
+  v1::TokenRequestBatch batch;
+  for (uint64_t id = 0; id < 60; ++id) {
+    AddRow(batch, id, {static_cast<float>(id), 0.0f}, kLength);
+  }
+  client.Send(std::move(batch));
+  const auto rows = client.WaitForRows(60);
+  ASSERT_EQ(rows.size(), 60u);
+  size_t bytes = 0;
+  for (const auto& [id, row] : rows) {
+    EXPECT_EQ(row.tokens_size(), kLength);
+    bytes += row.ByteSizeLong();
+  }
+  EXPECT_GT(bytes, 2u * kMostBytes);
+  EXPECT_LE(client.largest_message_bytes(), size_t{kMostBytes} + 1000) << "and what frames rows";
+  EXPECT_EQ(client.faults(), 0);
 }
 
 TEST_F(TokenServiceTest, AnswersAPingWhileTheEngineHangs) {

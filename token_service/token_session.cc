@@ -164,9 +164,20 @@ void TokenSession::Reply(v1::TokenReplyBatch reply) {
 void TokenSession::Deliver(const std::vector<const RowAnswer*>& answers) {
   v1::TokenReplyBatch reply;
   reply.mutable_rows()->Reserve(static_cast<int>(answers.size()));
+  int64_t bytes = 0;
   const absl::Time now = context_.clock.Now();
   for (const RowAnswer* answer : answers) {
-    FillReply(*answer, *reply.add_rows());
+    v1::TokenRowReply row;
+    FillReply(*answer, row);
+    const int64_t row_bytes = static_cast<int64_t>(row.ByteSizeLong());
+    // Long blocks with the log-probabilities of many tokens are more than a message may hold. The
+    // last one tells the load.
+    if (bytes > 0 && bytes + row_bytes > context_.max_reply_bytes) {
+      Reply(std::exchange(reply, {}));
+      bytes = 0;
+    }
+    bytes += row_bytes;
+    *reply.add_rows() = std::move(row);
     spans_.End(answer->id, answer->status.code(), now);
   }
   FillLoad(context_.worker.load(), reply);

@@ -28,7 +28,8 @@ struct TokenSessionContext {
   TokenWorker& worker;
   std::string config_hash;
   std::string tokenizer_hash;
-  uint64_t trace_seed = 0;  // of the ids of spans
+  uint64_t trace_seed = 0;      // of the ids of spans
+  int64_t max_reply_bytes = 0;  // of rows in one message
 };
 
 class TokenSession final : public TokenServerStream::Handler {
@@ -50,7 +51,7 @@ class TokenSession final : public TokenServerStream::Handler {
   void SayHello(const v1::TokenServiceHello& hello);
   // Replies go out behind the hello. Thread-safe.
   void Reply(v1::TokenReplyBatch reply);
-  // Answers rows, with the worker's load at this moment.
+  // Answers rows, with the worker's load at this moment, in as many messages as they need.
   void Deliver(const std::vector<const RowAnswer*>& answers);
   // Tells the load, and whether the worker is draining.
   void AnnounceLoad();
