@@ -22,7 +22,8 @@ namespace {
 // Events handled in one Poll, so that due requests are sent under any load.
 constexpr int kEventsOfPoll = 256;
 
-std::shared_ptr<grpc::Channel> Connect(const GrpcTargetOptions& options) {
+std::shared_ptr<grpc::Channel> Connect(const GrpcTargetOptions& options,
+                                       const std::string& address) {
   grpc::ChannelArguments arguments;
   // A connection of its own for every channel.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
@@ -33,7 +34,7 @@ std::shared_ptr<grpc::Channel> Connect(const GrpcTargetOptions& options) {
   if (!options.server_name.empty()) {
     arguments.SetSslTargetNameOverride(options.server_name);
   }
-  return grpc::CreateCustomChannel(options.address, options.credentials, arguments);
+  return grpc::CreateCustomChannel(address, options.credentials, arguments);
 }
 
 void AddCommon(const GrpcTargetOptions& options, grpc::ClientContext& context) {
@@ -67,7 +68,9 @@ class GrpcTransport final : public LoadTransport {
  public:
   explicit GrpcTransport(const GrpcTargetOptions& options) : options_(options) {
     for (int i = 0; i < options_.connections; ++i) {
-      stubs_.push_back(v1::Generation::NewStub(Connect(options_)));
+      for (const std::string& address : options_.addresses) {
+        stubs_.push_back(v1::Generation::NewStub(Connect(options_, address)));
+      }
     }
   }
 
@@ -165,11 +168,10 @@ class GrpcTransport final : public LoadTransport {
   std::unordered_set<Call*> calls_;  // owned; each until its last event
 };
 
-}  // namespace
-
-absl::StatusOr<v1::GetModelResponse> AskModel(const GrpcTargetOptions& options,
-                                              absl::Duration timeout) {
-  const auto stub = v1::Generation::NewStub(Connect(options));
+absl::StatusOr<v1::GetModelResponse> AskModelOf(const GrpcTargetOptions& options,
+                                                const std::string& address,
+                                                absl::Duration timeout) {
+  const auto stub = v1::Generation::NewStub(Connect(options, address));
   grpc::ClientContext context;
   AddCommon(options, context);
   context.set_wait_for_ready(true);
@@ -180,12 +182,31 @@ absl::StatusOr<v1::GetModelResponse> AskModel(const GrpcTargetOptions& options,
   const absl::Status status = FromGrpcStatus(stub->GetModel(&context, request, &response));
   if (absl::IsDeadlineExceeded(status)) {
     return absl::UnavailableError(
-        absl::StrCat(options.address, " does not answer within ", absl::FormatDuration(timeout)));
+        absl::StrCat(address, " does not answer within ", absl::FormatDuration(timeout)));
   }
   if (!status.ok()) {
-    return absl::Status(status.code(), absl::StrCat(options.address, ": ", status.message()));
+    return absl::Status(status.code(), absl::StrCat(address, ": ", status.message()));
   }
   return response;
+}
+
+}  // namespace
+
+absl::StatusOr<v1::GetModelResponse> AskModel(const GrpcTargetOptions& options,
+                                              absl::Duration timeout) {
+  absl::StatusOr<v1::GetModelResponse> first =
+      AskModelOf(options, options.addresses.front(), timeout);
+  for (size_t i = 1; i < options.addresses.size() && first.ok(); ++i) {
+    const absl::StatusOr<v1::GetModelResponse> other =
+        AskModelOf(options, options.addresses[i], timeout);
+    if (!other.ok()) return other.status();
+    if (other->name() != first->name()) {
+      return absl::FailedPreconditionError(absl::StrCat(options.addresses.front(), " serves '",
+                                                        first->name(), "', ", options.addresses[i],
+                                                        " '", other->name(), "'"));
+    }
+  }
+  return first;
 }
 
 std::unique_ptr<LoadTransport> MakeGrpcTransport(const GrpcTargetOptions& options) {

@@ -17,15 +17,16 @@
 namespace blockserve {
 
 struct GrpcTargetOptions {
-  std::string address;  // host:port
-  std::string model;    // of the requests; empty: whatever is served
-  std::string api_key;  // sent as "authorization: Bearer KEY"; empty: none
+  std::vector<std::string> addresses;  // host:port, at least one; requests take turns
+  std::string model;                   // of the requests; empty: whatever is served
+  std::string api_key;                 // sent as "authorization: Bearer KEY"; empty: none
   std::shared_ptr<grpc::ChannelCredentials> credentials;  // never null
-  std::string server_name;  // in the server's certificate; empty: the host of `address`
-  int connections = 1;      // of one transport; streams take turns
+  std::string server_name;  // in the server's certificate; empty: the host of its address
+  int connections = 1;      // of one transport to each address; streams take turns
 };
 
-// Waits until the server answers. UNAVAILABLE and others: what it says instead.
+// Waits until every server answers, and tells what the first one serves. UNAVAILABLE and others:
+// what one of them says instead. FAILED_PRECONDITION: they serve different models.
 absl::StatusOr<v1::GetModelResponse> AskModel(const GrpcTargetOptions& options,
                                               absl::Duration timeout);
 

@@ -16,7 +16,7 @@
 #include "common/program.h"
 #include "rpc/tls.h"
 
-ABSL_FLAG(std::string, grpc, "", "server to load, over gRPC: host:port");
+ABSL_FLAG(std::string, grpc, "", "servers to load, over gRPC: host:port, or several with commas");
 ABSL_FLAG(std::string, http, "", "or over HTTP, as OpenAI's clients do: http(s)://host:port");
 ABSL_FLAG(std::string, model, "", "model that requests ask for; empty: what is served");
 ABSL_FLAG(std::string, api_key_file, "", "file that holds the API key that requests carry");
@@ -185,12 +185,19 @@ nlohmann::ordered_json DescribeWorkload(const LoadProgramConfig& config) {
 absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
   LoadProgramConfig config;
   LoadTarget& target = config.target;
-  target.grpc.address = absl::GetFlag(FLAGS_grpc);
+  const std::string grpc = absl::GetFlag(FLAGS_grpc);
   target.grpc.model = absl::GetFlag(FLAGS_model);
   target.grpc.connections = absl::GetFlag(FLAGS_connections);
   const std::string http = absl::GetFlag(FLAGS_http);
-  if (target.grpc.address.empty() == http.empty()) {
+  if (grpc.empty() == http.empty()) {
     return absl::InvalidArgumentError("one of --grpc and --http is needed");
+  }
+  if (!grpc.empty()) target.grpc.addresses = absl::StrSplit(grpc, ',');
+  for (const std::string& address : target.grpc.addresses) {
+    if (address.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--grpc is \"", grpc, "\": host:port is needed, or several with commas"));
+    }
   }
   if (const std::string path = absl::GetFlag(FLAGS_api_key_file); !path.empty()) {
     auto key = ReadKey(path);

@@ -11,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "bench/load_plot.h"
@@ -118,7 +119,7 @@ absl::Status AskTarget(LoadProgramConfig& config, LoadDescription& description) 
   absl::StatusOr<v1::GetModelResponse> model = AskModel(config.target.grpc, kConnectTimeout);
   if (!model.ok()) return model.status();
   description.target = {{"protocol", "grpc"},
-                        {"address", config.target.grpc.address},
+                        {"address", absl::StrJoin(config.target.grpc.addresses, ",")},
                         {"model", model->name()},
                         {"model_id", model->model_id()},
                         {"kind", model->kind()},

@@ -6,6 +6,7 @@ import subprocess
 
 import harness
 import pytest
+from scraping import scrape
 
 SHORT = ["--prompt-tokens=uniform:2:9", "--output-tokens=uniform:3:11", "--noprogress"]
 
@@ -57,6 +58,25 @@ def test_a_closed_loop_measures_every_request_and_checks_it(server, tmp_path):
     lines = (tmp_path / "a.csv").read_text().splitlines()
     assert len(lines) == 25 and all(line.endswith(",OK") for line in lines[1:])
     assert "<svg" in (tmp_path / "a.html").read_text()
+
+
+def test_requests_spread_over_several_gateways(launcher, tmp_path):
+    servers = [launcher.serve(harness.GOLDEN / "concat_l4", "--arithmetic=f32",
+                              "--metrics-listen=127.0.0.1:0") for _ in range(2)]
+    addresses = ",".join(server.wait_until_ready().address for server in servers)
+    out = tmp_path / "two.json"
+    load(f"--grpc={addresses}", "--concurrency=3", "--requests=24", "--max-failed=0",
+         f"--json={out}", *SHORT)
+    result = result_of(out)
+    assert result["requests"]["ok"] == 24 and result["target"]["address"] == addresses
+    for server in servers:
+        assert scrape(server).value("blockserve_gateway_requests_total", method="generate",
+                                    outcome="ok") == 12
+    # Each of them is asked before anything is measured.
+    dead = f"127.0.0.1:{harness.free_port()}"
+    refused = load(f"--grpc={servers[0].address},{dead}", "--concurrency=1", "--requests=1",
+                   status=1)
+    assert dead in refused.stderr
 
 
 def test_the_same_requests_have_the_same_answers_whatever_the_load(server, tmp_path):
@@ -112,6 +132,7 @@ def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
     for arguments, word in [
             ([], "--grpc"), (["--grpc=x:1"], "--concurrency"),
             (["--grpc=x:1", "--rate=1", "--concurrency=1"], "--concurrency"),
+            (["--grpc=x:1,,y:2", "--concurrency=1"], "--grpc"),
             (["--grpc=x:1", "--rate=1", "--arrivals=often"], "--arrivals"),
             (["--grpc=x:1", "--rate=1", "--prompt-tokens=many"], "--prompt-tokens"),
             (["--grpc=x:1", "--trace=/no/such"], "--trace"),
