@@ -80,6 +80,12 @@ bool IsLoopback(absl::string_view address) {
   return false;
 }
 
+std::string NotEncrypted(absl::string_view flag, absl::string_view address,
+                         absl::string_view remedy) {
+  return absl::StrCat(flag, " ", address, ": other machines reach it, and it is not encrypted (",
+                      remedy, ")");
+}
+
 std::string BoundAddress(const std::string& address, int bound_port) {
   absl::string_view host;
   int port = 0;

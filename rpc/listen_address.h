@@ -18,6 +18,9 @@ absl::Status CannotListen(absl::string_view flag, absl::string_view address, abs
 
 // Whether only this machine reaches it, as far as the address tells.
 bool IsLoopback(absl::string_view address);
+// What the log says of a plaintext port that other machines reach; `remedy`: the flag against it.
+std::string NotEncrypted(absl::string_view flag, absl::string_view address,
+                         absl::string_view remedy);
 
 // `address` with the port that was bound in place of its own.
 std::string BoundAddress(const std::string& address, int bound_port);

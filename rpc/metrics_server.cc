@@ -40,6 +40,7 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
   http.listen_address = options.listen_address;
   http.listen_flag = "--metrics-listen";
   http.thread_name = "metrics";
+  http.plaintext_is_meant = options.plaintext_is_meant;
   http.max_connections = kMaxConnections;
   http.limits.read.max_body_bytes = 1024;
   if (options.tls.enabled()) {
@@ -64,6 +65,7 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::StartIfAsked(
   if (flags.listen_address.empty()) return std::unique_ptr<MetricsServer>();
   MetricsServerOptions options;
   options.listen_address = flags.listen_address;
+  options.plaintext_is_meant = flags.plaintext;
   if (!flags.plaintext) options.tls = tls;
   options.tls.client_ca.clear();
   absl::StatusOr<std::unique_ptr<MetricsServer>> server = Start(options, registry);

@@ -17,6 +17,7 @@ namespace blockserve {
 struct MetricsServerOptions {
   std::string listen_address;  // --metrics-listen, "host:port" or "[v6]:port"; port 0: any
   ServerTlsFiles tls;          // not enabled: plaintext
+  bool plaintext_is_meant = false;
 };
 
 // GET /metrics in Prometheus' text format, on a thread of its own.

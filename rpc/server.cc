@@ -42,9 +42,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
         MakeServerCredentials(options.tls);
     if (!credentials.ok()) return credentials.status();
     if (!options.tls.enabled() && !IsLoopback(options.listen_address)) {
-      LogWarning(absl::StrCat(options.listen_flag, " ", options.listen_address,
-                              ": other machines reach it, and it is not encrypted (",
-                              options.tls.flags, "-cert)"));
+      LogWarning(NotEncrypted(options.listen_flag, options.listen_address,
+                              absl::StrCat(options.tls.flags, "-cert")));
     }
     result->credentials_ = *std::move(credentials);
     builder.AddListeningPort(options.listen_address, result->credentials_, &port);

@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
 #include "rpc/asio_loop.h"
+#include "rpc/listen_address.h"
 
 namespace blockserve {
 namespace {
@@ -212,6 +213,9 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     impl->draining = true;
     return absl::FailedPreconditionError(absl::StrCat(
         options.listen_flag, ": cannot listen on ", options.listen_address, ": ", error.message()));
+  }
+  if (!options.tls && !options.plaintext_is_meant && !endpoint->address().is_loopback()) {
+    LogWarning(NotEncrypted(options.listen_flag, options.listen_address, "--tls-cert"));
   }
   const Tcp::endpoint bound = impl->acceptor->local_endpoint();
   const std::string host = options.listen_address.substr(0, options.listen_address.rfind(':'));

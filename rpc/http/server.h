@@ -28,6 +28,8 @@ struct HttpServerOptions {
   std::function<std::optional<HttpResponse>(const HttpRequest& head)> check_head;
   // Called for each new connection; null, or returning null: plain.
   std::function<std::shared_ptr<boost::asio::ssl::context>()> tls;
+  // The log says nothing of a plain port that other machines reach.
+  bool plaintext_is_meant = false;
 };
 
 class HttpServer {

@@ -188,6 +188,30 @@ def test_metrics_may_be_shown_in_plaintext(pki, launcher):
         assert b"process_start_time_seconds" in page.read()
 
 
+@pytest.mark.parametrize("program, flags", [
+    ("serve", ["--http-address"]), ("gateway", ["--http-listen", "--metrics-listen"])])
+def test_plaintext_that_other_machines_reach_is_told(program, flags, launcher):
+    """Of every port, unless it was asked for; what only this machine reaches is nobody's business."""
+    model = harness.GOLDEN / "concat_l4"
+
+    def start(host, *more):
+        given = [f"{flag}={host}:{harness.free_port()}" for flag in flags]
+        server = (launcher.serve(model, *given, *more) if program == "serve" else
+                  launcher.gateway(model, [], [], "--block-services=127.0.0.1:1",
+                                   "--token-services=127.0.0.1:1", *given, *more))
+        wait_for_log(server, "blockserve serves" if program == "serve" else "listening on")
+        return server.log(), given
+
+    log, given = start("0.0.0.0")
+    for one in given:
+        told = f"{one.replace('=', ' ')}: other machines reach it, and it is not encrypted (--tls-cert)"
+        assert log.count(told) == 1
+    assert "not encrypted" not in start("127.0.0.1")[0]
+    if "--metrics-listen" in flags:
+        log, _ = start("0.0.0.0", "--metrics-plaintext")
+        assert "--metrics-listen 0.0.0.0" not in log
+
+
 def test_a_client_does_not_trust_another_authority(secured, pki):
     tls = blockserve.Tls(ca=pki.tiers / "ca.crt")
     with blockserve.Client(secured.gateway.address, tls=tls, api_key=secured.key, timeout=60,
