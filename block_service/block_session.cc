@@ -50,7 +50,8 @@ bool BlockSession::CheckHello(const v1::BlockRequestBatch& batch) {
   const absl::Status fits = CheckGatewayHello(batch.hello(), context_->hello.tier().config_hash(),
                                               context_->hello.tier().tokenizer_hash());
   if (!fits.ok()) {
-    LogWarning(absl::StrCat("gateway ", stream_->peer(), " does not fit: ", fits.message()));
+    LogWarning(absl::StrCat("block service: gateway ", stream_->peer(),
+                            " does not fit: ", fits.message()));
     End(fits.code(), std::string(fits.message()));
     return false;
   }
@@ -60,7 +61,7 @@ bool BlockSession::CheckHello(const v1::BlockRequestBatch& batch) {
     End(absl::StatusCode::kUnavailable, "this block service leaves");
     return false;
   }
-  LogInfo(absl::StrCat("gateway ", stream_->peer(), " connected"));
+  LogInfo(absl::StrCat("block service: gateway ", stream_->peer(), " connected"));
   return true;
 }
 
@@ -98,7 +99,7 @@ void BlockSession::OnMessage(v1::BlockRequestBatch&& batch) {
 void BlockSession::OnClosed() {
   if (!greeted_) return;
   context_->mailbox->Post(StreamClosed{id_});
-  LogInfo(absl::StrCat("gateway ", stream_->peer(), " disconnected"));
+  LogInfo(absl::StrCat("block service: gateway ", stream_->peer(), " disconnected"));
 }
 
 void BlockSession::End(absl::StatusCode code, const std::string& message) {

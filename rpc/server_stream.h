@@ -105,14 +105,18 @@ class ServerStream final : public grpc::ServerBidiReactor<Request, Reply>,
     Advance();
   }
 
-  // Address of the client as gRPC writes it.
+  // Address of the client as gRPC writes it, or "in this process".
   const std::string& peer() const { return peer_; }
 
  private:
   ServerStream(grpc::CallbackServerContext* context, Options options)
       : context_(context),
-        peer_(context->peer()),
+        peer_(PeerName(context->peer())),
         queue_(options.limits, std::move(options.merge)) {}
+
+  static std::string PeerName(std::string address) {
+    return address == "unknown" ? "in this process" : address;
+  }
 
   // Starts the next operation on the writing side, if none is under way. `context_` and gRPC's side
   // of the stream are there until finish_issued_ is set, and that waits for writing_ and

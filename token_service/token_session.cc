@@ -55,7 +55,8 @@ void TokenSession::OnMessage(v1::TokenRequestBatch&& message) {
     status = absl::InvalidArgumentError("hello: only the stream's first message has one");
   }
   if (!status.ok()) {
-    LogWarning(absl::StrCat("stream of ", stream_->peer(), " refused: ", status.message()));
+    LogWarning(
+        absl::StrCat("token worker: gateway ", stream_->peer(), " refused: ", status.message()));
     refused_ = true;
     Finish(status);
     return;
@@ -65,7 +66,7 @@ void TokenSession::OnMessage(v1::TokenRequestBatch&& message) {
       MutexLock lock(&mutex_);
       hello_state_ = HelloState::kAccepted;
     }
-    LogInfo(absl::StrCat("gateway connected from ", stream_->peer()));
+    LogInfo(absl::StrCat("token worker: gateway ", stream_->peer(), " connected"));
     hooks_.ask_hello();
   }
   if (message.ping() != 0) {
@@ -124,6 +125,12 @@ void TokenSession::TakeRows(const v1::TokenRequestBatch& message) {
 
 void TokenSession::OnClosed() {
   context_.worker.CloseStream(id_);
+  bool greeted;
+  {
+    MutexLock lock(&mutex_);
+    greeted = hello_state_ != HelloState::kNotAccepted;
+  }
+  if (greeted) LogInfo(absl::StrCat("token worker: gateway ", stream_->peer(), " disconnected"));
   hooks_.on_closed();
 }
 
