@@ -180,7 +180,8 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   impl->pages = *pages;
   if (absl::Status status = engine.AllocateKv(*pages, config.page_blocks); !status.ok()) {
     return absl::Status(status.code(),
-                        absl::StrCat(status.message(), " (--kv-memory-mib, --kv-pages)"));
+                        absl::StrCat(status.message(),
+                                     config.kv_pages > 0 ? " (--kv-pages)" : " (--kv-memory-mib)"));
   }
   if (parts.numeric_id.empty()) {
     absl::StatusOr<std::string> numeric_id = ProbeNumericId(engine);

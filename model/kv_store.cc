@@ -28,9 +28,9 @@ absl::StatusOr<KvStore> KvStore::Allocate(const StackConfig& stack, Arithmetic a
     store.data_ = AlignedBuffer(store.num_layers_ * num_pages * store.layout_.page_bytes());
   }
   if (store.data_.data() == nullptr && bytes > 0) {
-    return absl::ResourceExhaustedError(absl::StrCat("no memory for ", bytes,
-                                                     " bytes of KV: ", num_pages, " pages of ",
-                                                     page_blocks, " blocks"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no memory for ", static_cast<int64_t>(bytes / (1 << 20)),
+                     " MiB of KV: ", num_pages, " pages of ", page_blocks, " blocks"));
   }
   return store;
 }
