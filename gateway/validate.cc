@@ -163,8 +163,9 @@ absl::StatusOr<v1::SamplingParameters> RequestValidator::Sampling(
     if (!seen.insert(entry.token()).second) {
       return Invalid(absl::StrCat(field, ".token"), "token id ", entry.token(), " is given twice");
     }
-    if (absl::Status status = CheckRange(absl::StrCat(field, ".bias"), entry.bias(),
-                                         within(entry.bias(), -100, 100), "in [-100, 100]");
+    if (absl::Status status = CheckRange(
+            absl::StrCat(field, ".bias"), entry.bias(),
+            within(entry.bias(), -kLargestLogitBias, kLargestLogitBias), "in [-100, 100]");
         !status.ok()) {
       return status;
     }

@@ -1,5 +1,7 @@
 #include "gateway/http/openai_request.h"
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <utility>
 
@@ -146,6 +148,12 @@ void ReadSampling(JsonFields& fields, v1::SamplingParameters& out) {
     if (!value.is_number()) return fields.Fail("logit_bias", "must have numbers as values");
     entry.set_token(token);
     entry.set_bias(value.get<float>());
+    // Checked here, where its name is known: later the entries are numbered.
+    if (!(std::abs(entry.bias()) <= kLargestLogitBias)) {
+      return fields.Fail(absl::StrCat("logit_bias[\"", id, "\"]"),
+                         absl::StrCat("must be in [-", kLargestLogitBias, ", ", kLargestLogitBias,
+                                      "], not ", entry.bias()));
+    }
   }
 }
 
@@ -290,13 +298,17 @@ std::string FieldOfMessage(absl::string_view message) {
   const absl::string_view field = message.substr(0, colon);
   for (const char c : field) {
     const bool belongs = absl::ascii_isalnum(static_cast<unsigned char>(c)) || c == '_' ||
-                         c == '-' || c == '.' || c == '[' || c == ']';
+                         c == '-' || c == '.' || c == '[' || c == ']' || c == '"';
     if (!belongs) return "";
   }
   return std::string(field);
 }
 
 std::string WithHttpFieldName(absl::string_view message) {
+  // HTTP's entries have no numbers; the message names the token.
+  if (absl::StartsWith(message, "sampling.logit_bias[")) {
+    return absl::StrCat("logit_bias", message.substr(std::min(message.find(':'), message.size())));
+  }
   static constexpr std::pair<absl::string_view, absl::string_view> kNames[] = {
       {"prompt.text", "prompt"},
       {"prompt.tokens", "prompt"},

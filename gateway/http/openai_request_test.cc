@@ -120,6 +120,8 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
   EXPECT_EQ(refused(R"("stop":[1])"), "stop");
   EXPECT_EQ(refused(R"("temperature":"hot")"), "temperature");
   EXPECT_EQ(refused(R"("logit_bias":{"a":1})"), "logit_bias");
+  EXPECT_EQ(refused(R"("logit_bias":{"12":5,"13":100.5})"), "logit_bias[\"13\"]");
+  EXPECT_EQ(refused(R"("logit_bias":{"13":-1e300})"), "logit_bias[\"13\"]");
   EXPECT_EQ(refused(R"("alignment":"middle")"), "alignment");
   EXPECT_EQ(refused(R"("echo":true,"alignment":"end")"), "alignment");
   EXPECT_EQ(refused(R"("priority":1)"), "priority");
@@ -183,6 +185,8 @@ TEST(WithHttpFieldName, TellsFieldsByTheNamesThatClientsUse) {
   EXPECT_EQ(WithHttpFieldName("stop.strings[1]: x"), "stop[1]: x");
   EXPECT_EQ(WithHttpFieldName("sampling.top_p: x"), "top_p: x");
   EXPECT_EQ(WithHttpFieldName("prompt.tokens[3]: x"), "prompt[3]: x");
+  EXPECT_EQ(WithHttpFieldName("sampling.logit_bias[3].token: token id 9 is given twice"),
+            "logit_bias: token id 9 is given twice");
   EXPECT_EQ(WithHttpFieldName("n: x"), "n: x");
   EXPECT_EQ(FieldOfMessage("no field: here"), "");
 }
