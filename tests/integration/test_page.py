@@ -77,6 +77,9 @@ def test_text_streams_and_goes_on_when_a_token_worker_is_killed(deployment, brow
     assert text == server.complete(**fields)["choices"][0]["text"], "nothing was lost"
     summary = browser.find_element("id", "summary").text
     assert re.search(r"tokens in [\d.]+ s.*written by 2 workers", summary), summary
+    tokens, seconds = re.match(r"(\d+) tokens in ([\d.]+) s", summary).groups()
+    rate = float(browser.find_element("id", "rate").text)
+    assert rate == pytest.approx(int(tokens) / float(seconds), rel=0.05, abs=1), "the mean stays"
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
@@ -92,4 +95,36 @@ def test_escape_stops_a_stream_and_errors_are_shown(deployment, browser):
     browser.execute_script("document.getElementById('max_tokens').value = 100000000")
     browser.find_element("id", "go").click()
     harness.wait_until(lambda: "max_tokens" in browser.find_element("id", "error").text, "the error is shown")
+    assert browser.find_element("id", "summary").text == "", "that was of the request before"
+    assert browser.find_element("id", "rate").text == "0"
     assert "http" not in re.sub(r"http://www.w3.org\S*", "", browser.page_source.split("<script>")[0])
+
+
+def test_seeds_and_temperatures_are_sent_as_they_were_typed(deployment, browser):
+    """2^53 + 1 is a seed that JavaScript's numbers do not have."""
+    server, _ = deployment
+    fields = {"prompt": "Once upon a time", "max_tokens": 40, "temperature": 0.75}
+    texts = {seed: server.complete(**fields, seed=seed)["choices"][0]["text"]
+             for seed in (2**53, 2**53 + 1)}
+    assert texts[2**53] != texts[2**53 + 1]
+    browser.get(server.url + "/")
+    for field, value in (("max_tokens", "40"), ("temperature", "0.75"), ("seed", str(2**53 + 1))):
+        browser.find_element("id", field).clear()
+        browser.find_element("id", field).send_keys(value)
+    browser.find_element("id", "go").click()
+    harness.wait_until(lambda: "40 tokens" in browser.find_element("id", "summary").text, "it is done")
+    assert "".join(piece for piece, _ in generated(browser)) == texts[2**53 + 1]
+    browser.find_element("id", "seed").send_keys("x")
+    assert not browser.execute_script("return document.getElementById('form').checkValidity()")
+
+
+def test_a_focus_ring_leaves_the_label_above_it_alone(deployment, browser):
+    server, _ = deployment
+    browser.get(server.url + "/")
+    for field in ("prompt", "max_tokens"):
+        gap = browser.execute_script(
+            "const field = document.getElementById(arguments[0]); field.focus();"
+            "const style = getComputedStyle(field);"
+            "return field.getBoundingClientRect().top - field.labels[0].getBoundingClientRect().bottom"
+            " - parseFloat(style.outlineWidth) - parseFloat(style.outlineOffset)", field)
+        assert gap >= 0, field
