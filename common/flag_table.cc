@@ -1,7 +1,6 @@
 #include "common/flag_table.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdio>
 #include <utility>
 
@@ -107,16 +106,7 @@ void FlagTable::Add(absl::string_view name, absl::string_view help, std::optiona
 
 void FlagTable::Add(absl::string_view name, absl::string_view help, absl::Duration* target) {
   const auto set = [target](const std::string& text, std::string* error) {
-    double seconds = 0;
-    if (absl::SimpleAtod(text, &seconds) && !std::isnan(seconds)) {
-      *target = absl::Seconds(seconds);
-    } else if (!absl::ParseDuration(text, target)) {
-      *error = "it must be a time as 10s or 500ms";
-      return false;
-    }
-    if (*target >= absl::ZeroDuration()) return true;
-    *error = "it must not be negative";
-    return false;
+    return ParseFlagTime(text, target, error);
   };
   Bind(name, help, absl::FormatDuration(*target), set);
 }

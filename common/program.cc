@@ -5,6 +5,7 @@
 #endif
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -160,6 +161,12 @@ FlagBinding BindAbseilFlag(absl::CommandLineFlag* flag) {
   return {std::string(flag->Name()), flag->Help(), flag->DefaultValue(),
           flag->IsOfType<bool>() ? FlagBinding::Value::kBoolean : FlagBinding::Value::kNeeded,
           [flag](const std::string& value, std::string* error) {
+            if (flag->IsOfType<absl::Duration>()) {
+              absl::Duration time;
+              std::string ignored;
+              return ParseFlagTime(value, &time, error) &&
+                     flag->ParseFrom(absl::FormatDuration(time), &ignored);
+            }
             // Its errors say again which value of which flag it is.
             std::string repeated;
             if (flag->ParseFrom(value, &repeated)) return true;
@@ -174,6 +181,19 @@ absl::string_view BaseName(absl::string_view path) {
 }
 
 }  // namespace
+
+bool ParseFlagTime(const std::string& text, absl::Duration* time, std::string* error) {
+  double seconds = 0;
+  if (absl::SimpleAtod(text, &seconds) && !std::isnan(seconds)) {
+    *time = absl::Seconds(seconds);
+  } else if (!absl::ParseDuration(text, time)) {
+    *error = "it must be a time as 10s or 500ms";
+    return false;
+  }
+  if (*time >= absl::ZeroDuration()) return true;
+  *error = "it must not be negative";
+  return false;
+}
 
 bool AsksFor(const std::vector<std::string>& arguments, absl::string_view flag) {
   for (const std::string& argument : arguments) {

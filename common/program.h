@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 
 namespace blockserve {
 
@@ -60,6 +61,9 @@ absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::strin
 // The same with Abseil's flags: those of `usage`.
 absl::StatusOr<std::vector<std::string>> ParseFlags(const std::vector<std::string>& arguments,
                                                     const ProgramUsage& usage);
+// The value of a flag that is a time: seconds, or with a unit ("1500ms", "2m"); not negative. Says
+// in a few words what is wrong with it.
+bool ParseFlagTime(const std::string& text, absl::Duration* time, std::string* error);
 // True where the flag (as "--help") stands among the arguments, before any "--".
 bool AsksFor(const std::vector<std::string>& arguments, absl::string_view flag);
 

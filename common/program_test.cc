@@ -2,6 +2,7 @@
 
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/flags/flag.h"
@@ -14,6 +15,7 @@
 ABSL_FLAG(std::string, test_name, "none", "a name");
 ABSL_FLAG(int32_t, test_count, 3, "a count");
 ABSL_FLAG(bool, test_switch, false, "a switch");
+ABSL_FLAG(absl::Duration, test_time, absl::Seconds(1), "a time");
 ABSL_FLAG(int32_t, test_other, 0, "belongs to another command");
 
 namespace blockserve {
@@ -23,8 +25,9 @@ using testing::ElementsAre;
 using testing::HasSubstr;
 
 const ProgramUsage& Usage() {
-  static const ProgramUsage* const usage = new ProgramUsage{
-      "program [--test-name NAME] FILE\nDoes things.", {"test_name", "test_count", "test_switch"}};
+  static const ProgramUsage* const usage =
+      new ProgramUsage{"program [--test-name NAME] FILE\nDoes things.",
+                       {"test_name", "test_count", "test_switch", "test_time"}};
   return *usage;
 }
 
@@ -61,6 +64,19 @@ TEST_F(Program, FlagsAreReadInEverySpelling) {
   EXPECT_TRUE(absl::GetFlag(FLAGS_test_switch));
   EXPECT_EQ(absl::GetFlag(FLAGS_test_count), -5);
   EXPECT_EQ(absl::GetFlag(FLAGS_test_name), "");
+}
+
+TEST_F(Program, TimesAreSecondsOrHaveAUnit) {
+  for (const auto& [text, time] : {std::pair("5", absl::Seconds(5)),
+                                   {"0.5", absl::Milliseconds(500)},
+                                   {"1500ms", absl::Milliseconds(1500)},
+                                   {"2m", absl::Minutes(2)}}) {
+    ASSERT_TRUE(ParseFlags({absl::StrCat("--test-time=", text)}, Usage()).ok()) << text;
+    EXPECT_EQ(absl::GetFlag(FLAGS_test_time), time) << text;
+  }
+  EXPECT_THAT(ErrorOf({"--test-time=5 s"}), HasSubstr("it must be a time as 10s or 500ms"));
+  EXPECT_THAT(ErrorOf({"--test-time=nan"}), HasSubstr("it must be a time as 10s or 500ms"));
+  EXPECT_THAT(ErrorOf({"--test-time=-1"}), HasSubstr("it must not be negative"));
 }
 
 TEST_F(Program, ErrorsNameTheFlag) {
