@@ -93,8 +93,10 @@ int RunGenerate(const Arguments& arguments) {
   }
   absl::StatusOr<v1::GenerateRequest> request = options.request.Request();
   if (!request.ok()) return ReportUsageError(kProgram, request.status());
-  // One object holds all there is to say of a token.
-  if (options.format == "json" && !request->has_logprobs()) request->set_logprobs(0);
+  if (request->has_logprobs() && options.format != "json") {
+    return ReportUsageError(
+        kProgram, absl::InvalidArgumentError("--logprobs needs --format json: text has none"));
+  }
   (void)ConfigureLogging({std::string(kProgram), "error"});
   return ReportFailure(kProgram, Generate(options, *request));
 }

@@ -77,7 +77,8 @@ void GenerateFlags::AddFlags(FlagTable& flags) {
   flags.AddRepeated("stop", "text that ends the output; may be repeated", &stop);
   flags.AddTokens("stop_tokens", "ids that end the output", &stop_tokens);
   flags.Add("ignore_eos", "the end-of-text id does not end the output", &ignore_eos);
-  flags.AddOptionalNumber("logprobs", "log-probabilities, and those of the K best: [=K]", 0,
+  flags.AddOptionalNumber("logprobs",
+                          "with --format json: log-probabilities, and those of the K best: [=K]", 0,
                           &logprobs);
   AddPriorityFlag(flags, &priority);
   AddAlignmentFlag(flags, &alignment);

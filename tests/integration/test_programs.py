@@ -2,6 +2,7 @@
 against three processes; help, version and bad usage of every program; health and reflection."""
 
 import json
+import re
 import socket
 import subprocess
 
@@ -84,6 +85,7 @@ def test_generate_takes_the_alignment(three_processes, how):
             f"--prompt-tokens={listed(case['prompt'])}", f"--alignment={alignment}",
             "--format=json")
         assert printed["choices"][0]["tokens"] == case["greedy_" + alignment]
+        assert "logprobs" not in printed["choices"][0], "nobody asked"
 
 
 @pytest.mark.parametrize("how", ["--model", "--server"])
@@ -161,6 +163,8 @@ BAD_USAGE = [
                     "--alignment=left"], ["alignment", "left"]),
     ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1",
                     "--format=xml"], ["format", "xml"]),
+    ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1",
+                    "--logprobs=2"], ["--logprobs", "--format json"]),
     ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=512"], ["512"]),
     ("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1",
                     "--temperature=nan"], ["temperature"]),
@@ -193,6 +197,13 @@ def test_bad_usage_is_one_line_and_exit_2(name, arguments, words):
     for word in words:
         assert word in result.stderr
     assert result.stdout == ""
+
+
+def test_too_much_kv_is_told_in_the_flags_own_unit():
+    result = run("blockserve", "serve", "--model=tests/golden/concat_l4",
+                 "--kv-memory-mib=100000000", "--grpc-address=127.0.0.1:0")
+    assert result.returncode == 1
+    assert re.search(r"no memory for \d+ MiB of KV: .* \(--kv-memory-mib\)$", result.stderr.strip())
 
 
 def test_flags_in_a_file(tmp_path):
