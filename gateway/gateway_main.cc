@@ -60,8 +60,7 @@ void Options::AddFlags(FlagTable& flags) {
             &gateway.allow_beyond_positions);
   flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);
   flags.Add("max_connection_age",
-            "clients are to connect anew about so often, so that a gateway that comes gets its "
-            "share; 0: never",
+            "clients connect anew about so often, so that a new gateway gets its share; 0: never",
             &max_connection_age);
   flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
             &stall_bound);
