@@ -21,6 +21,7 @@ namespace {
 
 // Events handled in one Poll, so that due requests are sent under any load.
 constexpr int kEventsOfPoll = 256;
+constexpr absl::Duration kCauseTimeout = absl::Seconds(2);
 
 std::shared_ptr<grpc::Channel> Connect(const GrpcTargetOptions& options,
                                        const std::string& address) {
@@ -172,17 +173,25 @@ absl::StatusOr<v1::GetModelResponse> AskModelOf(const GrpcTargetOptions& options
                                                 const std::string& address,
                                                 absl::Duration timeout) {
   const auto stub = v1::Generation::NewStub(Connect(options, address));
-  grpc::ClientContext context;
-  AddCommon(options, context);
-  context.set_wait_for_ready(true);
-  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   v1::GetModelRequest request;
   request.set_model(options.model);
   v1::GetModelResponse response;
-  const absl::Status status = FromGrpcStatus(stub->GetModel(&context, request, &response));
+  const auto ask = [&](bool wait, absl::Duration limit) {
+    grpc::ClientContext context;
+    AddCommon(options, context);
+    context.set_wait_for_ready(wait);
+    context.set_deadline(absl::ToChronoTime(absl::Now() + limit));
+    return FromGrpcStatus(stub->GetModel(&context, request, &response));
+  };
+  absl::Status status = ask(/*wait=*/true, timeout);
   if (absl::IsDeadlineExceeded(status)) {
-    return absl::UnavailableError(
-        absl::StrCat(address, " does not answer within ", absl::FormatDuration(timeout)));
+    // Who waits is not told why nobody could be reached; who does not is, at once.
+    status = ask(/*wait=*/false, kCauseTimeout);
+    if (!status.ok()) {
+      return absl::UnavailableError(
+          absl::StrCat(address, " does not answer within ", absl::FormatDuration(timeout),
+                       absl::IsUnavailable(status) ? absl::StrCat(": ", status.message()) : ""));
+    }
   }
   if (!status.ok()) {
     return absl::Status(status.code(), absl::StrCat(address, ": ", status.message()));
