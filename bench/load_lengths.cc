@@ -89,6 +89,21 @@ absl::StatusOr<LengthDistribution> LengthDistribution::Parse(absl::string_view t
   return made;
 }
 
+int64_t LengthDistribution::shortest() const {
+  switch (kind_) {
+    case Kind::kConstant:
+    case Kind::kUniform:
+      return static_cast<int64_t>(a_);
+    case Kind::kList:
+      return *std::min_element(list_.begin(), list_.end());
+    case Kind::kNormal:
+    case Kind::kLognormal:
+    case Kind::kExponential:
+      return 1;
+  }
+  return 1;
+}
+
 int64_t LengthDistribution::Draw(LoadRandom& random) const {
   double length = a_;
   switch (kind_) {

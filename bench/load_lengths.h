@@ -21,6 +21,8 @@ class LengthDistribution {
 
   // At least 1.
   int64_t Draw(LoadRandom& random) const;
+  // What no draw is below.
+  int64_t shortest() const;
 
  private:
   enum class Kind { kConstant, kUniform, kNormal, kLognormal, kExponential, kList };

@@ -74,11 +74,12 @@ absl::Status ParseObjectives(const std::string& text, LoadObjectives& objectives
   for (const absl::string_view part : absl::StrSplit(text, ',', absl::SkipEmpty())) {
     const std::pair<std::string, std::string> pair = absl::StrSplit(part, absl::MaxSplits('=', 1));
     absl::Duration bound;
+    std::string error;
     int64_t* const target = pair.first == "ttft"  ? &objectives.ttft
                             : pair.first == "itl" ? &objectives.itl
                             : pair.first == "e2e" ? &objectives.e2e
                                                   : nullptr;
-    if (target == nullptr || !absl::ParseDuration(pair.second, &bound) ||
+    if (target == nullptr || !ParseFlagTime(pair.second, &bound, &error) ||
         bound <= absl::ZeroDuration()) {
       return absl::InvalidArgumentError(
           absl::StrCat("--objectives: \"", part, "\" is not ttft=, itl= or e2e= with a time"));

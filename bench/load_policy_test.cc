@@ -5,6 +5,7 @@
 #include <cmath>
 #include <fstream>
 #include <set>
+#include <tuple>
 
 #include "bench/load_arrivals.h"
 #include "bench/load_histogram.h"
@@ -214,13 +215,35 @@ TEST(Workload, LengthsAreCutToTheModelsLimit) {
   WorkloadOptions options = SmallWorkload();
   options.prompt_tokens = Lengths("uniform:50:200");
   options.output_tokens = Lengths("uniform:50:200");
+  const Workload uncut(options);
   options.max_total_tokens = 100;
   const Workload workload(options);
   for (int64_t k = 0; k < 100; ++k) {
-    const RequestSpec spec = workload.Make(k);
+    const RequestSpec spec = workload.Make(k), asked = uncut.Make(k);
     EXPECT_GE(spec.max_tokens, 1);
     EXPECT_LE(std::ssize(spec.tokens) + spec.max_tokens, 100);
+    EXPECT_EQ(spec.shortened, std::ssize(asked.tokens) + asked.max_tokens > 100);
+    EXPECT_FALSE(asked.shortened);
   }
+}
+
+TEST(Workload, LengthsOfWhichNoneFitsAreRefused) {
+  WorkloadOptions options = SmallWorkload();
+  options.max_total_tokens = 100;
+  for (const auto& [prompt, output, fits] : {std::tuple("90", "10", true),
+                                             {"90", "11", false},
+                                             {"100", "1", false},
+                                             {"uniform:90:200", "10", true},
+                                             {"uniform:95:200", "uniform:6:9", false},
+                                             {"normal:500:1", "99", true}}) {
+    options.prompt_tokens = Lengths(prompt);
+    options.output_tokens = Lengths(output);
+    EXPECT_EQ(options.CheckLengths().ok(), fits) << prompt << " " << output;
+  }
+  // A trace has lengths of its own.
+  options.trace = {TraceRow{}};
+  options.prompt_tokens = Lengths("200");
+  EXPECT_TRUE(options.CheckLengths().ok());
 }
 
 TEST(Prompts, LinesAreTextOrObjects) {

@@ -129,7 +129,7 @@ absl::Status AskTarget(LoadProgramConfig& config, LoadDescription& description) 
   workload.vocab_size = model->vocab_size();
   workload.excluded_tokens = {model->bos_token_id(), model->eos_token_id(), model->pad_token_id()};
   workload.max_total_tokens = model->max_tokens();
-  return absl::OkStatus();
+  return workload.CheckLengths();
 }
 
 LoadReport RunOnce(const LoadProgramConfig& config, const LoadPlan& plan, const Workload& workload,
@@ -158,6 +158,19 @@ LoadReport RunOnce(const LoadProgramConfig& config, const LoadPlan& plan, const 
 absl::Status WriteWhereWanted(const std::string& path,
                               const std::function<std::string()>& content) {
   return path.empty() ? absl::OkStatus() : WriteFile(path, content());
+}
+
+// A run that cannot be told is not begun.
+absl::Status CheckOutputs(const LoadOutputs& outputs) {
+  const std::pair<const char*, const std::string&> named[] = {
+      {"--json", outputs.json}, {"--csv", outputs.csv}, {"--html", outputs.html}};
+  for (const auto& [flag, path] : named) {
+    if (path.empty()) continue;
+    if (absl::Status status = CheckWritable(path); !status.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat(flag, ": ", status.message()));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status WriteReport(const LoadReport& report, const LoadOutputs& outputs) {
@@ -234,6 +247,8 @@ absl::StatusOr<int> RunProgram(LoadProgramConfig config) {
   LoadDescription description;
   description.label = config.label;
   description.command = config.command;
+  const LoadOutputs outputs = {config.json, config.csv, config.html};
+  if (absl::Status status = CheckOutputs(outputs); !status.ok()) return status;
   if (absl::Status status = PrepareTls(config.target); !status.ok()) return status;
   if (absl::Status status = AskTarget(config, description); !status.ok()) return status;
   description.workload = config.description;
@@ -246,7 +261,7 @@ absl::StatusOr<int> RunProgram(LoadProgramConfig config) {
   if (!config.sweep.values.empty()) return RunSweep(config, workload, description, signals);
   const LoadReport report =
       RunOnce(config, config.plan, workload, std::move(description), "", signals);
-  absl::Status status = WriteReport(report, {config.json, config.csv, config.html});
+  absl::Status status = WriteReport(report, outputs);
   if (!status.ok()) return status;
   return Judge(report.result, config.max_failed);
 }

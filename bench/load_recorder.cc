@@ -36,6 +36,7 @@ void LoadResult::Merge(const LoadResult& other) {
   sent += other.sent;
   ok += other.ok;
   good += other.good;
+  shortened += other.shortened;
   prompt_tokens += other.prompt_tokens;
   cached_prompt_tokens += other.cached_prompt_tokens;
   output_tokens += other.output_tokens;

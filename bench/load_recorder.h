@@ -53,6 +53,7 @@ struct LoadResult {
   int64_t sent = 0;
   int64_t ok = 0;
   int64_t good = 0;  // ok, and within every objective
+  int64_t shortened = 0;  // of those sent: less was asked for than planned, to fit the context
   int64_t prompt_tokens = 0;
   int64_t cached_prompt_tokens = 0;
   int64_t output_tokens = 0;                          // of successful requests

@@ -1,8 +1,13 @@
 #include "bench/load_report.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <utility>
 
@@ -85,6 +90,7 @@ absl::StatusOr<LoadReport> Parse(const Json& json) {
   result.sent = requests.at("measured").get<int64_t>();
   result.ok = requests.at("ok").get<int64_t>();
   result.good = requests.at("good").get<int64_t>();
+  result.shortened = requests.value("shortened", int64_t{0});  // older versions do not tell
   for (const auto& [kind, count] : json.at("errors").items()) {
     result.errors[kind] = count.get<int64_t>();
   }
@@ -149,7 +155,8 @@ Json ToJson(const LoadReport& report) {
   json["requests"] = {{"measured", result.sent},
                       {"ok", result.ok},
                       {"failed", result.failed()},
-                      {"good", result.good}};
+                      {"good", result.good},
+                      {"shortened", result.shortened}};
   json["errors"] = Json::object();
   for (const auto& [kind, count] : result.errors) json["errors"][kind] = count;
   json["error_examples"] = Json::object();
@@ -177,13 +184,27 @@ Json ToJson(const LoadReport& report) {
 }
 
 absl::StatusOr<LoadReport> FromJson(const Json& json) {
+  const auto program = json.find("program");
+  if (program == json.end() || *program != "blockserve-load") {
+    return absl::InvalidArgumentError("is no result of blockserve-load");
+  }
+  if (json.contains("kind")) {
+    return absl::InvalidArgumentError("is the result of a sweep; only single runs can be read");
+  }
   // The library reports a missing or misplaced field by an exception only; it goes no further.
   try {
     return Parse(json);
-  } catch (const std::exception& error) {
+  } catch (const std::exception&) {
     return absl::InvalidArgumentError(
-        absl::StrCat("is no result of blockserve-load: ", error.what()));
+        "is no result that this version of blockserve-load can read: a field is missing, or of "
+        "another kind");
   }
+}
+
+std::string ShortenedLine(const LoadResult& result) {
+  if (result.shortened == 0) return "";
+  return absl::StrFormat("%s of the requests were shortened to fit into the model's context\n",
+                         Thousands(result.shortened));
 }
 
 std::string ToText(const LoadReport& report) {
@@ -191,6 +212,7 @@ std::string ToText(const LoadReport& report) {
   std::string text =
       absl::StrFormat("%s requests in %.1f s: %s ok, %s failed\n", Thousands(result.sent),
                       result.window_s(), Thousands(result.ok), Thousands(result.failed()));
+  text += ShortenedLine(result);
   for (const auto& [kind, count] : result.errors) {
     absl::StrAppendFormat(&text, "  %-22s %10s   e.g. %s\n", kind, Thousands(count),
                           result.error_examples.at(kind).substr(0, 100));
@@ -276,6 +298,22 @@ absl::StatusOr<LoadReport> ReadReport(const std::string& path) {
     return absl::InvalidArgumentError(absl::StrCat(path, " ", report.status().message()));
   }
   return report;
+}
+
+absl::Status CheckWritable(const std::string& path) {
+  struct stat found = {};
+  const bool there = stat(path.c_str(), &found) == 0;
+  // A pipe would give its reader an end of file.
+  if (path == "-" || (there && !S_ISREG(found.st_mode) && !S_ISDIR(found.st_mode))) {
+    return absl::OkStatus();
+  }
+  errno = 0;
+  if (!std::ofstream(path, std::ios::binary | std::ios::app)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " cannot be written: ", std::strerror(errno)));
+  }
+  if (!there) unlink(path.c_str());
+  return absl::OkStatus();
 }
 
 absl::Status WriteFile(const std::string& path, const std::string& content) {

@@ -39,11 +39,14 @@ absl::Span<const LatencyField> LatencyFields();
 
 // docs/load_testing.md lists the fields.
 nlohmann::ordered_json ToJson(const LoadReport& report);
-// The reverse. INVALID_ARGUMENT naming the field.
+// The reverse. INVALID_ARGUMENT: what it is instead.
 absl::StatusOr<LoadReport> FromJson(const nlohmann::ordered_json& json);
 
 // A table for the terminal.
 std::string ToText(const LoadReport& report);
+// The line of it, and of a sweep's table, that tells how many requests were shortened; empty where
+// none was.
+std::string ShortenedLine(const LoadResult& result);
 // One line for each request that was measured, with a line of names.
 std::string ToCsv(const LoadReport& report);
 
@@ -53,6 +56,9 @@ absl::StatusOr<LoadReport> MergeReports(const std::vector<LoadReport>& reports);
 
 // INVALID_ARGUMENT, NOT_FOUND: naming the file.
 absl::StatusOr<LoadReport> ReadReport(const std::string& path);
+// Whether WriteFile could, before there is anything to write; leaves no file where there was none.
+// INVALID_ARGUMENT: the path and why.
+absl::Status CheckWritable(const std::string& path);
 // Replaces the file; "-" is standard output.
 absl::Status WriteFile(const std::string& path, const std::string& content);
 

@@ -146,6 +146,7 @@ void LoadRequest::OnEnd(int64_t now, const std::string& error, const std::string
   if (ok && InWindow(since)) ++result.window_ok;
   if (measured_) {
     ++result.sent;
+    if (spec_.shortened) ++result.shortened;
     result.send_lag.Add(sent_ - intended_);
     if (ok) {
       ++result.ok;

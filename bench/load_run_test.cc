@@ -252,6 +252,7 @@ TEST(LoadReport, ReadsBackWhatItWroteAndMerges) {
   };
   LoadReport report;
   report.result = RunPlan(plan, server);
+  report.result.shortened = 4;
   report.description.started_unix_s = 1000;
   const nlohmann::ordered_json json = ToJson(report);
   const absl::StatusOr<LoadReport> again = FromJson(json);
@@ -262,10 +263,17 @@ TEST(LoadReport, ReadsBackWhatItWroteAndMerges) {
   later.description.started_unix_s = 1001;
   const absl::StatusOr<LoadReport> merged = MergeReports({report, later});
   ASSERT_TRUE(merged.ok());
+  EXPECT_EQ(merged->result.shortened, 8);
   EXPECT_EQ(merged->result.ok, 2 * report.result.ok);
   EXPECT_EQ(merged->result.errors.at("RESOURCE_EXHAUSTED"), 2);
   EXPECT_NEAR(merged->result.window_s(), report.result.window_s() + 1, 1e-3);
-  EXPECT_FALSE(FromJson(nlohmann::ordered_json::object()).ok());
+  for (const char* other :
+       {"{}", "[]", "3", R"({"program": "other"})", R"({"program": "blockserve-load", "label": 3})",
+        R"({"program": "blockserve-load", "kind": "sweep"})"}) {
+    const absl::Status status = FromJson(nlohmann::ordered_json::parse(other)).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << other;
+    EXPECT_EQ(status.message().find("exception"), std::string::npos) << status;
+  }
 }
 
 }  // namespace

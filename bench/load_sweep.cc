@@ -166,6 +166,9 @@ std::string SweepToText(const SweepPlan& plan, absl::Span<const SweepPoint> poin
                                           : 0.0,
                           result.failed(), static_cast<int>(i) == knee.index ? "  <- knee" : "");
   }
+  LoadResult all;
+  for (const SweepPoint& point : points) all.shortened += point.report.result.shortened;
+  text += ShortenedLine(all);
   if (knee.index < 0) absl::StrAppend(&text, "no knee: ", knee.none, "\n");
   if (const int last = FindSaturation(plan, points); last >= 0) {
     absl::StrAppendFormat(&text, "keeps up to %.4g requests/s\n",

@@ -74,6 +74,15 @@ absl::StatusOr<std::vector<PromptLine>> ReadPrompts(const std::string& path) {
   return prompts;
 }
 
+absl::Status WorkloadOptions::CheckLengths() const {
+  if (max_total_tokens <= 0 || !prompts.empty() || !trace.empty()) return absl::OkStatus();
+  const int64_t prompt = prompt_tokens.shortest(), output = output_tokens.shortest();
+  if (prompt + output <= max_total_tokens) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--prompt-tokens of ", prompt, " and --output-tokens of ", output,
+                   " or more are above the model's context of ", max_total_tokens, " tokens"));
+}
+
 Workload::Workload(WorkloadOptions options) : options_(std::move(options)) {
   if (options_.shared_prefix_tokens <= 0) return;
   for (int32_t i = 0; i < options_.shared_prefixes; ++i) {
@@ -126,8 +135,10 @@ RequestSpec Workload::Make(int64_t index) const {
     prompt = static_cast<int64_t>(spec.tokens.size());  // of a text it is not known here
   }
   if (const int64_t limit = options_.max_total_tokens; limit > 0) {
+    const std::pair<int64_t, int64_t> asked = {prompt, output};
     if (options_.prompts.empty()) prompt = std::clamp<int64_t>(prompt, 1, limit - 1);
     output = std::clamp<int64_t>(output, 1, std::max<int64_t>(1, limit - prompt));
+    spec.shortened = asked != std::pair(prompt, output);
   }
   spec.max_tokens = static_cast<int32_t>(output);
   if (options_.prompts.empty()) {

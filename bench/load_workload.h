@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "bench/load_arrivals.h"
 #include "bench/load_lengths.h"
@@ -22,6 +23,7 @@ struct RequestSpec {
   float temperature = 1;
   uint64_t seed = 0;
   bool ignore_eos = true;
+  bool shortened = false;  // prompt or output: both would not have fitted into the context
 };
 
 // One line of a file of prompts.
@@ -50,6 +52,9 @@ struct WorkloadOptions {
   int32_t vocab_size = 0;
   std::vector<int32_t> excluded_tokens;
   int64_t max_total_tokens = 0;  // prompt and output are cut to it; 0: no limit
+
+  // INVALID_ARGUMENT: not one request of these lengths would fit into max_total_tokens.
+  absl::Status CheckLengths() const;
 };
 
 class Workload {

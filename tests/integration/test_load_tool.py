@@ -1,6 +1,7 @@
 """blockserve-load and blockserve-simulate as programs: what they print, write and exit with."""
 
 import json
+import re
 import socket
 import subprocess
 
@@ -50,7 +51,8 @@ def test_a_closed_loop_measures_every_request_and_checks_it(server, tmp_path):
          f"--csv={tmp_path / 'a.csv'}", f"--html={tmp_path / 'a.html'}",
          "--objectives=ttft=1h,itl=1h,e2e=1h", *SHORT)
     result = result_of(out)
-    assert result["requests"] == {"measured": 24, "ok": 24, "failed": 0, "good": 24}
+    assert result["requests"] == {"measured": 24, "ok": 24, "failed": 0, "good": 24,
+                                  "shortened": 0}
     assert result["usage_check"] == {"checked": 24, "wrong": 0}
     assert result["target"]["block_length"] == 4 and result["errors"] == {}
     assert result["latency"]["ttft_ms"]["count"] == result["latency"]["e2e_ms"]["count"] == 24
@@ -146,7 +148,51 @@ def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
                  *SHORT, status=2).stderr
     assert "other" in error
     error = load(f"--grpc={nowhere}", "--concurrency=1", "--requests=1", *SHORT, status=1).stderr
-    assert nowhere in error
+    assert nowhere in error and "Connection refused" in error
+
+
+def test_a_result_that_could_not_be_written_is_told_before_anything_is_sent(server, tmp_path):
+    nowhere = f"--grpc=127.0.0.1:{harness.free_port()}"
+    (tmp_path / "old.json").write_text("old")
+    for flag, path, why in [("--json", tmp_path / "no" / "out", "No such file"),
+                            ("--csv", tmp_path, "Is a directory"),
+                            ("--html", tmp_path / "old.json" / "out", "Not a directory")]:
+        error = load(nowhere, "--concurrency=1", f"{flag}={path}", status=2).stderr
+        assert f"{flag}: {path} cannot be written: {why}" in error
+    # What can be written is left alone until there is something to write.
+    load(f"--grpc={server.address}", "--model=other", "--concurrency=1",
+         f"--json={tmp_path}/old.json", f"--csv={tmp_path}/new.csv", status=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "old"
+
+
+def test_what_is_no_result_is_not_merged(tmp_path):
+    (tmp_path / "other.json").write_text('{"answer": 42}')
+    error = load("--merge", str(tmp_path / "other.json"), status=2).stderr
+    assert error.startswith(f"blockserve-load: {tmp_path}/other.json is no result of blockserve-load")
+
+
+def test_requests_that_do_not_fit_are_told(server, tmp_path):
+    """Those of a distribution are shortened and counted; lengths of which none fits are refused."""
+    limit = int(re.search(r"context of (\d+) tokens", load(
+        f"--grpc={server.address}", "--concurrency=1", "--prompt-tokens=99999", status=2).stderr)[1])
+    out = tmp_path / "out.json"
+    told = load(f"--grpc={server.address}", "--concurrency=1", "--requests=6",
+                f"--prompt-tokens=uniform:1:{4 * limit}", "--output-tokens=2", f"--json={out}",
+                "--noprogress").stdout
+    shortened = result_of(out)["requests"]["shortened"]
+    assert 0 < shortened <= 6
+    assert f"{shortened} of the requests were shortened" in told
+
+
+def test_times_are_seconds_or_have_a_unit(server, tmp_path):
+    out = tmp_path / "out.json"
+    load(f"--grpc={server.address}", "--concurrency=1", "--requests=1", "--duration=5",
+         "--timeout=1m", "--objectives=e2e=3600", f"--json={out}", *SHORT)
+    result = result_of(out)
+    assert result["workload"]["duration_s"] == 5 and result["objectives_ms"]["e2e"] == 3600e3
+    error = load(f"--grpc={server.address}", "--concurrency=1", "--duration=soon", status=2).stderr
+    assert '--duration cannot be "soon": it must be a time as 10s or 500ms' in error
 
 
 def test_help_fits_a_screen():
