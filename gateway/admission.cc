@@ -130,12 +130,29 @@ absl::Status Admission::CheckKey(const Key& key, const AdmissionRequest& request
                                 limits.max_tokens, " allowed"),
                    wait);
   }
-  if (limits.requests_per_second > 0 && request.first_of_call && key.allowance < 1) {
-    return Refused(absl::StrCat(NameOf(name), ": more than ", limits.requests_per_second,
-                                " requests in a second"),
-                   absl::Seconds((1 - key.allowance) / limits.requests_per_second));
-  }
-  return absl::OkStatus();
+  return request.first_of_call ? RateOf(key, name) : absl::OkStatus();
+}
+
+absl::Status Admission::RateOf(const Key& key, const std::string& name) {
+  const double rate = key.limits.requests_per_second;
+  if (rate <= 0 || key.allowance >= 1) return absl::OkStatus();
+  return Refused(absl::StrCat(NameOf(name), ": more than ", rate, " requests in a second"),
+                 absl::Seconds((1 - key.allowance) / rate));
+}
+
+absl::Status Admission::CheckRate(const std::string& key, absl::Time now) {
+  Key& entry = KeyOf(key, now);
+  Refill(entry, now);
+  absl::Status status = RateOf(entry, key);
+  ForgetIfIdle(key, now);
+  return status;
+}
+
+void Admission::Charge(const std::string& key, absl::Time now) {
+  Key& entry = KeyOf(key, now);
+  Refill(entry, now);
+  if (entry.limits.requests_per_second > 0) entry.allowance -= 1;
+  ForgetIfIdle(key, now);
 }
 
 absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, absl::Time now) {

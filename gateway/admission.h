@@ -92,6 +92,12 @@ class Admission {
   // not be served even by itself; DEADLINE_EXCEEDED.
   absl::Status Submit(uint64_t id, const AdmissionRequest& request, absl::Time now);
 
+  // Whether the key's rate grants a request now: OK, or RESOURCE_EXHAUSTED with a retry-after.
+  absl::Status CheckRate(const std::string& key, absl::Time now);
+  // Takes a request of the key's rate that is not submitted: it was refused for what it is, or
+  // costs work of another kind. Beyond what the rate grants, the next ones wait for longer.
+  void Charge(const std::string& key, absl::Time now);
+
   // What the token tier can use has changed.
   void SetCapacity(const TokenCapacity& capacity) { live_limit_.Update(capacity); }
   // The next request to hand to the tiers; none where nothing waits or there is no room.
@@ -159,6 +165,7 @@ class Admission {
   Key& KeyOf(const std::string& name, absl::Time now);
   static double Burst(const KeyLimits& limits);
   static void Refill(Key& key, absl::Time now);
+  static absl::Status RateOf(const Key& key, const std::string& name);
   // `wait`: what those are told that are refused.
   static absl::Status CheckKey(const Key& key, const AdmissionRequest& request,
                                absl::Duration wait);

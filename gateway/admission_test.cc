@@ -284,6 +284,28 @@ TEST_F(AdmissionTest, LimitsTheRateByKeyAndTellsWhenTheNextIsDue) {
   EXPECT_EQ(accepted, 3) << "no more than the burst is saved up";
 }
 
+TEST_F(AdmissionTest, TakesOfTheRateWhatIsNotSubmitted) {
+  options_.limits["a"].requests_per_second = 2;
+  options_.limits["a"].burst = 3;
+  Make();
+  EXPECT_TRUE(admission_->CheckRate("a", now_).ok());
+  for (int i = 0; i < 3; ++i) admission_->Charge("a", now_);
+  const absl::Status refused = admission_->CheckRate("a", now_);
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_TRUE(RetryAfter(refused).has_value());
+  EXPECT_FALSE(Submit("a").ok());
+  // What came beside one another, beyond the rate, is waited for.
+  for (int i = 0; i < 5; ++i) admission_->Charge("a", now_);
+  EXPECT_EQ(RetryAfter(admission_->CheckRate("a", now_)), absl::Seconds(3));
+  now_ += absl::Seconds(3);
+  EXPECT_TRUE(admission_->CheckRate("a", now_).ok());
+  EXPECT_TRUE(admission_->CheckRate("a", now_).ok()) << "to ask takes nothing";
+  EXPECT_TRUE(Submit("a").ok());
+  EXPECT_FALSE(Submit("a").ok());
+  for (int i = 0; i < 100; ++i) admission_->Charge("b", now_);
+  EXPECT_TRUE(admission_->CheckRate("b", now_).ok()) << "it has no limit";
+}
+
 TEST_F(AdmissionTest, ACallOfSeveralPromptsCountsOnceForTheRateAndMustFitInFlight) {
   options_.limits["a"].requests_per_second = 1;
   options_.limits["a"].max_requests = 3;

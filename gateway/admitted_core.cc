@@ -13,6 +13,14 @@ namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(20);
 
+// Whether what ended so, before it was admitted, counts for its key's rate: all but what was
+// refused for want of room, or came from nobody known. To find out that a request is bad costs as
+// much as to find out that it is good.
+bool IsCharged(const absl::Status& status) {
+  return !absl::IsResourceExhausted(status) && !absl::IsUnavailable(status) &&
+         !absl::IsDeadlineExceeded(status) && !absl::IsUnauthenticated(status);
+}
+
 AdmissionRequest AdmissionOf(const GenerationRequest& request) {
   return {request.key,
           request.priority,
@@ -196,7 +204,9 @@ absl::Status AdmittedCore::Submit(const std::shared_ptr<Ticket>& ticket, absl::T
   MutexLock lock(&mutex_);
   if (!closed_.ok()) return closed_;
   if (draining_.load()) return absl::UnavailableError("the gateway is draining");
-  if (absl::Status status = admission_.Submit(ticket->id, ticket->admission, now); !status.ok()) {
+  const AdmissionRequest& request = ticket->admission;
+  if (absl::Status status = admission_.Submit(ticket->id, request, now); !status.ok()) {
+    if (request.first_of_call && IsCharged(status)) admission_.Charge(request.key, now);
     return status;
   }
   tickets_.emplace(ticket->id, ticket);
@@ -300,13 +310,38 @@ void AdmittedCore::Resume(GenerationId id) {
   });
 }
 
+absl::Status AdmittedCore::CheckRate(const std::string& key) {
+  MutexLock lock(&mutex_);
+  return admission_.CheckRate(key, loop_.Now());
+}
+
+absl::Status AdmittedCore::TakeFromRate(const std::string& key) {
+  const absl::Time now = loop_.Now();
+  MutexLock lock(&mutex_);
+  if (absl::Status status = admission_.CheckRate(key, now); !status.ok()) return status;
+  admission_.Charge(key, now);
+  return absl::OkStatus();
+}
+
+void AdmittedCore::OnAnswered(RequestMethod method, const absl::Status& status,
+                              absl::Duration time) {
+  metrics_.Requests(method, status.code()).Add();
+  if (status.ok()) {
+    metrics_.seconds[static_cast<size_t>(method)].Observe(absl::ToDoubleSeconds(time));
+  }
+}
+
 void AdmittedCore::OnRefused(const RefusedRequest& refused) {
-  const RequestMethod method = refused.scoring ? RequestMethod::kScore : RequestMethod::kGenerate;
-  metrics_.Requests(method, refused.status.code()).Add();
+  if (IsCharged(refused.status)) {
+    const absl::Time now = loop_.Now();
+    MutexLock lock(&mutex_);
+    admission_.Charge(refused.key, now);
+  }
+  metrics_.Requests(refused.method, refused.status.code()).Add();
   if (!options_.log_requests) return;
   LogEvent(LogLevel::kInfo, "request refused",
            {{"request_id", refused.request_id},
-            {"method", MethodName(method)},
+            {"method", MethodName(refused.method)},
             {"key", refused.key},
             {"outcome", LookUpStatus(refused.status.code()).name},
             {"error", refused.status.message()}});

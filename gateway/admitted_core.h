@@ -53,7 +53,10 @@ class AdmittedCore final : public GenerationCore {
   GenerationId Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) override;
   void Cancel(GenerationId id, absl::Status why) override;
   void Resume(GenerationId id) override;
+  absl::Status CheckRate(const std::string& key) override;
+  absl::Status TakeFromRate(const std::string& key) override;
   void OnRefused(const RefusedRequest& refused) override;
+  void OnAnswered(RequestMethod method, const absl::Status& status, absl::Duration time) override;
   void FillModelStatus(v1::GetModelResponse& response) const override {
     core_.FillModelStatus(response);
   }

@@ -194,6 +194,47 @@ TEST_F(AdmittedCoreTest, EndingTellsEveryQueuedRequest) {
   EXPECT_EQ(admitted_->live_requests(), 0);
 }
 
+TEST_F(AdmittedCoreTest, WhatFrontsRefuseOrAnswerThemselvesIsCountedAndTakenOfTheRate) {
+  KeyLimits limits;
+  limits.requests_per_second = 1;
+  limits.burst = 4;
+  limits.max_tokens = 100;
+  admitted_options_.admission.limits["a"] = limits;
+  Make(1, 1);
+  const auto refuse = [this](absl::Status status) {
+    admitted_->OnRefused({.method = RequestMethod::kScore, .key = "a", .status = status});
+  };
+  // Nothing of the rate: there was no room, or nobody showed the key.
+  for (int i = 0; i < 10; ++i) {
+    refuse(absl::ResourceExhaustedError("more than 1 requests in a second"));
+    refuse(absl::UnauthenticatedError("no key"));
+  }
+  EXPECT_TRUE(admitted_->CheckRate("a").ok());
+  refuse(absl::InvalidArgumentError("n: must be 1 to 64"));
+  refuse(absl::CancelledError("the client has gone"));
+  EXPECT_TRUE(admitted_->TakeFromRate("a").ok());
+  // Refused here for what it is.
+  GenerationRequest request = Request(50, 60, 1);
+  request.key = "a";
+  const Stream never = Ask(request);
+  EXPECT_TRUE(absl::IsInvalidArgument(never.sink->status)) << never.sink->status;
+  const absl::Status refused = admitted_->TakeFromRate("a");
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_EQ(RetryAfter(refused), absl::Seconds(1));
+  EXPECT_TRUE(admitted_->TakeFromRate("").ok()) << "no limit";
+  EXPECT_EQ(metrics_.Requests(RequestMethod::kScore, absl::StatusCode::kInvalidArgument).Value(),
+            1);
+
+  admitted_->OnAnswered(RequestMethod::kTokenize, absl::OkStatus(), absl::Milliseconds(3));
+  admitted_->OnAnswered(RequestMethod::kDetokenize, refused, absl::ZeroDuration());
+  EXPECT_EQ(metrics_.Requests(RequestMethod::kTokenize, absl::StatusCode::kOk).Value(), 1);
+  EXPECT_EQ(
+      metrics_.Requests(RequestMethod::kDetokenize, absl::StatusCode::kResourceExhausted).Value(),
+      1);
+  EXPECT_THAT(registry_.RenderText(),
+              HasSubstr("blockserve_gateway_request_seconds_count{method=\"tokenize\"} 1\n"));
+}
+
 TEST_F(AdmittedCoreTest, ScoresToo) {
   admitted_options_.admission.max_starting = 1;
   Make(1, 1);

@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "blockserve/v1/generation.pb.h"
 #include "common/trace_context.h"
+#include "gateway/request_method.h"
 #include "model/config.h"
 
 namespace blockserve {
@@ -107,10 +108,10 @@ class ScoringSink {
 
 // What is known of a request that does not come to the core.
 struct RefusedRequest {
-  bool scoring = false;
-  std::string request_id;  // may be empty
-  std::string key;         // its name; empty: none was shown, or none is needed
-  absl::Status status;
+  RequestMethod method = RequestMethod::kGenerate;
+  std::string request_id = {};  // may be empty
+  std::string key = {};         // its name; empty: none was shown, or none is needed
+  absl::Status status = {};
 };
 
 // Names a request in the core; unique in the process.
@@ -130,9 +131,19 @@ class GenerationCore {
   virtual void Cancel(GenerationId id, absl::Status why) = 0;
   // The sink wants more again.
   virtual void Resume(GenerationId id) = 0;
+  // Whether the key's rate grants a request now: OK, or RESOURCE_EXHAUSTED with a retry-after.
+  // Fronts ask before they look at what may be long; nothing is taken of the rate. Thread-safe.
+  virtual absl::Status CheckRate(const std::string& key) { return absl::OkStatus(); }
+  // As CheckRate, and takes a request of the rate: for what neither Generate nor Score hears of.
+  // Thread-safe.
+  virtual absl::Status TakeFromRate(const std::string& key) { return absl::OkStatus(); }
   // A front has refused a request (malformed, without a key, …) before it came here: it is counted,
-  // and logged as those that end here are. Thread-safe.
+  // logged as those that end here are, and taken of its key's rate unless that was the reason.
+  // Thread-safe.
   virtual void OnRefused(const RefusedRequest& refused) {}
+  // A front has answered a call that does not come here, in so much time: it is counted.
+  // Thread-safe.
+  virtual void OnAnswered(RequestMethod method, const absl::Status& status, absl::Duration time) {}
   // What GetModel tells of the workers in use: model id, numeric ids, how many are connected.
   virtual void FillModelStatus(v1::GetModelResponse& response) const = 0;
   // The clock of requests' deadlines: not the wall clock, which may be set. Thread-safe.

@@ -117,12 +117,24 @@ absl::StatusOr<std::string> GenerationService::Authenticate(
 template <class Request, class Answer>
 grpc::ServerUnaryReactor* GenerationService::AnswerNow(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer& request,
-                                                       grpc::ByteBuffer* response, Answer answer) {
+                                                       grpc::ByteBuffer* response,
+                                                       std::optional<RequestMethod> counted,
+                                                       Answer answer) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  absl::Status status = Authenticate(*context).status();
-  absl::StatusOr<Request> parsed = status.ok() ? Parse<Request>(request) : status;
-  reactor->Finish(parsed.ok() ? Serialize(answer(*parsed), response)
-                              : ToGrpcStatus(parsed.status()));
+  const absl::Time arrived = core_->Now();
+  const auto answered = [&]() -> decltype(answer(Request())) {
+    absl::StatusOr<std::string> key = Authenticate(*context);
+    if (!key.ok()) return key.status();
+    if (counted.has_value()) {
+      if (absl::Status status = core_->TakeFromRate(*key); !status.ok()) return status;
+    }
+    absl::StatusOr<Request> parsed = Parse<Request>(request);
+    if (!parsed.ok()) return parsed.status();
+    return answer(*parsed);
+  };
+  const auto made = answered();
+  if (counted.has_value()) core_->OnAnswered(*counted, made.status(), core_->Now() - arrived);
+  reactor->Finish(made.ok() ? Serialize(made, response) : FinalStatus(made.status(), *context));
   return reactor;
 }
 
@@ -140,6 +152,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     absl::StatusOr<std::string> key = Authenticate(*context);
     if (!key.ok()) return key.status();
     refused.key = *key;
+    if (absl::Status status = core_->CheckRate(*key); !status.ok()) return status;
     absl::StatusOr<v1::GenerateRequest> parsed = Parse<v1::GenerateRequest>(*request);
     if (!parsed.ok()) return parsed.status();
     refused.request_id = Shortened(parsed->request_id());
@@ -168,11 +181,12 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
                                                    const grpc::ByteBuffer* request,
                                                    grpc::ByteBuffer* response) {
-  RefusedRequest refused{.scoring = true};
+  RefusedRequest refused{.method = RequestMethod::kScore};
   const auto validated = [&]() -> absl::StatusOr<ScoringRequest> {
     absl::StatusOr<std::string> key = Authenticate(*context);
     if (!key.ok()) return key.status();
     refused.key = *key;
+    if (absl::Status status = core_->CheckRate(*key); !status.ok()) return status;
     absl::StatusOr<v1::ScoreRequest> parsed = Parse<v1::ScoreRequest>(*request);
     if (!parsed.ok()) return parsed.status();
     refused.request_id = Shortened(parsed->request_id());
@@ -201,24 +215,26 @@ grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* request,
                                                       grpc::ByteBuffer* response) {
-  return AnswerNow<v1::TokenizeRequest>(context, *request, response, [&](const auto& parsed) {
-    return validator_->Tokenize(parsed, DescribeModel().model_id());
-  });
+  return AnswerNow<v1::TokenizeRequest>(
+      context, *request, response, RequestMethod::kTokenize,
+      [&](const auto& parsed) { return validator_->Tokenize(parsed, DescribeModel().model_id()); });
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
                                                         const grpc::ByteBuffer* request,
                                                         grpc::ByteBuffer* response) {
-  return AnswerNow<v1::DetokenizeRequest>(context, *request, response, [&](const auto& parsed) {
-    return validator_->Detokenize(parsed, DescribeModel().model_id());
-  });
+  return AnswerNow<v1::DetokenizeRequest>(
+      context, *request, response, RequestMethod::kDetokenize, [&](const auto& parsed) {
+        return validator_->Detokenize(parsed, DescribeModel().model_id());
+      });
 }
 
 grpc::ServerUnaryReactor* GenerationService::GetModel(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* request,
                                                       grpc::ByteBuffer* response) {
   return AnswerNow<v1::GetModelRequest>(
-      context, *request, response, [&](const auto& parsed) -> absl::StatusOr<v1::GetModelResponse> {
+      context, *request, response, /*counted=*/std::nullopt,
+      [&](const auto& parsed) -> absl::StatusOr<v1::GetModelResponse> {
         v1::GetModelResponse description = DescribeModel();
         if (absl::Status status = validator_->Model(parsed.model(), description.model_id());
             !status.ok()) {

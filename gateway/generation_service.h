@@ -5,6 +5,7 @@
 
 #include <grpcpp/support/server_callback.h>
 
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -57,10 +58,11 @@ class GenerationService final : public internal::RawGenerationService {
     if (keys_ == nullptr || request.priority() != v1::PRIORITY_UNSPECIFIED) return;
     request.set_priority(static_cast<v1::Priority>(keys_->DefaultPriority(key)));
   }
+  // `counted`: as what the call is counted, and that it takes one request of its key's rate.
   template <class Request, class Answer>
   grpc::ServerUnaryReactor* AnswerNow(grpc::CallbackServerContext* context,
                                       const grpc::ByteBuffer& request, grpc::ByteBuffer* response,
-                                      Answer answer);
+                                      std::optional<RequestMethod> counted, Answer answer);
 
   GenerationCore* const core_;
   const RequestValidator* const validator_;

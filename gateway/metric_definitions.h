@@ -12,9 +12,10 @@ inline constexpr int32_t kMaxWorkerSeries = 256;
 inline constexpr MetricDefinition kRequests = {
     MetricKind::kCounter,
     "blockserve_gateway_requests_total",
-    "Requests that are over, by method (generate, score) and outcome (a status code).",
+    "Requests that are over, by method (generate, score, tokenize, detokenize) and outcome (a "
+    "status code).",
     {"method", "outcome"},
-    40};
+    80};
 inline constexpr MetricDefinition kQueueSeconds = {
     MetricKind::kHistogram,
     "blockserve_gateway_queue_seconds",
@@ -41,7 +42,7 @@ inline constexpr MetricDefinition kRequestSeconds = {
     "blockserve_gateway_request_seconds",
     "From arrival to end, of requests that ended OK.",
     {"method"},
-    2,
+    4,
     kLatencyBucketsSeconds};
 inline constexpr MetricDefinition kPromptTokens = {
     MetricKind::kCounter, "blockserve_gateway_prompt_tokens_total",

@@ -9,10 +9,6 @@
 
 namespace blockserve {
 
-absl::string_view MethodName(RequestMethod method) {
-  return method == RequestMethod::kGenerate ? "generate" : "score";
-}
-
 RequestMetrics::RequestMetrics(MetricRegistry& registry)
     : queue_seconds(registry.Histogram(kQueueSeconds)),
       first_token_seconds(registry.Histogram(kFirstTokenSeconds)),

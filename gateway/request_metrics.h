@@ -6,12 +6,9 @@
 
 #include "absl/status/status.h"
 #include "common/metrics.h"
+#include "gateway/request_method.h"
 
 namespace blockserve {
-
-enum class RequestMethod { kGenerate, kScore };
-inline constexpr int kRequestMethods = 2;
-absl::string_view MethodName(RequestMethod method);
 
 // Without a registry it counts nothing.
 struct RequestMetrics {

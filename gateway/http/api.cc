@@ -153,8 +153,12 @@ void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std:
   const std::string& path = request.path;
   if (path == "/v1/completions") return Complete(exchange, /*chat=*/false, key_name);
   if (path == "/v1/chat/completions") return Complete(exchange, /*chat=*/true, key_name);
-  if (path == "/tokenize") return exchange->Respond(Tokenize(request));
-  if (path == "/detokenize") return exchange->Respond(Detokenize(request));
+  if (path == "/tokenize") {
+    return exchange->Respond(AnswerText(RequestMethod::kTokenize, request, key_name));
+  }
+  if (path == "/detokenize") {
+    return exchange->Respond(AnswerText(RequestMethod::kDetokenize, request, key_name));
+  }
   if (path == "/tokenizer_info") return exchange->Respond(TokenizerInfo());
   if (path == "/status") return Status(exchange);
   if (path == "/ready") return Ready(exchange);
@@ -185,13 +189,28 @@ void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std:
   exchange->Respond(std::move(response));
 }
 
-void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
-                       const std::string& key_name) {
+absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, bool chat,
+                                                   const std::string& key_name) {
+  if (absl::Status status = backend_.core->CheckRate(key_name); !status.ok()) return status;
   const HttpJobContext context{*backend_.validator,     backend_.chat_format,
                                options_.check_priority, options_.default_priority,
                                DescribeModel(),         backend_.core->Now()};
-  absl::StatusOr<HttpCompletionJob> job =
-      MakeCompletionJob(context, exchange->request(), chat, key_name);
+  absl::StatusOr<HttpCompletionJob> job = MakeCompletionJob(context, request, chat, key_name);
+  if (!job.ok()) return job;
+  // Of a prompt that is only echoed the core does not hear.
+  const bool echoed_alone =
+      std::none_of(job->prompts.begin(), job->prompts.end(), [](const HttpPromptJob& prompt) {
+        return prompt.scoring.has_value() || prompt.generation.has_value();
+      });
+  if (echoed_alone) {
+    if (absl::Status status = backend_.core->TakeFromRate(key_name); !status.ok()) return status;
+  }
+  return job;
+}
+
+void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
+                       const std::string& key_name) {
+  absl::StatusOr<HttpCompletionJob> job = MakeJob(exchange->request(), chat, key_name);
   if (!job.ok()) {
     const std::string request_id = RequestIdOf(exchange->request());
     backend_.core->OnRefused({.request_id = request_id.substr(0, kMaxRequestIdBytes),
@@ -236,25 +255,36 @@ void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) {
   }
 }
 
-HttpResponse HttpApi::Tokenize(const HttpRequest& request) const {
+HttpResponse HttpApi::AnswerText(RequestMethod method, const HttpRequest& request,
+                                 const std::string& key_name) const {
+  const absl::Time arrived = backend_.core->Now();
+  const auto answered = [&]() -> absl::StatusOr<HttpResponse> {
+    if (absl::Status status = backend_.core->TakeFromRate(key_name); !status.ok()) return status;
+    return method == RequestMethod::kTokenize ? Tokenize(request) : Detokenize(request);
+  };
+  absl::StatusOr<HttpResponse> made = answered();
+  backend_.core->OnAnswered(method, made.status(), backend_.core->Now() - arrived);
+  return made.ok() ? *std::move(made) : OpenAiError(made.status());
+}
+
+absl::StatusOr<HttpResponse> HttpApi::Tokenize(const HttpRequest& request) const {
   absl::StatusOr<nlohmann::json> parsed = ParseJsonObject(request.body);
-  if (!parsed.ok()) return OpenAiError(parsed.status());
+  if (!parsed.ok()) return parsed.status();
   JsonFields fields(*parsed);
   v1::TokenizeRequest wanted;
   wanted.set_model(fields.String("model").value_or(""));
   const auto prompt = fields.String("prompt");
   if (!prompt.has_value()) fields.Fail("prompt", "must be a string");
-  if (!fields.status().ok()) return OpenAiError(fields.status());
+  if (!fields.status().ok()) return fields.status();
   wanted.set_text(*prompt);
   const v1::GetModelResponse model = DescribeModel();
   absl::StatusOr<v1::TokenizeResponse> tokens =
       backend_.validator->Tokenize(wanted, model.model_id());
   if (!tokens.ok()) {
     const absl::string_view message = tokens.status().message();
-    return OpenAiError(
-        absl::Status(tokens.status().code(), absl::StartsWith(message, "text: ")
-                                                 ? absl::StrCat("prompt", message.substr(4))
-                                                 : std::string(message)));
+    return absl::Status(tokens.status().code(), absl::StartsWith(message, "text: ")
+                                                    ? absl::StrCat("prompt", message.substr(4))
+                                                    : std::string(message));
   }
   HttpResponse response;
   response.body = "{\"tokens\":";
@@ -265,20 +295,20 @@ HttpResponse HttpApi::Tokenize(const HttpRequest& request) const {
   return response;
 }
 
-HttpResponse HttpApi::Detokenize(const HttpRequest& request) const {
+absl::StatusOr<HttpResponse> HttpApi::Detokenize(const HttpRequest& request) const {
   absl::StatusOr<nlohmann::json> parsed = ParseJsonObject(request.body);
-  if (!parsed.ok()) return OpenAiError(parsed.status());
+  if (!parsed.ok()) return parsed.status();
   JsonFields fields(*parsed);
   v1::DetokenizeRequest wanted;
   wanted.set_model(fields.String("model").value_or(""));
   wanted.set_skip_special_tokens(fields.Bool("skip_special_tokens").value_or(false));
   const auto ids = fields.Ids("tokens", request.body.size());
   if (!ids.has_value()) fields.Fail("tokens", "must be a list of token ids");
-  if (!fields.status().ok()) return OpenAiError(fields.status());
+  if (!fields.status().ok()) return fields.status();
   wanted.mutable_tokens()->Add(ids->begin(), ids->end());
   absl::StatusOr<v1::DetokenizeResponse> text =
       backend_.validator->Detokenize(wanted, DescribeModel().model_id());
-  if (!text.ok()) return OpenAiError(text.status());
+  if (!text.ok()) return text.status();
   HttpResponse response;
   response.body = "{\"prompt\":";
   AppendJsonString(response.body, text->text());

@@ -16,6 +16,7 @@
 #include "gateway/generation.h"
 #include "gateway/http/chat_format.h"
 #include "gateway/http/completion_call.h"
+#include "gateway/http/completion_job.h"
 #include "gateway/http/deployment_probe.h"
 #include "rpc/http/exchange.h"
 
@@ -65,8 +66,13 @@ class HttpApi {
   void Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std::string& key_name);
   void Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
                 const std::string& key_name);
-  HttpResponse Tokenize(const HttpRequest& request) const;
-  HttpResponse Detokenize(const HttpRequest& request) const;
+  absl::StatusOr<HttpCompletionJob> MakeJob(const HttpRequest& request, bool chat,
+                                            const std::string& key_name);
+  // Tokenize and Detokenize; each takes one request of its key's rate.
+  HttpResponse AnswerText(RequestMethod method, const HttpRequest& request,
+                          const std::string& key_name) const;
+  absl::StatusOr<HttpResponse> Tokenize(const HttpRequest& request) const;
+  absl::StatusOr<HttpResponse> Detokenize(const HttpRequest& request) const;
   // The special tokens: what lm-evaluation-harness asks a server for that tokenizes.
   HttpResponse TokenizerInfo() const;
   HttpResponse Models(absl::string_view name) const;

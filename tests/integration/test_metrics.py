@@ -126,6 +126,17 @@ def test_what_is_refused_as_malformed_is_counted_too(tiers):
     assert scrape(gateway).value("blockserve_gateway_requests_total", **name) == before + 1
 
 
+def test_tokenizing_is_counted(tiers):
+    *_, gateway, client = tiers
+    before = scrape(gateway)
+    with pytest.raises(Exception, match="tokenizer"):
+        client.tokenize("the golden models have none")
+    after = scrape(gateway)
+    name = {"method": "tokenize", "outcome": "failed_precondition"}
+    assert after.value("blockserve_gateway_requests_total", **name) == \
+        before.value("blockserve_gateway_requests_total", **name) + 1
+
+
 def test_a_client_that_goes_away_frees_its_kv_within_a_step(tiers):
     """The token worker is stopped in the middle of a block: nothing moves on but by the client's
     going, and the block tier needs no step at all to let go."""

@@ -356,6 +356,25 @@ def test_a_client_with_a_certificate_takes_up_its_tls_session(mutual, pki):
                 session = secure.session
 
 
+def call_http(secured, pki, key, method, path, body=None):
+    """(status, headers, body) of a call with this key."""
+    context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
+    connection = http.client.HTTPSConnection("127.0.0.1", secured.http_port, context=context, timeout=60)
+    connection.request(method, path, body and json.dumps(body), {"Authorization": f"Bearer {key}"})
+    response = connection.getresponse()
+    return response.status, response.headers, json.loads(response.read())
+
+
+def wait_until_known(client):
+    def known():
+        try:
+            return bool(client.model())
+        except blockserve.Error:
+            return False
+
+    harness.wait_until(known, "the new key is known")
+
+
 @pytest.mark.parametrize("limit, code", [
     ("--max-requests=1", "requests are in flight, the most allowed"),
     ("--max-tokens=40", "tokens are in flight, of 40 allowed"),
@@ -364,26 +383,14 @@ def test_limits_of_a_key_hold_over_both_ports(secured, pki, limit, code):
     name = limit.split("=")[0].strip("-")
     key = keys_command(f"--name={name}", f"--file={secured.keys}", limit).stdout.strip()
     tls = blockserve.Tls(ca=pki.public / "ca.crt")
-    context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
 
     def post(max_tokens):
-        connection = http.client.HTTPSConnection("127.0.0.1", secured.http_port, context=context,
-                                                 timeout=60)
-        connection.request("POST", "/v1/completions",
-                           json.dumps({"prompt": "A", "max_tokens": max_tokens, "ignore_eos": True}),
-                           {"Authorization": f"Bearer {key}"})
-        response = connection.getresponse()
-        return response.status, response.headers, json.loads(response.read())
+        return call_http(secured, pki, key, "POST", "/v1/completions",
+                         {"prompt": "A", "max_tokens": max_tokens, "ignore_eos": True})
 
     with blockserve.Client(secured.gateway.address, tls=tls, api_key=key, timeout=60,
                            retries=0) as limited:
-        def known():
-            try:
-                return bool(limited.model())
-            except blockserve.Error:
-                return False
-
-        harness.wait_until(known, "the new key is known")
+        wait_until_known(limited)
         # While it runs (and, of the rate, also afterwards), nothing more of this key is taken.
         secured.token.process.send_signal(signal.SIGSTOP)
         try:
@@ -401,6 +408,45 @@ def test_limits_of_a_key_hold_over_both_ports(secured, pki, limit, code):
     assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED and code in str(caught.value)
     if limit.startswith("--max"):
         harness.wait_until(lambda: post(20)[0] == 200, "the place is free again")
+
+
+def test_whatever_costs_work_counts_for_the_rate_of_a_key(secured, pki):
+    """Bad requests and tokenizing too, over both ports; what tells of the deployment is free."""
+    key = keys_command("--name=frugal", f"--file={secured.keys}", "--requests-per-second=0.001",
+                       "--burst=7").stdout.strip()
+
+    def post(path, **body):
+        return call_http(secured, pki, key, "POST", path, body)
+
+    tls = blockserve.Tls(ca=pki.public / "ca.crt")
+    with blockserve.Client(secured.gateway.address, tls=tls, api_key=key, timeout=60,
+                           retries=0) as limited:
+        wait_until_known(limited)
+        grpc_calls = [(lambda: limited.generate("A", max_tokens=-1), "max_tokens"),
+                      (lambda: limited.score([10**9]), "continuation"),
+                      (lambda: limited.tokenize("A dog"), None)]
+        http_calls = [("/v1/completions", {"prompt": "A", "n": 0}, 400), ("/tokenize", {"prompt": 7}, 400),
+                      ("/detokenize", {"tokens": [5, 6]}, 200),
+                      ("/v1/completions", {"prompt": "A dog", "echo": True, "max_tokens": 0}, 200)]
+        for call, refused in grpc_calls:
+            if refused is None:
+                assert call()
+            else:
+                with pytest.raises(blockserve.Error, match=refused):
+                    call()
+        for path, body, status in http_calls:
+            assert post(path, **body)[0] == status
+        for call, _ in grpc_calls:
+            with pytest.raises(blockserve.Error, match="more than 0.001 requests in a second") as caught:
+                call()
+            assert caught.value.code == grpc.StatusCode.RESOURCE_EXHAUSTED and caught.value.retry_after == 60
+        for path, body, _ in http_calls:
+            status, headers, answer = post(path, **body)
+            assert status == 429 and headers["Retry-After"] == "60", answer
+            assert answer["error"]["type"] == "rate_limit_error"
+        assert limited.model()
+        for path in ("/v1/models", "/health", "/status", "/tokenizer_info"):
+            assert call_http(secured, pki, key, "GET", path)[0] == 200
 
 
 def test_nothing_secret_is_logged(secured, client):
