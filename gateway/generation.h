@@ -49,6 +49,9 @@ struct GenerationRequest {
   std::string request_id;
   std::string key;              // name of the API key's owner; empty: keys are not asked for
   std::vector<int32_t> prompt;  // not empty: an empty prompt is {bos}
+  // The bytes of a character that the prompt ends within, where the client is shown the prompt's
+  // text before them: the output's text begins with it.
+  std::string text_before;
   v1::SamplingParameters sampling;
   int32_t max_tokens = 16;
   int32_t min_tokens = 0;

@@ -58,8 +58,8 @@ void GenerationRun::Start(const Binding& binding) {
     if (request_.resume.has_value()) {
       spec.already = request_.resume->choices[static_cast<size_t>(i)].tokens;
     }
-    choices_.emplace_back(
-        spec, TextOutput(environment_.tokenizer, request_.stop_strings, request_.min_tokens));
+    choices_.emplace_back(spec, TextOutput(environment_.tokenizer, request_.stop_strings,
+                                           request_.min_tokens, request_.text_before));
   }
   running_ = request_.n;
   for (size_t i = 0; i < choices_.size(); ++i) {

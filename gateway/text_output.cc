@@ -5,9 +5,11 @@
 namespace blockserve {
 
 TextOutput::TextOutput(const Tokenizer* tokenizer, std::vector<std::string> stop_strings,
-                       int32_t min_tokens)
+                       int32_t min_tokens, std::string text_before)
     : matcher_(std::move(stop_strings)), unsearched_tokens_(min_tokens) {
-  if (tokenizer != nullptr) decoder_.emplace(*tokenizer, /*skip_special_tokens=*/true);
+  if (tokenizer != nullptr) {
+    decoder_.emplace(*tokenizer, /*skip_special_tokens=*/true, std::move(text_before));
+  }
 }
 
 TextOutput::Result TextOutput::Append(absl::Span<const int32_t> tokens, bool ends_with_stop_token) {

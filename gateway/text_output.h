@@ -19,8 +19,10 @@ class TextOutput {
  public:
   // `tokenizer` may be null: then there is no text and `stop_strings` must be empty (validation
   // refuses them). Else it must outlive this. The text of the first `min_tokens` tokens is not
-  // searched for stop strings.
-  TextOutput(const Tokenizer* tokenizer, std::vector<std::string> stop_strings, int32_t min_tokens);
+  // searched for stop strings. `text_before`: bytes of an incomplete character that the text goes
+  // on from.
+  TextOutput(const Tokenizer* tokenizer, std::vector<std::string> stop_strings, int32_t min_tokens,
+             std::string text_before = {});
 
   struct Result {
     // Whole characters; without special tokens, the stop token, the stop string and what is held

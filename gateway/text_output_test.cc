@@ -75,6 +75,19 @@ TEST_F(TextOutputTest, HoldsBackHalfACharacterUntilItIsWhole) {
   EXPECT_EQ(output.Append(absl::MakeSpan(ids).subspan(1), false).text, "🙂");
 }
 
+TEST_F(TextOutputTest, GoesOnFromACharacterThatWasBegunBefore) {
+  const std::vector<int32_t> ids = Encode("🙂");
+  const StreamDecoder prompt(*tokenizer_, false, absl::MakeSpan(ids).first(1));
+  TextOutput output(tokenizer_, {}, 0, prompt.held_back());
+  EXPECT_EQ(output.Append(absl::MakeSpan(ids).subspan(1), false).text, "🙂");
+  TextOutput stopped(tokenizer_, {"🙂"}, 0, prompt.held_back());
+  EXPECT_EQ(stopped.Append(absl::MakeSpan(ids).subspan(1), false).stop_string, "🙂");
+  TextOutput other(tokenizer_, {}, 0, prompt.held_back());
+  EXPECT_EQ(other.Append(Encode("a"), false).text,
+            "\xEF\xBF\xBD"
+            "a");
+}
+
 TEST_F(TextOutputTest, FlushShowsAnIncompleteCharacterAsReplacement) {
   const std::vector<int32_t> ids = Encode("🙂");
   TextOutput output(tokenizer_, {}, 0);

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -69,6 +70,11 @@ class StreamDecoder {
   // last few are looked at.
   StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens,
                 absl::Span<const int32_t> already_decoded = {});
+  // Goes on with a character whose beginning another decoder holds back.
+  StreamDecoder(const Tokenizer& tokenizer, bool skip_special_tokens, std::string held_back)
+      : tokenizer_(&tokenizer),
+        skip_special_tokens_(skip_special_tokens),
+        pending_(std::move(held_back)) {}
 
   // The text that `id` completes, perhaps empty. An id outside of [0, vocab_size) has no text.
   std::string Push(int32_t id);
@@ -76,8 +82,8 @@ class StreamDecoder {
   // The end: U+FFFD for what is held back, if anything is.
   std::string Flush();
 
-  // True when bytes of an incomplete character are held back.
-  bool HoldsBack() const { return !pending_.empty(); }
+  // The bytes of an incomplete character; empty where the text ends with a whole one.
+  const std::string& held_back() const { return pending_; }
 
  private:
   const Tokenizer* tokenizer_;

@@ -90,7 +90,7 @@ TEST_F(NeoxTokenizerTest, StreamsRandomIdsAsDecodeGivesThemAndResumesAnywhere) {
       std::string text;
       for (size_t i = 0; i < cut; ++i) text += first.Push(ids[i]);
       StreamDecoder second(*tokenizer_, true, absl::MakeSpan(ids).first(cut));
-      EXPECT_EQ(second.HoldsBack(), first.HoldsBack());
+      EXPECT_EQ(second.held_back(), first.held_back());
       for (size_t i = cut; i < ids.size(); ++i) text += second.Push(ids[i]);
       text += second.Flush();
       ASSERT_EQ(text, whole) << "cut at " << cut << " in round " << round;
@@ -103,9 +103,11 @@ TEST_F(NeoxTokenizerTest, HoldsBackTheBytesOfAnIncompleteCharacter) {
   ASSERT_EQ(ids.size(), 2u);
   StreamDecoder decoder(*tokenizer_, true);
   EXPECT_EQ(decoder.Push(ids[0]), "");
-  EXPECT_TRUE(decoder.HoldsBack());
+  EXPECT_FALSE(decoder.held_back().empty());
+  StreamDecoder another(*tokenizer_, true, decoder.held_back());
+  EXPECT_EQ(another.Push(ids[1]), "\xF0\x9F\x99\x82");
   EXPECT_EQ(decoder.Push(ids[1]), "\xF0\x9F\x99\x82");
-  EXPECT_FALSE(decoder.HoldsBack());
+  EXPECT_TRUE(decoder.held_back().empty());
   EXPECT_EQ(decoder.Flush(), "");
   decoder.Push(ids[0]);
   EXPECT_EQ(decoder.Flush(), "\xEF\xBF\xBD");

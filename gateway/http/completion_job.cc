@@ -86,6 +86,12 @@ absl::StatusOr<HttpPromptJob> MakePromptJob(const RequestValidator& validator,
     absl::StatusOr<std::string> text = validator.tokenizer()->Decode(job.ids, false);
     if (!text.ok()) return FieldError("prompt", text.status().message());
     job.text = *std::move(text);
+    // Ids may end within a character, which is then for the output to complete.
+    StreamDecoder end(*validator.tokenizer(), /*skip_special_tokens=*/false, job.ids);
+    if (job.generation.has_value()) {
+      job.generation->text_before = end.held_back();
+      job.text.resize(job.text.size() - end.Flush().size());
+    }
   }
   return job;
 }

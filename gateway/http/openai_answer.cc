@@ -186,7 +186,9 @@ OpenAiLogprobs::OpenAiLogprobs(const Tokenizer* tokenizer, bool chat)
 
 void OpenAiLogprobs::BeginOutput(int64_t characters_before) {
   offset_ = characters_before;
-  if (tokenizer_ != nullptr) decoder_.emplace(*tokenizer_, /*skip_special_tokens=*/true);
+  if (!decoder_.has_value()) return;
+  std::string held_back = decoder_->held_back();
+  decoder_.emplace(*tokenizer_, /*skip_special_tokens=*/true, std::move(held_back));
 }
 
 void OpenAiLogprobs::Add(int32_t id, const v1::TokenLogprobs& logprobs) {

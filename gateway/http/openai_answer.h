@@ -43,7 +43,7 @@ class OpenAiLogprobs {
   OpenAiLogprobs(const Tokenizer* tokenizer, bool chat);
 
   // What is added from now on was generated: special tokens have no text, and the first one comes
-  // after so many characters.
+  // after so many characters, of which one may be for it to complete.
   void BeginOutput(int64_t characters_before);
   void Add(int32_t id, const v1::TokenLogprobs& logprobs);
   // The JSON object of what was added since the last call.

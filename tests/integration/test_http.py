@@ -151,6 +151,21 @@ def test_echo_aligns_the_generated_tokens_too(server, client):
     assert "".join(data["choices"][0]["text"] for _, data in events) == echoed
 
 
+def test_a_character_that_the_prompt_begins_and_the_output_ends_is_whole(server):
+    before, last = (ids := ids_of(server, "A dog 🙂"))[:-1], ids[-1]
+    assert len(before) > len(ids_of(server, "A dog "))
+    fields = {"prompt": before, "echo": True, "max_tokens": 1, "logit_bias": {str(last): 100}, "temperature": 0}
+    choice = server.complete(logprobs=0, **fields)["choices"][0]
+    assert choice["text"] == "A dog 🙂"
+    assert choice["logprobs"]["text_offset"][-1] == len("A dog ")
+    assert "".join(data["choices"][0]["text"] for _, data in server.events(**fields)) == "A dog 🙂"
+    # Nothing, or something else, comes after the beginning.
+    for more in ({"max_tokens": 0}, {"logit_bias": {str(ids[0]): 100}}):
+        answer = server.complete(return_token_ids=True, **{**fields, **more})["choices"][0]
+        _, _, whole = server.request("POST", "/detokenize", {"tokens": before + answer["token_ids"]})
+        assert answer["text"] == whole["prompt"] and answer["text"].startswith("A dog \ufffd")
+
+
 @pytest.mark.parametrize("fields, param", [
     ({"suffix": "x"}, "suffix"),
     ({"tools": [{"type": "function"}]}, "tools"),
