@@ -15,6 +15,7 @@
 #include "gateway/http/json_text.h"
 #include "gateway/http/openai_answer.h"
 #include "gateway/http/page.h"
+#include "gateway/retry_after.h"
 #include "gateway/validate.h"
 
 namespace blockserve {
@@ -23,6 +24,9 @@ namespace {
 constexpr absl::string_view kModelsPath = "/v1/models";
 constexpr size_t kMaxLoggedFields = 256;
 constexpr size_t kMaxLoggedFieldBytes = 64;
+// A shorter body takes 5 ms at most, and seldom 1.
+constexpr size_t kLongBodyBytes = size_t{16} << 10;
+constexpr size_t kMostWaitingBodyBytes = size_t{256} << 20;
 
 bool NeedsKey(absl::string_view path) {
   return absl::StartsWith(path, "/v1/") || path == "/tokenize" || path == "/detokenize" ||
@@ -72,14 +76,16 @@ HttpApi::HttpApi(HttpApiOptions options, HttpBackend backend)
       backend_(std::move(backend)),
       started_s_(absl::ToUnixSeconds(absl::Now())),
       probe_(std::make_shared<DeploymentProbe>(
-          backend_.probe_core, [validator = backend_.validator](absl::Time deadline) {
+          backend_.probe_core,
+          [validator = backend_.validator](absl::Time deadline) {
             v1::GenerateRequest request;
             request.mutable_tokens();  // an empty prompt: the model's first token
             request.mutable_sampling()->set_temperature(0);
             request.mutable_stop()->set_max_tokens(1);
             request.set_priority(v1::PRIORITY_HIGH);
             return validator->Generation(request, "", deadline);
-          })) {}
+          })),
+      text_workers_(options_.text_threads, kMostWaitingBodyBytes) {}
 
 HttpResponse HttpApi::Error(int status, const std::string& message) const {
   return OpenAiError(status, message);
@@ -153,12 +159,8 @@ void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std:
   const std::string& path = request.path;
   if (path == "/v1/completions") return Complete(exchange, /*chat=*/false, key_name);
   if (path == "/v1/chat/completions") return Complete(exchange, /*chat=*/true, key_name);
-  if (path == "/tokenize") {
-    return exchange->Respond(AnswerText(RequestMethod::kTokenize, request, key_name));
-  }
-  if (path == "/detokenize") {
-    return exchange->Respond(AnswerText(RequestMethod::kDetokenize, request, key_name));
-  }
+  if (path == "/tokenize") return AnswerText(exchange, RequestMethod::kTokenize, key_name);
+  if (path == "/detokenize") return AnswerText(exchange, RequestMethod::kDetokenize, key_name);
   if (path == "/tokenizer_info") return exchange->Respond(TokenizerInfo());
   if (path == "/status") return Status(exchange);
   if (path == "/ready") return Ready(exchange);
@@ -189,12 +191,46 @@ void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std:
   exchange->Respond(std::move(response));
 }
 
+template <class Read, class Done>
+void HttpApi::ReadBody(const std::shared_ptr<HttpExchange>& exchange, const std::string& key_name,
+                       Read read, Done done) {
+  using Result = decltype(read(exchange->request()));
+  const size_t bytes = exchange->request().body.size();
+  if (bytes <= kLongBodyBytes) {
+    return done(exchange->request(), read(exchange->request()));
+  }
+  struct LongRequest {
+    std::shared_ptr<HttpExchange> exchange;
+    HttpRequest request;
+    Read read;
+    Done done;
+    std::atomic<bool> left{false};  // the client has
+    Result result = absl::CancelledError("the client has gone");
+  };
+  // The exchange itself is the connection's thread's.
+  std::shared_ptr<LongRequest> waiting(
+      new LongRequest{exchange, std::move(exchange->request()), std::move(read), std::move(done)});
+  exchange->set_on_lost([waiting](HttpLoss) { waiting->left = true; });
+  const bool taken = text_workers_.Run(key_name, bytes, [waiting] {
+    if (!waiting->left) waiting->result = waiting->read(waiting->request);
+    waiting->exchange->Post([waiting] {
+      if (waiting->left) waiting->result = absl::CancelledError("the client has gone");
+      waiting->done(waiting->request, std::move(waiting->result));
+    });
+  });
+  if (taken) return;
+  waiting->done(waiting->request,
+                WithRetryAfter(absl::ResourceExhaustedError(
+                                   "too many long texts wait to be read; try again later"),
+                               absl::Seconds(1)));
+}
+
 absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, bool chat,
-                                                   const std::string& key_name) {
-  if (absl::Status status = backend_.core->CheckRate(key_name); !status.ok()) return status;
+                                                   const std::string& key_name,
+                                                   absl::Time arrived) const {
   const HttpJobContext context{*backend_.validator,     backend_.chat_format,
                                options_.check_priority, options_.default_priority,
-                               DescribeModel(),         backend_.core->Now()};
+                               DescribeModel(),         arrived};
   absl::StatusOr<HttpCompletionJob> job = MakeCompletionJob(context, request, chat, key_name);
   if (!job.ok()) return job;
   // Of a prompt that is only echoed the core does not hear.
@@ -210,24 +246,37 @@ absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, b
 
 void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
                        const std::string& key_name) {
-  absl::StatusOr<HttpCompletionJob> job = MakeJob(exchange->request(), chat, key_name);
-  if (!job.ok()) {
-    const std::string request_id = RequestIdOf(exchange->request());
-    backend_.core->OnRefused({.request_id = request_id.substr(0, kMaxRequestIdBytes),
-                              .key = key_name,
-                              .status = job.status()});
-    HttpResponse response = OpenAiError(job.status());
-    // There is a model, and a path: what is missing is a format.
-    if (chat && absl::IsNotFound(job.status()) && !backend_.chat_format.ok() &&
-        job.status() == backend_.chat_format.status()) {
-      response.status = 400;
-      response.body = OpenAiError(absl::InvalidArgumentError(job.status().message())).body;
-    }
-    response.headers.emplace_back(kRequestIdHeader, request_id);
-    return exchange->Respond(std::move(response));
+  if (absl::Status status = backend_.core->CheckRate(key_name); !status.ok()) {
+    return Refuse(exchange, exchange->request(), chat, key_name, status);
   }
-  LogUnknownFields(job->wanted.unknown_fields);
-  CompletionCall::Start(backend_.core, backend_.validator->tokenizer(), exchange, *std::move(job));
+  ReadBody(
+      exchange, key_name,
+      [this, chat, key_name, arrived = backend_.core->Now()](const HttpRequest& request) {
+        return MakeJob(request, chat, key_name, arrived);
+      },
+      [this, exchange, chat, key_name](const HttpRequest& request,
+                                       absl::StatusOr<HttpCompletionJob> job) {
+        if (!job.ok()) return Refuse(exchange, request, chat, key_name, job.status());
+        LogUnknownFields(job->wanted.unknown_fields);
+        CompletionCall::Start(backend_.core, backend_.validator->tokenizer(), exchange,
+                              *std::move(job));
+      });
+}
+
+void HttpApi::Refuse(const std::shared_ptr<HttpExchange>& exchange, const HttpRequest& request,
+                     bool chat, const std::string& key_name, const absl::Status& status) const {
+  const std::string request_id = RequestIdOf(request);
+  backend_.core->OnRefused(
+      {.request_id = request_id.substr(0, kMaxRequestIdBytes), .key = key_name, .status = status});
+  HttpResponse response = OpenAiError(status);
+  // There is a model, and a path: what is missing is a format.
+  if (chat && absl::IsNotFound(status) && !backend_.chat_format.ok() &&
+      status == backend_.chat_format.status()) {
+    response.status = 400;
+    response.body = OpenAiError(absl::InvalidArgumentError(status.message())).body;
+  }
+  response.headers.emplace_back(kRequestIdHeader, request_id);
+  exchange->Respond(std::move(response));
 }
 
 void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) {
@@ -255,16 +304,22 @@ void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) {
   }
 }
 
-HttpResponse HttpApi::AnswerText(RequestMethod method, const HttpRequest& request,
-                                 const std::string& key_name) const {
-  const absl::Time arrived = backend_.core->Now();
-  const auto answered = [&]() -> absl::StatusOr<HttpResponse> {
-    if (absl::Status status = backend_.core->TakeFromRate(key_name); !status.ok()) return status;
-    return method == RequestMethod::kTokenize ? Tokenize(request) : Detokenize(request);
+void HttpApi::AnswerText(const std::shared_ptr<HttpExchange>& exchange, RequestMethod method,
+                         const std::string& key_name) {
+  const auto done = [this, exchange, method, arrived = backend_.core->Now()](
+                        const HttpRequest&, absl::StatusOr<HttpResponse> response) {
+    backend_.core->OnAnswered(method, response.status(), backend_.core->Now() - arrived);
+    exchange->Respond(response.ok() ? *std::move(response) : OpenAiError(response.status()));
   };
-  absl::StatusOr<HttpResponse> made = answered();
-  backend_.core->OnAnswered(method, made.status(), backend_.core->Now() - arrived);
-  return made.ok() ? *std::move(made) : OpenAiError(made.status());
+  if (absl::Status status = backend_.core->TakeFromRate(key_name); !status.ok()) {
+    return done(exchange->request(), status);
+  }
+  ReadBody(
+      exchange, key_name,
+      [this, method](const HttpRequest& request) {
+        return method == RequestMethod::kTokenize ? Tokenize(request) : Detokenize(request);
+      },
+      done);
 }
 
 absl::StatusOr<HttpResponse> HttpApi::Tokenize(const HttpRequest& request) const {

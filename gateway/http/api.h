@@ -18,6 +18,7 @@
 #include "gateway/http/completion_call.h"
 #include "gateway/http/completion_job.h"
 #include "gateway/http/deployment_probe.h"
+#include "gateway/http/text_workers.h"
 #include "rpc/http/exchange.h"
 
 namespace blockserve {
@@ -37,6 +38,7 @@ struct HttpApiOptions {
   std::function<absl::Status(absl::string_view name, uint32_t priority)> check_priority;
   // That of a request which names none; null: normal.
   std::function<uint32_t(absl::string_view name)> default_priority;
+  int32_t text_threads = 1;  // that read long bodies
 };
 
 // What the routes work with; must outlive the server.
@@ -53,7 +55,7 @@ class HttpApi {
  public:
   HttpApi(HttpApiOptions options, HttpBackend backend);
 
-  // On any of the server's threads.
+  // On any of the server's threads, which long bodies do not hold up: those are read on others.
   void Handle(const std::shared_ptr<HttpExchange>& exchange);
   // What is answered whatever the body says: a path or method that is none, a key that is missing.
   // `key_name`, unless null, becomes the key's name.
@@ -61,16 +63,26 @@ class HttpApi {
   HttpResponse Error(int status, const std::string& message) const;
   // Whether /ready says so.
   void SetServing(bool serving) { serving_ = serving; }
+  // When the server has ended: afterwards nothing of this calls the backend.
+  void Stop() { text_workers_.Stop(); }
 
  private:
   void Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std::string& key_name);
   void Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
                 const std::string& key_name);
+  // Calls `read` with the request, on another thread where its body is long, and then `done`, on
+  // the connection's, with the request and what `read` returned (a StatusOr): CANCELLED if the
+  // client has left meanwhile, RESOURCE_EXHAUSTED where too many long bodies wait.
+  template <class Read, class Done>
+  void ReadBody(const std::shared_ptr<HttpExchange>& exchange, const std::string& key_name,
+                Read read, Done done);
   absl::StatusOr<HttpCompletionJob> MakeJob(const HttpRequest& request, bool chat,
-                                            const std::string& key_name);
+                                            const std::string& key_name, absl::Time arrived) const;
+  void Refuse(const std::shared_ptr<HttpExchange>& exchange, const HttpRequest& request, bool chat,
+              const std::string& key_name, const absl::Status& status) const;
   // Tokenize and Detokenize; each takes one request of its key's rate.
-  HttpResponse AnswerText(RequestMethod method, const HttpRequest& request,
-                          const std::string& key_name) const;
+  void AnswerText(const std::shared_ptr<HttpExchange>& exchange, RequestMethod method,
+                  const std::string& key_name);
   absl::StatusOr<HttpResponse> Tokenize(const HttpRequest& request) const;
   absl::StatusOr<HttpResponse> Detokenize(const HttpRequest& request) const;
   // The special tokens: what lm-evaluation-harness asks a server for that tokenizes.
@@ -88,6 +100,7 @@ class HttpApi {
   std::atomic<bool> serving_{false};
   Mutex mutex_;
   std::set<std::string> logged_fields_ ABSL_GUARDED_BY(mutex_);
+  TextWorkers text_workers_;  // last: its threads use all of the above
 };
 
 }  // namespace blockserve

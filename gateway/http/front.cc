@@ -51,6 +51,7 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
                         gateway.ReadStatus(std::move(done));
                       }};
   HttpApiOptions api_options = options.api;
+  api_options.text_threads = options.server.threads;
   if (ApiKeys* const keys = gateway.api_keys()) {
     api_options.authenticate = [keys](absl::string_view token) {
       return keys->Authenticate(token);
@@ -90,6 +91,11 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
 void HttpFront::StartDraining() {
   api_->SetServing(false);
   server_->StartDraining();
+}
+
+void HttpFront::Shutdown(absl::Duration grace) {
+  server_->Shutdown(grace);
+  api_->Stop();
 }
 
 }  // namespace blockserve

@@ -36,7 +36,7 @@ class HttpFront {
   // /ready says no, and new requests are answered 503 by the gateway, which drains too.
   void StartDraining();
   // Requests that run may take `grace` to end. Afterwards nothing of this calls the gateway.
-  void Shutdown(absl::Duration grace) { server_->Shutdown(grace); }
+  void Shutdown(absl::Duration grace);
 
  private:
   HttpFront() = default;

@@ -1,12 +1,14 @@
 """Each limit of the HTTP front, crossed; clients that do not read, leave, or only wait."""
 
 import contextlib
+import json
 import re
 import socket
 
 import harness
 import http_tools
 import pytest
+from prometheus_client import parser
 
 LIMITS = ["--http-max-header-bytes=2048", "--http-max-body-bytes=4096", "--http-header-timeout=500ms",
           "--http-body-timeout=500ms", "--http-write-timeout=500ms", "--http-max-connections=1100",
@@ -145,6 +147,74 @@ def test_a_client_that_leaves_frees_what_it_held(server):
             harness.wait_until(lambda: status_of(server)["block"][0]["sequences"] > 0, "its sequences are held")
         harness.wait_until(lambda: nothing_is_held(server), "everything of the request is given up")
     assert server.server.log().count("499") >= 2
+
+
+@pytest.fixture(scope="module")
+def roomy(launcher, demo_model):
+    """Takes long bodies, which are read beside the connections' thread."""
+    return http_tools.serve(launcher, demo_model, "--http-threads=1")
+
+
+def test_a_long_body_is_read_like_a_short_one(roomy, launcher):
+    client = launcher.client(roomy.server)
+    text = "Once upon a time there was a little dog. " * 1000
+    _, _, answer = roomy.request("POST", "/tokenize", {"prompt": text})
+    assert answer["tokens"] == client.tokenize(text)
+    assert roomy.request("POST", "/detokenize", {"tokens": answer["tokens"]})[2]["prompt"] == text
+    # Many prompts in one body, and each by itself.
+    prompts = [f"{i} dogs. " + "The little dog went to the garden. " * 10 for i in range(100)]
+    fields = {"max_tokens": 4, "temperature": 0}
+    assert len(str(prompts)) > 20_000
+    choices = roomy.complete(prompt=prompts, **fields)["choices"]
+    assert [choice["text"] for choice in choices[:3]] == [
+        roomy.complete(prompt=prompt, **fields)["choices"][0]["text"] for prompt in prompts[:3]]
+    for fields, param in [({"prompt": text * 20}, "prompt"), ({"prompt": text, "n": 0}, "n"),
+                          ({"prompt": [text, 7]}, "prompt")]:
+        status, error = roomy.refusal(**fields)
+        assert status == 400 and error["param"] == param
+    status, headers, _ = roomy.request("POST", "/v1/completions", {"prompt": text, "n": 0}, {"X-Request-Id": "mine"})
+    assert status == 400 and headers["X-Request-Id"] == "mine"
+
+
+def test_a_connection_goes_on_after_a_long_body(roomy):
+    with roomy.connect() as connection:
+        for text in ("a dog " * 5000, "a dog", "a dog " * 5000):
+            connection.sendall(http_tools.post("/tokenize", {"prompt": text}))
+            status, _, body = http_tools.read_response(connection)
+            assert status == 200 and len(json.loads(body)["tokens"]) >= 2
+
+
+def cancelled(server, method):
+    families = parser.text_string_to_metric_families(server.request("GET", "/metrics")[2])
+    return next(sample.value for family in families for sample in family.samples
+                if sample.name == "blockserve_gateway_requests_total"
+                and sample.labels == {"method": method, "outcome": "cancelled"})
+
+
+def test_nothing_is_done_for_a_client_that_leaves_while_its_body_is_read(roomy):
+    before = [cancelled(roomy, method) for method in ("tokenize", "generate")]
+    body = {"prompt": ["Once upon a time there was a little dog. " * 20] * 100, "ignore_eos": True,
+            "max_tokens": 500}
+    # The second waits behind the first, and its client is gone before its turn.
+    for path, fields in (("/tokenize", {"prompt": "the" * 1_300_000}), ("/tokenize", {"prompt": "the" * 1_300_000}),
+                         ("/v1/completions", body)):
+        with roomy.connect() as connection:
+            connection.sendall(http_tools.post(path, fields))
+    harness.wait_until(lambda: cancelled(roomy, "generate") > before[1], "the completion is given up")
+    assert cancelled(roomy, "tokenize") > before[0]
+    harness.wait_until(lambda: nothing_is_held(roomy), "nothing is held")
+    assert roomy.complete(prompt="Once", max_tokens=2)["choices"]
+
+
+def test_a_server_ends_while_long_bodies_wait(launcher, demo_model):
+    server = http_tools.serve(launcher, demo_model, "--drain-time=1ms")
+    connections = [server.connect() for _ in range(8)]
+    for connection in connections:
+        connection.sendall(http_tools.post("/tokenize", {"prompt": "the" * 1_300_000}))
+    assert server.request("GET", "/health")[0] == 200
+    server.server.stop()
+    for connection in connections:
+        connection.close()
 
 
 def test_a_client_that_does_not_read_stops_the_work_and_is_cut_off(server):
