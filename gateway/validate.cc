@@ -107,6 +107,15 @@ absl::Status RequestValidator::CheckIds(absl::string_view field,
   return absl::OkStatus();
 }
 
+absl::Status RequestValidator::CheckLength(absl::string_view field, absl::string_view text) const {
+  if (options_.allow_beyond_positions || tokenizer_ == nullptr) return absl::OkStatus();
+  const int64_t most = (config_.block.max_positions + 1) * config_.block_length;
+  const int64_t least = tokenizer_->LeastTokens(text);
+  if (least <= most) return absl::OkStatus();
+  return WithContextLengthExceeded(Invalid(field, text.size(), " bytes are at least ", least,
+                                           " tokens; the model can hold at most ", most));
+}
+
 absl::StatusOr<std::vector<int32_t>> RequestValidator::Encode(absl::string_view field,
                                                               absl::string_view text) const {
   if (tokenizer_ == nullptr) return NoTokenizer(field);
@@ -351,6 +360,7 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
   switch (request.prompt_case()) {
     case v1::GenerateRequest::kText: {
       field = "prompt.text";
+      if (absl::Status status = CheckLength(field, request.text()); !status.ok()) return status;
       absl::StatusOr<std::vector<int32_t>> ids = Encode(field, request.text());
       if (!ids.ok()) return ids.status();
       out.prompt = *std::move(ids);
@@ -404,6 +414,8 @@ absl::StatusOr<ScoringRequest> RequestValidator::Scoring(const v1::ScoreRequest&
 
   if (has_context) {
     if (request.has_context_text()) {
+      if (absl::Status status = CheckLength("context_text", request.context_text()); !status.ok())
+        return status;
       absl::StatusOr<std::vector<int32_t>> ids = Encode("context_text", request.context_text());
       if (!ids.ok()) return ids.status();
       out.tokens = *std::move(ids);
@@ -422,6 +434,8 @@ absl::StatusOr<ScoringRequest> RequestValidator::Scoring(const v1::ScoreRequest&
   switch (request.continuation_case()) {
     case v1::ScoreRequest::kContinuationText: {
       field = "continuation_text";
+      if (absl::Status status = CheckLength(field, request.continuation_text()); !status.ok())
+        return status;
       absl::StatusOr<std::vector<int32_t>> ids = Encode(field, request.continuation_text());
       if (!ids.ok()) return ids.status();
       continuation = *std::move(ids);

@@ -74,6 +74,8 @@ class RequestValidator {
 
  private:
   absl::Status CheckIds(absl::string_view field, absl::Span<const int32_t> ids) const;
+  // Too long for the model whatever its tokens are: told before it is tokenized.
+  absl::Status CheckLength(absl::string_view field, absl::string_view text) const;
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view field,
                                               absl::string_view text) const;
   absl::StatusOr<v1::SamplingParameters> Sampling(const v1::SamplingParameters& given) const;

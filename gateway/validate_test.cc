@@ -5,7 +5,9 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "gateway/context_length.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -316,6 +318,33 @@ TEST_F(ValidateTest, EncodesText) {
   auto result = Generation(request);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_THAT(result->prompt, ElementsAre(12092, 1533));
+}
+
+TEST_F(ValidateTest, ATextThatCannotFitWhateverItsTokensAreIsToldAsTooLong) {
+  std::string text;
+  for (int i = 0; i < 300'000; ++i) text += "the";
+  const auto expect_too_long = [&](const absl::Status& status, absl::string_view field) {
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    EXPECT_TRUE(IsContextLengthExceeded(status));
+    EXPECT_THAT(std::string(status.message()), StartsWith(absl::StrCat(field, ": 900000 bytes")));
+  };
+  v1::GenerateRequest generate;
+  generate.set_text(text);
+  expect_too_long(Generation(generate).status(), "prompt.text");
+  v1::ScoreRequest score;
+  score.set_context_text(text);
+  score.set_continuation_text("a");
+  expect_too_long(Scoring(score).status(), "context_text");
+  score.set_context_text("a");
+  score.set_continuation_text(text);
+  expect_too_long(Scoring(score).status(), "continuation_text");
+  // Where positions are not limited, and where nothing is done but to tokenize, nothing is too
+  // long.
+  const RequestValidator beyond(Config(), tokenizer_, {"tiny", true});
+  EXPECT_TRUE(beyond.Generation(generate, kModelId, absl::InfiniteFuture()).ok());
+  v1::TokenizeRequest tokenize;
+  tokenize.set_text(text);
+  EXPECT_TRUE(WithTokenizer().Tokenize(tokenize, kModelId).ok());
 }
 
 TEST_F(ValidateTest, NeedsATokenizerForText) {

@@ -14,6 +14,11 @@
 #include "model/tokenizer_unicode.h"
 
 namespace blockserve {
+namespace {
+
+constexpr int64_t kWholeToken = int64_t{1} << 32;
+
+}  // namespace
 
 struct Tokenizer::Parts {
   AddedTokenMatcher in_given_text;
@@ -87,6 +92,21 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(absl::string_view js
     if (token != nullptr) tokenizer->bytes_ += BytesOfToken(*token);
     tokenizer->offsets_.push_back(static_cast<uint32_t>(tokenizer->bytes_.size()));
   }
+  std::array<size_t, 256> longest = {};  // token that has the byte
+  const auto look_at = [&longest](absl::string_view token) {
+    for (const char c : token) {
+      size_t& length = longest[static_cast<unsigned char>(c)];
+      length = std::max(length, token.size());
+    }
+  };
+  for (size_t id = 0; id < num_ids; ++id) look_at(tokenizer->TokenBytes(static_cast<int32_t>(id)));
+  for (const AddedToken& token : normalized) look_at(token.content);
+  // Not white space, of which added tokens may take any amount with them, nor what NFC may change.
+  for (size_t byte = 0x21; byte < 0x80; ++byte) {
+    if (longest[byte] > 0) {
+      tokenizer->least_part_[byte] = kWholeToken / static_cast<int64_t>(longest[byte]);
+    }
+  }
   tokenizer->parts_.reset(
       new Parts{AddedTokenMatcher(std::move(given)), AddedTokenMatcher(std::move(normalized)),
                 BytePairEncoder(*spec), *std::move(splitter), spec->normalize_nfc,
@@ -118,6 +138,16 @@ absl::StatusOr<std::vector<int32_t>> Tokenizer::Encode(absl::string_view text) c
       });
   if (!status.ok()) return status;
   return ids;
+}
+
+int64_t Tokenizer::LeastTokens(absl::string_view text) const {
+  int64_t parts = 0;
+  for (size_t i = 0; i < text.size(); ++i) {
+    // A mark that follows may become one character with it.
+    const bool stays = i + 1 == text.size() || static_cast<unsigned char>(text[i + 1]) < 0x80;
+    if (stays) parts += least_part_[static_cast<unsigned char>(text[i])];
+  }
+  return parts / kWholeToken;
 }
 
 absl::string_view Tokenizer::TokenBytes(int32_t id) const {

@@ -4,6 +4,7 @@
 #ifndef BLOCKSERVE_MODEL_TOKENIZER_H_
 #define BLOCKSERVE_MODEL_TOKENIZER_H_
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -31,6 +32,10 @@ class Tokenizer {
   // which the vocabulary has no token.
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view text) const;
 
+  // A number of tokens that Encode cannot stay below, found without encoding: a token has no more
+  // bytes than the longest that has one of them. ASCII alone counts, so it may be 0.
+  int64_t LeastTokens(absl::string_view text) const;
+
   // The text of `ids`. Bytes that make no character become U+FFFD as in Hugging Face's (one for
   // each longest prefix of a character). Errors: INVALID_ARGUMENT naming an id outside of [0,
   // vocab_size).
@@ -54,6 +59,8 @@ class Tokenizer {
   std::string bytes_;              // of all tokens, end to end
   std::vector<uint32_t> offsets_;  // [vocab_size + 1] where a token's bytes begin
   std::vector<bool> special_;      // [vocab_size]
+  // By byte, for LeastTokens: the part of a token that it is at least, in 2^-32.
+  std::array<int64_t, 256> least_part_ = {};
 };
 
 // `directory`/tokenizer.json. Errors: NOT_FOUND when the folder has none, which is legal for a

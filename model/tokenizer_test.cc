@@ -1,5 +1,6 @@
 #include "model/tokenizer.h"
 
+#include <algorithm>
 #include <fstream>
 #include <random>
 #include <string>
@@ -96,6 +97,35 @@ TEST_F(NeoxTokenizerTest, StreamsRandomIdsAsDecodeGivesThemAndResumesAnywhere) {
       ASSERT_EQ(text, whole) << "cut at " << cut << " in round " << round;
     }
   }
+}
+
+TEST_F(NeoxTokenizerTest, LeastTokensIsNeverMoreThanThereAre) {
+  const auto check = [](const std::string& text) {
+    EXPECT_LE(tokenizer_->LeastTokens(text), static_cast<int64_t>(Encode(text).size()))
+        << text.substr(0, 100);
+  };
+  for (int32_t id = 0; id < tokenizer_->vocab_size(); id += 7) {
+    const std::string token(tokenizer_->TokenBytes(id));
+    // Parts of characters make no text.
+    if (std::any_of(token.begin(), token.end(), [](char c) { return (c & 0x80) != 0; })) continue;
+    std::string text;
+    for (int i = 0; i < 3; ++i) text += token;
+    check(text);
+    check(absl::StrCat(" ", text, "\n"));
+  }
+  // NFC makes fewer bytes of these.
+  check("e\u0301a\u0300\u212A\u1FEF\u037E");
+  check(std::string(2000, ' ') + std::string(3000, '-') + std::string(1000, '='));
+  std::string words, letters;
+  for (int i = 0; i < 10'000; ++i) {
+    words += "Once upon a time there was a dog. ";
+    letters += "the";
+  }
+  check(words);
+  check(letters);
+  // Texts that are far too long are found out.
+  EXPECT_GT(tokenizer_->LeastTokens(words), 10'000);
+  EXPECT_GT(tokenizer_->LeastTokens(letters), 1'000);
 }
 
 TEST_F(NeoxTokenizerTest, HoldsBackTheBytesOfAnIncompleteCharacter) {

@@ -202,7 +202,8 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
     if (!wanted.max_tokens.has_value()) {
       wanted.max_tokens = kDefaultChatTokens;
       const Tokenizer* tokenizer = context.validator.tokenizer();
-      if (tokenizer != nullptr && model.max_tokens() > 0) {
+      if (tokenizer != nullptr && model.max_tokens() > 0 &&
+          tokenizer->LeastTokens(*wanted.prompts[0].text) <= model.max_tokens()) {
         absl::StatusOr<std::vector<int32_t>> ids = tokenizer->Encode(*wanted.prompts[0].text);
         const int64_t room = ids.ok() ? model.max_tokens() - static_cast<int64_t>(ids->size()) : 1;
         wanted.max_tokens =
