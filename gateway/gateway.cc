@@ -95,6 +95,7 @@ absl::Status GatewayConfig::Validate() const {
 
 struct Gateway::Impl {
   ~Impl() {
+    service.reset();  // and with it the threads that call the core
     Stop();
     // What lives on the loop ends on the loop.
     RunOnLoop(loop, [this] {

@@ -9,32 +9,36 @@
 
 namespace blockserve {
 
-grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerateCall::Start(
-    GenerationCore* core, grpc::CallbackServerContext* context,
-    absl::StatusOr<GenerationRequest> request) {
+std::shared_ptr<GenerateCall> GenerateCall::Create(GenerationCore* core,
+                                                   grpc::CallbackServerContext* context) {
   std::shared_ptr<GenerateCall> call(new GenerateCall(core, context));
   call->self_ = call;
-  if (!request.ok()) {
-    call->OnDone(request.status(), {});
-    return call.get();
-  }
-  const GenerationId id = core->Generate(*std::move(request), call);
+  return call;
+}
+
+bool GenerateCall::gone() const {
+  MutexLock lock(&mutex_);
+  return gone_;
+}
+
+void GenerateCall::Begin(absl::StatusOr<GenerationRequest> request) {
+  if (!request.ok()) return OnDone(request.status(), {});
+  const GenerationId id = core_->Generate(*std::move(request), shared_from_this());
   bool gone = false;
   bool resume = false;
   {
-    MutexLock lock(&call->mutex_);
-    call->id_ = id;
-    gone = call->gone_;
+    MutexLock lock(&mutex_);
+    id_ = id;
+    gone = gone_;
     // The window may have filled and drained before the id was known.
-    resume = call->paused_ && call->waiting_.size() <= kWindow / 2;
-    if (resume) call->paused_ = false;
+    resume = paused_ && waiting_.size() <= kWindow / 2;
+    if (resume) paused_ = false;
   }
   if (gone) {
-    core->Cancel(id, ClientHasGone());
+    core_->Cancel(id, ClientHasGone());
   } else if (resume) {
-    core->Resume(id);
+    core_->Resume(id);
   }
-  return call.get();
 }
 
 void GenerateCall::OnStarted(v1::Started started) {

@@ -24,10 +24,13 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  public:
   static constexpr size_t kWindow = 16;
 
-  // Starts the generation, or finishes the call with the request's error.
-  static grpc::ServerWriteReactor<grpc::ByteBuffer>* Start(
-      GenerationCore* core, grpc::CallbackServerContext* context,
-      absl::StatusOr<GenerationRequest> request);
+  static std::shared_ptr<GenerateCall> Create(GenerationCore* core,
+                                              grpc::CallbackServerContext* context);
+  // Starts the generation, or finishes the call with the request's error. To be called once, on any
+  // thread, also after the client has left.
+  void Begin(absl::StatusOr<GenerationRequest> request);
+  // Whether the client has left.
+  bool gone() const;
 
   void OnStarted(v1::Started started) override;
   void OnOutput(v1::Output output, OutputDetail detail) override;

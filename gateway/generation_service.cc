@@ -45,24 +45,28 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
                         public ScoringSink,
                         public std::enable_shared_from_this<ScoreCall> {
  public:
-  static grpc::ServerUnaryReactor* Start(GenerationCore* core, grpc::CallbackServerContext* context,
-                                         grpc::ByteBuffer* response,
-                                         absl::StatusOr<ScoringRequest> request) {
+  static std::shared_ptr<ScoreCall> Create(GenerationCore* core,
+                                           grpc::CallbackServerContext* context,
+                                           grpc::ByteBuffer* response) {
     std::shared_ptr<ScoreCall> call(new ScoreCall(core, context, response));
     call->self_ = call;
-    if (!request.ok()) {
-      call->OnDone(request.status());
-      return call.get();
-    }
-    const GenerationId id = core->Score(*std::move(request), call);
+    return call;
+  }
+  // Of GenerateCall.
+  void Begin(absl::StatusOr<ScoringRequest> request) {
+    if (!request.ok()) return OnDone(request.status());
+    const GenerationId id = core_->Score(*std::move(request), shared_from_this());
     bool gone = false;
     {
-      MutexLock lock(&call->mutex_);
-      call->id_ = id;
-      gone = call->gone_;
+      MutexLock lock(&mutex_);
+      id_ = id;
+      gone = gone_;
     }
-    if (gone) core->Cancel(id, ClientHasGone());
-    return call.get();
+    if (gone) core_->Cancel(id, ClientHasGone());
+  }
+  bool gone() const {
+    MutexLock lock(&mutex_);
+    return gone_;
   }
 
   void OnDone(absl::StatusOr<v1::ScoreResponse> response) override {
@@ -96,7 +100,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   GenerationCore* const core_;
   grpc::CallbackServerContext* const context_;  // gRPC's, until OnDone
   grpc::ByteBuffer* const response_;            // gRPC's, until OnDone
-  Mutex mutex_;
+  mutable Mutex mutex_;
   std::optional<GenerationId> id_ ABSL_GUARDED_BY(mutex_);
   bool gone_ ABSL_GUARDED_BY(mutex_) = false;      // the client has left
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // Finish is called, by whoever set this
@@ -113,29 +117,97 @@ absl::StatusOr<std::string> GenerationService::Authenticate(
   return keys_->AuthenticateHeader({found->second.data(), found->second.size()});
 }
 
-// Answers a call at once: parse, `answer`, serialize.
+// Calls `read` with OK, on another thread for a long request, or, where there is no room for it
+// there, with the error.
+template <class Read>
+void GenerationService::ReadRequest(const std::string& key, const grpc::ByteBuffer& bytes,
+                                    Read read) {
+  const size_t size = bytes.Length();
+  if (size <= kLongTextBytes) return read(absl::OkStatus());
+  if (!text_workers_.Run(key, size, [read]() mutable { read(absl::OkStatus()); })) {
+    read(TooManyTexts());
+  }
+}
+
+// Parse, `answer`, serialize.
 template <class Request, class Answer>
-grpc::ServerUnaryReactor* GenerationService::AnswerNow(grpc::CallbackServerContext* context,
-                                                       const grpc::ByteBuffer& request,
-                                                       grpc::ByteBuffer* response,
-                                                       std::optional<RequestMethod> counted,
-                                                       Answer answer) {
+grpc::ServerUnaryReactor* GenerationService::AnswerUnary(grpc::CallbackServerContext* context,
+                                                         const grpc::ByteBuffer& bytes,
+                                                         grpc::ByteBuffer* response,
+                                                         std::optional<RequestMethod> counted,
+                                                         Answer answer) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  const absl::Time arrived = core_->Now();
-  const auto answered = [&]() -> decltype(answer(Request())) {
-    absl::StatusOr<std::string> key = Authenticate(*context);
-    if (!key.ok()) return key.status();
-    if (counted.has_value()) {
-      if (absl::Status status = core_->TakeFromRate(*key); !status.ok()) return status;
-    }
-    absl::StatusOr<Request> parsed = Parse<Request>(request);
-    if (!parsed.ok()) return parsed.status();
-    return answer(*parsed);
+  // Context and response are there until the reactor has finished, whether or not the client is.
+  const auto read = [this, context, response, counted, answer, reactor, bytes,
+                     arrived = core_->Now()](const absl::Status& status) {
+    const auto answered = [&]() -> decltype(answer(Request())) {
+      if (!status.ok()) return status;
+      if (context->IsCancelled()) return ClientHasGone();
+      absl::StatusOr<Request> parsed = Parse<Request>(bytes);
+      if (!parsed.ok()) return parsed.status();
+      return answer(*parsed);
+    };
+    const auto made = answered();
+    if (counted.has_value()) core_->OnAnswered(*counted, made.status(), core_->Now() - arrived);
+    reactor->Finish(made.ok() ? Serialize(made, response) : FinalStatus(made.status(), *context));
   };
-  const auto made = answered();
-  if (counted.has_value()) core_->OnAnswered(*counted, made.status(), core_->Now() - arrived);
-  reactor->Finish(made.ok() ? Serialize(made, response) : FinalStatus(made.status(), *context));
+  absl::StatusOr<std::string> key = Authenticate(*context);
+  absl::Status status = key.status();
+  if (status.ok() && counted.has_value()) status = core_->TakeFromRate(*key);
+  if (status.ok()) {
+    ReadRequest(*key, bytes, read);
+  } else {
+    read(status);
+  }
   return reactor;
+}
+
+// Parse, `validate`, and begin `call`.
+template <class Message, class Call, class Validate>
+void GenerationService::BeginCall(const std::shared_ptr<Call>& call,
+                                  const grpc::CallbackServerContext& context,
+                                  const grpc::ByteBuffer& bytes, RequestMethod method,
+                                  Validate validate) {
+  absl::StatusOr<std::string> key = Authenticate(context);
+  RefusedRequest refused{.method = method, .key = key.ok() ? *key : ""};
+  // The context is gRPC's, and may be gone with the client.
+  auto read = [this, call, bytes, validate, refused, trace = CallerTrace(context),
+               deadline = RequestDeadline(context.deadline(), absl::Now(), core_->Now())](
+                  const absl::Status& status) mutable {
+    using Made = decltype(validate(Message(), deadline));
+    const auto validated = [&]() -> Made {
+      if (!status.ok()) return status;
+      if (call->gone()) return ClientHasGone();
+      absl::StatusOr<Message> parsed = Parse<Message>(bytes);
+      if (!parsed.ok()) return parsed.status();
+      refused.request_id = Shortened(parsed->request_id());
+      SetDefaultPriority(refused.key, *parsed);
+      Made made = validate(*parsed, deadline);
+      if (!made.ok()) return made;
+      if (keys_ != nullptr) {
+        if (absl::Status allowed = keys_->CheckPriority(refused.key, made->priority);
+            !allowed.ok()) {
+          return allowed;
+        }
+      }
+      made->key = refused.key;
+      made->origin.trace = trace;
+      return made;
+    };
+    Made made = validated();
+    if (!made.ok()) {
+      refused.status = made.status();
+      core_->OnRefused(refused);
+    }
+    call->Begin(std::move(made));
+  };
+  absl::Status status = key.status();
+  if (status.ok()) status = core_->CheckRate(*key);
+  if (status.ok()) {
+    ReadRequest(*key, bytes, read);
+  } else {
+    read(status);
+  }
 }
 
 v1::GetModelResponse GenerationService::DescribeModel() const {
@@ -147,84 +219,41 @@ v1::GetModelResponse GenerationService::DescribeModel() const {
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
-  RefusedRequest refused;
-  const auto validated = [&]() -> absl::StatusOr<GenerationRequest> {
-    absl::StatusOr<std::string> key = Authenticate(*context);
-    if (!key.ok()) return key.status();
-    refused.key = *key;
-    if (absl::Status status = core_->CheckRate(*key); !status.ok()) return status;
-    absl::StatusOr<v1::GenerateRequest> parsed = Parse<v1::GenerateRequest>(*request);
-    if (!parsed.ok()) return parsed.status();
-    refused.request_id = Shortened(parsed->request_id());
-    SetDefaultPriority(*key, *parsed);
-    absl::StatusOr<GenerationRequest> made =
-        validator_->Generation(*parsed, DescribeModel().model_id(),
-                               RequestDeadline(context->deadline(), absl::Now(), core_->Now()));
-    if (!made.ok()) return made;
-    if (keys_ != nullptr) {
-      if (absl::Status status = keys_->CheckPriority(*key, made->priority); !status.ok()) {
-        return status;
-      }
-    }
-    made->key = *std::move(key);
-    made->origin.trace = CallerTrace(*context);
-    return made;
-  };
-  absl::StatusOr<GenerationRequest> made = validated();
-  if (!made.ok()) {
-    refused.status = made.status();
-    core_->OnRefused(refused);
-  }
-  return GenerateCall::Start(core_, context, std::move(made));
+  const std::shared_ptr<GenerateCall> call = GenerateCall::Create(core_, context);
+  BeginCall<v1::GenerateRequest>(call, *context, *request, RequestMethod::kGenerate,
+                                 [this](const v1::GenerateRequest& parsed, absl::Time deadline) {
+                                   return validator_->Generation(parsed, DescribeModel().model_id(),
+                                                                 deadline);
+                                 });
+  return call.get();
 }
 
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
                                                    const grpc::ByteBuffer* request,
                                                    grpc::ByteBuffer* response) {
-  RefusedRequest refused{.method = RequestMethod::kScore};
-  const auto validated = [&]() -> absl::StatusOr<ScoringRequest> {
-    absl::StatusOr<std::string> key = Authenticate(*context);
-    if (!key.ok()) return key.status();
-    refused.key = *key;
-    if (absl::Status status = core_->CheckRate(*key); !status.ok()) return status;
-    absl::StatusOr<v1::ScoreRequest> parsed = Parse<v1::ScoreRequest>(*request);
-    if (!parsed.ok()) return parsed.status();
-    refused.request_id = Shortened(parsed->request_id());
-    SetDefaultPriority(*key, *parsed);
-    absl::StatusOr<ScoringRequest> made =
-        validator_->Scoring(*parsed, DescribeModel().model_id(),
-                            RequestDeadline(context->deadline(), absl::Now(), core_->Now()));
-    if (!made.ok()) return made;
-    if (keys_ != nullptr) {
-      if (absl::Status status = keys_->CheckPriority(*key, made->priority); !status.ok()) {
-        return status;
-      }
-    }
-    made->key = *std::move(key);
-    made->origin.trace = CallerTrace(*context);
-    return made;
-  };
-  absl::StatusOr<ScoringRequest> made = validated();
-  if (!made.ok()) {
-    refused.status = made.status();
-    core_->OnRefused(refused);
-  }
-  return ScoreCall::Start(core_, context, response, std::move(made));
+  const std::shared_ptr<ScoreCall> call = ScoreCall::Create(core_, context, response);
+  BeginCall<v1::ScoreRequest>(call, *context, *request, RequestMethod::kScore,
+                              [this](const v1::ScoreRequest& parsed, absl::Time deadline) {
+                                return validator_->Scoring(parsed, DescribeModel().model_id(),
+                                                           deadline);
+                              });
+  return call.get();
 }
 
 grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* request,
                                                       grpc::ByteBuffer* response) {
-  return AnswerNow<v1::TokenizeRequest>(
-      context, *request, response, RequestMethod::kTokenize,
-      [&](const auto& parsed) { return validator_->Tokenize(parsed, DescribeModel().model_id()); });
+  return AnswerUnary<v1::TokenizeRequest>(
+      context, *request, response, RequestMethod::kTokenize, [this](const auto& parsed) {
+        return validator_->Tokenize(parsed, DescribeModel().model_id());
+      });
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* context,
                                                         const grpc::ByteBuffer* request,
                                                         grpc::ByteBuffer* response) {
-  return AnswerNow<v1::DetokenizeRequest>(
-      context, *request, response, RequestMethod::kDetokenize, [&](const auto& parsed) {
+  return AnswerUnary<v1::DetokenizeRequest>(
+      context, *request, response, RequestMethod::kDetokenize, [this](const auto& parsed) {
         return validator_->Detokenize(parsed, DescribeModel().model_id());
       });
 }
@@ -232,9 +261,9 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
 grpc::ServerUnaryReactor* GenerationService::GetModel(grpc::CallbackServerContext* context,
                                                       const grpc::ByteBuffer* request,
                                                       grpc::ByteBuffer* response) {
-  return AnswerNow<v1::GetModelRequest>(
+  return AnswerUnary<v1::GetModelRequest>(
       context, *request, response, /*counted=*/std::nullopt,
-      [&](const auto& parsed) -> absl::StatusOr<v1::GetModelResponse> {
+      [this](const auto& parsed) -> absl::StatusOr<v1::GetModelResponse> {
         v1::GetModelResponse description = DescribeModel();
         if (absl::Status status = validator_->Model(parsed.model(), description.model_id());
             !status.ok()) {

@@ -5,6 +5,7 @@
 
 #include <grpcpp/support/server_callback.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 
@@ -12,6 +13,7 @@
 #include "blockserve/v1/generation.grpc.pb.h"
 #include "gateway/api_keys.h"
 #include "gateway/generation.h"
+#include "gateway/text_workers.h"
 #include "gateway/validate.h"
 
 namespace blockserve {
@@ -58,15 +60,22 @@ class GenerationService final : public internal::RawGenerationService {
     if (keys_ == nullptr || request.priority() != v1::PRIORITY_UNSPECIFIED) return;
     request.set_priority(static_cast<v1::Priority>(keys_->DefaultPriority(key)));
   }
+  template <class Read>
+  void ReadRequest(const std::string& key, const grpc::ByteBuffer& bytes, Read read);
   // `counted`: as what the call is counted, and that it takes one request of its key's rate.
   template <class Request, class Answer>
-  grpc::ServerUnaryReactor* AnswerNow(grpc::CallbackServerContext* context,
-                                      const grpc::ByteBuffer& request, grpc::ByteBuffer* response,
-                                      std::optional<RequestMethod> counted, Answer answer);
+  grpc::ServerUnaryReactor* AnswerUnary(grpc::CallbackServerContext* context,
+                                        const grpc::ByteBuffer& bytes, grpc::ByteBuffer* response,
+                                        std::optional<RequestMethod> counted, Answer answer);
+  template <class Message, class Call, class Validate>
+  void BeginCall(const std::shared_ptr<Call>& call, const grpc::CallbackServerContext& context,
+                 const grpc::ByteBuffer& bytes, RequestMethod method, Validate validate);
 
   GenerationCore* const core_;
   const RequestValidator* const validator_;
   ApiKeys* const keys_;
+  // gRPC has few threads, and writes all streams with them.
+  TextWorkers text_workers_{"grpc-text", /*threads=*/1, kMostWaitingTextBytes};
 };
 
 }  // namespace blockserve

@@ -1,8 +1,10 @@
 #include "gateway/generation_service.h"
 
 #include <grpcpp/grpcpp.h>
+#include <pthread.h>
 
 #include <memory>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -123,6 +125,57 @@ TEST_F(GenerationServiceTest, StreamsTheEventsInOrderAndEndsWithUsage) {
   EXPECT_EQ(events[2].output().position(), 5);
   EXPECT_EQ(events[3].finished().reason(), v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(events[4].usage().completion_tokens(), 8);
+}
+
+TEST_F(GenerationServiceTest, ALongRequestIsReadOnAThreadOfItsOwn) {
+  const RequestValidator validator(Config(), nullptr, {"tiny", /*allow_beyond_positions=*/true});
+  GenerationService service(&core_, &validator);
+  grpc::ServerBuilder builder;
+  builder.RegisterService(&service);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  const auto stub = v1::Generation::NewStub(server->InProcessChannel({}));
+  std::vector<std::string> threads;
+  const auto note_thread = [&threads] {
+    char name[16] = {};
+    pthread_getname_np(pthread_self(), name, sizeof(name));
+    threads.emplace_back(name);
+  };
+  core_.on_generate = [&](const GenerationRequest&, const std::shared_ptr<GenerationSink>& sink) {
+    note_thread();
+    sink->OnOutput(Block(1), {});
+    sink->OnDone(absl::OkStatus(), {});
+  };
+  core_.on_score = [&](const ScoringRequest&, const std::shared_ptr<ScoringSink>& sink) {
+    note_thread();
+    sink->OnDone(v1::ScoreResponse());
+  };
+  for (const int tokens : {3, 20'000}) {
+    v1::GenerateRequest generate;
+    v1::ScoreRequest score;
+    for (int i = 0; i < tokens; ++i) {
+      generate.mutable_tokens()->add_ids(1);
+      score.mutable_continuation_tokens()->add_ids(1);
+    }
+    grpc::ClientContext context;
+    auto reader = stub->Generate(&context, generate);
+    int events = 0;
+    for (v1::GenerateResponse event; reader->Read(&event);) ++events;
+    EXPECT_TRUE(reader->Finish().ok());
+    EXPECT_EQ(events, 2);
+    grpc::ClientContext score_context;
+    v1::ScoreResponse scored;
+    EXPECT_TRUE(stub->Score(&score_context, score, &scored).ok());
+    generate.set_n(0);
+    grpc::ClientContext refused;
+    EXPECT_EQ(stub->Generate(&refused, generate)->Finish().error_code(),
+              grpc::StatusCode::INVALID_ARGUMENT);
+  }
+  ASSERT_EQ(threads.size(), 4u);
+  EXPECT_NE(threads[0], "grpc-text");
+  EXPECT_NE(threads[1], "grpc-text");
+  EXPECT_EQ(threads[2], "grpc-text");
+  EXPECT_EQ(threads[3], "grpc-text");
+  server->Shutdown();
 }
 
 TEST_F(GenerationServiceTest, DeliversWhatCameBeforeAnError) {

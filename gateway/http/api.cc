@@ -15,7 +15,6 @@
 #include "gateway/http/json_text.h"
 #include "gateway/http/openai_answer.h"
 #include "gateway/http/page.h"
-#include "gateway/retry_after.h"
 #include "gateway/validate.h"
 
 namespace blockserve {
@@ -24,9 +23,6 @@ namespace {
 constexpr absl::string_view kModelsPath = "/v1/models";
 constexpr size_t kMaxLoggedFields = 256;
 constexpr size_t kMaxLoggedFieldBytes = 64;
-// A shorter body takes 5 ms at most, and seldom 1.
-constexpr size_t kLongBodyBytes = size_t{16} << 10;
-constexpr size_t kMostWaitingBodyBytes = size_t{256} << 20;
 
 bool NeedsKey(absl::string_view path) {
   return absl::StartsWith(path, "/v1/") || path == "/tokenize" || path == "/detokenize" ||
@@ -85,7 +81,7 @@ HttpApi::HttpApi(HttpApiOptions options, HttpBackend backend)
             request.set_priority(v1::PRIORITY_HIGH);
             return validator->Generation(request, "", deadline);
           })),
-      text_workers_(options_.text_threads, kMostWaitingBodyBytes) {}
+      text_workers_("http-text", options_.text_threads, kMostWaitingTextBytes) {}
 
 HttpResponse HttpApi::Error(int status, const std::string& message) const {
   return OpenAiError(status, message);
@@ -196,7 +192,7 @@ void HttpApi::ReadBody(const std::shared_ptr<HttpExchange>& exchange, const std:
                        Read read, Done done) {
   using Result = decltype(read(exchange->request()));
   const size_t bytes = exchange->request().body.size();
-  if (bytes <= kLongBodyBytes) {
+  if (bytes <= kLongTextBytes) {
     return done(exchange->request(), read(exchange->request()));
   }
   struct LongRequest {
@@ -205,7 +201,7 @@ void HttpApi::ReadBody(const std::shared_ptr<HttpExchange>& exchange, const std:
     Read read;
     Done done;
     std::atomic<bool> left{false};  // the client has
-    Result result = absl::CancelledError("the client has gone");
+    Result result = ClientHasGone();
   };
   // The exchange itself is the connection's thread's.
   std::shared_ptr<LongRequest> waiting(
@@ -214,15 +210,12 @@ void HttpApi::ReadBody(const std::shared_ptr<HttpExchange>& exchange, const std:
   const bool taken = text_workers_.Run(key_name, bytes, [waiting] {
     if (!waiting->left) waiting->result = waiting->read(waiting->request);
     waiting->exchange->Post([waiting] {
-      if (waiting->left) waiting->result = absl::CancelledError("the client has gone");
+      if (waiting->left) waiting->result = ClientHasGone();
       waiting->done(waiting->request, std::move(waiting->result));
     });
   });
   if (taken) return;
-  waiting->done(waiting->request,
-                WithRetryAfter(absl::ResourceExhaustedError(
-                                   "too many long texts wait to be read; try again later"),
-                               absl::Seconds(1)));
+  waiting->done(waiting->request, TooManyTexts());
 }
 
 absl::StatusOr<HttpCompletionJob> HttpApi::MakeJob(const HttpRequest& request, bool chat,

@@ -18,7 +18,7 @@
 #include "gateway/http/completion_call.h"
 #include "gateway/http/completion_job.h"
 #include "gateway/http/deployment_probe.h"
-#include "gateway/http/text_workers.h"
+#include "gateway/text_workers.h"
 #include "rpc/http/exchange.h"
 
 namespace blockserve {

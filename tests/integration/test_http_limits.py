@@ -5,9 +5,11 @@ import json
 import re
 import socket
 
+import grpc
 import harness
 import http_tools
 import pytest
+from blockserve.v1 import generation_pb2, generation_pb2_grpc
 from prometheus_client import parser
 
 LIMITS = ["--http-max-header-bytes=2048", "--http-max-body-bytes=4096", "--http-header-timeout=500ms",
@@ -203,6 +205,19 @@ def test_nothing_is_done_for_a_client_that_leaves_while_its_body_is_read(roomy):
     harness.wait_until(lambda: cancelled(roomy, "generate") > before[1], "the completion is given up")
     assert cancelled(roomy, "tokenize") > before[0]
     harness.wait_until(lambda: nothing_is_held(roomy), "nothing is held")
+    assert roomy.complete(prompt="Once", max_tokens=2)["choices"]
+
+
+def test_a_grpc_call_that_is_given_up_while_its_text_waits_is_not_answered(roomy):
+    before = cancelled(roomy, "tokenize")
+    with grpc.insecure_channel(roomy.server.address) as channel:
+        request = generation_pb2.TokenizeRequest(text="the" * 1_300_000)
+        stub = generation_pb2_grpc.GenerationStub(channel)
+        calls = [stub.Tokenize.future(request, timeout=120) for _ in range(4)]
+        assert len(calls[0].result().tokens) > 100_000
+        for call in calls[1:]:
+            call.cancel()
+        harness.wait_until(lambda: cancelled(roomy, "tokenize") > before, "one that waited is given up")
     assert roomy.complete(prompt="Once", max_tokens=2)["choices"]
 
 

@@ -1,13 +1,14 @@
-#include "gateway/http/text_workers.h"
+#include "gateway/text_workers.h"
 
 #include "common/thread_name.h"
 
 namespace blockserve {
 
-TextWorkers::TextWorkers(int32_t threads, size_t most_bytes) : most_bytes_(most_bytes) {
+TextWorkers::TextWorkers(const char* thread_name, int32_t threads, size_t most_bytes)
+    : most_bytes_(most_bytes) {
   for (int32_t i = 0; i < threads; ++i) {
-    threads_.emplace_back([this] {
-      SetThreadName("http-text");
+    threads_.emplace_back([this, thread_name] {
+      SetThreadName(thread_name);
       Work();
     });
   }

@@ -1,4 +1,4 @@
-#include "gateway/http/text_workers.h"
+#include "gateway/text_workers.h"
 
 #include <gtest/gtest.h>
 
@@ -27,7 +27,7 @@ class Occupied {
 };
 
 TEST(TextWorkers, KeysTakeTurns) {
-  TextWorkers workers(1, 1000);
+  TextWorkers workers("text", 1, 1000);
   Occupied occupied(workers);
   std::string order;
   std::promise<void> last;
@@ -41,7 +41,7 @@ TEST(TextWorkers, KeysTakeTurns) {
 }
 
 TEST(TextWorkers, AKeyHoldsAtMostAsMuchAsItLeavesFree) {
-  TextWorkers workers(1, 100);
+  TextWorkers workers("text", 1, 100);
   Occupied occupied(workers);
   const auto run = [&workers](const char* key, size_t bytes) {
     return workers.Run(key, bytes, [] {});
@@ -58,7 +58,7 @@ TEST(TextWorkers, AKeyHoldsAtMostAsMuchAsItLeavesFree) {
 }
 
 TEST(TextWorkers, OneTextIsTakenHoweverLongItIs) {
-  TextWorkers workers(1, 100);
+  TextWorkers workers("text", 1, 100);
   Occupied occupied(workers);
   EXPECT_TRUE(workers.Run("a", 1000, [] {}));
   EXPECT_FALSE(workers.Run("b", 1, [] {}));
@@ -67,7 +67,7 @@ TEST(TextWorkers, OneTextIsTakenHoweverLongItIs) {
 }
 
 TEST(TextWorkers, StopDropsWhatWaitsAndTakesNoMore) {
-  TextWorkers workers(1, 100);
+  TextWorkers workers("text", 1, 100);
   auto held = std::make_shared<bool>(false);
   {
     Occupied occupied(workers);
