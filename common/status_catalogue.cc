@@ -27,7 +27,8 @@ constexpr std::array<StatusEntry, 17> kCatalogue = {{
     {StatusCode::kAborted, "ABORTED", Handling::kFail, 409},
     {StatusCode::kOutOfRange, "OUT_OF_RANGE", Handling::kFail, 400},
     {StatusCode::kUnimplemented, "UNIMPLEMENTED", Handling::kFail, 501},
-    // Non-finite numbers, or a request that kills its workers: must not reach another worker.
+    // Non-finite numbers, or a request that kills its workers: must not reach one worker after
+    // another.
     {StatusCode::kInternal, "INTERNAL", Handling::kFail, 500},
     {StatusCode::kUnavailable, "UNAVAILABLE", Handling::kRetry, 503},
     {StatusCode::kDataLoss, "DATA_LOSS", Handling::kFail, 500},

@@ -112,9 +112,9 @@ inline constexpr MetricDefinition kWorkerKvPages = {
 inline constexpr MetricDefinition kRowRetries = {
     MetricKind::kCounter,
     "blockserve_gateway_row_retries_total",
-    "Rows sent to another worker, by why: died, silent, refused.",
+    "Rows sent to another worker, by why: died, silent, refused, failed.",
     {"reason"},
-    3};
+    4};
 inline constexpr MetricDefinition kHedges = {
     MetricKind::kCounter, "blockserve_gateway_hedged_rows_total",
     "Rows sent to a second worker because the first was slow."};

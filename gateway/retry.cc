@@ -20,6 +20,7 @@ RowAction JudgeRowReply(const absl::Status& status) {
   }
   // The gateway forgets the ids of rows that it cancels, so this one was given up by its worker.
   if (status.code() == absl::StatusCode::kCancelled) return RowAction::kElsewhere;
+  if (status.code() == absl::StatusCode::kInternal) return RowAction::kSecondOpinion;
   return RowAction::kFail;
 }
 

@@ -17,7 +17,8 @@ enum class RowAction {
   kDone,        // the row is answered
   kElsewhere,   // run it again, on another worker where there is one
   kWorkerFull,  // the same, and leave this worker alone for a moment
-  kFail,        // the request ends with the status
+  kSecondOpinion,  // the row or its worker is to blame: whether another worker fails it tells which
+  kFail,           // the request ends with the status
 };
 RowAction JudgeRowReply(const absl::Status& status);
 

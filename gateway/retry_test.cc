@@ -16,7 +16,7 @@ TEST(JudgeRowReply, Table) {
   EXPECT_EQ(JudgeRowReply(Of(StatusCode::kUnknown)), RowAction::kElsewhere);
   EXPECT_EQ(JudgeRowReply(Of(StatusCode::kCancelled)), RowAction::kElsewhere);
   EXPECT_EQ(JudgeRowReply(Of(StatusCode::kResourceExhausted)), RowAction::kWorkerFull);
-  EXPECT_EQ(JudgeRowReply(Of(StatusCode::kInternal)), RowAction::kFail);
+  EXPECT_EQ(JudgeRowReply(Of(StatusCode::kInternal)), RowAction::kSecondOpinion);
   EXPECT_EQ(JudgeRowReply(Of(StatusCode::kInvalidArgument)), RowAction::kFail);
   EXPECT_EQ(JudgeRowReply(Of(StatusCode::kDeadlineExceeded)), RowAction::kFail);
 }

@@ -58,7 +58,8 @@ class SimulatedWorker {
  public:
   using Link = TierLink<Request, Reply>;
 
-  SimulatedWorker(ManualLoop& loop, std::string name) : loop(loop), name(std::move(name)) {}
+  SimulatedWorker(ManualLoop& loop, std::string name)
+      : loop(loop), name(std::move(name)), incarnation(std::hash<std::string>()(this->name) | 1) {}
   virtual ~SimulatedWorker() { *alive_ = false; }
 
   std::unique_ptr<Link> MakeLink() { return std::make_unique<Connection>(*this); }
@@ -106,7 +107,7 @@ class SimulatedWorker {
   std::string numeric_id = "sim-1";
   std::string part_hash = "part";
   std::string model_digest;
-  uint64_t incarnation = 1;
+  uint64_t incarnation;  // no two processes have the same
   bool up = true;
   bool frozen = false;
   bool hung = false;

@@ -23,6 +23,7 @@ TierMetrics::TierMetrics(MetricRegistry& registry)
       retried_died_(registry.Counter(kRowRetries, {"died"})),
       retried_silent_(registry.Counter(kRowRetries, {"silent"})),
       retried_refused_(registry.Counter(kRowRetries, {"refused"})),
+      retried_failed_(registry.Counter(kRowRetries, {"failed"})),
       hedged_(registry.Counter(kHedges)),
       hedges_won_(registry.Counter(kHedgesWon)),
       ejected_(registry.Counter(kEjections)),
@@ -62,6 +63,7 @@ void TierMetrics::Update(const BlockTier& blocks, const TokenTier& tokens,
   SetTotal(retried_died_, stats.retried_died);
   SetTotal(retried_silent_, stats.retried_silent);
   SetTotal(retried_refused_, stats.retried_refused);
+  SetTotal(retried_failed_, stats.retried_failed);
   SetTotal(hedged_, stats.hedged);
   SetTotal(hedges_won_, stats.hedges_won);
   SetTotal(ejected_, stats.ejected + block_stats.ejected);

@@ -258,15 +258,20 @@ TEST_F(TokenFailoverTest, ARowThatKillsWorkersEndsItsRequestAlone) {
   ExpectNothingLeft();
 }
 
-TEST_F(TokenFailoverTest, NonFiniteLogitsEndTheirRequestAlone) {
-  MakeCore(1, 2);
+TEST_F(TokenFailoverTest, NonFiniteLogitsEndTheirRequestAloneAfterTwoWorkers) {
+  MakeCore(1, 4);
+  int failed = 0;
   for (const auto& worker : workers_) {
-    worker->verdict = [](const v1::TokenRowRequest& row) {
-      return row.seed() == 4 ? absl::InternalError("non-finite logits") : absl::OkStatus();
+    worker->verdict = [&](const v1::TokenRowRequest& row) {
+      if (row.seed() != 4) return absl::OkStatus();
+      ++failed;
+      return absl::InternalError("non-finite logits");
     };
   }
   const std::vector<Stream> streams = Load(8, 30);
   ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(failed, 2);
+  EXPECT_EQ(core_->token_tier().stats().ejected, 0);
   for (const Stream& stream : streams) {
     if (stream.request.seed == 4) {
       EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
@@ -275,6 +280,95 @@ TEST_F(TokenFailoverTest, NonFiniteLogitsEndTheirRequestAlone) {
       ExpectExact(stream);
     }
   }
+  ExpectNothingLeft();
+}
+
+// It is always the one with the least to do.
+TEST_F(TokenFailoverTest, AWorkerThatFailsWhatOthersAnswerIsTakenOutOfTurn) {
+  MakeCore(1, 4);
+  bool ill = true;
+  workers_[1]->verdict = [&](const v1::TokenRowRequest&) {
+    return ill ? absl::InternalError("an illegal memory access") : absl::OkStatus();
+  };
+  const std::vector<Stream> streams = Load(30, 400);
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().ejected == 1; }));
+  loop_.Advance(absl::Milliseconds(10));  // what it had in hand
+  const int rows = workers_[1]->rows;
+  loop_.Advance(absl::Milliseconds(500));
+  EXPECT_LE(workers_[1]->rows, rows + 4);  // probes, at longer and longer intervals
+  ill = false;
+  ASSERT_TRUE(
+      loop_.RunUntil([&] { return core_->token_tier().stats().returned == 1; }, absl::Seconds(3)));
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(core_->token_tier().stats().ejected, 1);
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, AWorkerThatAnswersProbesAndFailsRowsIsLeftAloneForLongerAndLonger) {
+  MakeCore(1, 3);
+  int failed = 0;
+  workers_[1]->verdict = [&](const v1::TokenRowRequest& row) {
+    if (row.limit() < kSimulatedLength) return absl::OkStatus();
+    ++failed;
+    return absl::InternalError("no");
+  };
+  const std::vector<Stream> streams = Load(12, 20000);
+  loop_.Advance(absl::Seconds(8));
+  const int before = failed;
+  loop_.Advance(absl::Seconds(4));
+  EXPECT_LE(failed - before, 3);
+  for (const Stream& stream : streams) core_->Cancel(stream.id);
+  EXPECT_EQ(core_->token_tier().rows(), 0);
+}
+
+TEST_F(TokenFailoverTest, AWorkerThatRefusesEveryRowIsTakenOutOfTurn) {
+  MakeCore(1, 3);
+  workers_[1]->verdict = [](const v1::TokenRowRequest&) {
+    return absl::UnavailableError("not today");
+  };
+  const std::vector<Stream> streams = Load(12, 2000);
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().ejected == 1; },
+                             absl::Milliseconds(200)));
+  const int64_t refused = core_->token_tier().stats().retried_refused;
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(core_->token_tier().stats().retried_refused, refused);
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, OneRequestsRowsAreNoSignOfAnIllWorker) {
+  MakeCore(1, 2);
+  workers_[1]->verdict = [](const v1::TokenRowRequest& row) {
+    return row.seed() == 4 ? absl::InternalError("out of memory") : absl::OkStatus();
+  };
+  const std::vector<Stream> streams = Load(8, 400);
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_GT(core_->token_tier().stats().retried_failed, 3);
+  EXPECT_EQ(core_->token_tier().stats().ejected, 0);
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, WhereTheSecondWorkerGoesBeforeItHasSaidTheFirstOnesWordCounts) {
+  MakeCore(1, 2);
+  workers_[0]->verdict = workers_[1]->verdict = [](const v1::TokenRowRequest&) {
+    return absl::InternalError("non-finite logits");
+  };
+  workers_[1]->Drain();
+  const Stream one = Generate(Request(4, 20, 1));
+  ASSERT_TRUE(RunUntilDone({one}, absl::Seconds(1)));
+  EXPECT_THAT(one.sink->status.message(), HasSubstr("token worker 'token0': non-finite"));
+  workers_[1]->Kill();
+  workers_[1]->Restart();
+  Connect();
+  workers_[1]->Freeze();
+  workers_[0]->service_time = absl::Milliseconds(5);
+  const Stream two = Generate(Request(4, 20, 2));
+  ASSERT_TRUE(
+      loop_.RunUntil([&] { return core_->token_tier().stats().retried_failed > 0; },
+                     absl::Seconds(20)));
+  workers_[1]->Kill();
+  ASSERT_TRUE(RunUntilDone({two}, absl::Seconds(30)));
+  EXPECT_EQ(two.sink->status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(two.sink->status.message(), HasSubstr("non-finite"));
   ExpectNothingLeft();
 }
 

@@ -14,6 +14,8 @@ namespace {
 
 // A worker that has refused a row is left alone for so long.
 constexpr absl::Duration kHold = absl::Milliseconds(20);
+// So many refusals one after another, not for want of room, make a worker ill.
+constexpr int kMostRefusals = 3;
 // So many rows one after another that a second worker answered first make a worker slow.
 constexpr int kLostHedges = 5;
 
@@ -147,6 +149,7 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   }
   worker.died = false;
   worker.lost_hedges = 0;
+  worker.refusals = 0;
   worker.reserved = false;
   worker.hold_until = absl::InfinitePast();
   worker.TakeOutgoing();
@@ -199,8 +202,12 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
     case RowAction::kDone:
       OnAnswered(worker, attempt, &row);
       ++stats_.rows;
+      if (!row.failure.ok()) Strike(row.failed_by, row.job.row.header().request_key());
       Finish(handle, TokenRowAnswer{std::move(reply), worker.member.identity.name,
                                     worker.member.identity.incarnation});
+      return;
+    case RowAction::kSecondOpinion:
+      OnFailed(worker, handle, row, status);
       return;
     case RowAction::kFail:
       Finish(handle, ClientStatus(
@@ -208,13 +215,48 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
       return;
     case RowAction::kElsewhere:
     case RowAction::kWorkerFull:
-      worker.hold_until = loop_.Now() + kHold;
-      if (!IsUnderWay(row)) {
-        if (!row.waiting) ++stats_.retried_refused;
-        row.hedge = false;
-        Enqueue(handle, row, /*is_new=*/false);
-      }
+      OnRefused(worker, action, handle, row);
       return;
+  }
+}
+
+void TokenTier::OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::Status& status) {
+  absl::Status failure =
+      ClientStatus(status, absl::StrCat("token worker '", worker.member.identity.name, "'"));
+  const bool first = row.failure.ok();
+  row.job.not_by.push_back(worker.member.identity.incarnation);
+  if (!first || (!SomebodyMayDo(row.job) && !IsUnderWay(row))) {
+    Finish(handle, std::move(failure));
+    return;
+  }
+  row.failure = std::move(failure);
+  row.failed_by = worker.member.identity.incarnation;
+  row.hedge = false;
+  ++stats_.retried_failed;
+  if (!IsUnderWay(row)) Enqueue(handle, row, /*is_new=*/false);
+}
+
+void TokenTier::OnRefused(Worker& worker, RowAction action, uint64_t handle, Row& row) {
+  const absl::Time now = loop_.Now();
+  // One that is full is well; and what it had when it began to refuse counts as one.
+  if (action == RowAction::kElsewhere && !worker.member.draining && now >= worker.hold_until &&
+      ++worker.refusals >= kMostRefusals) {
+    Eject(worker, "refuses rows again and again");
+  }
+  worker.hold_until = now + kHold;
+  if (IsUnderWay(row)) return;
+  if (!row.waiting) ++stats_.retried_refused;
+  row.hedge = false;
+  Enqueue(handle, row, /*is_new=*/false);
+}
+
+void TokenTier::Strike(uint64_t incarnation, absl::string_view request) {
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (worker->member.identity.incarnation != incarnation || !worker->member.connected) continue;
+    // One that was just returning is no better yet.
+    if (worker->strikes.Add(request, loop_.Now()) || worker->health.returning()) {
+      Eject(*worker, "fails rows that others answer");
+    }
   }
 }
 
@@ -227,6 +269,7 @@ void TokenTier::OnAnswered(Worker& worker, const Attempt& attempt, Row* row) {
                          "' answers again: it gets rows, few at first"));
   }
   worker.health.Answered();
+  worker.refusals = 0;
   if (row == nullptr) return;
   group.hedges.Done();
   // An answer that came when the row had been given away says that too little was allowed; of the

@@ -53,6 +53,7 @@ struct TokenTierStats {
   int64_t retried_died = 0;     // sent again because the connection to their worker broke
   int64_t retried_silent = 0;   // because their worker said nothing
   int64_t retried_refused = 0;  // because their worker refused them or gave them up
+  int64_t retried_failed = 0;   // because their worker failed them, and another one may not
   int64_t hedged = 0;           // sent to a second worker because the first was slow
   int64_t hedges_won = 0;       // where the second was first
   int64_t ejected = 0;          // workers taken out of turn
@@ -125,6 +126,10 @@ class TokenTier {
   void OnLost(Worker& worker, absl::Status status);
   void OnRow(Worker& worker, v1::TokenRowReply& reply);
   void OnAnswered(Worker& worker, const Attempt& attempt, Row* row);
+  void OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::Status& status);
+  void OnRefused(Worker& worker, RowAction action, uint64_t handle, Row& row);
+  // What this process has failed, another one has answered.
+  void Strike(uint64_t incarnation, absl::string_view request);
 
   void Enqueue(uint64_t handle, Row& row, bool is_new);
   void SchedulePump();
@@ -155,6 +160,8 @@ class TokenTier {
   void Finish(uint64_t handle, absl::StatusOr<TokenRowAnswer> answer);
   std::unique_ptr<Row> Take(uint64_t handle);
   bool HasOther(const TierGroup& group, const Worker& worker) const;
+  // A worker in turn that may do the row.
+  bool SomebodyMayDo(const RowJob& job) const;
   // Somebody has it of whom an answer is still expected.
   static bool IsUnderWay(const Row& row);
   void RetireIfEmpty(Worker& worker);

@@ -117,8 +117,9 @@ void TokenTier::SendWaitingRows() {
       for (size_t i = 0; i < workers_.size(); ++i) {
         const Worker& worker = *workers_[i];
         views[i] = view_of(worker, row.job);
-        // Of a row that somebody has already, nobody is asked who may be frozen himself.
-        if (!row.attempts.empty()) views[i].usable &= !worker.health.ejected();
+        // Of a row that somebody has already, nobody is asked who may be frozen himself; nor is one
+        // who may fail all rows, whether he fails this one too.
+        if (!row.attempts.empty() || !row.failure.ok()) views[i].usable &= !worker.health.ejected();
         for (const auto& [tried, attempt] : row.attempts) views[i].usable &= tried != &worker;
       }
       views_hold = fresh;

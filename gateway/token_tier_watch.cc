@@ -28,6 +28,13 @@ bool TokenTier::HasOther(const TierGroup& group, const Worker& worker) const {
   });
 }
 
+bool TokenTier::SomebodyMayDo(const RowJob& job) const {
+  return std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
+    return worker->member.usable() && worker->member.group == job.group &&
+           !worker->health.ejected() && worker->may_do(job);
+  });
+}
+
 // Where nobody answers, it is not this worker that has fallen silent.
 bool TokenTier::PeersMove(const Worker& worker, absl::Duration allowed, absl::Time now) const {
   return std::any_of(workers_.begin(), workers_.end(), [&](const auto& other) {
@@ -181,6 +188,10 @@ void TokenTier::GiveUp(absl::Time now) {
       if (IsUnderWay(row)) continue;
       const TierGroup& group = row.job.group;
       if (membership_.presence().workers(group) > 0) {
+        if (!row.failure.ok()) {
+          if (!SomebodyMayDo(row.job)) given_up.emplace_back(handle, row.failure);
+          continue;
+        }
         if (row.job.not_by.empty() || now - row.waits_since < options_.tier_wait) continue;
         const bool somebody =
             std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {

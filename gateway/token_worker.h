@@ -47,6 +47,8 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   PingWatch ping;
   bool died = false;      // its connection broke with rows under way, and it is not back yet
   int lost_hedges = 0;    // rows in a row that a second worker answered first
+  int refusals = 0;       // times in a row that it was left alone and refused what came then
+  Strikes strikes;
   bool reserved = false;  // kept free of other rows for one that must run alone
   absl::Time hold_until = absl::InfinitePast();
   std::vector<v1::TokenRequestBatch> outgoing;  // of this turn
@@ -61,6 +63,8 @@ struct TokenTier::Row {
   std::vector<std::pair<Worker*, uint64_t>> attempts;
   absl::Time waits_since;
   absl::Time not_before = absl::InfinitePast();  // of a row with which a worker has died alone
+  absl::Status failure;     // that a first worker told, OK: none; a second one is asked
+  uint64_t failed_by = 0;   // its incarnation
   bool waiting = false;
   bool hedge = false;  // waits, or was last sent, as the second of two
   WaitQueue::Place place;

@@ -12,6 +12,8 @@ constexpr absl::Duration kLeastSilence = absl::Milliseconds(500);
 constexpr absl::Duration kUnknownSilence = absl::Seconds(2);
 constexpr absl::Duration kFirstProbe = absl::Milliseconds(100);
 constexpr absl::Duration kLastProbe = absl::Seconds(2);
+constexpr size_t kMostStrikes = 3;
+constexpr absl::Duration kStrikeWindow = absl::Seconds(10);
 constexpr int32_t kReturned = 64;  // calls at once that no longer count as a slow return
 
 }  // namespace
@@ -63,6 +65,18 @@ void WorkerHealth::Answered() {
   } else if (++allowed_ >= kReturned) {
     Reset();
   }
+}
+
+bool Strikes::Add(absl::string_view request, absl::Time now) {
+  std::erase_if(recent_, [&](const Strike& strike) { return now - strike.at >= kStrikeWindow; });
+  const bool known = std::any_of(recent_.begin(), recent_.end(), [&](const Strike& strike) {
+    return strike.request == request;
+  });
+  if (known) return false;
+  recent_.push_back({std::string(request), now});
+  if (recent_.size() < kMostStrikes) return false;
+  recent_.clear();
+  return true;
 }
 
 void PingWatch::Reset(bool answers) {

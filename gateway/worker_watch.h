@@ -6,8 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 
 namespace blockserve {
@@ -78,6 +80,21 @@ class WorkerHealth {
 // How long what a worker has told of its load is believed where it has nothing of ours to answer:
 // its own shares are of the last 5 s.
 inline constexpr absl::Duration kLoadGoodFor = absl::Seconds(5);
+
+// Rows that a worker failed and another one did not. Three of different requests within 10 s say
+// that it is the worker that is ill, not what it is given.
+class Strikes {
+ public:
+  // True: that was one too many, and counting begins anew.
+  bool Add(absl::string_view request, absl::Time now);
+
+ private:
+  struct Strike {
+    std::string request;
+    absl::Time at;
+  };
+  std::vector<Strike> recent_;
+};
 
 // Whether a worker that has work goes on with it. Times during which the gateway itself did not run
 // do not count.

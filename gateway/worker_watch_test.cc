@@ -134,5 +134,19 @@ TEST(PingWatch, ANewConnectionOwesNothingAndTimeWithoutUsDoesNotCount) {
   EXPECT_GT(watch.Next(now, now + absl::Seconds(60)), ping);  // an old answer is none to a new one
 }
 
+TEST(Strikes, ThreeOfDifferentRequestsWithinTenSeconds) {
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  Strikes strikes;
+  EXPECT_FALSE(strikes.Add("a", now));
+  EXPECT_FALSE(strikes.Add("a", now));
+  EXPECT_FALSE(strikes.Add("b", now));
+  EXPECT_FALSE(strikes.Add("a", now));
+  EXPECT_TRUE(strikes.Add("c", now));
+  EXPECT_FALSE(strikes.Add("d", now));
+  EXPECT_FALSE(strikes.Add("e", now + absl::Seconds(9)));
+  EXPECT_FALSE(strikes.Add("f", now + absl::Seconds(11)));
+  EXPECT_TRUE(strikes.Add("g", now + absl::Seconds(12)));
+}
+
 }  // namespace
 }  // namespace blockserve
