@@ -23,9 +23,6 @@ inline constexpr absl::Duration kReplicaHold = absl::Milliseconds(20);
 // is room.
 inline constexpr absl::Duration kFullHold = absl::Milliseconds(250);
 
-// A replica that broke off may be back within this, with the sequences that it had.
-inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
-
 // Sequences that a lost replica had are opened again so many at a time on each of the others, whose
 // running streams go on between their prefills.
 inline constexpr int kReopensAtOnce = 8;

@@ -1,6 +1,7 @@
 #include "gateway/retry.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "common/status_catalogue.h"
@@ -22,6 +23,25 @@ RowAction JudgeRowReply(const absl::Status& status) {
   if (status.code() == absl::StatusCode::kCancelled) return RowAction::kElsewhere;
   if (status.code() == absl::StatusCode::kInternal) return RowAction::kSecondOpinion;
   return RowAction::kFail;
+}
+
+int CohortSize(int64_t rows) {
+  constexpr int64_t kFewRows = 16;
+  if (rows <= kFewRows) return 1;
+  return static_cast<int>(std::ceil(std::sqrt(static_cast<double>(rows))));
+}
+
+void RowHistory::WorkerDied(bool alone, int64_t rows) {
+  if (alone) {
+    ++deaths_alone_;
+  } else if (++deaths_together_ == 1) {
+    cohort_ = CohortSize(rows);
+  }
+}
+
+int RowHistory::cohort() const {
+  if (deaths_alone_ > 0 || deaths_together_ > 1 || last_try()) return 1;
+  return deaths_together_ == 1 ? cohort_ : 0;
 }
 
 BlockAction JudgeBlockReply(BlockCall call, const absl::Status& status, bool suspended) {

@@ -14,29 +14,41 @@ namespace blockserve {
 // ---- token tier
 
 enum class RowAction {
-  kDone,        // the row is answered
-  kElsewhere,   // run it again, on another worker where there is one
-  kWorkerFull,  // the same, and leave this worker alone for a moment
+  kDone,           // the row is answered
+  kElsewhere,      // run it again, on another worker where there is one
+  kWorkerFull,     // the same, and leave this worker alone for a moment
   kSecondOpinion,  // the row or its worker is to blame: whether another worker fails it tells which
   kFail,           // the request ends with the status
 };
 RowAction JudgeRowReply(const absl::Status& status);
 
+// Of the rows that a worker had when it died each may have been why. So many of them are tried
+// together next: a few one by one, many in cohorts of the square root of their number, so that
+// thousands that only happened to be there are all tried within some dozen steps.
+int CohortSize(int64_t rows);
+
 // What has befallen a row so far. A row whose worker died under it may have been what killed it: it
-// is tried again alone, so that no other row dies with it, and given up when two workers have died
-// with it alone. A row whose worker fell silent is tried on a second one at once, on a third one
-// alone, and never on a fourth.
+// is tried again apart from others, first with a cohort of those that were there too, and alone
+// when a worker has died with the cohort. It is given up when two workers have died with it alone.
+// A row whose worker fell silent is tried on a second one at once, on a third one alone, and never
+// on a fourth. Whatever happens, it costs no more than four workers.
 class RowHistory {
  public:
-  // The worker's connection broke while it had the row; `alone`: with no other row of ours.
-  void WorkerDied(bool alone) {
-    must_run_alone_ = true;
-    if (alone) ++deaths_alone_;
-  }
+  // The worker's connection broke while it had `rows` rows of ours, this one among them; `alone`:
+  // it was kept free for this one.
+  void WorkerDied(bool alone, int64_t rows);
+  // It was the connection alone: the same process is back.
+  void WorkerIsBack(bool alone) { --(alone ? deaths_alone_ : deaths_together_); }
   void Stalled() { ++stalls_; }
-  bool must_run_alone() const { return must_run_alone_ || last_try(); }
-  bool last_try() const { return stalls_ >= 2; }
-  bool given_up() const { return deaths_alone_ >= 2; }
+
+  // How many under suspicion may be tried together where this is one of them; 0: it is not.
+  int cohort() const;
+  bool suspect() const { return cohort() > 0; }
+  // Where this one falls silent too, no other one is tried.
+  bool last_try() const { return stalls_ >= 2 || cost() >= kMostWorkers - 1; }
+  bool given_up() const {
+    return deaths_alone_ >= 2 || (deaths_alone_ >= 1 && cost() >= kMostWorkers);
+  }
   // How long the next attempt may take: doubled with each stall, so that a busy tier is not given
   // the same work again and again.
   absl::Duration Patience(absl::Duration bound) const {
@@ -44,10 +56,17 @@ class RowHistory {
   }
 
  private:
-  bool must_run_alone_ = false;
+  static constexpr int kMostWorkers = 4;
+  int cost() const { return deaths_together_ + deaths_alone_ + stalls_; }
+
+  int deaths_together_ = 0;
   int deaths_alone_ = 0;
   int stalls_ = 0;
+  int cohort_ = 1;  // after the first death
 };
+
+// A worker whose connection broke may be back within this: then it was not killed.
+inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
 
 // ---- block tier
 

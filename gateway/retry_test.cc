@@ -53,23 +53,59 @@ TEST(JudgeBlockReply, Table) {
 TEST(RowHistory, ARowThatHasSilencedTwoWorkersRunsAlone) {
   RowHistory history;
   history.Stalled();
-  EXPECT_FALSE(history.must_run_alone());
+  EXPECT_FALSE(history.suspect());
   history.Stalled();
-  EXPECT_TRUE(history.must_run_alone());
+  EXPECT_EQ(history.cohort(), 1);
   EXPECT_TRUE(history.last_try());
   EXPECT_FALSE(history.given_up());
 }
 
-TEST(RowHistory, AWorkersDeathMakesARowRunAloneAndTwoAloneEndIt) {
+TEST(RowHistory, AWorkersDeathMakesARowRunApartAndTwoAloneEndIt) {
   RowHistory history;
-  EXPECT_FALSE(history.must_run_alone());
-  history.WorkerDied(/*alone=*/false);
-  EXPECT_TRUE(history.must_run_alone());
+  EXPECT_FALSE(history.suspect());
+  history.WorkerDied(/*alone=*/false, /*rows=*/400);
+  EXPECT_EQ(history.cohort(), 20);
+  history.WorkerDied(/*alone=*/false, /*rows=*/20);
+  EXPECT_EQ(history.cohort(), 1);
   EXPECT_FALSE(history.given_up());
-  history.WorkerDied(/*alone=*/true);
+  history.WorkerDied(/*alone=*/true, /*rows=*/1);
   EXPECT_FALSE(history.given_up());
-  history.WorkerDied(/*alone=*/true);
+  EXPECT_TRUE(history.last_try());
+  history.WorkerDied(/*alone=*/true, /*rows=*/1);
   EXPECT_TRUE(history.given_up());
+}
+
+TEST(RowHistory, AfterADeathWithFewRowsTheyRunOneByOne) {
+  RowHistory history;
+  history.WorkerDied(/*alone=*/false, /*rows=*/16);
+  EXPECT_EQ(history.cohort(), 1);
+  EXPECT_EQ(CohortSize(1), 1);
+  EXPECT_EQ(CohortSize(17), 5);
+  EXPECT_EQ(CohortSize(4096), 64);
+}
+
+TEST(RowHistory, WhatSilencedAWorkerFirstCostsNoMoreThanFour) {
+  RowHistory history;
+  history.Stalled();
+  history.WorkerDied(/*alone=*/false, /*rows=*/400);
+  EXPECT_EQ(history.cohort(), 20);
+  history.WorkerDied(/*alone=*/false, /*rows=*/20);
+  EXPECT_TRUE(history.last_try());
+  EXPECT_FALSE(history.given_up());
+  history.WorkerDied(/*alone=*/true, /*rows=*/1);
+  EXPECT_TRUE(history.given_up());
+}
+
+TEST(RowHistory, AWorkerThatIsBackWasNotKilled) {
+  RowHistory history;
+  for (int i = 0; i < 20; ++i) {
+    history.WorkerDied(/*alone=*/false, /*rows=*/400);
+    history.WorkerIsBack(/*alone=*/false);
+    EXPECT_FALSE(history.suspect());
+    history.WorkerDied(/*alone=*/true, /*rows=*/1);
+    history.WorkerIsBack(/*alone=*/true);
+    EXPECT_FALSE(history.suspect());
+  }
 }
 
 TEST(RowHistory, PatienceGrowsWithEveryStall) {

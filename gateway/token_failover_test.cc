@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "gateway/failover_fixture.h"
@@ -250,12 +251,113 @@ TEST_F(TokenFailoverTest, ARowThatKillsWorkersEndsItsRequestAlone) {
   for (const Stream& stream : streams) {
     if (stream.request.seed == 4) {
       EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
-      EXPECT_THAT(stream.sink->status.message(), HasSubstr("two token workers died"));
+      EXPECT_THAT(stream.sink->status.message(), HasSubstr("token workers died"));
     } else {
       ExpectExact(stream);
     }
   }
   ExpectNothingLeft();
+}
+
+// Among many it takes one more: with a cohort of those that died with it first.
+TEST_F(TokenFailoverTest, ARowThatKillsWorkersIsFoundAmongMany) {
+  MakeCore(1, 6);
+  int kills = 0;
+  for (const auto& worker : workers_) {
+    worker->deadly = [&](const v1::TokenRowRequest& row) {
+      if (row.seed() != 4 || row.position() < 20) return false;
+      ++kills;
+      return true;
+    };
+  }
+  const std::vector<Stream> streams = Load(400, 60);
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(kills, 4);
+  for (const Stream& stream : streams) {
+    if (stream.request.seed == 4) {
+      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+    } else {
+      ExpectExact(stream);
+    }
+  }
+  ExpectNothingLeft();
+}
+
+// One by one they would take 2 s.
+TEST_F(TokenFailoverTest, TheManyRowsOfAWorkerThatWasKilledAreTriedInCohorts) {
+  MakeCore(1, 2);
+  for (const auto& worker : workers_) worker->service_time = absl::Milliseconds(10);
+  const std::vector<Stream> streams = Load(280, 400);
+  loop_.Advance(absl::Milliseconds(200));
+  workers_[1]->Kill();
+  loop_.Advance(absl::Milliseconds(5));
+  std::vector<size_t> before;
+  for (const Stream& stream : streams) before.push_back(Received(stream));
+  loop_.Advance(absl::Milliseconds(400));
+  for (size_t i = 0; i < streams.size(); ++i) EXPECT_GT(Received(streams[i]), before[i]) << i;
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, AConnectionThatBreaksAgainAndAgainEndsNoRequest) {
+  MakeCore(1, 1);
+  workers_[0]->service_time = absl::Milliseconds(300);
+  const std::vector<Stream> streams = Load(4, 60);
+  while (std::any_of(streams.begin(), streams.end(),
+                     [](const Stream& stream) { return stream.sink->done == 0; })) {
+    loop_.Advance(absl::Milliseconds(450));
+    ASSERT_LT(streams[0].request.deadline - loop_.Now(), absl::Minutes(11));
+    ASSERT_GT(streams[0].request.deadline - loop_.Now(), absl::Minutes(5));
+    workers_[0]->Break();
+    loop_.Advance(absl::Milliseconds(45));
+    workers_[0]->Mend();
+  }
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, RowsOfAWorkerWhoseConnectionAloneBrokeAreNotUnderSuspicion) {
+  MakeCore(1, 2);
+  for (const auto& worker : workers_) worker->service_time = absl::Milliseconds(10);
+  const std::vector<Stream> streams = Load(280, 100);
+  loop_.Advance(absl::Milliseconds(200));
+  workers_[1]->Break();
+  loop_.Advance(absl::Milliseconds(45));
+  workers_[1]->Mend();
+  loop_.Advance(absl::Milliseconds(1));
+  workers_[0]->largest_batch = workers_[1]->largest_batch = 0;
+  loop_.Advance(absl::Milliseconds(40));
+  EXPECT_GT(workers_[0]->largest_batch, 50);
+  EXPECT_GT(workers_[1]->largest_batch, 50);
+  EXPECT_EQ(core_->token_tier().stats().ejected, 0);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+// It is silent first, so that the row goes on; and the one after that dies.
+TEST_F(TokenFailoverTest, ARowThatHangsAWorkerAndKillsOthersCostsNoMoreThanFour) {
+  MakeCore(1, 7);
+  int cost = 0;
+  const auto is_bad = [](const v1::TokenRowRequest& row) {
+    return row.seed() == 4 && row.position() >= 20;
+  };
+  for (const auto& worker : workers_) {
+    worker->hanging = [&](const v1::TokenRowRequest& row) {
+      return is_bad(row) && cost == 0 && ++cost == 1;
+    };
+    worker->deadly = [&](const v1::TokenRowRequest& row) {
+      return is_bad(row) && cost > 0 && ++cost > 0;
+    };
+  }
+  const std::vector<Stream> streams = Load(300, 120);
+  ASSERT_TRUE(RunUntilDone(streams, absl::Minutes(1)));
+  EXPECT_LE(cost, 4);
+  for (const Stream& stream : streams) {
+    if (stream.request.seed == 4) {
+      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+    } else {
+      ExpectExact(stream);
+    }
+  }
 }
 
 TEST_F(TokenFailoverTest, NonFiniteLogitsEndTheirRequestAloneAfterTwoWorkers) {
@@ -362,9 +464,8 @@ TEST_F(TokenFailoverTest, WhereTheSecondWorkerGoesBeforeItHasSaidTheFirstOnesWor
   workers_[1]->Freeze();
   workers_[0]->service_time = absl::Milliseconds(5);
   const Stream two = Generate(Request(4, 20, 2));
-  ASSERT_TRUE(
-      loop_.RunUntil([&] { return core_->token_tier().stats().retried_failed > 0; },
-                     absl::Seconds(20)));
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().retried_failed > 0; },
+                             absl::Seconds(20)));
   workers_[1]->Kill();
   ASSERT_TRUE(RunUntilDone({two}, absl::Seconds(30)));
   EXPECT_EQ(two.sink->status.code(), absl::StatusCode::kInternal);

@@ -141,12 +141,17 @@ TokenCapacity TokenTier::Capacity(double most_waiting_batches) const {
 
 void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   const v1::TokenServiceHello& hello = first.hello();
-  // One that broke off with rows of ours is tried with a probe first.
-  if (worker.died || worker.health.ejected()) {
+  const uint64_t incarnation = hello.tier().incarnation();
+  const bool same_process = incarnation != 0 && incarnation == worker.member.identity.incarnation;
+  if (same_process) {
+    Acquit(worker);
+  } else if (worker.died || worker.health.ejected()) {
+    // The one before it broke off with rows of ours: this one is tried with a probe first.
     worker.health.Eject(loop_.Now());
   } else {
     worker.health.Reset();
   }
+  worker.blamed.clear();
   worker.died = false;
   worker.lost_hedges = 0;
   worker.refusals = 0;
@@ -162,6 +167,17 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   membership_.Connected(worker.member, IdentityOf(hello), loop_.Now());
   if (on_change_) on_change_();
   OnMessage(worker, std::move(first));
+}
+
+void TokenTier::Acquit(Worker& worker) {
+  for (const auto& [handle, alone] : worker.blamed) {
+    const auto found = rows_.find(handle);
+    if (found == rows_.end()) continue;
+    Row& row = *found->second;
+    row.history.WorkerIsBack(alone);
+    row.not_before = absl::InfinitePast();
+    if (row.waiting) Enqueue(handle, row, /*is_new=*/false);
+  }
 }
 
 void TokenTier::OnMessage(Worker& worker, v1::TokenReplyBatch batch) {
@@ -302,26 +318,27 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
   worker.TakeOutgoing();
   const std::unordered_map<uint64_t, Attempt> lost = std::exchange(worker.attempts, {});
   if (died && !lost.empty()) worker.died = true;
-  std::vector<uint64_t> given_up;
+  const int64_t rows = std::count_if(lost.begin(), lost.end(), [](const auto& entry) {
+    return entry.second.handle != 0 && !entry.second.stalled;
+  });
   for (const auto& [attempt, what] : lost) {
     if (what.handle == 0) continue;
     Row& row = *rows_.at(what.handle);
     std::erase(row.attempts, std::make_pair(&worker, attempt));
     if (died && !what.stalled) {
-      row.history.WorkerDied(what.alone);
-      if (what.alone) row.not_before = loop_.Now() + WaitAfterDeathAlone(what.handle);
+      row.history.WorkerDied(what.alone, rows);
+      worker.blamed.emplace_back(what.handle, what.alone);
+      if (row.history.given_up()) {
+        row.not_before = loop_.Now() + kReturnWait;  // the end is told by GiveUp
+      } else if (what.alone) {
+        row.not_before = loop_.Now() + WaitAfterDeathAlone(what.handle);
+      }
     }
-    if (row.history.given_up()) {
-      given_up.push_back(what.handle);
-    } else if (!IsUnderWay(row) || row.waiting) {
-      if (!row.waiting) ++stats_.retried_died;
+    if (!IsUnderWay(row) || row.waiting) {
+      if (!row.waiting && !row.history.given_up()) ++stats_.retried_died;
       row.hedge = false;
       Enqueue(what.handle, row, /*is_new=*/false);
     }
-  }
-  for (const uint64_t handle : given_up) {
-    Finish(handle, absl::InternalError(
-                       "two token workers died while they decoded this request's block alone"));
   }
   if (was_usable && on_change_) on_change_();
   RetireIfEmpty(worker);

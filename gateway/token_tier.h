@@ -96,7 +96,7 @@ class TokenTier {
   int64_t rows() const { return static_cast<int64_t>(rows_.size()); }
   // Of these, those that wait for a worker.
   int64_t waiting() const {
-    return static_cast<int64_t>(waiting_.waiting().size() + waiting_alone_.waiting().size());
+    return static_cast<int64_t>(waiting_.waiting().size() + suspects_.waiting().size());
   }
   // Called whenever a worker comes or goes.
   void set_on_change(std::function<void()> on_change) { on_change_ = std::move(on_change); }
@@ -107,7 +107,8 @@ class TokenTier {
   struct Attempt {
     uint64_t handle = 0;  // 0: a probe
     absl::Time sent;
-    bool alone = false;
+    bool suspect = false;  // its worker was kept free for it and others under suspicion
+    bool alone = false;    // for it alone
     bool stalled = false;  // the row has been given to another worker, for good
     bool hedged = false;   // the row has been offered to a second worker
     bool is_hedge = false;
@@ -124,6 +125,8 @@ class TokenTier {
   void OnReady(Worker& worker, v1::TokenReplyBatch first);
   void OnMessage(Worker& worker, v1::TokenReplyBatch batch);
   void OnLost(Worker& worker, absl::Status status);
+  // The worker's process lives: the rows that it was lost with are not why.
+  void Acquit(Worker& worker);
   void OnRow(Worker& worker, v1::TokenRowReply& reply);
   void OnAnswered(Worker& worker, const Attempt& attempt, Row* row);
   void OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::Status& status);
@@ -134,10 +137,12 @@ class TokenTier {
   void Enqueue(uint64_t handle, Row& row, bool is_new);
   void SchedulePump();
   void Pump();
-  void PumpAlone();
-  Worker* WorkerForAlone(const Row& row);
-  int AloneAtOnce(const TierGroup& group) const;
-  void SendRow(uint64_t handle, Row& row, Worker& worker, bool alone);
+  void PumpSuspects();
+  Worker* WorkerForSuspect(const Row& row);
+  // Workers that may be kept free for them now.
+  int PlacesForSuspects(const TierGroup& group) const;
+  static bool HasTried(const Row& row, const Worker& worker);
+  void SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect);
   void AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
                     const ContextRow& context, absl::Time deadline);
   void AddCancel(Worker& worker, uint64_t attempt);
@@ -176,7 +181,7 @@ class TokenTier {
   bool some_reserved_ = false;     // a worker may be
   std::unordered_map<uint64_t, std::unique_ptr<Row>> rows_;  // by handle
   WaitQueue waiting_;
-  WaitQueue waiting_alone_;
+  WaitQueue suspects_;  // rows that may have killed a worker
   TokenRouter router_;
   std::map<TierGroup, Group> groups_;
   TokenTierStats stats_;

@@ -36,7 +36,7 @@ std::unique_ptr<TokenTier::Row> TokenTier::Take(uint64_t handle) {
   if (found == rows_.end()) return nullptr;
   std::unique_ptr<Row> row = std::move(found->second);
   rows_.erase(found);
-  if (row->waiting) (row->alone_queue ? waiting_alone_ : waiting_).Erase(row->place);
+  if (row->waiting) (row->suspects_queue ? suspects_ : waiting_).Erase(row->place);
   for (const auto& [worker, attempt] : row->attempts) {
     worker->attempts.erase(attempt);
     if (!worker->member.connected) continue;
@@ -61,14 +61,14 @@ bool TokenTier::IsUnderWay(const Row& row) {
 
 void TokenTier::Enqueue(uint64_t handle, Row& row, bool is_new) {
   if (row.waiting) {
-    if (row.alone_queue == row.history.must_run_alone()) return;
-    // It fell under suspicion while it waited.
-    waiting_.Erase(row.place);
+    if (row.suspects_queue == row.history.suspect()) return;
+    // It fell under suspicion while it waited, or was cleared of it.
+    (row.suspects_queue ? suspects_ : waiting_).Erase(row.place);
   }
   row.waiting = true;
   row.waits_since = loop_.Now();
-  row.alone_queue = row.history.must_run_alone();
-  WaitQueue& queue = row.alone_queue ? waiting_alone_ : waiting_;
+  row.suspects_queue = row.history.suspect();
+  WaitQueue& queue = row.suspects_queue ? suspects_ : waiting_;
   row.place = queue.NextPlace(is_new, row.job.row.header().priority());
   queue.Insert(row.place, handle);
   SchedulePump();
@@ -84,7 +84,7 @@ void TokenTier::SchedulePump() {
 
 void TokenTier::Pump() {
   pump_posted_ = false;
-  PumpAlone();
+  PumpSuspects();
   if (!waiting_.waiting().empty()) SendWaitingRows();
   Flush();
 }
@@ -136,7 +136,7 @@ void TokenTier::SendWaitingRows() {
         packed = static_cast<size_t>(chosen);
         pack_left = PackSize(rows_of_turn, workers_.size(), worker.best_rows) - 1;
       }
-      SendRow(handle, row, worker, /*alone=*/false);
+      SendRow(handle, row, worker, /*suspect=*/false);
       views[static_cast<size_t>(chosen)] = view_of(worker, row.job);
     } else if (fresh) {
       full.insert(row.job.group);
@@ -153,79 +153,109 @@ void TokenTier::Flush() {
   }
 }
 
-// Rows under suspicion go each to a worker that has no other row of ours. A part of each group's
-// workers is kept for them while there are any; with a single worker, the other rows wait.
-void TokenTier::PumpAlone() {
-  std::map<TierGroup, int> places;  // left in this turn
-  for (auto next = waiting_alone_.waiting().begin(); next != waiting_alone_.waiting().end();) {
+// Rows under suspicion go, a cohort at a time, to workers that have no other row of ours. A part of
+// each group's workers is kept for them while there are any; with a single worker, the other rows
+// wait.
+void TokenTier::PumpSuspects() {
+  struct Places {
+    int left = 0;  // in this turn
+    // The cohort that is being sent: to whom, how many it has and may have.
+    Worker* worker = nullptr;
+    int size = 0;
+    int most = 0;
+  };
+  std::map<TierGroup, Places> groups;
+  const absl::Time now = loop_.Now();
+  for (auto next = suspects_.waiting().begin(); next != suspects_.waiting().end();) {
     const uint64_t handle = next->second;
     ++next;
     Row& row = *rows_.at(handle);
-    const auto [left, is_new] = places.try_emplace(row.job.group, 0);
-    if (is_new) left->second = AloneAtOnce(row.job.group);
-    if (left->second == 0 || loop_.Now() < row.not_before) continue;
-    Worker* const worker = WorkerForAlone(row);
+    if (row.history.given_up() || now < row.not_before) continue;
+    const auto [found, is_new] = groups.try_emplace(row.job.group);
+    Places& places = found->second;
+    if (is_new) places.left = PlacesForSuspects(row.job.group);
+    const int most = row.history.cohort();
+    if (places.size < std::min(places.most, most) && places.worker->may_do(row.job) &&
+        !HasTried(row, *places.worker)) {
+      ++places.size;
+      places.most = std::min(places.most, most);
+      SendRow(handle, row, *places.worker, /*suspect=*/true);
+      continue;
+    }
+    if (places.left == 0) continue;
+    Worker* const worker = WorkerForSuspect(row);
     if (worker == nullptr) continue;
-    --left->second;
+    --places.left;
     worker->reserved = true;
     some_reserved_ = true;
-    if (worker->attempts.empty()) SendRow(handle, row, *worker, /*alone=*/true);
+    if (!worker->attempts.empty()) continue;
+    places.worker = worker;
+    places.size = 1;
+    places.most = most;
+    SendRow(handle, row, *worker, /*suspect=*/true);
   }
   if (!std::exchange(some_reserved_, false)) return;
   for (const std::unique_ptr<Worker>& worker : workers_) {
-    if (worker->reserved && !places.contains(worker->member.group)) {
+    if (worker->reserved && !groups.contains(worker->member.group)) {
       worker->reserved = std::any_of(worker->attempts.begin(), worker->attempts.end(),
-                                     [](const auto& entry) { return entry.second.alone; });
+                                     [](const auto& entry) { return entry.second.suspect; });
     }
     some_reserved_ |= worker->reserved;
   }
 }
 
-// Half of the workers that are there, at least one, less those that have such a row already.
-int TokenTier::AloneAtOnce(const TierGroup& group) const {
+// Half of the workers that are there, at least one, less those that have such rows already.
+int TokenTier::PlacesForSuspects(const TierGroup& group) const {
   int there = 0;
   int taken = 0;
   for (const std::unique_ptr<Worker>& worker : workers_) {
     if (!worker->member.usable() || !(worker->member.group == group)) continue;
     ++there;
     taken += std::any_of(worker->attempts.begin(), worker->attempts.end(), [](const auto& entry) {
-      return entry.second.alone && !entry.second.stalled;
+      return entry.second.suspect && !entry.second.stalled;
     });
   }
   return std::max(0, std::max(1, there / 2) - taken);
 }
 
-TokenTier::Worker* TokenTier::WorkerForAlone(const Row& row) {
+bool TokenTier::HasTried(const Row& row, const Worker& worker) {
+  return std::any_of(row.attempts.begin(), row.attempts.end(),
+                     [&](const auto& entry) { return entry.first == &worker; });
+}
+
+TokenTier::Worker* TokenTier::WorkerForSuspect(const Row& row) {
   Worker* best = nullptr;
   const absl::Time now = loop_.Now();
   for (const std::unique_ptr<Worker>& worker : workers_) {
     if (worker->health.ejected()) worker->reserved = false;
     if (!worker->takes_rows(row.job.group, now) || !worker->may_do(row.job)) continue;
-    const bool tried = std::any_of(row.attempts.begin(), row.attempts.end(),
-                                   [&](const auto& entry) { return entry.first == worker.get(); });
-    if (tried || (worker->health.ejected() && !row.attempts.empty())) continue;
+    if (HasTried(row, *worker) || (worker->health.ejected() && !row.attempts.empty())) continue;
     // One that has been kept free, and is; then the one that will be free first.
     const auto rank = [](const Worker& w) {
       return std::make_tuple(w.health.ejected(), !w.reserved, w.attempts.size());
     };
     if (worker->reserved && !worker->attempts.empty()) {
-      const bool has_one = std::any_of(worker->attempts.begin(), worker->attempts.end(),
-                                       [](const auto& entry) { return entry.second.alone; });
-      if (has_one) continue;
+      const bool has_some = std::any_of(worker->attempts.begin(), worker->attempts.end(),
+                                        [](const auto& entry) { return entry.second.suspect; });
+      if (has_some) continue;
     }
     if (best == nullptr || rank(*worker) < rank(*best)) best = worker.get();
   }
   return best;
 }
 
-void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool alone) {
-  (row.alone_queue ? waiting_alone_ : waiting_).Erase(row.place);
+void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect) {
+  (row.suspects_queue ? suspects_ : waiting_).Erase(row.place);
   row.waiting = false;
   const uint64_t attempt = next_attempt_++;
   const absl::Time now = loop_.Now();
   const bool is_hedge = row.hedge && !row.attempts.empty();
   if (worker.attempts.empty()) worker.progress.Begin(now);
-  worker.attempts[attempt] = {.handle = handle, .sent = now, .alone = alone, .is_hedge = is_hedge};
+  worker.attempts[attempt] = {.handle = handle,
+                              .sent = now,
+                              .suspect = suspect,
+                              .alone = row.history.cohort() == 1,
+                              .is_hedge = is_hedge};
   row.attempts.emplace_back(&worker, attempt);
   if (is_hedge) ++stats_.hedged;
 

@@ -80,7 +80,7 @@ void TokenTier::Tick() {
     if (worker->health.WantsProbe(now)) Probe(*worker, now);
   }
   GiveUp(now);
-  if (!waiting_.waiting().empty() || !waiting_alone_.waiting().empty()) SchedulePump();
+  if (!waiting_.waiting().empty() || !suspects_.waiting().empty()) SchedulePump();
 }
 
 void TokenTier::WatchWorker(Worker& worker, absl::Time now) {
@@ -143,10 +143,10 @@ void TokenTier::Hedge(Worker& worker, absl::Time now) {
   Group& group = groups_[worker.member.group];
   const absl::Duration after = group.times.HedgeAfter(options_.progress_bound);
   for (auto& [id, attempt] : worker.attempts) {
-    if (attempt.handle == 0 || attempt.hedged || attempt.stalled || attempt.alone) continue;
+    if (attempt.handle == 0 || attempt.hedged || attempt.stalled || attempt.suspect) continue;
     if (now - std::max(attempt.sent, resumed_at_) < after) continue;
     Row& row = *rows_.at(attempt.handle);
-    if (row.attempts.size() > 1 || row.waiting || row.history.must_run_alone()) continue;
+    if (row.attempts.size() > 1 || row.waiting || row.history.suspect()) continue;
     if (IsBusy(row.job.group) || !group.hedges.Take()) return;
     attempt.hedged = true;
     row.hedge = true;
@@ -182,9 +182,16 @@ void TokenTier::Probe(Worker& worker, absl::Time now) {
 
 void TokenTier::GiveUp(absl::Time now) {
   std::vector<std::pair<uint64_t, absl::Status>> given_up;
-  for (const WaitQueue* queue : {&waiting_, &waiting_alone_}) {
+  for (const WaitQueue* queue : {&waiting_, &suspects_}) {
     for (const auto& [place, handle] : queue->waiting()) {
       const Row& row = *rows_.at(handle);
+      if (row.history.given_up()) {
+        if (now < row.not_before) continue;
+        given_up.emplace_back(handle,
+                              absl::InternalError("token workers died while they decoded this "
+                                                  "request's block, at last alone"));
+        continue;
+      }
       if (IsUnderWay(row)) continue;
       const TierGroup& group = row.job.group;
       if (membership_.presence().workers(group) > 0) {
@@ -214,8 +221,8 @@ void TokenTier::GiveUp(absl::Time now) {
       if (!rows_.at(attempt.handle)->history.last_try()) continue;
       if (now - std::max(attempt.sent, resumed_at_) < options_.progress_bound) continue;
       given_up.emplace_back(attempt.handle,
-                            absl::InternalError("three token workers fell silent when they were "
-                                                "given this request's block"));
+                            absl::InternalError("token workers died or fell silent when they "
+                                                "were given this request's block"));
     }
   }
   for (auto& [handle, status] : given_up) Finish(handle, std::move(status));

@@ -45,11 +45,12 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   WorkerHealth health;
   ProgressWatch progress;
   PingWatch ping;
-  bool died = false;      // its connection broke with rows under way, and it is not back yet
-  int lost_hedges = 0;    // rows in a row that a second worker answered first
-  int refusals = 0;       // times in a row that it was left alone and refused what came then
+  std::vector<std::pair<uint64_t, bool>> blamed;  // rows (handle, alone) that it was lost with
+  bool died = false;    // its connection broke with rows under way, and it is not back yet
+  int lost_hedges = 0;  // rows in a row that a second worker answered first
+  int refusals = 0;     // times in a row that it was left alone and refused what came then
   Strikes strikes;
-  bool reserved = false;  // kept free of other rows for one that must run alone
+  bool reserved = false;  // kept free of other rows for those under suspicion
   absl::Time hold_until = absl::InfinitePast();
   std::vector<v1::TokenRequestBatch> outgoing;  // of this turn
   bool to_be_flushed = false;                   // is in the tier's list of those with something
@@ -62,13 +63,14 @@ struct TokenTier::Row {
   RowHistory history;
   std::vector<std::pair<Worker*, uint64_t>> attempts;
   absl::Time waits_since;
-  absl::Time not_before = absl::InfinitePast();  // of a row with which a worker has died alone
-  absl::Status failure;     // that a first worker told, OK: none; a second one is asked
-  uint64_t failed_by = 0;   // its incarnation
+  // Of a row with which a worker has died alone: it is tried again then; or given up, see Acquit.
+  absl::Time not_before = absl::InfinitePast();
+  absl::Status failure;    // that a first worker told, OK: none; a second one is asked
+  uint64_t failed_by = 0;  // its incarnation
   bool waiting = false;
   bool hedge = false;  // waits, or was last sent, as the second of two
   WaitQueue::Place place;
-  bool alone_queue = false;  // which queue `place` is in
+  bool suspects_queue = false;  // which queue `place` is in
 };
 
 }  // namespace blockserve

@@ -69,9 +69,8 @@ void WorkerHealth::Answered() {
 
 bool Strikes::Add(absl::string_view request, absl::Time now) {
   std::erase_if(recent_, [&](const Strike& strike) { return now - strike.at >= kStrikeWindow; });
-  const bool known = std::any_of(recent_.begin(), recent_.end(), [&](const Strike& strike) {
-    return strike.request == request;
-  });
+  const bool known = std::any_of(recent_.begin(), recent_.end(),
+                                 [&](const Strike& strike) { return strike.request == request; });
   if (known) return false;
   recent_.push_back({std::string(request), now});
   if (recent_.size() < kMostStrikes) return false;

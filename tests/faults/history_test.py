@@ -75,7 +75,7 @@ def plant_second_outcome(record):
 
 
 def plant_failure(record):
-    record.outcomes = ["INTERNAL: two token workers died"]
+    record.outcomes = ["INTERNAL: token workers died"]
 
 
 def plant_wrong_text(record):
