@@ -149,6 +149,37 @@ TEST(PrefixMemory, KnowsPromptsThatBeginAlikeAndForgetsTheOldest) {
   EXPECT_TRUE(memory.Knows(PrefixMemory::Key(c, 4)));
 }
 
+std::vector<uint64_t> InOrder(const WaitQueue& queue) {
+  std::vector<uint64_t> items;
+  for (const auto& [place, item] : queue.waiting()) items.push_back(item);
+  return items;
+}
+
+TEST(WaitQueue, WhatGivesWayHasEveryFourthTurn) {
+  WaitQueue queue;
+  for (uint64_t i = 0; i < 4; ++i) {
+    queue.Insert(queue.NextPlace(true, 2, /*gives_way=*/true), 100 + i);
+  }
+  for (uint64_t i = 0; i < 6; ++i) queue.Insert(queue.NextPlace(true, 2), i);
+  EXPECT_EQ(InOrder(queue), (std::vector<uint64_t>{100, 0, 1, 2, 101, 3, 4, 5, 102, 103}));
+}
+
+TEST(WaitQueue, WhatComesLaterBeginsWhereTheOthersAre) {
+  WaitQueue queue;
+  std::vector<WaitQueue::Place> places;
+  for (uint64_t i = 0; i < 1000; ++i) {
+    places.push_back(queue.NextPlace(true, 2, /*gives_way=*/true));
+    queue.Insert(places.back(), 100 + i);
+  }
+  for (size_t i = 0; i < 500; ++i) queue.Erase(places[i]);
+  queue.Insert(queue.NextPlace(true, 2), 1);
+  queue.Insert(queue.NextPlace(true, 2), 2);
+  const std::vector<uint64_t> items = InOrder(queue);
+  EXPECT_EQ(items[0], 600u);
+  EXPECT_EQ(items[1], 1u);
+  EXPECT_EQ(items[2], 2u);
+}
+
 TEST(WaitQueue, InterruptedWorkThenPriorityThenAge) {
   WaitQueue queue;
   const auto add = [&](bool is_new, uint32_t priority, uint64_t item) {

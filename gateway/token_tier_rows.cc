@@ -69,7 +69,10 @@ void TokenTier::Enqueue(uint64_t handle, Row& row, bool is_new) {
   row.waits_since = loop_.Now();
   row.suspects_queue = row.history.suspect();
   WaitQueue& queue = row.suspects_queue ? suspects_ : waiting_;
-  row.place = queue.NextPlace(is_new, row.job.row.header().priority());
+  // Those of a text that is scored come by the thousand at once, and their order says nothing to
+  // anybody; behind them a stream would stand still.
+  row.place = queue.NextPlace(is_new, row.job.row.header().priority(),
+                              /*gives_way=*/row.job.row.score_forced());
   queue.Insert(row.place, handle);
   SchedulePump();
 }
