@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <vector>
 
 #include "gateway/failover_fixture.h"
@@ -257,6 +258,16 @@ TEST_F(BlockFailoverTest, AReplicaTakenOutOfDiscoveryLosesItsSequencesToAnother)
   loop_.Advance(absl::Milliseconds(12));
   core_->block_tier().RemoveReplica("block0");
   ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, AReplicaWhoseCapacityCannotBeIsNotUsed) {
+  MakeCore(2, 1);
+  blocks_[1]->pages = std::numeric_limits<int64_t>::max();
+  const std::vector<Stream> streams = Load(6, 40);
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(core_->block_tier().membership().presence().workers(), 1);
+  EXPECT_EQ(blocks_[1]->opens, 0);
   ExpectAllExact(streams);
 }
 

@@ -23,6 +23,10 @@ inline constexpr absl::Duration kReplicaHold = absl::Milliseconds(20);
 // is room.
 inline constexpr absl::Duration kFullHold = absl::Milliseconds(250);
 
+// That a replica may say that it has.
+inline constexpr int64_t kMostPages = int64_t{1} << 32;
+inline constexpr int32_t kMostPageBlocks = 1 << 20;
+
 // Sequences that a lost replica had are opened again so many at a time on each of the others, whose
 // running streams go on between their prefills.
 inline constexpr int kReopensAtOnce = 8;
@@ -59,7 +63,12 @@ struct BlockTier::Replica final : public BlockLink::Observer {
             hello.context_width(),
             /*vocab_size=*/0,
             /*knows_context_type=*/ContextValueBytes(hello.context_type()) > 0,
-            tier.model_digest()};
+            tier.model_digest(),
+            ImpossibleCapacity({{"pages", hello.pages(), kMostPages},
+                                {"page_blocks", hello.page_blocks(), kMostPageBlocks},
+                                {"max_sequences", hello.max_sequences(), kMostPages},
+                                {"max_blocks_per_sequence", hello.max_blocks_per_sequence(),
+                                 kMostPages * kMostPageBlocks}})};
   }
 
   void Reset(const v1::BlockServiceHello& hello, absl::Time now) {
@@ -71,8 +80,8 @@ struct BlockTier::Replica final : public BlockLink::Observer {
     last_heard = now;
     context_type = hello.context_type();
     row_bytes = static_cast<size_t>(hello.context_width()) * ContextValueBytes(context_type);
-    page_blocks = std::max(1, hello.page_blocks());
-    pages = hello.pages();
+    page_blocks = std::clamp(hello.page_blocks(), 1, kMostPageBlocks);
+    pages = std::clamp<int64_t>(hello.pages(), 0, kMostPages);
     max_sequences = hello.max_sequences();
     max_blocks = hello.max_blocks_per_sequence();
     free_pages = pages;
@@ -115,7 +124,8 @@ struct BlockTier::Replica final : public BlockLink::Observer {
     if (!ping.Unreachable(now)) suspect = false;
     if (!batch.has_load()) return;
     load = batch.load();
-    free_pages = batch.load().free_pages() + batch.load().cached_pages();
+    free_pages = std::clamp<int64_t>(batch.load().free_pages(), 0, kMostPages) +
+                 std::clamp<int64_t>(batch.load().cached_pages(), 0, kMostPages);
     if (full && free_pages > full_pages) full = false;
   }
 

@@ -6,6 +6,15 @@
 
 namespace blockserve {
 
+std::string ImpossibleCapacity(std::initializer_list<ToldCapacity> told) {
+  for (const ToldCapacity& capacity : told) {
+    if (capacity.value >= 0 && capacity.value <= capacity.most) continue;
+    return absl::StrCat(capacity.field, " ", capacity.value, ", which is not from 0 to ",
+                        capacity.most);
+  }
+  return "";
+}
+
 absl::Status CheckIdentity(const ExpectedModel& expected, const TierIdentity& worker,
                            absl::string_view tier, absl::string_view address) {
   const std::string who = absl::StrCat(tier, " '", worker.name, "' at ", address);
@@ -34,6 +43,9 @@ absl::Status CheckIdentity(const ExpectedModel& expected, const TierIdentity& wo
   if (!worker.knows_context_type) {
     return absl::FailedPreconditionError(
         absl::StrCat(who, " sends contexts of a type that this gateway does not know"));
+  }
+  if (!worker.impossible.empty()) {
+    return absl::FailedPreconditionError(absl::StrCat(who, " has ", worker.impossible));
   }
   return absl::OkStatus();
 }

@@ -4,6 +4,7 @@
 #define BLOCKSERVE_GATEWAY_TIER_IDENTITY_H_
 
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <optional>
 #include <string>
@@ -32,7 +33,18 @@ struct TierIdentity {
   int32_t vocab_size = 0;          // token tier only; 0: not told
   bool knows_context_type = true;  // block tier only: its rows are of a type that we know
   std::string model_digest;        // of both parts of its model; empty: not told
+  std::string impossible;          // what it says of its capacity that cannot be; empty: nothing
 };
+
+// A capacity that a hello tells. Beyond any real one, so that sums and products of what is told
+// stay far from overflow.
+struct ToldCapacity {
+  const char* field;
+  int64_t value;
+  int64_t most;
+};
+// The first that is below 0 or above its bound, as TierIdentity::impossible.
+std::string ImpossibleCapacity(std::initializer_list<ToldCapacity> told);
 
 // This gateway's own view of the model.
 struct ExpectedModel {
@@ -97,7 +109,8 @@ class TierPresence {
 };
 
 // A group of each tier that belong to one model: a request is served by such a pair and no other.
-// Of several pairs the one whose smaller side is largest, then the larger one; of equals, the first.
+// Of several pairs the one whose smaller side is largest, then the larger one; of equals, the
+// first.
 struct TierPair {
   TierGroup block;
   TierGroup token;

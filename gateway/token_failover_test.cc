@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <limits>
 #include <vector>
 
 #include "gateway/failover_fixture.h"
@@ -482,6 +483,18 @@ TEST_F(TokenFailoverTest, AWorkerTakenOutOfDiscoveryFinishesWhatItHas) {
   const int rows = workers_[0]->rows;
   ASSERT_TRUE(RunUntilDone(streams));
   EXPECT_EQ(workers_[0]->rows, rows);
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, AWorkerWhoseCapacityCannotBeIsNotUsed) {
+  MakeCore(1, 3);
+  workers_[1]->max_rows = std::numeric_limits<int32_t>::max();
+  workers_[2]->max_queued_rows = -1;
+  const std::vector<Stream> streams = Load(12, 60);
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(core_->token_tier().membership().presence().workers(), 1);
+  EXPECT_EQ(workers_[1]->rows, 0);
+  EXPECT_EQ(workers_[2]->rows, 0);
   ExpectAllExact(streams);
 }
 

@@ -12,6 +12,8 @@
 namespace blockserve {
 namespace {
 
+// That a worker may say that it runs or lets wait.
+constexpr int32_t kMostRows = 1 << 24;
 // A worker that has refused a row is left alone for so long.
 constexpr absl::Duration kHold = absl::Milliseconds(20);
 // So many refusals one after another, not for want of room, make a worker ill.
@@ -40,7 +42,18 @@ TierIdentity IdentityOf(const v1::TokenServiceHello& hello) {
           hello.context_width(),
           hello.vocab_size(),
           /*knows_context_type=*/true,
-          tier.model_digest()};
+          tier.model_digest(),
+          ImpossibleCapacity({{"max_rows", hello.max_rows(), kMostRows},
+                              {"max_queued_rows", hello.max_queued_rows(), kMostRows}})};
+}
+
+// A report is never trusted further than sums of such can hold.
+v1::TokenLoad Bounded(v1::TokenLoad load) {
+  load.set_waiting(std::clamp(load.waiting(), 0, kMostRows));
+  load.set_running(std::clamp(load.running(), 0, kMostRows));
+  if (!(load.busy_share() >= 0)) load.set_busy_share(0);  // NaN too
+  load.set_busy_share(std::min(load.busy_share(), 1.0f));
+  return load;
 }
 
 absl::Status StatusOf(const v1::ItemStatus& status) {
@@ -159,11 +172,11 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   worker.hold_until = absl::InfinitePast();
   worker.TakeOutgoing();
   worker.ping.Reset(hello.tier().answers_pings());
-  worker.load = first.load();
+  worker.load = Bounded(first.load());
   worker.load_told = loop_.Now();
   // What it runs and what it lets wait; room is left for other gateways.
-  worker.best_rows = std::max(1, hello.max_rows());
-  worker.most_in_flight = std::max(1, hello.max_rows() + hello.max_queued_rows() / 2);
+  worker.best_rows = std::clamp(hello.max_rows(), 1, kMostRows);
+  worker.most_in_flight = worker.best_rows + std::clamp(hello.max_queued_rows(), 0, kMostRows) / 2;
   membership_.Connected(worker.member, IdentityOf(hello), loop_.Now());
   if (on_change_) on_change_();
   OnMessage(worker, std::move(first));
@@ -184,7 +197,7 @@ void TokenTier::OnMessage(Worker& worker, v1::TokenReplyBatch batch) {
   if (batch.pong() != 0) worker.ping.Pong(batch.pong());
   if (batch.has_load()) {
     if (batch.load().steps() != worker.load.steps()) worker.progress.Progress(loop_.Now());
-    worker.load = batch.load();
+    worker.load = Bounded(batch.load());
     worker.load_told = loop_.Now();
   }
   if (batch.draining() && !worker.member.draining) {
