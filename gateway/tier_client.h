@@ -27,6 +27,7 @@ struct BlockProtocol {
     return v1::BlockDecoder::NewStub(channel);
   }
   static bool Merge(Request& into, Request& from) { return MergeBlockRequests(into, from); }
+  static bool Answers(const Reply& reply) { return reply.items_size() > 0; }
 };
 
 struct TokenProtocol {
@@ -37,6 +38,7 @@ struct TokenProtocol {
     return v1::TokenDecoder::NewStub(channel);
   }
   static bool Merge(Request& into, Request& from) { return MergeTokenRequests(into, from); }
+  static bool Answers(const Reply& reply) { return reply.rows_size() > 0; }
 };
 
 struct TierClientOptions {
@@ -67,6 +69,8 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
   void Finish(std::function<void()> over) override { state_->Finish(std::move(over)); }
 
  private:
+  // A connection that has held so long without work was a good one.
+  static constexpr absl::Duration kSettled = absl::Seconds(5);
   using Stream = TierStream<Request, Reply>;
 
   // One stream. Its channel is let go of on the loop, never on a gRPC thread (rpc/tier_stream.h).
@@ -120,10 +124,11 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
     void Take(Reply reply) {
       if (stopped) return;
       if (ready) {
+        if (Protocol::Answers(reply)) backoff.Reset();
         observer->OnMessage(std::move(reply));
       } else if (reply.has_hello()) {
         ready = true;
-        backoff.Reset();
+        ready_at = loop.Now();
         observer->OnReady(std::move(reply));
       } else {
         connection->stream->Close();  // OnLost follows
@@ -132,6 +137,8 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
 
     void Lost(const absl::Status& status) {
       connection.reset();
+      // A hello alone is no sign that the next connection will hold.
+      if (ready && loop.Now() - ready_at >= kSettled) backoff.Reset();
       ready = false;
       if (stopped) return over();
       observer->OnLost(status);
@@ -174,6 +181,7 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
     Observer* observer = nullptr;
     std::shared_ptr<Connection> connection;  // null while it waits to connect again
     bool ready = false;
+    absl::Time ready_at;
     bool stopped = false;
     std::function<void()> over;  // of Finish
   };
