@@ -65,9 +65,30 @@ void BlockTier::AddReplica(const std::string& address) {
     return;
   }
   replicas_.push_back(std::make_unique<Replica>(*this, address));
-  Replica& replica = *replicas_.back();
-  replica.link = make_link_(address);
+  Connect(*replicas_.back());
+}
+
+void BlockTier::Connect(Replica& replica) {
+  replica.member.twin = 0;
+  replica.link = make_link_(replica.member.address);
   replica.link->Start(&replica);
+}
+
+void BlockTier::DisconnectTwin(Replica& replica) {
+  // Not at once: this is one of the link's own callbacks.
+  loop_.Post([this, alive = alive_, address = replica.member.address] {
+    if (!*alive) return;
+    for (const std::unique_ptr<Replica>& candidate : replicas_) {
+      if (candidate->member.address == address && candidate->member.twin != 0) {
+        candidate->link.reset();
+      }
+    }
+  });
+  // What another process had here before.
+  const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
+  for (const uint64_t handle : held) {
+    Reopen(handle, *sequences_.at(handle), /*close_copy=*/false);
+  }
 }
 
 void BlockTier::RemoveReplica(const std::string& address) {
@@ -98,6 +119,10 @@ void BlockTier::RetireIfEmpty(Replica& replica) {
 
 void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
   const v1::BlockServiceHello& hello = first.hello();
+  if (membership_.IsTwin(replica.member, replica.IdentityOf(hello), loop_.Now())) {
+    DisconnectTwin(replica);
+    return;
+  }
   const bool same_process =
       replica.seen && replica.member.identity.incarnation == hello.tier().incarnation();
   for (const uint64_t handle : std::exchange(replica.suspects, {})) {

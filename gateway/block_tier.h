@@ -170,6 +170,9 @@ class BlockTier {
   // Blocks of output that may still come.
   int64_t ReserveOf(const Sequence& sequence) const;
   void OnReady(Replica& replica, v1::BlockReplyBatch first);
+  void Connect(Replica& replica);
+  // Its process is a replica by another address already.
+  void DisconnectTwin(Replica& replica);
   void OnMessage(Replica& replica, v1::BlockReplyBatch batch);
   void OnReply(Replica& replica, const v1::BlockReply& reply, absl::string_view rows);
   void OnRows(Replica& replica, BlockCall call, uint64_t handle, const v1::BlockReply& reply,

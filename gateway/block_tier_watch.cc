@@ -119,6 +119,7 @@ void BlockTier::Tick() {
   }
   WatchConnections(now);
   for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->link == nullptr && !membership_.HasTwin(replica->member, now)) Connect(*replica);
     if (replica->full && now >= replica->full_until) {
       replica->full = false;
       SchedulePump();

@@ -287,5 +287,26 @@ TEST_F(FailoverTest, RandomFaultsChangeNoToken) {
   }
 }
 
+// Two streams of one gateway would end each other again and again.
+TEST_F(FailoverTest, AProcessUnderTwoAddressesIsUsedByOneOfThem) {
+  MakeCore(2, 2);
+  blocks_[1]->incarnation = blocks_[0]->incarnation;
+  workers_[1]->incarnation = workers_[0]->incarnation;
+  Connect();
+  EXPECT_EQ(core_->block_tier().membership().presence().workers(), 1);
+  EXPECT_EQ(core_->token_tier().membership().presence().workers(), 1);
+  const std::vector<Stream> streams = Load(6, 2000);
+  loop_.Advance(absl::Milliseconds(100));
+  EXPECT_EQ(blocks_[1]->messages, 0);
+  EXPECT_EQ(workers_[1]->messages, 0);
+  blocks_[0]->Kill();
+  workers_[0]->Kill();
+  loop_.Advance(absl::Seconds(4));
+  EXPECT_GT(blocks_[1]->opens, 0);
+  EXPECT_GT(workers_[1]->rows, 0);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
 }  // namespace
 }  // namespace blockserve

@@ -8,6 +8,42 @@
 
 namespace blockserve {
 
+namespace {
+
+// A stream that broke may be back within this.
+constexpr absl::Duration kTwinMemory = absl::Seconds(3);
+
+}  // namespace
+
+std::string TierMembership::OtherAddress(const std::string& address, uint64_t incarnation,
+                                         absl::Time now) const {
+  if (incarnation == 0) return "";
+  for (const auto& [other, process] : processes_) {
+    if (other != address && process.incarnation == incarnation &&
+        now - process.lost_at < kTwinMemory) {
+      return other;
+    }
+  }
+  return "";
+}
+
+bool TierMembership::IsTwin(TierMember& member, const TierIdentity& identity, absl::Time now) {
+  const std::string other = OtherAddress(member.address, identity.incarnation, now);
+  member.twin = other.empty() ? 0 : identity.incarnation;
+  if (other.empty()) return false;
+  const std::string reason = absl::StrCat(tier_, " '", identity.name, "' at ", member.address,
+                                          " is the process at ", other, ": name it once");
+  if (std::string& known = refusals_[member.address]; known != reason) {
+    known = reason;
+    LogError(absl::StrCat("not used: ", known));
+  }
+  return true;
+}
+
+bool TierMembership::HasTwin(const TierMember& member, absl::Time now) const {
+  return !OtherAddress(member.address, member.twin, now).empty();
+}
+
 bool TierMembership::Connected(TierMember& member, TierIdentity identity, absl::Time now) {
   member.connected = true;
   member.draining = false;
@@ -36,6 +72,7 @@ void TierMembership::Lost(TierMember& member, const absl::Status& status, absl::
     LogWarning(absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address,
                             " lost: ", status.ok() ? "it ended the stream" : status.ToString()));
   }
+  if (member.connected) processes_[member.address].lost_at = now;
   const bool left = member.draining || member.removed;
   const std::string failure = member.failures.Lost(tier_, member.address, status, left, now);
   // The service is the one that found that the two do not fit.
@@ -54,6 +91,12 @@ void TierMembership::Lost(TierMember& member, const absl::Status& status, absl::
 }
 
 void TierMembership::Update(TierMember& member, absl::Time now) {
+  // Whoever is no longer named here may be named by another address now.
+  if (member.removed) {
+    processes_.erase(member.address);
+  } else if (member.connected) {
+    processes_[member.address] = {member.identity.incarnation};
+  }
   const bool counts = member.usable();
   if (counts == member.counted) return;
   member.counted = counts;

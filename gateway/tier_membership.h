@@ -30,6 +30,7 @@ struct TierMember {
   bool removed = false;    // discovery does not name it any more: as draining
   bool condemned = false;  // this process has answered wrong bits
   bool counted = false;    // in the presence of its group
+  uint64_t twin = 0;       // not connected: this process is a member by another address
   TierIdentity identity;
   TierGroup group;
   ConnectFailures failures;
@@ -43,13 +44,21 @@ class TierMembership {
   TierMembership(std::string tier, ExpectedModel expected, absl::Time start)
       : tier_(std::move(tier)), expected_(std::move(expected)), presence_(start) {}
 
+  // Whether a member by another address is this process, or was it a moment ago: a service ends
+  // the older stream of a gateway that comes twice. Logged; the member is to be disconnected until
+  // HasTwin is false.
+  bool IsTwin(TierMember& member, const TierIdentity& identity, absl::Time now);
+  bool HasTwin(const TierMember& member, absl::Time now) const;
   // The member has said hello. False, logged once for each reason: it does not fit and is not used.
   bool Connected(TierMember& member, TierIdentity identity, absl::Time now);
   // The stream broke, or could not be made; logged, within bounds.
   void Lost(TierMember& member, const absl::Status& status, absl::Time now);
   // To be called when `draining`, `removed` or `condemned` has changed.
   void Update(TierMember& member, absl::Time now);
-  void Forget(const TierMember& member) { refusals_.erase(member.address); }
+  void Forget(const TierMember& member) {
+    refusals_.erase(member.address);
+    processes_.erase(member.address);
+  }
 
   const std::string& tier() const { return tier_; }
   const TierPresence& presence() const { return presence_; }
@@ -59,11 +68,20 @@ class TierMembership {
   absl::Status Verdict(absl::Duration tier_wait, absl::Time deadline, absl::Time now) const;
 
  private:
+  // The process that is, or was last, at an address.
+  struct Process {
+    uint64_t incarnation = 0;
+    absl::Time lost_at = absl::InfiniteFuture();
+  };
+  // The address, other than `address`, at which the process is; empty: none.
+  std::string OtherAddress(const std::string& address, uint64_t incarnation, absl::Time now) const;
+
   const std::string tier_;
   const ExpectedModel expected_;
   TierPresence presence_;
   bool ever_fitted_ = false;                     // a worker that fits has been there
   std::map<std::string, std::string> refusals_;  // by address: why it is not used
+  std::map<std::string, Process> processes_;     // by address
 };
 
 }  // namespace blockserve

@@ -57,6 +57,40 @@ TEST(CheckIdentity, NeighbouringProtocolVersionsWorkTogether) {
   EXPECT_FALSE(CheckIdentity(Expected(), identity, "t", "a").ok());
 }
 
+TEST(CheckIdentity, NamesACapacityThatCannotBe) {
+  TierIdentity identity = Fitting();
+  identity.impossible = ImpossibleCapacity({{"max_rows", 64, 100}, {"max_queued_rows", 0, 100}});
+  EXPECT_EQ(identity.impossible, "");
+  identity.impossible = ImpossibleCapacity({{"max_rows", 64, 100}, {"max_queued_rows", -1, 100}});
+  const absl::Status status = CheckIdentity(Expected(), identity, "token worker", "host:1");
+  EXPECT_THAT(status.message(), HasSubstr("has max_queued_rows -1, which is not from 0 to 100"));
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST(TierMembership, AProcessIsOneMember) {
+  absl::Time now = absl::FromUnixSeconds(1000);
+  TierMembership membership("token worker", Expected(), now);
+  TierMember one{.address = "host:1"}, two{.address = "localhost:1"};
+  TierIdentity identity = Fitting();
+  identity.incarnation = 7;
+  EXPECT_FALSE(membership.IsTwin(one, identity, now));
+  EXPECT_TRUE(membership.Connected(one, identity, now));
+  EXPECT_FALSE(membership.IsTwin(one, identity, now));  // it comes again
+  EXPECT_TRUE(membership.IsTwin(two, identity, now));
+  // The second stream may have ended the first one before it was heard of.
+  membership.Lost(one, absl::UnavailableError("this gateway has a newer stream"), now);
+  now += absl::Seconds(1);
+  EXPECT_TRUE(membership.HasTwin(two, now));
+  now += absl::Seconds(3);
+  EXPECT_FALSE(membership.HasTwin(two, now));
+  EXPECT_TRUE(membership.Connected(one, identity, now));
+  EXPECT_TRUE(membership.HasTwin(two, now));
+  one.removed = true;
+  membership.Update(one, now);
+  EXPECT_FALSE(membership.HasTwin(two, now));
+  EXPECT_FALSE(membership.IsTwin(two, identity, now));
+}
+
 TEST(TierPresence, TellsTheLargestGroupAndSinceWhenTheOthersAreAway) {
   const absl::Time start = absl::FromUnixSeconds(1000);
   TierPresence presence(start);

@@ -84,9 +84,25 @@ void TokenTier::AddWorker(const std::string& address) {
     return;
   }
   workers_.push_back(std::make_unique<Worker>(*this, address));
-  Worker& worker = *workers_.back();
-  worker.link = make_link_(address);
+  Connect(*workers_.back());
+}
+
+void TokenTier::Connect(Worker& worker) {
+  worker.member.twin = 0;
+  worker.link = make_link_(worker.member.address);
   worker.link->Start(&worker);
+}
+
+void TokenTier::DisconnectTwin(Worker& worker) {
+  // Not at once: this is one of the link's own callbacks.
+  loop_.Post([this, alive = alive_, address = worker.member.address] {
+    if (!*alive) return;
+    for (const std::unique_ptr<Worker>& candidate : workers_) {
+      if (candidate->member.address == address && candidate->member.twin != 0) {
+        candidate->link.reset();
+      }
+    }
+  });
 }
 
 void TokenTier::RemoveWorker(const std::string& address) {
@@ -154,6 +170,10 @@ TokenCapacity TokenTier::Capacity(double most_waiting_batches) const {
 
 void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   const v1::TokenServiceHello& hello = first.hello();
+  if (membership_.IsTwin(worker.member, IdentityOf(hello), loop_.Now())) {
+    DisconnectTwin(worker);
+    return;
+  }
   const uint64_t incarnation = hello.tier().incarnation();
   const bool same_process = incarnation != 0 && incarnation == worker.member.identity.incarnation;
   if (same_process) {

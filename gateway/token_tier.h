@@ -123,6 +123,9 @@ class TokenTier {
   };
 
   void OnReady(Worker& worker, v1::TokenReplyBatch first);
+  void Connect(Worker& worker);
+  // Its process is a worker by another address already.
+  void DisconnectTwin(Worker& worker);
   void OnMessage(Worker& worker, v1::TokenReplyBatch batch);
   void OnLost(Worker& worker, absl::Status status);
   // The worker's process lives: the rows that it was lost with are not why.

@@ -72,6 +72,7 @@ void TokenTier::Tick() {
     }
   }
   for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (worker->link == nullptr && !membership_.HasTwin(worker->member, now)) Connect(*worker);
     if (!worker->member.connected) continue;
     if (!worker->attempts.empty()) {
       Ping(*worker, now);
