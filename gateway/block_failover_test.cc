@@ -271,5 +271,42 @@ TEST_F(BlockFailoverTest, AReplicaWhoseCapacityCannotBeIsNotUsed) {
   ExpectAllExact(streams);
 }
 
+TEST_F(BlockFailoverTest, WhatOneReplicaFailsIsAskedOfAnother) {
+  MakeCore(2, 1);
+  blocks_[0]->verdict = [](const v1::BlockRequest& request) {
+    return request.has_close() ? absl::OkStatus() : absl::InternalError("an illegal memory access");
+  };
+  const std::vector<Stream> streams = Load(12, 60);
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_GT(core_->block_tier().stats().reopened_failed, 0);
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, WhatTwoReplicasFailEndsItsRequestAlone) {
+  MakeCore(3, 1);
+  int failed = 0;
+  for (const auto& replica : blocks_) {
+    replica->verdict = [&](const v1::BlockRequest& request) {
+      if (request.has_close() || request.header().request_key() != "request-4") {
+        return absl::OkStatus();
+      }
+      ++failed;
+      return absl::InternalError("non-finite context row");
+    };
+  }
+  const std::vector<Stream> streams = Load(12, 60);
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(failed, 2);
+  for (const Stream& stream : streams) {
+    if (stream.request.seed == 4) {
+      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+      EXPECT_THAT(stream.sink->status.message(), HasSubstr("non-finite"));
+    } else {
+      ExpectExact(stream);
+    }
+  }
+  ExpectNothingLeft();
+}
+
 }  // namespace
 }  // namespace blockserve

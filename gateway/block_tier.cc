@@ -315,7 +315,7 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
       const int64_t block = reply.first_block() + i;
       if (block != scored.next_score_block) continue;  // told before its replica was lost
       ++scored.next_score_block;
-      scored.history.Progress();
+      scored.Progress();
       const auto on_context = scored.spec.on_context;
       answering_ = &replica;
       on_context(block, row_at(i));
@@ -337,7 +337,7 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
   sequence.phase = Phase::kIdle;
   sequence.begun = true;
   sequence.wants_row = false;
-  sequence.history.Progress();
+  sequence.Progress();
   if (call == BlockCall::kOpen) {
     replica.prefixes.Remember(
         PrefixMemory::Key(*sequence.spec.prompt, replica.page_tokens(block_length_)));
@@ -367,10 +367,22 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
     case BlockAction::kAgain:
       sequence.again_at = loop_.Now() + kReplicaHold;
       return;
-    case BlockAction::kFail:
-      Fail(handle, ClientStatus(
-                       status, absl::StrCat("block service '", replica.member.identity.name, "'")));
+    case BlockAction::kFail: {
+      absl::Status failure =
+          ClientStatus(status, absl::StrCat("block service '", replica.member.identity.name, "'"));
+      if (status.code() == absl::StatusCode::kInternal && sequence.failure.ok()) {
+        // The replica may be ill, or the sequence: whether another one fails it too tells which.
+        sequence.spec.not_by.push_back(replica.member.identity.incarnation);
+        if (SomebodyMayHold(sequence.spec)) {
+          ++stats_.reopened_failed;
+          sequence.failure = std::move(failure);
+          Reopen(handle, sequence, /*close_copy=*/true);
+          return;
+        }
+      }
+      Fail(handle, std::move(failure));
       return;
+    }
   }
 }
 

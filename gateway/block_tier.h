@@ -65,6 +65,7 @@ struct BlockTierStats {
   int64_t reopened_lost = 0;       // the connection to their replica broke
   int64_t reopened_silent = 0;     // it said nothing
   int64_t reopened_leaving = 0;    // it drains, or discovery does not name it any more
+  int64_t reopened_failed = 0;     // it failed their call, and another one may not
   int64_t reopened_suspended = 0;  // it had no pages left, or had forgotten them
   int64_t ejected = 0;             // replicas that fell silent
   int64_t condemned = 0;           // replicas that answered wrong bits
@@ -145,11 +146,22 @@ class BlockTier {
     uint64_t audit = 0;                            // of its last row, which is held back until then
     absl::Time again_at = absl::InfiniteFuture();  // of an append that found the queue full
     SequenceHistory history;
+    // That a replica told of the call under way, OK: none; a second one, not that in the last of
+    // spec.not_by, is asked.
+    absl::Status failure;
     WaitQueue::Place place;
     bool placed = false;  // has stood in the queue; a first open keeps its place
     bool begun = false;   // has been open before
     int64_t cached_blocks = 0;
     int64_t next_score_block = 0;
+
+    // A row has come.
+    void Progress() {
+      history.Progress();
+      if (failure.ok()) return;
+      failure = absl::OkStatus();
+      spec.not_by.pop_back();
+    }
   };
   // A context row that is computed by other replicas too.
   struct ContextAudit {

@@ -142,9 +142,9 @@ inline constexpr MetricDefinition kReopened = {
     MetricKind::kCounter,
     "blockserve_gateway_sequences_reopened_total",
     "Sequences opened again from their tokens, by what their replica did: lost, silent, leaving, "
-    "suspended.",
+    "failed, suspended.",
     {"reason"},
-    4};
+    5};
 
 inline constexpr const MetricDefinition* kGatewayMetrics[] = {&kRequests,
                                                               &kQueueSeconds,

@@ -112,6 +112,11 @@ v1::BlockReplyBatch SimulatedBlockReplica::Answer(const v1::BlockRequestBatch& r
     v1::BlockReply& reply = *batch.add_items();
     reply.set_id(item.id());
     reply.set_last(true);
+    const absl::Status status = verdict ? verdict(item) : absl::OkStatus();
+    if (!status.ok()) {
+      SetStatus(*reply.mutable_status(), status.code(), std::string(status.message()));
+      continue;
+    }
     const std::vector<uint64_t> rows = Work(item, reply);
     reply.set_rows(static_cast<int>(rows.size()));
     for (uint64_t row : rows) {

@@ -273,6 +273,8 @@ class SimulatedBlockReplica final
   bool checks_reserve = false;
   // Every third context row is another than it should be.
   bool wrong_bits = false;
+  // Decides the fate of a call: a status instead of a row.
+  std::function<absl::Status(const v1::BlockRequest& request)> verdict;
   // An open that kills the process.
   std::function<bool(const v1::OpenSequence& open)> deadly;
   // Sequences lose their pages with their next append, one after another.

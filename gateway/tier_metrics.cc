@@ -32,6 +32,7 @@ TierMetrics::TierMetrics(MetricRegistry& registry)
       reopened_lost_(registry.Counter(kReopened, {"lost"})),
       reopened_silent_(registry.Counter(kReopened, {"silent"})),
       reopened_leaving_(registry.Counter(kReopened, {"leaving"})),
+      reopened_failed_(registry.Counter(kReopened, {"failed"})),
       reopened_suspended_(registry.Counter(kReopened, {"suspended"})),
       row_audits_(registry, "row"),
       context_audits_(registry, "context") {}
@@ -72,6 +73,7 @@ void TierMetrics::Update(const BlockTier& blocks, const TokenTier& tokens,
   SetTotal(reopened_lost_, block_stats.reopened_lost);
   SetTotal(reopened_silent_, block_stats.reopened_silent);
   SetTotal(reopened_leaving_, block_stats.reopened_leaving);
+  SetTotal(reopened_failed_, block_stats.reopened_failed);
   SetTotal(reopened_suspended_, block_stats.reopened_suspended);
   row_audits_.Set(row_audits);
   context_audits_.Set(blocks.audit_stats());

@@ -45,9 +45,9 @@ class TierMetrics {
 
   MetricRegistry& registry_;
   MetricGauge block_workers_, token_workers_, sequences_waiting_, rows_, rows_waiting_;
-  MetricCounter retried_died_, retried_silent_, retried_refused_, retried_failed_, hedged_, hedges_won_, ejected_,
-      returned_, condemned_, reopened_lost_, reopened_silent_, reopened_leaving_,
-      reopened_suspended_;
+  MetricCounter retried_died_, retried_silent_, retried_refused_, retried_failed_, hedged_,
+      hedges_won_, ejected_, returned_, condemned_, reopened_lost_, reopened_silent_,
+      reopened_leaving_, reopened_failed_, reopened_suspended_;
   Audits row_audits_, context_audits_;
   std::map<WorkerName, Worker> workers_;
   uint64_t updates_ = 0;

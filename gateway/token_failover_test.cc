@@ -420,7 +420,7 @@ TEST_F(TokenFailoverTest, AWorkerThatAnswersProbesAndFailsRowsIsLeftAloneForLong
   const int before = failed;
   loop_.Advance(absl::Seconds(4));
   EXPECT_LE(failed - before, 3);
-  for (const Stream& stream : streams) core_->Cancel(stream.id);
+  for (const Stream& stream : streams) core_->Cancel(stream.id, ClientHasGone());
   EXPECT_EQ(core_->token_tier().rows(), 0);
 }
 
@@ -432,6 +432,7 @@ TEST_F(TokenFailoverTest, AWorkerThatRefusesEveryRowIsTakenOutOfTurn) {
   const std::vector<Stream> streams = Load(12, 2000);
   ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().ejected == 1; },
                              absl::Milliseconds(200)));
+  loop_.Advance(absl::Milliseconds(10));  // what it had in hand
   const int64_t refused = core_->token_tier().stats().retried_refused;
   ASSERT_TRUE(RunUntilDone(streams));
   EXPECT_EQ(core_->token_tier().stats().retried_refused, refused);
@@ -443,7 +444,7 @@ TEST_F(TokenFailoverTest, OneRequestsRowsAreNoSignOfAnIllWorker) {
   workers_[1]->verdict = [](const v1::TokenRowRequest& row) {
     return row.seed() == 4 ? absl::InternalError("out of memory") : absl::OkStatus();
   };
-  const std::vector<Stream> streams = Load(8, 400);
+  const std::vector<Stream> streams = {Generate(Request(5, 400, 4))};
   ASSERT_TRUE(RunUntilDone(streams));
   EXPECT_GT(core_->token_tier().stats().retried_failed, 3);
   EXPECT_EQ(core_->token_tier().stats().ejected, 0);
@@ -462,15 +463,16 @@ TEST_F(TokenFailoverTest, WhereTheSecondWorkerGoesBeforeItHasSaidTheFirstOnesWor
   workers_[1]->Kill();
   workers_[1]->Restart();
   Connect();
-  workers_[1]->Freeze();
-  workers_[0]->service_time = absl::Milliseconds(5);
-  const Stream two = Generate(Request(4, 20, 2));
+  workers_[1]->service_time = absl::Milliseconds(50);
+  const std::vector<Stream> two = {Generate(Request(4, 20, 2)), Generate(Request(4, 20, 3))};
   ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().retried_failed > 0; },
-                             absl::Seconds(20)));
+                             absl::Milliseconds(40)));
   workers_[1]->Kill();
-  ASSERT_TRUE(RunUntilDone({two}, absl::Seconds(30)));
-  EXPECT_EQ(two.sink->status.code(), absl::StatusCode::kInternal);
-  EXPECT_THAT(two.sink->status.message(), HasSubstr("non-finite"));
+  ASSERT_TRUE(RunUntilDone(two, absl::Seconds(5)));
+  for (const Stream& stream : two) {
+    EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(stream.sink->status.message(), HasSubstr("non-finite"));
+  }
   ExpectNothingLeft();
 }
 
