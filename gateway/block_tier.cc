@@ -30,6 +30,7 @@ void BlockTier::Disconnect() {
   // Sequences that are over would keep their pages for the whole lease.
   Flush();
   for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->link == nullptr) continue;  // a twin
     ending_.push_back(std::move(replica->link));
     ending_.back()->Finish([this, alive = alive_] {
       if (!*alive || ++ended_ < ending_.size()) return;

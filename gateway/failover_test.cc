@@ -306,6 +306,8 @@ TEST_F(FailoverTest, AProcessUnderTwoAddressesIsUsedByOneOfThem) {
   EXPECT_GT(workers_[1]->rows, 0);
   ASSERT_TRUE(RunUntilDone(streams));
   ExpectAllExact(streams);
+  core_->block_tier().Disconnect();
+  core_->token_tier().Disconnect();
 }
 
 }  // namespace

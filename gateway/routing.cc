@@ -19,13 +19,13 @@ constexpr size_t kFewWorkers = 16;
 
 }  // namespace
 
-int TokenRouter::Pick(absl::Span<const TokenWorkerView> workers) {
+int TokenRouter::Pick(absl::Span<const TokenWorkerView> workers, bool gives_way) {
   int best = -1;
   const size_t count = workers.size();
   for (size_t i = 0; i < count; ++i) {
     const size_t index = (turn_ + i) % count;
     const TokenWorkerView& worker = workers[index];
-    if (!worker.takes_more()) continue;
+    if (!worker.takes_more(gives_way)) continue;
     if (best < 0) {
       best = static_cast<int>(index);
       continue;

@@ -20,7 +20,12 @@ struct TokenWorkerView {
   int32_t in_flight = 0;         // rows of this gateway that it has not answered
   int32_t reported_waiting = 0;  // rows of everybody, by its last report
   int32_t most_in_flight = 0;
-  bool takes_more() const { return usable && in_flight < most_in_flight; }
+  // Of a row that gives way (WaitQueue::NextPlace): beyond that it would wait at the worker in
+  // front of those to which it gives way.
+  int32_t most_giving_way = 0;
+  bool takes_more(bool gives_way) const {
+    return usable && in_flight < (gives_way ? most_giving_way : most_in_flight);
+  }
 };
 
 // How many of the rows of one turn go to the same worker, one after another, where there are
@@ -34,7 +39,7 @@ int64_t PackSize(int64_t rows_of_turn, size_t workers, int32_t best_rows);
 class TokenRouter {
  public:
   // Index of the worker that takes the next row; -1 when none can.
-  int Pick(absl::Span<const TokenWorkerView> workers);
+  int Pick(absl::Span<const TokenWorkerView> workers, bool gives_way = false);
 
  private:
   size_t turn_ = 0;

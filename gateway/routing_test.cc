@@ -149,6 +149,16 @@ TEST(PrefixMemory, KnowsPromptsThatBeginAlikeAndForgetsTheOldest) {
   EXPECT_TRUE(memory.Knows(PrefixMemory::Key(c, 4)));
 }
 
+TEST(TokenRouter, WhatGivesWayFillsNoWorkersQueue) {
+  std::vector<TokenWorkerView> workers = Workers({20, 19});
+  for (TokenWorkerView& worker : workers) worker.most_giving_way = 20;
+  TokenRouter router;
+  EXPECT_EQ(router.Pick(workers, /*gives_way=*/true), 1);
+  workers[1].in_flight = 20;
+  EXPECT_EQ(router.Pick(workers, /*gives_way=*/true), -1);
+  EXPECT_NE(router.Pick(workers), -1);
+}
+
 std::vector<uint64_t> InOrder(const WaitQueue& queue) {
   std::vector<uint64_t> items;
   for (const auto& [place, item] : queue.waiting()) items.push_back(item);

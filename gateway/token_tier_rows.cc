@@ -18,6 +18,14 @@ constexpr size_t kMaxMessageBytes = size_t{1} << 20;
 // Of a row beside what its job says: its frame, id and remaining time.
 constexpr size_t kRowOverheadBytes = 32;
 
+// Of a worker's best batches, how many rows that give way may fill: one that it works on, and one
+// that waits.
+constexpr int32_t kGivingWayBatches = 2;
+
+// Those of a text that is scored come by the thousand at once, and nobody waits for one of them;
+// behind them a stream would stand still.
+bool GivesWay(const v1::TokenRowRequest& row) { return row.score_forced(); }
+
 }  // namespace
 
 uint64_t TokenTier::Submit(RowJob job) {
@@ -69,10 +77,7 @@ void TokenTier::Enqueue(uint64_t handle, Row& row, bool is_new) {
   row.waits_since = loop_.Now();
   row.suspects_queue = row.history.suspect();
   WaitQueue& queue = row.suspects_queue ? suspects_ : waiting_;
-  // Those of a text that is scored come by the thousand at once, and their order says nothing to
-  // anybody; behind them a stream would stand still.
-  row.place = queue.NextPlace(is_new, row.job.row.header().priority(),
-                              /*gives_way=*/row.job.row.score_forced());
+  row.place = queue.NextPlace(is_new, row.job.row.header().priority(), GivesWay(row.job.row));
   queue.Insert(row.place, handle);
   SchedulePump();
 }
@@ -101,20 +106,28 @@ void TokenTier::SendWaitingRows() {
   // Of the fresh rows that go to one worker together: whose they are, and how many more.
   size_t packed = 0;
   int64_t pack_left = 0;
-  std::set<TierGroup> full;  // groups that take nothing more in this turn
+  std::set<TierGroup> full;          // groups that take nothing more in this turn
+  std::set<TierGroup> full_for_way;  // nothing more that gives way
   const auto rows_of_turn = static_cast<int64_t>(waiting_.waiting().size());
   const absl::Time now = loop_.Now();
   const auto view_of = [now](const Worker& worker, const RowJob& job) {
     return TokenWorkerView{
         worker.takes_rows(job.group, now) && !worker.reserved && worker.may_do(job),
-        worker.health.ejected(), static_cast<int32_t>(worker.attempts.size()),
-        worker.load.waiting(), worker.health.Allowed(worker.most_in_flight)};
+        worker.health.ejected(),
+        static_cast<int32_t>(worker.attempts.size()),
+        worker.load.waiting(),
+        worker.health.Allowed(worker.most_in_flight),
+        worker.health.Allowed(
+            std::min(worker.most_in_flight, kGivingWayBatches * worker.best_rows))};
   };
   for (auto next = waiting_.waiting().begin(); next != waiting_.waiting().end();) {
     const uint64_t handle = next->second;
     ++next;  // SendRow takes the row out of the queue
     Row& row = *rows_.at(handle);
-    if (full.contains(row.job.group)) continue;
+    const bool gives_way = GivesWay(row.job.row);
+    if (full.contains(row.job.group) || (gives_way && full_for_way.contains(row.job.group))) {
+      continue;
+    }
     const bool fresh = row.attempts.empty() && row.job.not_by.empty();
     if (!fresh || !views_hold || !(views_of == row.job.group)) {
       for (size_t i = 0; i < workers_.size(); ++i) {
@@ -129,8 +142,8 @@ void TokenTier::SendWaitingRows() {
       if (fresh) views_of = row.job.group;
       pack_left = 0;
     }
-    const bool goes_along = fresh && pack_left > 0 && views[packed].takes_more();
-    const int chosen = goes_along ? static_cast<int>(packed) : router_.Pick(views);
+    const bool goes_along = fresh && pack_left > 0 && views[packed].takes_more(gives_way);
+    const int chosen = goes_along ? static_cast<int>(packed) : router_.Pick(views, gives_way);
     if (chosen >= 0) {
       Worker& worker = *workers_[static_cast<size_t>(chosen)];
       if (goes_along) {
@@ -142,7 +155,7 @@ void TokenTier::SendWaitingRows() {
       SendRow(handle, row, worker, /*suspect=*/false);
       views[static_cast<size_t>(chosen)] = view_of(worker, row.job);
     } else if (fresh) {
-      full.insert(row.job.group);
+      (gives_way ? full_for_way : full).insert(row.job.group);
     }
   }
 }
