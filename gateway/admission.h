@@ -73,7 +73,7 @@ struct AdmissionRequest {
   std::string key;        // name of the API key; empty: none was given
   uint32_t priority = 2;  // 1 high, 2 normal, 3 batch; others count as normal
   int64_t tokens = 0;     // prompt, and what all choices may generate
-  int32_t choices = 1;
+  int32_t choices = 1;    // that are not over
   absl::Time deadline = absl::InfiniteFuture();
   int64_t length = 1;  // tokens that a choice may generate, one after the other
   // Of RequestOrigin.

@@ -22,26 +22,44 @@ bool IsCharged(const absl::Status& status) {
 }
 
 AdmissionRequest AdmissionOf(const GenerationRequest& request) {
-  return {request.key,
-          request.priority,
-          static_cast<int64_t>(request.prompt.size()) + int64_t{request.max_tokens} * request.n,
-          request.n,
-          request.deadline,
-          request.max_tokens,
-          request.origin.prompts_of_call,
-          request.origin.first_of_call};
+  AdmissionRequest admission;
+  admission.key = request.key;
+  admission.priority = request.priority;
+  admission.deadline = request.deadline;
+  admission.prompts_of_call = request.origin.prompts_of_call;
+  admission.first_of_call = request.origin.first_of_call;
+  admission.choices = request.n;
+  admission.length = request.max_tokens;
+  int64_t to_write = int64_t{request.max_tokens} * request.n;
+  if (request.resume.has_value()) {
+    // What its client has is not written again.
+    admission.choices = 0;
+    admission.length = 0;
+    to_write = 0;
+    for (const ResumeState::Choice& choice : request.resume->choices) {
+      if (choice.finished) continue;
+      const int64_t left =
+          std::max<int64_t>(0, request.max_tokens - static_cast<int64_t>(choice.tokens.size()));
+      ++admission.choices;
+      admission.length = std::max(admission.length, left);
+      to_write += left;
+    }
+    admission.choices = std::max(1, admission.choices);  // the client may have had every end
+  }
+  admission.tokens = static_cast<int64_t>(request.prompt.size()) + to_write;
+  return admission;
 }
 
 AdmissionRequest AdmissionOf(const ScoringRequest& request) {
   // All blocks of a text are scored side by side: its length says little of the time.
-  return {request.key,
-          request.priority,
-          static_cast<int64_t>(request.tokens.size()),
-          /*choices=*/1,
-          request.deadline,
-          /*length=*/1,
-          request.origin.prompts_of_call,
-          request.origin.first_of_call};
+  AdmissionRequest admission;
+  admission.key = request.key;
+  admission.priority = request.priority;
+  admission.deadline = request.deadline;
+  admission.prompts_of_call = request.origin.prompts_of_call;
+  admission.first_of_call = request.origin.first_of_call;
+  admission.tokens = static_cast<int64_t>(request.tokens.size());
+  return admission;
 }
 
 }  // namespace

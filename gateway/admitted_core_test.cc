@@ -104,6 +104,49 @@ TEST_F(AdmittedCoreTest, WhatCouldNotEndInTimeBesideTheOthersIsRefusedAtOnce) {
   ExpectExact(waits);
 }
 
+// When a gateway is lost all of its streams come at once, most of them nearly over.
+TEST_F(AdmittedCoreTest, AStreamThatGoesOnIsJudgedByWhatIsLeftOfIt) {
+  AdmissionOptions& admission = admitted_options_.admission;
+  admission.live = {.most = 20, .batches = 0};
+  admission.limits["a"].max_tokens = 60;
+  Make(1, 1);
+  const Stream whole = Ask(Request(5, 400, 99));
+  ASSERT_TRUE(RunUntilDone({whole}));
+  workers_[0]->service_time = absl::Milliseconds(40);  // 10 ms a token
+  std::vector<Stream> running;
+  for (uint64_t i = 0; i < 10; ++i) running.push_back(Ask(Request(5, 2000, i)));
+  loop_.Advance(absl::Seconds(2));
+
+  GenerationRequest request = Request(5, 400, 99);
+  request.n = 2;
+  request.deadline = loop_.Now() + absl::Seconds(2);  // 400 tokens take 4
+  const Stream anew = Ask(request);
+  loop_.RunReady();
+  EXPECT_EQ(anew.sink->status.code(), absl::StatusCode::kResourceExhausted);
+
+  request.key = "a";
+  ResumeState& resume = request.resume.emplace();
+  resume.model_id = whole.sink->first.model_id();
+  resume.block_numeric_id = whole.sink->first.block_numeric_id();
+  resume.token_numeric_id = whole.sink->first.token_numeric_id();
+  resume.choices.resize(2);
+  for (uint32_t i = 0; i < 2; ++i) resume.choices[i].tokens = Expected(request, i);
+  resume.choices[1].finished = true;
+  resume.choices[0].tokens.resize(350);
+  Stream rest{request, std::make_shared<RecordingSink>(), 0};
+  rest.sink->received_before[0] = 350;
+  admitted_->Generate(request, rest.sink);
+  loop_.Advance(absl::Milliseconds(200));
+  EXPECT_EQ(metrics_.live_choices.Value(), 11) << "one of its two is over";
+  ASSERT_TRUE(RunUntilDone({rest}));
+  ASSERT_TRUE(rest.sink->status.ok()) << rest.sink->status;
+  std::vector<int32_t> tokens = resume.choices[0].tokens;
+  tokens.insert(tokens.end(), rest.sink->tokens[0].begin(), rest.sink->tokens[0].end());
+  EXPECT_EQ(tokens, Expected(request, 0));
+  for (const Stream& stream : running) admitted_->Cancel(stream.id, ClientHasGone());
+  ExpectNothingLeft();
+}
+
 TEST_F(AdmittedCoreTest, QueuedRequestsAreRefusedBeforeTheirDeadline) {
   admitted_options_.admission.max_starting = 1;
   Make(1, 1);
