@@ -155,10 +155,23 @@ void Admission::Charge(const std::string& key, absl::Time now) {
   ForgetIfIdle(key, now);
 }
 
-absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, absl::Time now) {
-  if (request.deadline <= now) {
+AdmissionRequest Admission::AsChoices(const AdmissionRequest& request) const {
+  if (!request.scores) return request;
+  AdmissionRequest as = request;
+  const int64_t tokens = std::max<int64_t>(1, int64_t{request.choices} * request.length);
+  const int64_t most = std::clamp<int64_t>(most_running_choices() / kTextsInRoom, 1, kMostOfText);
+  // At any time half of its blocks are over, on the average.
+  as.choices =
+      static_cast<int32_t>(std::clamp<int64_t>((int64_t{request.choices} + 1) / 2, 1, most));
+  as.length = (tokens + as.choices - 1) / as.choices;
+  return as;
+}
+
+absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& submitted, absl::Time now) {
+  if (submitted.deadline <= now) {
     return absl::DeadlineExceededError("the deadline passed before the request began");
   }
+  const AdmissionRequest request = AsChoices(submitted);
   if (request.choices > options_.live.most) {
     return absl::InvalidArgumentError(
         absl::StrCat("n: is ", request.choices, "; at most ", options_.live.most,
@@ -170,20 +183,21 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
     ForgetIfIdle(request.key, now);
     return status;
   };
-  const absl::Duration wait = ExpectedWait(request.key, request.priority, now);
+  const absl::Duration wait = ExpectedWait(submitted, now);
   if (absl::Status status = CheckKey(key, request, wait); !status.ok()) {
     return refuse(std::move(status));
   }
   const int level = Level(request.priority);
   const int64_t free = options_.max_queued - queued_;
   // Nobody waits, and there is room: it only passes through the queue.
-  const bool straight_on =
-      queued_ == 0 && starting_ < options_.max_starting && HasRoomFor(request.choices);
+  const bool straight_on = queued_ == 0 && starting_ < options_.max_starting &&
+                           HasRoomFor(request.choices) && MayRunBesideTexts(request);
   const absl::Duration run_time =
-      pace_.TimeOf(request.length, running_choices_ + request.choices, kRunMargin);
+      PaceOf(request).TimeOf(request.length, running_choices_ + request.choices, kRunMargin);
   if (!CouldEnd(request, kRunMargin, now)) {
     return refuse(
-        Refused(absl::StrCat("requests of ", request.length, " tokens take ",
+        Refused(absl::StrCat(request.scores ? "texts" : "requests", " of ",
+                             request.scores ? request.tokens : request.length, " tokens take ",
                              absl::FormatDuration(absl::Trunc(run_time, absl::Milliseconds(1))),
                              " at the moment: the deadline would pass before this one could end"),
                 wait));
@@ -194,8 +208,9 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
           Refused(absl::StrCat(queued_, " requests wait already; try again later"), wait));
     }
     const int64_t places = level == 0 ? 4 * free : level == 1 ? free : (free + 1) / 2;
-    if (key.queued >= places) {
-      return refuse(Refused(absl::StrCat(NameOf(request.key), ": ", key.queued,
+    const int64_t queued = key.queued[Kind(request)];
+    if (queued >= places) {
+      return refuse(Refused(absl::StrCat(NameOf(request.key), ": ", queued,
                                          " requests wait already; try again later"),
                             wait));
     }
@@ -218,9 +233,15 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
   entry.arrival = next_arrival_++;
   // Half of its time it may wait in any case: it may be shorter than others.
   entry.latest_start = request.deadline - std::min(run_time, (request.deadline - now) / 2);
-  key.queues[level].emplace(entry.arrival, id);
-  ++key.queued;
   LevelState& state = levels_[level];
+  Key::OfLevel& of_level = key.levels[level];
+  Key::Queue& queue = of_level.queues[Kind(request)];
+  if (queue.ids.empty()) {
+    ++state.queues;
+    queue.work = std::max(queue.work, of_level.work_floor);
+  }
+  queue.ids.emplace(entry.arrival, id);
+  ++key.queued[Kind(request)];
   if (state.queued++ == 0) state.passed_over = 0;
   state.keys.insert(request.key);
   if (queued_++ == 0) queue_since_ = now;
@@ -230,30 +251,51 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& request, abs
 
 bool Admission::CouldEnd(const AdmissionRequest& request, double margin, absl::Time now) const {
   return running_choices_ < RunPace::kFew ||
-         now + pace_.TimeOf(request.length, running_choices_ + request.choices, margin) <=
+         now + PaceOf(request).TimeOf(request.length, running_choices_ + request.choices, margin) <=
              request.deadline;
+}
+
+Admission::Entry* Admission::NextOf(int level) {
+  const Key* first = nullptr;
+  const Key::Queue* first_queue = nullptr;
+  Entry* next = nullptr;
+  for (const std::string& name : levels_[level].keys) {
+    const Key& key = keys_.at(name);
+    if (first != nullptr && key.work >= first->work) continue;
+    for (const Key::Queue& queue : key.levels[level].queues) {
+      if (queue.ids.empty()) continue;
+      if (first == &key && queue.work >= first_queue->work) continue;
+      Entry& entry = requests_.at(queue.ids.begin()->second);
+      if (!MayRunBesideTexts(entry.request)) continue;
+      first = &key;
+      first_queue = &queue;
+      next = &entry;
+    }
+  }
+  return next;
 }
 
 std::optional<uint64_t> Admission::TakeNext(absl::Time now) {
   while (true) {
     int level = -1;
+    Entry* next = nullptr;
     for (int i = 0; i < kLevels; ++i) {
-      if (levels_[i].queued == 0) continue;
       // The lowest of those whose turn has come, else the highest that waits.
-      if (level < 0 || levels_[i].passed_over >= kTurnsBefore[i]) level = i;
+      if (level >= 0 && levels_[i].passed_over < kTurnsBefore[i]) continue;
+      Entry* const of_level = levels_[i].queued == 0 ? nullptr : NextOf(i);
+      if (of_level == nullptr) continue;
+      level = i;
+      next = of_level;
     }
     if (level < 0) return std::nullopt;
     const int64_t most_starting = int64_t{options_.max_starting} * (level == 0 ? 2 : 1);
     if (starting_ >= most_starting) return std::nullopt;
-
-    Key* next = nullptr;
-    for (const std::string& name : levels_[level].keys) {
-      Key& key = keys_.at(name);
-      if (next == nullptr || key.work < next->work) next = &key;
-    }
-    const uint64_t id = next->queues[level].begin()->second;
-    Entry& entry = requests_.at(id);
+    Entry& entry = *next;
     if (!HasRoomFor(entry.request.choices)) return std::nullopt;
+    Key& key = *entry.key;
+    Key::OfLevel& of_level = key.levels[level];
+    Key::Queue& queue = of_level.queues[Kind(entry.request)];
+    const uint64_t id = queue.ids.begin()->second;
     TakeOut(entry);
     if (!CouldEnd(entry.request, 1.0, now)) {
       entry.state = State::kGivenUp;
@@ -261,9 +303,11 @@ std::optional<uint64_t> Admission::TakeNext(absl::Time now) {
       continue;
     }
 
-    work_floor_ = std::max(work_floor_, next->work);
-    next->work +=
-        static_cast<double>(std::max<int64_t>(1, entry.request.tokens)) / next->limits.weight;
+    const auto work = static_cast<double>(std::max<int64_t>(1, entry.request.tokens));
+    work_floor_ = std::max(work_floor_, key.work);
+    key.work += work / key.limits.weight;
+    of_level.work_floor = std::max(of_level.work_floor, queue.work);
+    queue.work += work;
     levels_[level].passed_over = 0;
     for (int i = level + 1; i < kLevels; ++i) {
       if (levels_[i].queued > 0) ++levels_[i].passed_over;
@@ -273,18 +317,25 @@ std::optional<uint64_t> Admission::TakeNext(absl::Time now) {
     ++starting_;
     ++running_;
     running_choices_ += entry.request.choices;
-    if (!ends_.empty()) ends_.push_back(run_time_);
+    if (entry.request.scores) text_choices_ += entry.request.choices;
+    if (!ends_.ends.empty()) ends_.ends.push_back(ends_.run_time);
+    if (entry.request.scores && !text_ends_.ends.empty()) {
+      text_ends_.ends.push_back(text_ends_.run_time);
+    }
     return id;
   }
 }
 
 void Admission::TakeOut(Entry& entry) {
   const int level = Level(entry.request.priority);
-  const auto place = entry.key->queues[level].find(entry.arrival);
+  std::array<Key::Queue, kKinds>& queues = entry.key->levels[level].queues;
+  std::map<uint64_t, uint64_t>& ids = queues[Kind(entry.request)].ids;
+  const auto place = ids.find(entry.arrival);
   latest_starts_.erase({entry.latest_start, place->second});
-  entry.key->queues[level].erase(place);
-  if (entry.key->queues[level].empty()) levels_[level].keys.erase(entry.request.key);
-  --entry.key->queued;
+  ids.erase(place);
+  if (ids.empty()) --levels_[level].queues;
+  if (queues[0].ids.empty() && queues[1].ids.empty()) levels_[level].keys.erase(entry.request.key);
+  --entry.key->queued[Kind(entry.request)];
   --levels_[level].queued;
   --queued_;
 }
@@ -302,9 +353,9 @@ void Admission::Wrote(uint64_t id, int64_t tokens, absl::Time now) {
   Entry& entry = found->second;
   const double each = static_cast<double>(tokens) / entry.request.choices;
   if (entry.written == 0) {
-    pace_.Started(now - entry.told, running_choices_, now);
+    PaceOf(entry.request).Started(now - entry.told, running_choices_, now);
   } else if (!entry.held) {
-    pace_.Wrote(each, now - entry.told, running_choices_, now);
+    PaceOf(entry.request).Wrote(each, now - entry.told, running_choices_, now);
   }
   entry.held = false;
   entry.written += each;
@@ -335,7 +386,10 @@ void Admission::Finished(uint64_t id, bool whole, absl::Time now) {
       running_choices_ -= entry.request.choices;
       --running_;
       // Whose place is free is not waited for once more: many may end at once.
-      if (!ends_.empty()) ends_.pop_front();
+      if (!ends_.ends.empty()) ends_.ends.pop_front();
+      if (!entry.request.scores) break;
+      text_choices_ -= entry.request.choices;
+      if (!text_ends_.ends.empty()) text_ends_.ends.pop_front();
       break;
   }
   --entry.key->requests;
@@ -348,12 +402,13 @@ void Admission::Finished(uint64_t id, bool whole, absl::Time now) {
 void Admission::CountLast(const Entry& entry, bool whole, absl::Time now) {
   // What it has waited for in vain counts too, unless that was not for the tiers.
   const absl::Duration since = now - entry.told;
+  RunPace& pace = PaceOf(entry.request);
   if (entry.written > 0) {
-    if (!entry.held) pace_.Wrote(0, since, running_choices_, now);
-  } else if (whole || since > pace_.StartTime(running_choices_)) {
-    pace_.Started(since, running_choices_, now);
+    if (!entry.held) pace.Wrote(0, since, running_choices_, now);
+  } else if (whole || since > pace.StartTime(running_choices_)) {
+    pace.Started(since, running_choices_, now);
   }
-  if (whole) pace_.Ended(entry.written, entry.request.length);
+  if (whole) pace.Ended(entry.written, entry.request.length);
 }
 
 std::vector<uint64_t> Admission::TakeHopeless(absl::Time now) {
@@ -376,49 +431,60 @@ std::vector<uint64_t> Admission::TakeQueued(absl::Time now) {
   return queued;
 }
 
-absl::Duration Admission::ExpectedWait(const std::string& key, uint32_t priority, absl::Time now) {
-  const int level = Level(priority);
-  int64_t ahead = 0;
-  for (int i = 0; i <= level; ++i) ahead += levels_[i].queued;
-  // The keys take turns: whoever has little queued does not wait for all of the others.
-  const auto found = keys_.find(key);
-  const int64_t own =
-      found == keys_.end() ? 0 : static_cast<int64_t>(found->second.queues[level].size());
-  const int64_t keys = static_cast<int64_t>(levels_[level].keys.size()) +
-                       (levels_[level].keys.contains(key) ? 0 : 1);
+absl::Duration Admission::ExpectedWait(const AdmissionRequest& request, absl::Time now) {
+  const int level = Level(request.priority);
   int64_t above = 0;
   for (int i = 0; i < level; ++i) above += levels_[i].queued;
-  ahead = std::min(ahead, above + (own + 1) * keys);
-  return WaitBehind(ahead, now);
+  // The keys take turns, and so do their kinds: whoever has little queued does not wait for all of
+  // the others.
+  const auto found = keys_.find(request.key);
+  const int64_t own =
+      found == keys_.end()
+          ? 0
+          : static_cast<int64_t>(found->second.levels[level].queues[Kind(request)].ids.size());
+  const int64_t queues = levels_[level].queues + (own > 0 ? 0 : 1);
+  const int64_t ahead = std::min(above + levels_[level].queued, above + (own + 1) * queues);
+  return WaitBehind(ahead, request, now);
 }
 
-absl::Duration Admission::WaitBehind(int64_t ahead, absl::Time now) {
+absl::Duration Admission::WaitBehind(int64_t ahead, const AdmissionRequest& request,
+                                     absl::Time now) {
   // While nobody writes, nobody gets nearer to his end, or his beginning.
   const absl::Duration silent =
       queued_ == 0 ? absl::ZeroDuration()
                    : std::max(now - std::max(last_written_, queue_since_), absl::ZeroDuration());
-  const int64_t room = most_running_choices() - running_choices_;
+  int64_t room = most_running_choices() - running_choices_;
+  Ends* ends = &ends_;
+  if (request.scores) {
+    const int64_t text_room = most_text_choices() - text_choices_;
+    if (text_room < room) ends = &text_ends_;
+    // Those ahead are texts too, for the most part.
+    room = std::min(room, text_room) / AsChoices(request).choices;
+  }
   if (ahead < room) {  // only starts are to be waited for
     const int64_t starts_before = (starting_ + ahead) / options_.max_starting;
-    return starts_before * pace_.StartTime(running_choices_) +
+    return starts_before * PaceOf(request).StartTime(running_choices_) +
            (starts_before > 0 ? silent : absl::ZeroDuration());
   }
-  ahead -= room;
-  if (now - ends_at_ > kEndsAge || ends_.empty()) {
-    ends_.clear();
-    ends_at_ = now;
+  ahead -= std::max<int64_t>(0, room);
+  if (now - ends->at > kEndsAge || ends->ends.empty()) {
+    ends->ends.clear();
+    ends->at = now;
     absl::Duration sum;
     for (const auto& [id, entry] : requests_) {
       if (entry.state != State::kStarting && entry.state != State::kRunning) continue;
-      ends_.push_back(pace_.TimeLeft(entry.request.length, entry.written, running_choices_));
-      sum += pace_.TimeOf(entry.request.length, running_choices_, 1);
+      if (ends == &text_ends_ && !entry.request.scores) continue;
+      const RunPace& pace = PaceOf(entry.request);
+      ends->ends.push_back(pace.TimeLeft(entry.request.length, entry.written, running_choices_));
+      sum += pace.TimeOf(entry.request.length, running_choices_, 1);
     }
-    if (ends_.empty()) return absl::ZeroDuration();  // who is ahead starts at once
-    std::sort(ends_.begin(), ends_.end());
-    run_time_ = sum / static_cast<int64_t>(ends_.size());
+    if (ends->ends.empty()) return absl::ZeroDuration();  // who is ahead starts at once
+    std::sort(ends->ends.begin(), ends->ends.end());
+    ends->run_time = sum / static_cast<int64_t>(ends->ends.size());
   }
-  const auto running = static_cast<int64_t>(ends_.size());
-  return ends_[static_cast<size_t>(ahead % running)] + run_time_ * (ahead / running) + silent;
+  const auto running = static_cast<int64_t>(ends->ends.size());
+  return ends->ends[static_cast<size_t>(ahead % running)] + ends->run_time * (ahead / running) +
+         silent;
 }
 
 }  // namespace blockserve

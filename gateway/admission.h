@@ -6,12 +6,15 @@
 //
 // Order. Higher priorities go first, and none waits for ever: a priority that was passed over so
 // many times in a row has its turn (kTurnsBefore). Within a priority the key that has had least
-// work (in tokens, by its weight) goes first; within a key the first come.
+// work (in tokens, by its weight) goes first; within a key texts to be scored and generations take
+// turns, likewise by work, and within these the first come.
 //
 // Room. Only so many requests stand between the queue and their first block at a time, so that what
 // waits for KV waits here, where order and fairness hold, and not in the tiers. And only so many
 // choices are generated as the token tier can use (gateway/live_limit.h): more would slow all down.
-// Until the first of them have written something, that is the least of what it might be.
+// Until the first of them have written something, that is the least of what it might be. A text to
+// be scored counts as several choices that write side by side, as its blocks do; texts together
+// have at most two thirds of the room, and what is left is for generations alone.
 //
 // Refusal. A request is refused at once when its key is beyond a limit, when the queue is full,
 // when its key holds as many places of the queue as are free (high priority may take more, batch
@@ -79,6 +82,9 @@ struct AdmissionRequest {
   // Of RequestOrigin.
   int32_t prompts_of_call = 1;
   bool first_of_call = true;
+  // A text to be scored: `choices` is its blocks, `length` the tokens of one. Admission takes it as
+  // fewer choices that are the longer (AsChoices).
+  bool scores = false;
 };
 
 // Not thread-safe. Times come from one clock that never goes back.
@@ -122,18 +128,24 @@ class Admission {
   int64_t running() const { return running_; }
   int64_t running_choices() const { return running_choices_; }
   int64_t most_running_choices() const {
-    return pace_.known() ? live_limit_.limit() : std::min(live_limit_.limit(), LiveLimit::kLeast);
+    const bool known = paces_[0].known() || paces_[1].known();
+    return known ? live_limit_.limit() : std::min(live_limit_.limit(), LiveLimit::kLeast);
   }
-  // How long a request of this key and priority would wait in the queue, by the pace of late; zero
-  // where nothing is known.
-  absl::Duration ExpectedWait(const std::string& key, uint32_t priority, absl::Time now);
+  // How long another request of this one's key, priority and kind would wait in the queue, by the
+  // pace of late; zero where nothing is known.
+  absl::Duration ExpectedWait(const AdmissionRequest& request, absl::Time now);
 
  private:
   static constexpr int kLevels = 3;
+  static constexpr int kKinds = 2;  // generations; texts to be scored
+  // Choices of a text at most, and the share of the room that one may have.
+  static constexpr int64_t kMostOfText = 64;
+  static constexpr int64_t kTextsInRoom = 8;
   // A level that waits goes before the higher ones when it was passed over so many times in a row.
   static constexpr std::array<int32_t, kLevels> kTurnsBefore = {1 << 30, 8, 32};
 
   static int Level(uint32_t priority) { return priority == 1 ? 0 : priority == 3 ? 2 : 1; }
+  static size_t Kind(const AdmissionRequest& request) { return request.scores ? 1 : 0; }
 
   struct Key {
     KeyLimits limits;
@@ -142,8 +154,16 @@ class Admission {
     double allowance = 0;  // requests that its rate still grants
     absl::Time allowance_at;
     double work = 0;  // tokens by weight that it has had, as far as it counts: see TakeNext
-    std::array<std::map<uint64_t, uint64_t>, kLevels> queues;  // id by arrival
-    int64_t queued = 0;
+    struct Queue {
+      std::map<uint64_t, uint64_t> ids;  // by arrival
+      double work = 0;                   // as the key's, against the other kind
+    };
+    struct OfLevel {
+      std::array<Queue, kKinds> queues;
+      double work_floor = 0;
+    };
+    std::array<OfLevel, kLevels> levels;
+    std::array<int64_t, kKinds> queued = {};
   };
   enum class State { kQueued, kGivenUp, kStarting, kRunning };
   struct Entry {
@@ -160,6 +180,13 @@ class Admission {
     int64_t queued = 0;
     int32_t passed_over = 0;
     std::set<std::string> keys;  // that have something queued
+    int64_t queues = 0;          // of theirs, those that are not empty
+  };
+  // In which the running requests should end, first to last.
+  struct Ends {
+    std::deque<absl::Duration> ends;
+    absl::Time at = absl::InfinitePast();
+    absl::Duration run_time;  // mean of theirs
   };
 
   Key& KeyOf(const std::string& name, absl::Time now);
@@ -169,12 +196,24 @@ class Admission {
   // `wait`: what those are told that are refused.
   static absl::Status CheckKey(const Key& key, const AdmissionRequest& request,
                                absl::Duration wait);
+  // As it is queued.
+  AdmissionRequest AsChoices(const AdmissionRequest& request) const;
   // Until, behind so many others, a running request makes room.
-  absl::Duration WaitBehind(int64_t ahead, absl::Time now);
+  absl::Duration WaitBehind(int64_t ahead, const AdmissionRequest& request, absl::Time now);
   // Nothing runs, or it fits beside what runs.
   bool HasRoomFor(int32_t choices) const {
     return running_choices_ == 0 || running_choices_ + choices <= most_running_choices();
   }
+  // Whether other texts leave room for it: a generation needs none of theirs.
+  bool MayRunBesideTexts(const AdmissionRequest& request) const {
+    return !request.scores || text_choices_ == 0 ||
+           text_choices_ + request.choices <= most_text_choices();
+  }
+  int64_t most_text_choices() const { return 2 * most_running_choices() / 3; }
+  // The next of a level that may run as far as texts are concerned; null: there is none.
+  Entry* NextOf(int level);
+  RunPace& PaceOf(const AdmissionRequest& request) { return paces_[Kind(request)]; }
+  const RunPace& PaceOf(const AdmissionRequest& request) const { return paces_[Kind(request)]; }
   // Whether, at the pace of late and with no wait, it would end before its deadline.
   bool CouldEnd(const AdmissionRequest& request, double margin, absl::Time now) const;
   void TakeOut(Entry& entry);  // of its queue
@@ -187,7 +226,7 @@ class Admission {
   std::array<LevelState, kLevels> levels_;
   std::set<std::pair<absl::Time, uint64_t>> latest_starts_;  // of queued requests
   LiveLimit live_limit_;
-  RunPace pace_;
+  std::array<RunPace, kKinds> paces_;
   absl::Time last_written_ = absl::InfinitePast();
   absl::Time queue_since_;  // when it was last empty
   double work_floor_ = 0;   // work of the key that went last: who comes anew begins there
@@ -196,9 +235,9 @@ class Admission {
   int64_t starting_ = 0;
   int64_t running_ = 0;
   int64_t running_choices_ = 0;
-  std::deque<absl::Duration> ends_;  // in which the running requests should end, first to last
-  absl::Time ends_at_ = absl::InfinitePast();
-  absl::Duration run_time_;         // mean of theirs
+  int64_t text_choices_ = 0;  // of these
+  Ends ends_;
+  Ends text_ends_;                  // of texts alone
   std::vector<uint64_t> given_up_;  // and not yet told
 };
 

@@ -68,6 +68,23 @@ class AdmissionTest : public ::testing::Test {
     }
   }
 
+  // As SubmitLong, of a text of so many blocks of 4 tokens.
+  absl::Status SubmitText(const std::string& key, int32_t blocks,
+                          absl::Duration time = absl::Minutes(10), uint32_t priority = 2) {
+    AdmissionRequest request{key, priority, blocks * 4, blocks, now_ + time, 4};
+    request.scores = true;
+    return admission_->Submit(next_id_++, request, now_);
+  }
+  // All that there is room for.
+  std::vector<uint64_t> TakeAll() {
+    std::vector<uint64_t> taken;
+    while (const auto id = admission_->TakeNext(now_)) {
+      admission_->Started(*id);
+      taken.push_back(*id);
+    }
+    return taken;
+  }
+
   absl::Time now_ = absl::FromUnixSeconds(1000);
   std::map<uint64_t, int64_t> lengths_, written_;  // of those of SubmitLong
   AdmissionOptions options_;
@@ -331,7 +348,7 @@ TEST_F(AdmissionTest, RefusesWhatCouldNotEndInTimeAtThePaceOfLate) {
   for (int i = 0; i < 250; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
   Serve(absl::Seconds(5.5), absl::Milliseconds(10));  // ten at a time, a second each
   ASSERT_EQ(admission_->queued(), 190);
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 20, 1.5);
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 20, 1.5);
   const absl::Status refused = SubmitLong("a", 100, absl::Seconds(10));
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("the deadline would pass before"));
@@ -348,14 +365,14 @@ TEST_F(AdmissionTest, TheWaitIsUntilARunningRequestEnds) {
   for (int i = 0; i < 11; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
   // They began together, and end together.
   Serve(absl::Milliseconds(200), absl::Milliseconds(10));
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 0.8, 0.05);
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.8, 0.05);
   EXPECT_FALSE(SubmitLong("a", 100, absl::Seconds(2)).ok());
   Serve(absl::Milliseconds(700), absl::Milliseconds(10));
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 0.1, 0.05);
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.1, 0.05);
   EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(2)).ok());
   // While nobody writes, nobody gets nearer to his end.
   now_ += absl::Seconds(5);
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 5.1, 0.1);
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 5.1, 0.1);
 }
 
 TEST_F(AdmissionTest, APlaceIsWaitedForByOneAlone) {
@@ -363,7 +380,7 @@ TEST_F(AdmissionTest, APlaceIsWaitedForByOneAlone) {
   Make();
   for (int i = 0; i < 15; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
   Serve(absl::Milliseconds(950), absl::Milliseconds(10));
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 0.05, 0.01);
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.05, 0.01);
   // Of the ten that were about to end five do, and those that waited take their places.
   for (uint64_t id = 1; id <= 5; ++id) admission_->Finished(id, /*whole=*/true, now_);
   for (uint64_t id = 11; id <= 15; ++id) EXPECT_EQ(admission_->TakeNext(now_), id);
@@ -399,7 +416,7 @@ TEST_F(AdmissionTest, ClientsThatDoNotReadSayNothingOfThePace) {
   admission_->Wrote(1, 4, now_);
   admission_->Held(2);
   admission_->Finished(2, /*whole=*/false, now_);
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait("a", 2, now_)), 0.5, 0.1);
+  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.5, 0.1);
 }
 
 TEST_F(AdmissionTest, AFewRunWhateverThePace) {
@@ -462,6 +479,65 @@ TEST_F(AdmissionTest, StartsNoMoreChoicesThanTheWorkersCanUse) {
   admission_->SetCapacity({.best_rows = 100, .waiting_rows = 0});
   for (started = 0; admission_->TakeNext(now_).has_value();) ++started;
   EXPECT_EQ(started, 7) << "all that waited";
+}
+
+TEST_F(AdmissionTest, TextsCountAsSeveralChoicesAndLeaveRoomForGenerations) {
+  Make();
+  admission_->SetCapacity({.best_rows = 64, .waiting_rows = 0});
+  ASSERT_TRUE(SubmitLong("", 1, absl::Minutes(1)).ok());
+  Serve(absl::Milliseconds(1), absl::Milliseconds(1));  // the pace is known: 192 choices
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(SubmitText("a", 500).ok());
+  const std::vector<uint64_t> texts = TakeAll();
+  EXPECT_EQ(texts.size(), 5u) << "of an eighth of the room each, in two thirds of it";
+  EXPECT_EQ(admission_->running_choices(), 5 * 24);
+  ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(1)).ok());
+  EXPECT_EQ(TakeAll().size(), 1u) << "texts that wait for one another keep no generation waiting";
+  ASSERT_TRUE(SubmitLong("b", 100, absl::Minutes(1), /*priority=*/3).ok());
+  EXPECT_EQ(TakeAll().size(), 1u) << "nor one of lower priority";
+  for (int i = 0; i < 100; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(1)).ok());
+  EXPECT_EQ(TakeAll().size(), 70u);
+  // Where there is room again, those that waited go on: short ones count for what they are.
+  for (const uint64_t id : texts) admission_->Finished(id, /*whole=*/true, now_);
+  EXPECT_GT(TakeAll().size(), 5u);
+  EXPECT_LE(admission_->running_choices(), 192);
+}
+
+TEST_F(AdmissionTest, TextsAndGenerationsOfAKeyTakeTurnsByTheirWork) {
+  options_.max_starting = 1;
+  Make();
+  Fill();
+  std::map<uint64_t, bool> is_text;
+  for (int i = 0; i < 5; ++i) {
+    is_text[next_id_] = true;
+    ASSERT_TRUE(SubmitText("a", 250).ok());  // 1000 tokens
+  }
+  for (int i = 0; i < 25; ++i) {
+    is_text[next_id_] = false;
+    ASSERT_TRUE(SubmitLong("a", 200, absl::Minutes(10)).ok());
+  }
+  std::string order;
+  for (int i = 0; i < 19; ++i) order += is_text.at(Next().value()) ? 't' : 'g';
+  EXPECT_EQ(order, "gtgggggtgggggtggggg") << "five of 200 tokens for one of 1000";
+}
+
+TEST_F(AdmissionTest, ManyTextsInTheQueueRefuseNoGeneration) {
+  options_.max_queued = 200;
+  Make();
+  admission_->SetCapacity({.best_rows = 64, .waiting_rows = 0});
+  int accepted = 0;
+  while (SubmitText("a", 500).ok()) ++accepted;
+  EXPECT_GE(accepted, 100);
+  TakeAll();
+  AdmissionRequest generation{"a", 2, 100, 1, now_ + absl::Seconds(5), 100};
+  EXPECT_EQ(admission_->ExpectedWait(generation, now_), absl::ZeroDuration());
+  // Texts take long; a generation is not judged by that.
+  for (int i = 0; i < 100; ++i) {
+    now_ += absl::Milliseconds(200);
+    for (uint64_t id = 1; id <= 8; ++id) admission_->Wrote(id, 4, now_);
+  }
+  EXPECT_FALSE(SubmitText("a", 500, absl::Seconds(5)).ok());
+  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(5)).ok());
+  EXPECT_EQ(admission_->TakeNext(now_), next_id_ - 1);
 }
 
 TEST_F(AdmissionTest, ThePaceOfIdleTimesIsNoPace) {

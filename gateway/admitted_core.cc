@@ -50,8 +50,7 @@ AdmissionRequest AdmissionOf(const GenerationRequest& request) {
   return admission;
 }
 
-AdmissionRequest AdmissionOf(const ScoringRequest& request) {
-  // All blocks of a text are scored side by side: its length says little of the time.
+AdmissionRequest AdmissionOf(const ScoringRequest& request, int32_t block_length) {
   AdmissionRequest admission;
   admission.key = request.key;
   admission.priority = request.priority;
@@ -59,6 +58,10 @@ AdmissionRequest AdmissionOf(const ScoringRequest& request) {
   admission.prompts_of_call = request.origin.prompts_of_call;
   admission.first_of_call = request.origin.first_of_call;
   admission.tokens = static_cast<int64_t>(request.tokens.size());
+  admission.scores = true;
+  const int64_t scored = admission.tokens - request.first_scored;
+  admission.choices = static_cast<int32_t>((scored + block_length - 1) / block_length);
+  admission.length = block_length;
   return admission;
 }
 
@@ -83,7 +86,7 @@ class AdmittedCore::Ticket final : public GenerationSink,
     }
   }
   Ticket(AdmittedCore& owner, ScoringRequest request, std::shared_ptr<ScoringSink> sink)
-      : admission(AdmissionOf(request)),
+      : admission(AdmissionOf(request, owner.options_.block_length)),
         owner_(owner),
         alive_(owner.alive_),
         scoring_(std::move(request)),
@@ -115,12 +118,17 @@ class AdmittedCore::Ticket final : public GenerationSink,
 
   void OnStarted(v1::Started started) override {
     if (over) return;
-    if (*alive_) {
-      MutexLock lock(&owner_.mutex_);
-      owner_.admission_.Started(id);
-    }
-    if (*alive_) owner_.SchedulePump();
+    LeaveStart();
     sink_->OnStarted(std::move(started));
+  }
+  void OnStarted() override {
+    if (!over) LeaveStart();
+  }
+  void OnScored(int64_t tokens) override {
+    if (over || !*alive_) return;
+    const absl::Time now = owner_.loop_.Now();
+    MutexLock lock(&owner_.mutex_);
+    owner_.admission_.Wrote(id, tokens, now);
   }
   void OnOutput(v1::Output output, OutputDetail detail) override {
     if (over) return;
@@ -154,13 +162,7 @@ class AdmittedCore::Ticket final : public GenerationSink,
   void OnDone(absl::StatusOr<v1::ScoreResponse> response) override {
     if (over) return;
     if (response.ok()) record.usage = response->usage();
-    if (*alive_) {
-      {
-        MutexLock lock(&owner_.mutex_);
-        owner_.admission_.Started(id);
-      }
-      owner_.Forget(*this, response.status());
-    }
+    if (*alive_) owner_.Forget(*this, response.status());
     score_sink_->OnDone(std::move(response));
   }
 
@@ -171,6 +173,15 @@ class AdmittedCore::Ticket final : public GenerationSink,
   RequestRecord record;
 
  private:
+  void LeaveStart() {
+    if (!*alive_) return;
+    {
+      MutexLock lock(&owner_.mutex_);
+      owner_.admission_.Started(id);
+    }
+    owner_.SchedulePump();
+  }
+
   AdmittedCore& owner_;
   const std::shared_ptr<bool> alive_;  // whether the owner is
   GenerationRequest generation_;
@@ -268,8 +279,7 @@ void AdmittedCore::Pump() {
     }
     for (const uint64_t id : admission_.TakeHopeless(now)) {
       const std::shared_ptr<Ticket>& ticket = tickets_.at(id);
-      hopeless.emplace_back(
-          ticket, admission_.ExpectedWait(ticket->admission.key, ticket->admission.priority, now));
+      hopeless.emplace_back(ticket, admission_.ExpectedWait(ticket->admission, now));
     }
   }
   for (const std::shared_ptr<Ticket>& ticket : next) {

@@ -25,6 +25,7 @@ namespace blockserve {
 
 struct AdmittedCoreOptions {
   AdmissionOptions admission;
+  int32_t block_length = 1;  // the model's
   // What the token tier can use, asked for again and again on the loop; null: not asked.
   std::function<TokenCapacity()> capacity;
   // A stream whose client leaves unread what waits for it (the front's window) for so long ends

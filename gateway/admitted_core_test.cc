@@ -278,6 +278,50 @@ TEST_F(AdmittedCoreTest, WhatFrontsRefuseOrAnswerThemselvesIsCountedAndTakenOfTh
               HasSubstr("blockserve_gateway_request_seconds_count{method=\"tokenize\"} 1\n"));
 }
 
+// A few clients that send one text after another keep neither a place between queue and first block
+// nor every row of the workers.
+TEST_F(AdmittedCoreTest, ManyTextsDoNotStopGenerations) {
+  admitted_options_.admission.max_starting = 2;
+  admitted_options_.block_length = kSimulatedLength;
+  admitted_options_.capacity = [this] {
+    TokenCapacity capacity = core_->token_tier().Capacity(4);
+    capacity.scoring_rows = core_->scoring_rows().under_way();
+    return capacity;
+  };
+  Make(1, 1);
+  workers_[0]->Kill();
+  workers_[0]->max_rows = 32;
+  workers_[0]->Restart();
+  Connect();
+  std::vector<std::shared_ptr<RecordingScoreSink>> texts;
+  const auto keep_scoring = [&] {
+    size_t under_way = 0;
+    for (const auto& sink : texts) under_way += sink->done == 0 ? 1 : 0;
+    for (; under_way < 40; ++under_way) {
+      ScoringRequest request;
+      request.tokens.assign(1000, static_cast<int32_t>(texts.size()));
+      request.deadline = loop_.Now() + absl::Minutes(10);
+      texts.push_back(std::make_shared<RecordingScoreSink>());
+      admitted_->Score(std::move(request), texts.back());
+    }
+  };
+  keep_scoring();
+  loop_.Advance(absl::Seconds(1));
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 8; ++i) streams.push_back(Ask(Request(5, 200, i)));
+  // 50 blocks of 2 ms each, 4 ms where they wait for a step of the texts.
+  for (int i = 0; i < 300; ++i) {
+    loop_.Advance(absl::Milliseconds(1));
+    keep_scoring();
+    ASSERT_LE(core_->token_tier().rows(), 3 * 32 + 8);
+  }
+  for (const Stream& stream : streams) ExpectExact(stream);
+  EXPECT_GT(metrics_.Requests(RequestMethod::kScore, absl::StatusCode::kOk).Value(), 2)
+      << "and the texts go on";
+  admitted_->EndQueued(absl::UnavailableError("the gateway is stopping"));
+  core_->EndAll(absl::UnavailableError("the gateway is stopping"));
+}
+
 TEST_F(AdmittedCoreTest, ScoresToo) {
   admitted_options_.admission.max_starting = 1;
   Make(1, 1);

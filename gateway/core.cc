@@ -34,8 +34,10 @@ Core::Core(Loop& loop, const ModelConfig& config, const Tokenizer* tokenizer,
   environment_.loop = &loop;
   environment_.block_tier = &block_tier_;
   environment_.token_rows = &row_audit_;
+  environment_.scoring_rows = &scoring_rows_;
   const auto on_change = [this] {
     Publish();
+    BoundScoringRows();
     BindWaiting();
   };
   block_tier_.set_on_change(on_change);
@@ -176,6 +178,16 @@ void Core::BindWaiting() {
   }
 }
 
+// Texts by themselves keep each worker busy with one batch while the next one waits. Beside
+// generations they have one: these then share the workers with about as much as they would with
+// other generations.
+void Core::BoundScoringRows() {
+  const int64_t best_rows = token_tier_.Capacity(/*most_waiting_batches=*/0).best_rows;
+  if (best_rows == 0) return;  // nobody is there: as before
+  const bool alone = scoring_rows_.sources() == static_cast<int64_t>(runs_.size());
+  scoring_rows_.SetMost(alone ? 2 * best_rows : best_rows);
+}
+
 void Core::Cancel(GenerationId id, absl::Status /*why*/) {
   loop_.Post([this, alive = alive_, id] {
     if (!*alive) return;
@@ -250,6 +262,7 @@ void Core::Tick() {
       found->second->End(absl::DeadlineExceededError("the request's deadline has passed"));
     }
   }
+  BoundScoringRows();
   BindWaiting();
   block_tier_.Tick();
   token_tier_.Tick();

@@ -18,6 +18,7 @@
 #include "gateway/generation.h"
 #include "gateway/row_audit.h"
 #include "gateway/run.h"
+#include "gateway/scoring_rows.h"
 #include "gateway/token_tier.h"
 #include "rpc/loop.h"
 
@@ -54,6 +55,7 @@ class Core final : public GenerationCore {
   BlockTier& block_tier() { return block_tier_; }
   TokenTier& token_tier() { return token_tier_; }
   const RowAudit& row_audit() const { return row_audit_; }
+  const ScoringRows& scoring_rows() const { return scoring_rows_; }
 
  private:
   GenerationId Accept(std::function<std::unique_ptr<Run>(std::function<void()> on_over)> make);
@@ -62,6 +64,7 @@ class Core final : public GenerationCore {
   bool TryBind(Run& run);
   std::optional<Binding> FindBinding(const Run& run) const;
   void BindWaiting();
+  void BoundScoringRows();
   void Tick();
   void ScheduleTick();
   void Publish();
@@ -81,6 +84,7 @@ class Core final : public GenerationCore {
   BlockTier block_tier_;
   TokenTier token_tier_;
   RowAudit row_audit_;
+  ScoringRows scoring_rows_;
   RunEnvironment environment_;
   std::unordered_map<GenerationId, std::unique_ptr<Run>> runs_;
   std::set<std::pair<absl::Time, GenerationId>> deadlines_;

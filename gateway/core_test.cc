@@ -490,16 +490,70 @@ TEST_F(ScoringTest, WhatHasNoScore) {
   EXPECT_EQ(unscored(Alignment::kNone, 2), 2);
 }
 
-TEST_F(ScoringTest, LongTextsRunAFewRowsAtATime) {
-  MakeCore(1, 1);
+TEST_F(ScoringTest, TextsHaveTwoBatchesByThemselvesAndOneBesideGenerations) {
+  MakeCore(1, 2);
+  for (const auto& worker : workers_) {
+    worker->max_rows = 8;
+    worker->service_time = absl::Milliseconds(10);
+  }
+  Connect();
   ScoringRequest scoring;
   scoring.alignment = Alignment::kStart;
   for (int32_t i = 0; i < 2000; ++i) scoring.tokens.push_back(i % kSimulatedVocab);
-  const auto sink = Score(scoring);
+  scoring.deadline = loop_.Now() + absl::Minutes(1);
+  auto sink = std::make_shared<RecordingScoreSink>();
+  core_->Score(scoring, sink);
+  loop_.Advance(absl::Milliseconds(50));
+  EXPECT_EQ(core_->scoring_rows().under_way(), 2 * 16);
+  const Stream stream = Generate(Request(5, 2000, 1));
+  loop_.Advance(absl::Milliseconds(50));
+  EXPECT_EQ(core_->scoring_rows().under_way(), 16);
+  std::vector<std::shared_ptr<RecordingScoreSink>> others;
+  for (int i = 0; i < 20; ++i) {
+    others.push_back(std::make_shared<RecordingScoreSink>());
+    core_->Score(scoring, others.back());
+  }
+  loop_.Advance(absl::Milliseconds(50));
+  EXPECT_GE(core_->scoring_rows().under_way(), 20) << "each of them has one";
+  EXPECT_LE(core_->scoring_rows().under_way(), 16 + 20);
+  core_->Cancel(stream.id, ClientHasGone());
+  loop_.RunUntil([&] { return sink->done > 0 && others.back()->done > 0; });
+  EXPECT_TRUE(others.back()->response.ok()) << others.back()->response.status();
+  loop_.Advance(absl::Seconds(10));
+  EXPECT_EQ(core_->scoring_rows().sources(), 0);
+  EXPECT_EQ(core_->scoring_rows().under_way(), 0);
   ASSERT_TRUE(sink->response.ok()) << sink->response.status();
   EXPECT_FALSE(sink->response->logprobs(0).has_logprob());
   for (int i = 1; i < 2000; ++i) ASSERT_TRUE(sink->response->logprobs(i).has_logprob()) << i;
-  EXPECT_LE(workers_[0]->largest_batch, 64);
+  ExpectNothingLeft();
+}
+
+TEST_F(ScoringTest, ATextThatIsGivenUpLeavesItsRowsToOthers) {
+  MakeCore(1, 1);
+  workers_[0]->max_rows = 4;
+  Connect();
+  workers_[0]->Freeze();
+  std::vector<GenerationId> texts;
+  const auto sink = std::make_shared<RecordingScoreSink>();
+  for (int i = 0; i < 3; ++i) {
+    ScoringRequest scoring;
+    scoring.tokens.assign(200, i);
+    scoring.deadline = loop_.Now() + absl::Minutes(1);
+    texts.push_back(core_->Score(scoring, sink));
+  }
+  loop_.Advance(absl::Milliseconds(50));
+  EXPECT_EQ(core_->scoring_rows().sources(), 3);
+  core_->Cancel(texts[0], ClientHasGone());
+  core_->Cancel(texts[1], ClientHasGone());
+  loop_.Advance(absl::Milliseconds(50));
+  EXPECT_EQ(core_->scoring_rows().sources(), 1);
+  EXPECT_EQ(core_->scoring_rows().under_way(), 8) << "all are its own";
+  core_->Cancel(texts[2], ClientHasGone());
+  loop_.Advance(absl::Milliseconds(50));
+  EXPECT_EQ(core_->scoring_rows().under_way(), 0);
+  EXPECT_EQ(sink->done, 0);
+  workers_[0]->Thaw();
+  ExpectNothingLeft();
 }
 
 TEST(PlanScore, LaysTheTextOutAsGeneratingDoes) {

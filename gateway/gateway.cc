@@ -201,6 +201,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   if (!admission.ok()) return admission.status();
   AdmittedCoreOptions admitted_options;
   admitted_options.admission = *std::move(admission);
+  admitted_options.block_length = impl->model.block_length;
   admitted_options.slow_reader_timeout = config.slow_reader_timeout;
   if (ApiKeys* const keys = impl->api_keys.get()) {
     // What a key's line leaves out, or says 0 of, is as --limits-file has it.
@@ -269,8 +270,10 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
         });
     // Twice what this gateway alone lets wait: what a worker has beyond is no sign of the others.
     const double most_waiting = 2 * admitted_options.admission.live.waiting_batches();
-    admitted_options.capacity = [&tier = made.core->token_tier(), most_waiting] {
-      return tier.Capacity(most_waiting);
+    admitted_options.capacity = [&core = *made.core, most_waiting] {
+      TokenCapacity capacity = core.token_tier().Capacity(most_waiting);
+      capacity.scoring_rows = core.scoring_rows().under_way();
+      return capacity;
     };
     made.admitted = std::make_unique<AdmittedCore>(loop, *made.core, admitted_options, metrics);
     BlockTier& blocks = made.core->block_tier();

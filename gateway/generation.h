@@ -103,9 +103,14 @@ class GenerationSink {
   virtual bool WantsMore() const = 0;
 };
 
+// Called on the loop thread. After OnDone nothing more comes.
 class ScoringSink {
  public:
   virtual ~ScoringSink() = default;
+  // The block tier has begun to answer.
+  virtual void OnStarted() {}
+  // So many more tokens are scored; they are told together, at the end.
+  virtual void OnScored(int64_t tokens) {}
   virtual void OnDone(absl::StatusOr<v1::ScoreResponse> response) = 0;
 };
 

@@ -17,6 +17,9 @@ namespace blockserve {
 struct TokenCapacity {
   int64_t best_rows = 0;     // best batches, as the workers tell them; 0: nobody is there
   int64_t waiting_rows = 0;  // of everybody's rows, those that no worker has begun
+  // Of this gateway's texts, begun or not: they have a bound of their own (gateway/scoring_rows.h),
+  // and are no sign of other gateways.
+  int64_t scoring_rows = 0;
 };
 
 struct LiveLimitOptions {
@@ -44,8 +47,8 @@ class LiveLimit {
     // More waits than would if this gateway were alone and all but the batches that run stood
     // there: there are others, and the workers have enough. Half a batch each gateway may have in
     // any case, so that the others cannot shut it out.
-    const bool others =
-        static_cast<double>(capacity.waiting_rows) > options_.waiting_batches() * rows;
+    const bool others = static_cast<double>(capacity.waiting_rows - capacity.scoring_rows) >
+                        options_.waiting_batches() * rows;
     const double batches = others ? 0.5 : options_.batches;
     limit_ = std::min(options_.most, std::max(kLeast, static_cast<int64_t>(rows * batches)));
   }

@@ -24,6 +24,14 @@ TEST(LiveLimit, IsLowWhileMoreWaitsThanThisGatewayMayHave) {
   EXPECT_EQ(limit.limit(), 3 * 256);
 }
 
+TEST(LiveLimit, RowsOfItsOwnTextsAreNoSignOfOthers) {
+  LiveLimit limit({.most = 10'000, .batches = 3});
+  limit.Update({.best_rows = 256, .waiting_rows = 3 * 256, .scoring_rows = 256});
+  EXPECT_EQ(limit.limit(), 3 * 256);
+  limit.Update({.best_rows = 256, .waiting_rows = 3 * 256 + 1, .scoring_rows = 256});
+  EXPECT_EQ(limit.limit(), 128);
+}
+
 TEST(LiveLimit, WithFewBatchesOneMayWait) {
   LiveLimit limit({.most = 10'000, .batches = 1});
   limit.Update({.best_rows = 256, .waiting_rows = 256});

@@ -64,7 +64,7 @@ inline constexpr MetricDefinition kStarting = {
     "Requests that have left the queue and wait for KV or for their first block."};
 inline constexpr MetricDefinition kLiveChoices = {
     MetricKind::kGauge, "blockserve_gateway_live_choices",
-    "Choices of the requests that have left the queue."};
+    "Choices of the requests that have left the queue; a text to be scored counts as several."};
 inline constexpr MetricDefinition kLiveChoicesLimit = {
     MetricKind::kGauge, "blockserve_gateway_live_choices_limit",
     "The most of them at the moment, going by what the token workers can use."};

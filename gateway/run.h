@@ -12,6 +12,7 @@
 #include "gateway/block_tier.h"
 #include "gateway/generation.h"
 #include "gateway/row_audit.h"
+#include "gateway/scoring_rows.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
 #include "rpc/loop.h"
@@ -33,6 +34,7 @@ struct RunEnvironment {
   Loop* loop = nullptr;
   BlockTier* block_tier = nullptr;
   RowAudit* token_rows = nullptr;  // the way to the token tier
+  ScoringRows* scoring_rows = nullptr;
 };
 
 // Lives on the loop. Ends exactly once: by itself, by End or by Cancel.

@@ -28,7 +28,8 @@ ScoringRun::ScoringRun(const RunEnvironment& environment, ScoringRequest request
     : Run(std::move(on_over)),
       environment_(environment),
       request_(std::move(request)),
-      sink_(std::move(sink)) {}
+      sink_(std::move(sink)),
+      source_(request_.priority, [this] { return SubmitNext(); }) {}
 
 void ScoringRun::Start(const Binding& binding) {
   binding_ = binding;
@@ -44,6 +45,7 @@ void ScoringRun::Start(const Binding& binding) {
   }
   unanswered_ = plan_.end_block - plan_.first_block;
   if (unanswered_ <= 0) return Finish();
+  environment_.scoring_rows->Add(source_);
 
   SequenceSpec spec;
   spec.group = binding.block;
@@ -59,8 +61,9 @@ void ScoringRun::Start(const Binding& binding) {
   spec.on_context = [this](int64_t block, ContextRowPtr row) {
     if (over()) return;
     cached_blocks_ = environment_.block_tier->cached_blocks(sequence_);
+    if (!std::exchange(started_, true)) sink_->OnStarted();
     ready_.emplace_back(block + 1, std::move(row));
-    SubmitRows();
+    environment_.scoring_rows->Offer(source_);
   };
   spec.on_failed = [this](absl::Status status) {
     sequence_ = 0;
@@ -71,12 +74,11 @@ void ScoringRun::Start(const Binding& binding) {
   sequence_ = *sequence;
 }
 
-void ScoringRun::SubmitRows() {
-  while (!ready_.empty() && rows_.size() < kMaxRows) {
-    auto [block, context] = std::move(ready_.front());
-    ready_.pop_front();
-    SubmitRow(block, std::move(context));
-  }
+bool ScoringRun::SubmitNext() {
+  auto [block, context] = std::move(ready_.front());
+  ready_.pop_front();
+  SubmitRow(block, std::move(context));
+  return !ready_.empty();
 }
 
 void ScoringRun::SubmitRow(int64_t block, ContextRowPtr context) {
@@ -126,8 +128,9 @@ void ScoringRun::OnAnswer(int64_t block, absl::StatusOr<TokenRowAnswer> answer) 
       top.set_logprob(reply.top_logprobs(j));
     }
   }
+  sink_->OnScored(size);
   if (--unanswered_ == 0) return Finish();
-  SubmitRows();
+  environment_.scoring_rows->Answered(source_);
 }
 
 void ScoringRun::Finish() {
@@ -142,6 +145,7 @@ void ScoringRun::Release() {
   for (const auto& [block, row] : rows_) environment_.token_rows->Cancel(row);
   rows_.clear();
   ready_.clear();
+  environment_.scoring_rows->Remove(source_);
   environment_.block_tier->Close(std::exchange(sequence_, 0));
 }
 

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "gateway/generation.h"
 #include "gateway/run.h"
+#include "gateway/scoring_rows.h"
 
 namespace blockserve {
 
@@ -41,14 +42,11 @@ class ScoringRun final : public Run {
   void Start(const Binding& binding) override;
 
  private:
-  // Rows of one request that are with the token tier at a time, so that a long text leaves room for
-  // generations.
-  static constexpr size_t kMaxRows = 64;
-
   void Release() override;
   void Tell(const absl::Status& status) override;
 
-  void SubmitRows();
+  // The next of those that are ready; whether there is another.
+  bool SubmitNext();
   void SubmitRow(int64_t block, ContextRowPtr context);
   void OnAnswer(int64_t block, absl::StatusOr<TokenRowAnswer> answer);
   void Finish();
@@ -60,6 +58,8 @@ class ScoringRun final : public Run {
   ScorePlan plan_;
   uint64_t sequence_ = 0;  // handle; 0: none
   int64_t cached_blocks_ = 0;
+  bool started_ = false;
+  ScoringRows::Source source_;
   std::deque<std::pair<int64_t, ContextRowPtr>> ready_;  // blocks to be scored, with the row before
   std::unordered_map<int64_t, uint64_t> rows_;           // handles of rows under way, by block
   int64_t unanswered_ = 0;                               // blocks
