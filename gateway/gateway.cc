@@ -127,7 +127,8 @@ struct Gateway::Impl {
 
   void UpdateTierMetrics() {
     if (core == nullptr || tier_metrics == nullptr) return;
-    tier_metrics->Update(core->block_tier(), core->token_tier(), core->row_audit().stats());
+    tier_metrics->Update(core->block_tier(), core->token_tier(), core->row_audit().stats(),
+                         loop.Now());
     loop.PostAfter(kTierMetricsInterval, [this] { UpdateTierMetrics(); });
   }
 
@@ -287,7 +288,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
         Discovery::Listener{[&tokens](const std::string& address) { tokens.AddWorker(address); },
                             [&tokens](const std::string& a) { tokens.RemoveWorker(a); }});
     if (config.metrics != nullptr) {
-      made.tier_metrics = std::make_unique<TierMetrics>(*config.metrics);
+      made.tier_metrics = std::make_unique<TierMetrics>(*config.metrics, loop.Now());
       made.UpdateTierMetrics();
     }
     made.block_discovery->Start();

@@ -85,6 +85,10 @@ inline constexpr MetricDefinition kWorkers = {MetricKind::kGauge,
                                               "Workers that take new work, by tier (block, token).",
                                               {"tier"},
                                               2};
+inline constexpr MetricDefinition kTiersSilent = {
+    MetricKind::kGauge, "blockserve_gateway_tiers_silent_seconds",
+    "Since a block last came back from both tiers, of a request or a probe; at first, since the "
+    "gateway's start."};
 inline constexpr MetricDefinition kWorkerInFlight = {
     MetricKind::kGauge,
     "blockserve_gateway_worker_rows_in_flight",
@@ -162,6 +166,7 @@ inline constexpr const MetricDefinition* kGatewayMetrics[] = {&kRequests,
                                                               &kSequencesWaiting,
                                                               &kRows,
                                                               &kWorkers,
+                                                              &kTiersSilent,
                                                               &kWorkerInFlight,
                                                               &kWorkerBatch,
                                                               &kWorkerBusy,

@@ -1,6 +1,7 @@
 #include "gateway/tier_metrics.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "gateway/metric_definitions.h"
 
@@ -13,10 +14,11 @@ void SetTotal(const MetricCounter& counter, int64_t total) {
 
 }  // namespace
 
-TierMetrics::TierMetrics(MetricRegistry& registry)
+TierMetrics::TierMetrics(MetricRegistry& registry, absl::Time now)
     : registry_(registry),
       block_workers_(registry.Gauge(kWorkers, {"block"})),
       token_workers_(registry.Gauge(kWorkers, {"token"})),
+      tiers_silent_(registry.Gauge(kTiersSilent)),
       sequences_waiting_(registry.Gauge(kSequencesWaiting)),
       rows_(registry.Gauge(kRows)),
       rows_waiting_(registry.Gauge(kRowsWaiting)),
@@ -35,7 +37,8 @@ TierMetrics::TierMetrics(MetricRegistry& registry)
       reopened_failed_(registry.Counter(kReopened, {"failed"})),
       reopened_suspended_(registry.Counter(kReopened, {"suspended"})),
       row_audits_(registry, "row"),
-      context_audits_(registry, "context") {}
+      context_audits_(registry, "context"),
+      answered_at_(now) {}
 
 TierMetrics::Audits::Audits(MetricRegistry& registry, absl::string_view kind)
     : compared(registry.Counter(kAudits, {kind, "compared"})),
@@ -51,8 +54,13 @@ void TierMetrics::Audits::Set(const AuditStats& stats) const {
 }
 
 void TierMetrics::Update(const BlockTier& blocks, const TokenTier& tokens,
-                         const AuditStats& row_audits) {
+                         const AuditStats& row_audits, absl::Time now) {
   ++updates_;
+  // A row that is answered has come through the block tier before.
+  if (std::exchange(answered_rows_, tokens.stats().rows) != tokens.stats().rows) {
+    answered_at_ = now;
+  }
+  tiers_silent_.Set(absl::ToDoubleSeconds(now - answered_at_));
   UpdateTier("block", block_workers_, blocks.WorkerStatuses());
   UpdateTier("token", token_workers_, tokens.WorkerStatuses());
   ForgetGone();

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "common/metrics.h"
 #include "gateway/audit.h"
 #include "gateway/block_tier.h"
@@ -20,9 +21,10 @@ namespace blockserve {
 class TierMetrics {
  public:
   // `registry` must outlive this.
-  explicit TierMetrics(MetricRegistry& registry);
+  TierMetrics(MetricRegistry& registry, absl::Time now);
 
-  void Update(const BlockTier& blocks, const TokenTier& tokens, const AuditStats& row_audits);
+  void Update(const BlockTier& blocks, const TokenTier& tokens, const AuditStats& row_audits,
+              absl::Time now);
 
  private:
   // A worker's series; they go with it.
@@ -44,13 +46,16 @@ class TierMetrics {
   void ForgetGone();
 
   MetricRegistry& registry_;
-  MetricGauge block_workers_, token_workers_, sequences_waiting_, rows_, rows_waiting_;
+  MetricGauge block_workers_, token_workers_, tiers_silent_, sequences_waiting_, rows_,
+      rows_waiting_;
   MetricCounter retried_died_, retried_silent_, retried_refused_, retried_failed_, hedged_,
       hedges_won_, ejected_, returned_, condemned_, reopened_lost_, reopened_silent_,
       reopened_leaving_, reopened_failed_, reopened_suspended_;
   Audits row_audits_, context_audits_;
   std::map<WorkerName, Worker> workers_;
   uint64_t updates_ = 0;
+  int64_t answered_rows_ = 0;
+  absl::Time answered_at_;
 };
 
 }  // namespace blockserve

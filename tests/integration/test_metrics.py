@@ -88,6 +88,16 @@ def test_autoscalers_and_alerts_use_metrics_that_exist():
     assert used and used - known == set()
 
 
+def test_the_tiers_silence_ends_with_every_block_that_comes_back(tiers):
+    gateway, client = tiers[2:]
+    name = "blockserve_gateway_tiers_silent_seconds"
+    ask(client, {"prompt": [1] * 9, "max_tokens": 4, "ignore_eos": True, "seed": 1})
+    harness.wait_until(lambda: scrape(gateway).value(name) > 0.5, "nothing has been asked for a while")
+    silent = scrape(gateway).value(name)
+    ask(client, {"prompt": [1] * 9, "max_tokens": 4, "ignore_eos": True, "seed": 1})
+    harness.wait_until(lambda: scrape(gateway).value(name) < silent, "a block has come back")
+
+
 def test_requests_and_tokens_are_counted_once(tiers):
     block, token, gateway, client = tiers
     before, blocks_before, rows_before = scrape(gateway), scrape(block), scrape(token)
