@@ -43,9 +43,12 @@ def test_flags_that_the_page_names_exist():
     shown = "".join(subprocess.run([harness.program(program), "--helpfull"], text=True,
                                    capture_output=True, check=True).stdout
                     for program in programs)
-    shown += (harness.ROOT / "tools" / "size_deployment.py").read_text(encoding="utf-8")
+    for script in ("tools/size_deployment.py", "scripts/make_certificates"):
+        shown += (harness.ROOT / script).read_text(encoding="utf-8")
+    shown += subprocess.run([harness.program("blockserve"), "keys", "--helpfull"], text=True,
+                            capture_output=True, check=True).stdout
     others = {"--target", "--tag", "--build-arg", "--prefix", "--previous", "--install",  # others' tools
-              "--prompt", "--generate", "--sequences", "--format", "--output", "--model"}
+              "--from-file", "--namespace", "--type", "--prompt", "--generate", "--sequences", "--format", "--output", "--model"}
     for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - others:
         assert re.search(rf"{flag}\b", shown), flag
 
