@@ -21,13 +21,20 @@ bool IsCharged(const absl::Status& status) {
          !absl::IsDeadlineExceeded(status) && !absl::IsUnauthenticated(status);
 }
 
-AdmissionRequest AdmissionOf(const GenerationRequest& request) {
+// What both kinds of requests tell alike.
+template <class Request>
+AdmissionRequest WhoAsks(const Request& request) {
   AdmissionRequest admission;
   admission.key = request.key;
   admission.priority = request.priority;
   admission.deadline = request.deadline;
   admission.prompts_of_call = request.origin.prompts_of_call;
   admission.first_of_call = request.origin.first_of_call;
+  return admission;
+}
+
+AdmissionRequest AdmissionOf(const GenerationRequest& request) {
+  AdmissionRequest admission = WhoAsks(request);
   admission.choices = request.n;
   admission.length = request.max_tokens;
   int64_t to_write = int64_t{request.max_tokens} * request.n;
@@ -51,12 +58,7 @@ AdmissionRequest AdmissionOf(const GenerationRequest& request) {
 }
 
 AdmissionRequest AdmissionOf(const ScoringRequest& request, int32_t block_length) {
-  AdmissionRequest admission;
-  admission.key = request.key;
-  admission.priority = request.priority;
-  admission.deadline = request.deadline;
-  admission.prompts_of_call = request.origin.prompts_of_call;
-  admission.first_of_call = request.origin.first_of_call;
+  AdmissionRequest admission = WhoAsks(request);
   admission.tokens = static_cast<int64_t>(request.tokens.size());
   admission.scores = true;
   const int64_t scored = admission.tokens - request.first_scored;

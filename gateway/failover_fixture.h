@@ -5,6 +5,9 @@
 #ifndef BLOCKSERVE_GATEWAY_FAILOVER_FIXTURE_H_
 #define BLOCKSERVE_GATEWAY_FAILOVER_FIXTURE_H_
 
+#include <gmock/gmock.h>
+
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -29,6 +32,29 @@ class FailoverFixture : public CoreFixture {
     size_t tokens = 0;
     for (const auto& [choice, received] : stream.sink->tokens) tokens += received.size();
     return tokens;
+  }
+  // Workers die of the rows of this stream, from its 20th token on; each death is counted.
+  void MakeDeadly(uint64_t seed, int& kills) {
+    for (const auto& worker : workers_) {
+      worker->deadly = [seed, &kills](const v1::TokenRowRequest& row) {
+        if (row.seed() != seed || row.position() < 20) return false;
+        ++kills;
+        return true;
+      };
+    }
+  }
+  // The one of this seed has ended INTERNAL, with a message that says `why`.
+  void ExpectAllExactBut(uint64_t seed, const std::string& why,
+                         const std::vector<Stream>& streams) {
+    for (const Stream& stream : streams) {
+      if (stream.request.seed == seed) {
+        EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+        EXPECT_THAT(stream.sink->status.message(), ::testing::HasSubstr(why));
+      } else {
+        ExpectExact(stream);
+      }
+    }
+    ExpectNothingLeft();
   }
   void ExpectAllExact(const std::vector<Stream>& streams) {
     for (const Stream& stream : streams) ExpectExact(stream);

@@ -239,49 +239,22 @@ TEST_F(TokenFailoverTest, ADrainingTokenWorkerGetsNoNewRowsAndLosesNone) {
 TEST_F(TokenFailoverTest, ARowThatKillsWorkersEndsItsRequestAlone) {
   MakeCore(1, 5);
   int kills = 0;
-  for (const auto& worker : workers_) {
-    worker->deadly = [&](const v1::TokenRowRequest& row) {
-      if (row.seed() != 4 || row.position() < 20) return false;
-      ++kills;
-      return true;
-    };
-  }
+  MakeDeadly(/*seed=*/4, kills);
   const std::vector<Stream> streams = Load(30, 60);
   ASSERT_TRUE(RunUntilDone(streams));
   EXPECT_EQ(kills, 3);
-  for (const Stream& stream : streams) {
-    if (stream.request.seed == 4) {
-      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
-      EXPECT_THAT(stream.sink->status.message(), HasSubstr("token workers died"));
-    } else {
-      ExpectExact(stream);
-    }
-  }
-  ExpectNothingLeft();
+  ExpectAllExactBut(4, "token workers died", streams);
 }
 
 // Among many it takes one more: with a cohort of those that died with it first.
 TEST_F(TokenFailoverTest, ARowThatKillsWorkersIsFoundAmongMany) {
   MakeCore(1, 6);
   int kills = 0;
-  for (const auto& worker : workers_) {
-    worker->deadly = [&](const v1::TokenRowRequest& row) {
-      if (row.seed() != 4 || row.position() < 20) return false;
-      ++kills;
-      return true;
-    };
-  }
+  MakeDeadly(/*seed=*/4, kills);
   const std::vector<Stream> streams = Load(400, 60);
   ASSERT_TRUE(RunUntilDone(streams));
   EXPECT_EQ(kills, 4);
-  for (const Stream& stream : streams) {
-    if (stream.request.seed == 4) {
-      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
-    } else {
-      ExpectExact(stream);
-    }
-  }
-  ExpectNothingLeft();
+  ExpectAllExactBut(4, "token workers died", streams);
 }
 
 // One by one they would take 2 s.
@@ -375,15 +348,7 @@ TEST_F(TokenFailoverTest, NonFiniteLogitsEndTheirRequestAloneAfterTwoWorkers) {
   ASSERT_TRUE(RunUntilDone(streams));
   EXPECT_EQ(failed, 2);
   EXPECT_EQ(core_->token_tier().stats().ejected, 0);
-  for (const Stream& stream : streams) {
-    if (stream.request.seed == 4) {
-      EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
-      EXPECT_THAT(stream.sink->status.message(), HasSubstr("non-finite"));
-    } else {
-      ExpectExact(stream);
-    }
-  }
-  ExpectNothingLeft();
+  ExpectAllExactBut(4, "non-finite", streams);
 }
 
 // It is always the one with the least to do.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -11,7 +12,6 @@
 #include "absl/time/clock.h"
 #include "common/random_bits.h"
 #include "common/trace_context.h"
-#include "gateway/context_length.h"
 #include "gateway/http/json_fields.h"
 #include "gateway/validate.h"
 
@@ -240,9 +240,10 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
         message = absl::StrCat("prompt[", i, "]", absl::StripPrefix(message, "prompt"));
       }
       absl::Status renamed(prompt.status().code(), message);
-      return IsContextLengthExceeded(prompt.status())
-                 ? WithContextLengthExceeded(std::move(renamed))
-                 : renamed;
+      prompt.status().ForEachPayload([&renamed](absl::string_view type, const absl::Cord& payload) {
+        renamed.SetPayload(type, payload);
+      });
+      return renamed;
     }
     RequestOrigin origin;
     origin.trace = trace;
