@@ -65,7 +65,8 @@ class RowHistory {
   int cohort_ = 1;  // after the first death
 };
 
-// A worker whose connection broke may be back within this: then it was not killed.
+// A worker whose connection broke may be back within this: then it was not killed. One that cannot
+// be reached when it is tried again was.
 inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
 
 // ---- block tier

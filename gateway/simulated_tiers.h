@@ -50,6 +50,7 @@ inline float SimulatedLogprob(uint64_t context, absl::Span<const int32_t> block,
 inline constexpr int32_t kSimulatedVocab = 997;
 inline constexpr int32_t kSimulatedLength = 4;
 inline constexpr int32_t kSimulatedWidth = 2;  // a hash is two float32 wide
+inline constexpr absl::Duration kConnectAgain = absl::Milliseconds(40);
 
 // What both kinds of worker have in common: a connection that can be cut, an answer that takes
 // time.
@@ -64,13 +65,14 @@ class SimulatedWorker {
 
   std::unique_ptr<Link> MakeLink() { return std::make_unique<Connection>(*this); }
 
-  // The process is gone; what it was doing is lost.
+  // The process is gone; what it was doing is lost, and whoever connects is refused.
   void Kill() {
     if (!up) return;
     up = false;
     frozen = hung = false;
     Forget();
     Cut(absl::UnavailableError("connection reset"));
+    RefuseLater();
   }
   void Restart() {
     if (up) return;
@@ -79,7 +81,7 @@ class SimulatedWorker {
     ++incarnation;
     Connect();
   }
-  // The connection alone breaks; Mend makes it again.
+  // The connection alone breaks, and is not refused; Mend makes it again.
   void Break(absl::Status status = absl::UnavailableError("broken pipe")) {
     Cut(std::move(status));
   }
@@ -190,6 +192,14 @@ class SimulatedWorker {
     connection_->connected = false;
     loop.Post([this, alive = alive_, to = connection_, status] {
       if (*alive && connection_ == to) to->observer->OnLost(status);
+    });
+  }
+  // As a link that connects again and again, without its jitter.
+  void RefuseLater() {
+    loop.PostAfter(kConnectAgain, [this, alive = alive_, epoch = epoch_] {
+      if (!*alive || up || epoch != epoch_ || connection_ == nullptr) return;
+      connection_->observer->OnLost(absl::UnavailableError("connection refused"));
+      RefuseLater();
     });
   }
   void Deliver(Reply reply) {

@@ -246,6 +246,35 @@ TEST_F(TokenFailoverTest, ARowThatKillsWorkersEndsItsRequestAlone) {
   ExpectAllExactBut(4, "token workers died", streams);
 }
 
+TEST_F(TokenFailoverTest, TheVerdictOnARowThatKillsWorkersWaitsUntilTheLastIsSeenToBeGone) {
+  MakeCore(1, 5);
+  int kills = 0;
+  MakeDeadly(/*seed=*/4, kills);
+  const std::vector<Stream> streams = {Generate(Request(5, 60, 4))};
+  ASSERT_TRUE(loop_.RunUntil([&] { return kills == 3; }));
+  loop_.Advance(kConnectAgain / 2);
+  EXPECT_EQ(streams[0].sink->done, 0);
+  ASSERT_TRUE(RunUntilDone(streams, kConnectAgain));
+  ExpectAllExactBut(4, "token workers died", streams);
+}
+
+TEST_F(TokenFailoverTest, ARowThatOnlyLostItsConnectionsIsAcquittedThoughTheyWereAwayForLong) {
+  MakeCore(1, 4);
+  int breaks = 0;
+  for (const auto& worker : workers_) {
+    worker->deadly = [&, lost = worker.get()](const v1::TokenRowRequest& row) {
+      if (row.position() < 20 || ++breaks > 8) return false;
+      lost->Break();
+      loop_.PostAfter(9 * kReturnWait / 10, [lost] { lost->Mend(); });
+      return false;
+    };
+  }
+  const std::vector<Stream> streams = {Generate(Request(5, 60, 4))};
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_GT(breaks, 8);
+  ExpectAllExact(streams);
+}
+
 // Among many it takes one more: with a cohort of those that died with it first.
 TEST_F(TokenFailoverTest, ARowThatKillsWorkersIsFoundAmongMany) {
   MakeCore(1, 6);

@@ -178,11 +178,14 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   const bool same_process = incarnation != 0 && incarnation == worker.member.identity.incarnation;
   if (same_process) {
     Acquit(worker);
-  } else if (worker.died || worker.health.ejected()) {
-    // The one before it broke off with rows of ours: this one is tried with a probe first.
-    worker.health.Eject(loop_.Now());
   } else {
-    worker.health.Reset();
+    OnGone(worker);
+    if (worker.died || worker.health.ejected()) {
+      // The one before it broke off with rows of ours: this one is tried with a probe first.
+      worker.health.Eject(loop_.Now());
+    } else {
+      worker.health.Reset();
+    }
   }
   worker.blamed.clear();
   worker.died = false;
@@ -210,6 +213,16 @@ void TokenTier::Acquit(Worker& worker) {
     row.history.WorkerIsBack(alone);
     row.not_before = absl::InfinitePast();
     if (row.waiting) Enqueue(handle, row, /*is_new=*/false);
+  }
+}
+
+void TokenTier::OnGone(Worker& worker) {
+  for (const auto& [handle, alone] : worker.blamed) {
+    const auto found = rows_.find(handle);
+    if (found == rows_.end()) continue;
+    Row& row = *found->second;
+    if (row.died_last != worker.member.identity.incarnation || !row.history.given_up()) continue;
+    row.not_before = absl::InfinitePast();  // the end is told by GiveUp
   }
 }
 
@@ -341,7 +354,8 @@ void TokenTier::OnAnswered(Worker& worker, const Attempt& attempt, Row* row) {
 void TokenTier::OnLost(Worker& worker, absl::Status status) {
   // A worker that drains or ends its stream in order was not killed by a row, nor was one whose
   // stream ended for a message or a queue that was too large.
-  const bool died = worker.member.connected && !worker.member.draining && !status.ok() &&
+  const bool was_connected = worker.member.connected;
+  const bool died = was_connected && !worker.member.draining && !status.ok() &&
                     status.code() != absl::StatusCode::kFailedPrecondition &&
                     status.code() != absl::StatusCode::kResourceExhausted;
   const bool was_usable = worker.member.usable();
@@ -361,6 +375,7 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
     if (died && !what.stalled) {
       row.history.WorkerDied(what.alone, rows);
       worker.blamed.emplace_back(what.handle, what.alone);
+      row.died_last = worker.member.identity.incarnation;
       if (row.history.given_up()) {
         row.not_before = loop_.Now() + kReturnWait;  // the end is told by GiveUp
       } else if (what.alone) {
@@ -373,6 +388,8 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
       Enqueue(what.handle, row, /*is_new=*/false);
     }
   }
+  // Told again of each attempt to connect that fails.
+  if (!was_connected) OnGone(worker);
   if (was_usable && on_change_) on_change_();
   RetireIfEmpty(worker);
   SchedulePump();

@@ -130,6 +130,8 @@ class TokenTier {
   void OnLost(Worker& worker, absl::Status status);
   // The worker's process lives: the rows that it was lost with are not why.
   void Acquit(Worker& worker);
+  // Nobody is at its address, or another process: no verdict waits for it any longer.
+  void OnGone(Worker& worker);
   void OnRow(Worker& worker, v1::TokenRowReply& reply);
   void OnAnswered(Worker& worker, const Attempt& attempt, Row* row);
   void OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::Status& status);
