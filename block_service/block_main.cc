@@ -5,22 +5,14 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "block_service/block_service.h"
 #include "common/flag_table.h"
-#include "common/logging.h"
-#include "common/process_metrics.h"
 #include "common/program.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "model/device.h"
-#include "rpc/health_server.h"
-#include "rpc/listen_address.h"
-#include "rpc/metrics_server.h"
-#include "rpc/server.h"
 #include "rpc/server_logging.h"
-#include "rpc/signals.h"
 #include "rpc/tier_program.h"
 
 namespace blockserve {
@@ -46,7 +38,7 @@ void Options::AddFlags(FlagTable& flags) {
   service.max_sequences = 0;
   service.prefill_chunk = 0;
   program.AddFlags(flags);
-  flags.Add("name", "name for people; default: the address listened on", &service.name);
+  flags.Add("name", "name for people; default: host name and port", &service.name);
   flags.Add("device", kDeviceFlagHelp, &service.device);
   flags.Add("arithmetic", kArithmeticFlagHelp, &service.arithmetic);
   flags.Add("kv_memory_mib", kKvMemoryFlagHelp, &service.kv_memory_mib);
@@ -73,53 +65,18 @@ absl::Status Options::Validate() const {
 }
 
 absl::Status Serve(Options options) {
-  // Before any thread is started.
-  TerminationWaiter termination;
-  absl::StatusOr<std::unique_ptr<HealthServer>> health =
-      HealthServer::Start(options.program.health_listen);
-  if (!health.ok()) return health.status();
-  // Loading takes its time: what cannot be listened on is told before.
-  const ServerOptions& front = options.program.server;
-  if (absl::Status status = CheckListenAddress(front.listen_flag, front.listen_address);
-      !status.ok()) {
-    return status;
-  }
-  MetricRegistry metrics;
-  const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
-  options.service.metrics = &metrics;
-  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(options.program.model);
-  if (!checkpoint.ok()) return checkpoint.status();
-  ThreadPool pool(options.program.num_threads());
-  absl::StatusOr<std::unique_ptr<BlockService>> service =
-      BlockService::Create(options.service, **checkpoint, &pool);
-  if (!service.ok()) return service.status();
-  absl::StatusOr<std::unique_ptr<RpcServer>> server =
-      RpcServer::Start(front, {(*service)->service()});
-  if (!server.ok()) return server.status();
-  absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
-      MetricsServer::StartIfAsked(options.program.metrics, options.program.server.tls, metrics);
-  if (!metrics_server.ok()) return metrics_server.status();
-  (*service)->WaitUntilKnown();
-  (*server)->SetServing(true);
-  (*health)->WatchProgress({(*service)->progress()}, options.program.stall_bound);
-  (*health)->SetReady();
-  LogInfo(absl::StrCat("listening on ", (*server)->address(), ", ", pool.num_threads(),
-                       " threads, arithmetic ", (*service)->numeric_id()));
-
-  const int signal = termination.Wait();
-  LogInfo(absl::StrCat("signal ", signal, ": draining"));
-  (*health)->SetDraining();
-  (*server)->SetServing(false);
-  const BlockLoadReport load = (*service)->stats().load;
-  LogInfo(absl::StrCat("in hand at the end: ", load.pages.sequences, " sequences, ",
-                       (*service)->kv_pages() - load.pages.free_pages - load.pages.cached_pages,
-                       " KV pages"));
-  (*service)->StartDraining();
-  const bool empty = (*service)->WaitUntilEmpty(kDrainTime);
-  LogInfo(empty ? "no sequence is left" : "leaving with open sequences");
-  (*service)->Stop();
-  (*server)->Shutdown(absl::Seconds(2));
-  return absl::OkStatus();
+  std::unique_ptr<Checkpoint> checkpoint;
+  std::unique_ptr<ThreadPool> pool;
+  return ServeTier(options.program, kDrainTime,
+                   [&](MetricRegistry& metrics) -> absl::StatusOr<std::unique_ptr<TierService>> {
+                     options.service.metrics = &metrics;
+                     absl::StatusOr<std::unique_ptr<Checkpoint>> opened =
+                         Checkpoint::Open(options.program.model);
+                     if (!opened.ok()) return opened.status();
+                     checkpoint = *std::move(opened);
+                     pool = std::make_unique<ThreadPool>(options.program.num_threads());
+                     return BlockService::Create(options.service, *checkpoint, pool.get());
+                   });
 }
 
 int Main(int argc, char** argv) {
@@ -128,7 +85,7 @@ int Main(int argc, char** argv) {
   options.AddFlags(flags);
   const std::vector<std::string> arguments(argv + 1, argv + argc);
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
-  if (options.service.name.empty()) options.service.name = options.program.server.listen_address;
+  if (options.service.name.empty()) options.service.name = options.program.DefaultName();
   absl::Status status = options.Validate();
   if (status.ok()) status = ConfigureServerLogging(options.program.logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);

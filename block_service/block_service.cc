@@ -271,7 +271,7 @@ void BlockService::WaitUntilKnown() {
 
 void BlockService::StartDraining() { impl_->loop->mailbox()->Post(DrainWanted{}); }
 
-bool BlockService::WaitUntilEmpty(absl::Duration timeout) {
+bool BlockService::WaitUntilDrained(absl::Duration timeout) {
   return impl_->loop->WaitUntilEmpty(timeout);
 }
 
@@ -288,6 +288,10 @@ const std::string& BlockService::numeric_id() const {
   return impl_->context->hello.tier().numeric_id();
 }
 
-int64_t BlockService::kv_pages() const { return impl_->pages; }
+std::string BlockService::InHand() const {
+  const BlockSchedulerLoad now = stats().load.pages;
+  return absl::StrCat(now.sequences, " sequences, ",
+                      impl_->pages - now.free_pages - now.cached_pages, " KV pages");
+}
 
 }  // namespace blockserve

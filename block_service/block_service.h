@@ -3,8 +3,6 @@
 #ifndef BLOCKSERVE_BLOCK_SERVICE_BLOCK_SERVICE_H_
 #define BLOCKSERVE_BLOCK_SERVICE_BLOCK_SERVICE_H_
 
-#include <grpcpp/impl/codegen/service_type.h>
-
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -20,6 +18,7 @@
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "model/engine.h"
+#include "rpc/tier_service.h"
 
 namespace blockserve {
 
@@ -70,7 +69,7 @@ struct BlockServiceParts {
   std::function<std::string()> hash_part;
 };
 
-class BlockService {
+class BlockService final : public TierService {
  public:
   // Loads the model's block part, allocates its KV and probes its numeric id. `checkpoint` and
   // `pool` must outlive the service. Errors name the flag, file or tensor.
@@ -79,28 +78,21 @@ class BlockService {
                                                               ThreadPool* pool);
   static absl::StatusOr<std::unique_ptr<BlockService>> Create(const BlockServiceConfig& config,
                                                               BlockServiceParts parts);
-  // As Stop. The gRPC server that has service() must have been shut down before.
-  ~BlockService();
+  ~BlockService() override;  // as Stop
   BlockService(const BlockService&) = delete;
   BlockService& operator=(const BlockService&) = delete;
 
-  grpc::Service* service();
+  grpc::Service* service() override;
+  void WaitUntilKnown() override;
+  void StartDraining() override;  // open sequences are served on
+  // True when no sequence is left.
+  bool WaitUntilDrained(absl::Duration timeout) override;
+  void Stop() override;
 
-  // Returns when streams can be greeted, for which the hash of the model's part must be known: from
-  // then on gateways give this replica work. Not thread-safe with Stop.
-  void WaitUntilKnown();
-  // Tells every stream that this replica leaves, takes no new sequences, and serves on.
-  void StartDraining();
-  // True when no sequence is left, false after `timeout`.
-  bool WaitUntilEmpty(absl::Duration timeout);
-  // Ends the streams (UNAVAILABLE) and the threads. Idempotent.
-  void Stop();
-
+  const std::string& numeric_id() const override;
+  std::shared_ptr<const Progress> progress() const override;
+  std::string InHand() const override;
   EngineLoopStats stats() const;
-  // Of the engine's thread, for liveness.
-  std::shared_ptr<const Progress> progress() const;
-  const std::string& numeric_id() const;
-  int64_t kv_pages() const;
 
  private:
   struct Impl;

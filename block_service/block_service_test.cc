@@ -232,7 +232,7 @@ TEST(BlockServiceStream, AGatewayThatVanishesLeavesNothingBehind) {
     gateway.Wait(open);
     gateway.Vanish();
   }
-  EXPECT_TRUE(fake.service->WaitUntilEmpty(absl::Seconds(60)));
+  EXPECT_TRUE(fake.service->WaitUntilDrained(absl::Seconds(60)));
   const BlockSchedulerLoad pages = fake.service->stats().load.pages;
   EXPECT_EQ(pages.free_pages + pages.cached_pages, 64);
 }
@@ -253,10 +253,10 @@ TEST(BlockServiceStream, DrainingIsToldToAllAndSequencesFinish) {
   one.Flush();
   EXPECT_EQ(one.Rows(append), Fake::Expected({1, 2, 3, 4}));
   EXPECT_TRUE(one.draining);
-  EXPECT_FALSE(fake.service->WaitUntilEmpty(absl::ZeroDuration()));
+  EXPECT_FALSE(fake.service->WaitUntilDrained(absl::ZeroDuration()));
   one.Close(1);
   one.Flush();
-  EXPECT_TRUE(fake.service->WaitUntilEmpty(absl::Seconds(60)));
+  EXPECT_TRUE(fake.service->WaitUntilDrained(absl::Seconds(60)));
   fake.service->Stop();
   EXPECT_EQ(one.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_EQ(two.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);

@@ -1,12 +1,26 @@
 #include "rpc/tier_program.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
+#include "common/process_metrics.h"
+#include "rpc/health_server.h"
+#include "rpc/listen_address.h"
+#include "rpc/metrics_server.h"
+#include "rpc/signals.h"
 #include "rpc/tls.h"
 
 namespace blockserve {
+namespace {
+
+// What has been answered is on its way by then.
+constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
+
+}  // namespace
+
 void TierProgramOptions::AddFlags(FlagTable& flags) {
   flags.Add("model", "folder of the model: config.json and safetensors", &model);
   flags.Add("listen", "address to serve gateways on; port 0: any", &server.listen_address);
@@ -48,6 +62,57 @@ absl::Status TierProgramOptions::Validate() const {
 int TierProgramOptions::num_threads() const {
   if (threads > 0) return threads;
   return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+}
+
+std::string TierProgramOptions::DefaultName() const {
+  char host[256] = {};
+  if (gethostname(host, sizeof(host) - 1) != 0) return server.listen_address;
+  const size_t colon = server.listen_address.rfind(':');
+  return absl::StrCat(host, colon == std::string::npos ? "" : server.listen_address.substr(colon));
+}
+
+absl::Status ServeTier(
+    const TierProgramOptions& options, absl::Duration drain_time,
+    const std::function<absl::StatusOr<std::unique_ptr<TierService>>(MetricRegistry&)>& load) {
+  // Before any thread is started.
+  TerminationWaiter termination;
+  absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start(options.health_listen);
+  if (!health.ok()) return health.status();
+  // Loading takes its time: what cannot be listened on is told before.
+  if (absl::Status status =
+          CheckListenAddress(options.server.listen_flag, options.server.listen_address);
+      !status.ok()) {
+    return status;
+  }
+  MetricRegistry metrics;
+  const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
+  const absl::StatusOr<std::unique_ptr<TierService>> service = load(metrics);
+  if (!service.ok()) return service.status();
+  const absl::StatusOr<std::unique_ptr<RpcServer>> server =
+      RpcServer::Start(options.server, {(*service)->service()});
+  if (!server.ok()) return server.status();
+  const absl::StatusOr<std::unique_ptr<MetricsServer>> metrics_server =
+      MetricsServer::StartIfAsked(options.metrics, options.server.tls, metrics);
+  if (!metrics_server.ok()) return metrics_server.status();
+  (*service)->WaitUntilKnown();
+  (*server)->SetServing(true);
+  (*health)->WatchProgress({(*service)->progress()}, options.stall_bound);
+  (*health)->SetReady();
+  LogInfo(absl::StrCat("listening on ", (*server)->address(), ", ", options.num_threads(),
+                       " threads, numeric id ", (*service)->numeric_id()));
+
+  const int signal = termination.Wait();
+  LogInfo(absl::StrCat("signal ", signal, ": draining; in hand: ", (*service)->InHand()));
+  (*health)->SetDraining();
+  (*server)->SetServing(false);
+  (*service)->StartDraining();
+  if (!(*service)->WaitUntilDrained(drain_time)) {
+    LogWarning(absl::StrCat("leaving with work in hand: ", (*service)->InHand()));
+  }
+  (*service)->Stop();
+  (*server)->Shutdown(kShutdownGrace);
+  LogInfo("stopped");
+  return absl::OkStatus();
 }
 
 }  // namespace blockserve

@@ -301,5 +301,9 @@ void TokenService::Stop() { impl_->Stop(); }
 const std::string& TokenService::numeric_id() const { return impl_->numeric_id(); }
 TokenService::Stats TokenService::stats() const { return impl_->stats(); }
 std::shared_ptr<const Progress> TokenService::progress() const { return impl_->progress(); }
+std::string TokenService::InHand() const {
+  const Stats now = stats();
+  return absl::StrCat(now.waiting + now.running, " rows");
+}
 
 }  // namespace blockserve

@@ -2,8 +2,6 @@
 #ifndef BLOCKSERVE_TOKEN_SERVICE_TOKEN_SERVICE_H_
 #define BLOCKSERVE_TOKEN_SERVICE_TOKEN_SERVICE_H_
 
-#include <grpcpp/impl/codegen/service_type.h>
-
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -13,10 +11,10 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/metrics.h"
-#include "common/progress.h"
 #include "common/thread_pool.h"
 #include "model/checkpoint.h"
 #include "model/engine.h"
+#include "rpc/tier_service.h"
 #include "token_service/fault_injection.h"
 
 namespace blockserve {
@@ -49,9 +47,8 @@ struct TokenServiceIdentity {
   std::function<std::string()> part_hash;
 };
 
-// Thread-safe. The order of an end: StartDraining, WaitUntilDrained, Stop, then the server's
-// Shutdown, then the destructor.
-class TokenService {
+// Thread-safe.
+class TokenService final : public TierService {
  public:
   // Loads the engine and probes it. `checkpoint` and `pool` must outlive the service. Errors: those
   // of Validate and of loading.
@@ -62,25 +59,20 @@ class TokenService {
   static absl::StatusOr<std::unique_ptr<TokenService>> CreateOnEngine(
       const TokenServiceConfig& config, std::unique_ptr<TokenEngine> engine,
       TokenServiceIdentity identity);
-  ~TokenService();
+  ~TokenService() override;
   TokenService(const TokenService&) = delete;
   TokenService& operator=(const TokenService&) = delete;
 
-  // To be registered with one server, which must have ended before this is destroyed.
-  grpc::Service* service();
+  grpc::Service* service() override;
+  void WaitUntilKnown() override;
+  // Rows that wait are given back (UNAVAILABLE); those being decoded are finished.
+  void StartDraining() override;
+  bool WaitUntilDrained(absl::Duration timeout) override;
+  void Stop() override;  // the step that runs is finished
 
-  // Returns when streams can be greeted, for which the hash of the model's part must be known: from
-  // then on gateways give this worker rows. Not thread-safe with the destructor.
-  void WaitUntilKnown();
-  // Tells every gateway, refuses new rows and gives back those that wait (UNAVAILABLE); the rows
-  // being decoded are finished.
-  void StartDraining();
-  // True as soon as no row is in hand, false when `timeout` was over before.
-  bool WaitUntilDrained(absl::Duration timeout);
-  // Finishes the step that runs, answers what waits UNAVAILABLE, and ends every stream. Idempotent.
-  void Stop();
-
-  const std::string& numeric_id() const;
+  const std::string& numeric_id() const override;
+  std::shared_ptr<const Progress> progress() const override;
+  std::string InHand() const override;
   struct Stats {
     uint64_t steps = 0;
     int32_t waiting = 0;
@@ -88,8 +80,6 @@ class TokenService {
     int32_t streams = 0;
   };
   Stats stats() const;
-  // Of the thread that decodes, for liveness.
-  std::shared_ptr<const Progress> progress() const;
 
  private:
   class Impl;

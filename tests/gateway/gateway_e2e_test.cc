@@ -333,12 +333,12 @@ TEST_F(GatewayE2eTest, CancelFreesSequences) {
   v1::GenerateResponse event;
   for (int i = 0; i < 10; ++i) ASSERT_TRUE(reader->Read(&event));
   BlockService& service = *blocks_.at("inproc:block0").service;
-  EXPECT_FALSE(service.WaitUntilEmpty(absl::ZeroDuration()));
+  EXPECT_FALSE(service.WaitUntilDrained(absl::ZeroDuration()));
   context.TryCancel();
   while (reader->Read(&event)) {
   }
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
-  EXPECT_TRUE(service.WaitUntilEmpty(absl::Seconds(60)));
+  EXPECT_TRUE(service.WaitUntilDrained(absl::Seconds(60)));
 }
 
 TEST_F(GatewayE2eTest, ATokenWorkerDestroyedUnderItsStreams) {
@@ -373,7 +373,7 @@ TEST_F(GatewayE2eTest, StoppingEndsStreamsUnavailable) {
   gateway_->Stop();
   client.join();
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::UNAVAILABLE);
-  EXPECT_TRUE(blocks_.at("inproc:block0").service->WaitUntilEmpty(absl::Seconds(60)))
+  EXPECT_TRUE(blocks_.at("inproc:block0").service->WaitUntilDrained(absl::Seconds(60)))
       << "its replicas know which sequences are over";
 }
 
