@@ -82,6 +82,11 @@ absl::StatusOr<std::unique_ptr<Client>> ServerFlags::Connect() const {
   return Client::Create(client);
 }
 
+absl::Status ServerFlags::Explain(const absl::Status& status) const {
+  if (status.ok() || !addresses.has_value()) return status;
+  return absl::Status(status.code(), absl::StrCat(*addresses, ": ", status.message()));
+}
+
 void SourceOptions::AddFlags(FlagTable& flags) {
   flags.Add("model", "folder of a model, to be run in this process", &model);
   server.AddFlags(flags);
@@ -112,8 +117,8 @@ absl::Status SourceOptions::Validate() const {
 absl::StatusOr<std::unique_ptr<Source>> Source::Open(const SourceOptions& options) {
   std::unique_ptr<Source> source(new Source);
   source->timeout_ = options.timeout;
+  source->server_ = options.server;
   if (options.server.addresses.has_value()) {
-    source->server_ = *options.server.addresses;
     absl::StatusOr<std::unique_ptr<Client>> client = options.server.Connect();
     if (!client.ok()) return client.status();
     source->client_ = *std::move(client);
@@ -129,11 +134,6 @@ absl::StatusOr<std::unique_ptr<Source>> Source::Open(const SourceOptions& option
   source->embedded_ = *std::move(started);
   source->client_ = std::make_unique<Client>(source->embedded_->channel());
   return source;
-}
-
-absl::Status Source::Explain(const absl::Status& status) const {
-  if (status.ok() || server_.empty()) return status;
-  return absl::Status(status.code(), absl::StrCat(server_, ": ", status.message()));
 }
 
 }  // namespace blockserve

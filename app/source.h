@@ -28,6 +28,8 @@ struct ServerFlags {
   absl::Status Validate() const;
   // Needs `addresses`. Errors: a file that cannot be read.
   absl::StatusOr<std::unique_ptr<Client>> Connect() const;
+  // Puts `addresses` before an error of a call, where there are any.
+  absl::Status Explain(const absl::Status& status) const;
 };
 
 struct SourceOptions {
@@ -50,15 +52,15 @@ class Source {
 
   Client& client() { return *client_; }
   CallOptions call_options() const { return {timeout_}; }
-  // Puts the server's address before an error of a call, where there is a server.
-  absl::Status Explain(const absl::Status& status) const;
+  // As ServerFlags::Explain.
+  absl::Status Explain(const absl::Status& status) const { return server_.Explain(status); }
 
  private:
   Source() = default;
 
   std::unique_ptr<Embedded> embedded_;  // null with --server
   std::unique_ptr<Client> client_;
-  std::string server_;
+  ServerFlags server_;
   absl::Duration timeout_;
 };
 

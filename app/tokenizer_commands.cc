@@ -34,7 +34,9 @@ class TokenizerSource {
   absl::StatusOr<std::vector<int32_t>> Encode(const std::string& text) {
     if (server_.addresses.has_value()) {
       auto client = server_.Connect();
-      return client.ok() ? (*client)->Tokenize(text) : client.status();
+      if (!client.ok()) return client.status();
+      auto ids = (*client)->Tokenize(text);
+      return ids.ok() ? std::move(ids) : server_.Explain(ids.status());
     }
     auto tokenizer = LoadTokenizer(*model_);
     if (!tokenizer.ok()) return tokenizer.status();
@@ -43,7 +45,9 @@ class TokenizerSource {
   absl::StatusOr<std::string> Decode(const std::vector<int32_t>& ids, bool skip_special_tokens) {
     if (server_.addresses.has_value()) {
       auto client = server_.Connect();
-      return client.ok() ? (*client)->Detokenize(ids, skip_special_tokens) : client.status();
+      if (!client.ok()) return client.status();
+      auto text = (*client)->Detokenize(ids, skip_special_tokens);
+      return text.ok() ? std::move(text) : server_.Explain(text.status());
     }
     auto tokenizer = LoadTokenizer(*model_);
     if (!tokenizer.ok()) return tokenizer.status();

@@ -23,7 +23,8 @@ void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway) {
 void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http) {
   HttpConnectionLimits& limits = http.server.limits;
   flags.Subject("HTTP");
-  flags.Add("http_threads", "threads of the HTTP connections", &http.server.threads);
+  flags.Add("http_threads", "threads of the HTTP connections, and as many that read long texts",
+            &http.server.threads);
   flags.Add("http_max_connections", "HTTP connections; more are answered 503",
             &http.server.max_connections);
   flags.Add("http_max_header_bytes", "of an HTTP request; more: 431",

@@ -3,11 +3,9 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "common/logging.h"
 #include "common/version.h"
@@ -115,13 +113,7 @@ std::optional<HttpResponse> HttpApi::CheckHead(const HttpRequest& head,
                                "Content-Encoding"));
   }
   if (!options_.authenticate || !NeedsKey(head.path)) return std::nullopt;
-  absl::string_view token = head.header("Authorization");
-  if (!absl::StartsWithIgnoreCase(token, "Bearer ")) {
-    return refusal(
-        OpenAiError(absl::UnauthenticatedError("an API key is needed: Authorization: Bearer KEY")));
-  }
-  token = absl::StripAsciiWhitespace(token.substr(7));
-  absl::StatusOr<std::string> name = options_.authenticate(token);
+  absl::StatusOr<std::string> name = options_.authenticate(head.header("Authorization"));
   if (!name.ok()) return refusal(OpenAiError(name.status()));
   if (key_name != nullptr) *key_name = *std::move(name);
   return std::nullopt;

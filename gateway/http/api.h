@@ -31,9 +31,9 @@ struct HttpApiOptions {
   std::string cors_origin;
   // What /metrics shows, in Prometheus' text format; null: 404.
   std::function<std::string()> metrics;
-  // The name of the key that a bearer token is; UNAUTHENTICATED where it is none. Null: everybody
-  // may do everything. Called on the server's threads.
-  std::function<absl::StatusOr<std::string>(absl::string_view token)> authenticate;
+  // The name of the key in an Authorization header, "" where there is none; UNAUTHENTICATED for
+  // neither a key nor a header. Null: everybody may do everything. Called on the server's threads.
+  std::function<absl::StatusOr<std::string>(absl::string_view authorization)> authenticate;
   // Whether the key of this name may ask for this priority; null: any may.
   std::function<absl::Status(absl::string_view name, uint32_t priority)> check_priority;
   // That of a request which names none; null: normal.

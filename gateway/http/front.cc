@@ -53,8 +53,8 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
   HttpApiOptions api_options = options.api;
   api_options.text_threads = options.server.threads;
   if (ApiKeys* const keys = gateway.api_keys()) {
-    api_options.authenticate = [keys](absl::string_view token) {
-      return keys->Authenticate(token);
+    api_options.authenticate = [keys](absl::string_view authorization) {
+      return keys->AuthenticateHeader(authorization);
     };
     api_options.check_priority = [keys](absl::string_view name, uint32_t priority) {
       return keys->CheckPriority(name, priority);

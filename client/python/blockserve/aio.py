@@ -87,21 +87,7 @@ class AsyncStream:
 
 
 class AsyncClient:
-    """As blockserve.Client, for one event loop.
-
-    address: host:port of a gateway, or several of one deployment. Calls go to one of them, drawn for
-        each client, and on to the next when it cannot be reached or refuses.
-    timeout: seconds that a call may take, tries again included, where it does not say otherwise; None
-        leaves it to the server (10 minutes).
-    retries: how often in a row, without a new token, a call that a gateway cannot take is tried again
-        and a stream that breaks is resumed. 0: never. None: while a gateway that has answered before
-        is lost, for 30 s; where it refuses, or none has ever answered, 5 times. backoff: seconds
-        before the first, doubling up to 2, or the gateway's retry-after if that is longer; an error
-        is raised at once where the timeout would pass first.
-    api_key: sent with every call, without the whitespace around it; without tls everybody on the way
-        can read it. None or blank: none is sent.
-    tls: encrypted, with these files. Or gRPC's own credentials and channel options.
-    """
+    """As blockserve.Client, whose docstring tells the parameters; for one event loop."""
 
     def __init__(self, address: Addresses, *, timeout: Optional[float] = None,
                  retries: Optional[int] = None, backoff: float = 0.1,
