@@ -187,27 +187,88 @@ void ReadStreamOptions(JsonFields& fields, HttpCompletion& out) {
   for (std::string& name : inner.Unknown()) out.unknown_fields.push_back(std::move(name));
 }
 
-// What is not served here, but for the values that ask for nothing: client libraries send them
-// unasked.
+// Fields that are not served here, of OpenAI's and of other servers', and what each may say
+// nevertheless because it asks for nothing: client libraries send their defaults. Passed over, a
+// field that shapes the text would be answered with a text that is not what was asked for.
+struct UnsupportedField {
+  absl::string_view name;
+  bool (*asks_for_nothing)(const Json& value);
+};
+
+template <bool kValue>
+bool Is(const Json& value) {
+  return value == kValue;
+}
+template <int kValue>
+bool IsNumber(const Json& value) {
+  return value.is_number() && value == kValue;
+}
+bool IsBoolean(const Json& value) { return value.is_boolean(); }
+bool IsEmpty(const Json& value) {  // a string, list or object
+  return (value.is_string() && value.get_ref<const std::string&>().empty()) ||
+         (value.is_structured() && value.empty());
+}
+bool IsEmptyList(const Json& value) { return value.is_array() && value.empty(); }
+bool Never(const Json& /*value*/) { return false; }
+
+constexpr UnsupportedField kUnsupported[] = {
+    // OpenAI's.
+    {"tools", IsEmptyList},
+    // There are no tools: "auto" calls none either.
+    {"tool_choice", [](const Json& value) { return value == "none" || value == "auto"; }},
+    {"parallel_tool_calls", IsBoolean},
+    {"functions", IsEmptyList},
+    {"function_call", [](const Json& value) { return value == "none"; }},
+    {"response_format",
+     [](const Json& value) {
+       return value == Json{{"type", "text"}};
+     }},
+    {"suffix", [](const Json& value) { return value == ""; }},
+    {"modalities", [](const Json& value) { return value == Json::array({"text"}); }},
+    {"audio", Never},
+    // vLLM's, SGLang's and llama.cpp's: texts of a given form.
+    {"structured_outputs", IsEmpty},
+    {"guided_json", IsEmpty},
+    {"guided_regex", IsEmpty},
+    {"guided_choice", IsEmpty},
+    {"guided_grammar", IsEmpty},
+    {"json_schema", IsEmpty},
+    {"regex", IsEmpty},
+    {"ebnf", IsEmpty},
+    {"grammar", IsEmpty},
+    {"allowed_token_ids", Never},  // an empty list allows nothing
+    {"bad_words", IsEmptyList},
+    {"logits_processors", IsEmptyList},
+    // Other ways to sample.
+    {"use_beam_search", Is<false>},
+    {"length_penalty", IsNumber<1>},
+    {"typical_p", IsNumber<1>},
+    {"mirostat", IsNumber<0>},
+    {"mirostat_mode", IsNumber<0>},
+    {"dynatemp_range", IsNumber<0>},
+    {"xtc_probability", IsNumber<0>},
+    {"dry_multiplier", IsNumber<0>},
+    // Another prompt, or another text for the same tokens.
+    {"prompt_embeds", Never},
+    {"truncate_prompt_tokens", Never},
+    // No tokenizer of these models adds any.
+    {"add_special_tokens", IsBoolean},
+    {"skip_special_tokens", Is<true>},
+    {"spaces_between_special_tokens", IsBoolean},  // of those that are skipped
+    {"include_stop_str_in_output", Is<false>},
+    {"no_stop_trim", Is<false>},
+    // More about the prompt: `echo` with `logprobs` tells it.
+    {"prompt_logprobs", Never},
+};
+
 void RefuseUnsupported(JsonFields& fields) {
-  const auto refuse_unless = [&fields](const std::string& name, const auto& asks_for_nothing) {
+  for (const UnsupportedField& field : kUnsupported) {
+    const std::string name(field.name);
     const Json* value = fields.Find(name);
-    if (value != nullptr && !asks_for_nothing(*value)) fields.Fail(name, "is not supported here");
-  };
-  const auto is_empty_list = [](const Json& value) { return value.is_array() && value.empty(); };
-  refuse_unless("tools", is_empty_list);
-  // There are no tools: "auto" calls none either.
-  refuse_unless("tool_choice",
-                [](const Json& value) { return value == "none" || value == "auto"; });
-  refuse_unless("parallel_tool_calls", [](const Json& value) { return value.is_boolean(); });
-  refuse_unless("functions", is_empty_list);
-  refuse_unless("function_call", [](const Json& value) { return value == "none"; });
-  refuse_unless("response_format", [](const Json& value) {
-    return value == Json{{"type", "text"}};
-  });
-  refuse_unless("suffix", [](const Json& value) { return value == ""; });
-  refuse_unless("modalities", [](const Json& value) { return value == Json::array({"text"}); });
-  refuse_unless("audio", [](const Json&) { return false; });
+    if (value != nullptr && !field.asks_for_nothing(*value)) {
+      fields.Fail(name, "is not supported here");
+    }
+  }
 }
 
 void ReadEnums(JsonFields& fields, v1::GenerateRequest& out) {

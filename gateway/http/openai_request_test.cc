@@ -100,6 +100,17 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
       EXPECT_EQ(refused(absl::StrCat("\"", field, "\":", value)), field) << value;
     }
   }
+  for (const char* field : {"structured_outputs", "guided_json", "guided_choice", "json_schema",
+                            "use_beam_search", "prompt_embeds", "truncate_prompt_tokens",
+                            "include_stop_str_in_output", "prompt_logprobs", "bad_words"}) {
+    for (const char* value : {"[7]", "{\"a\":1}", "\"required\"", "7"}) {
+      EXPECT_EQ(refused(absl::StrCat("\"", field, "\":", value)), field) << value;
+    }
+  }
+  EXPECT_EQ(refused(R"("allowed_token_ids":[])"), "allowed_token_ids");
+  EXPECT_EQ(refused(R"("skip_special_tokens":false)"), "skip_special_tokens");
+  EXPECT_EQ(refused(R"("length_penalty":1.5)"), "length_penalty");
+  EXPECT_EQ(refused(R"("mirostat":true)"), "mirostat");
   EXPECT_EQ(refused(R"("response_format":{"type":"json_object"})"), "response_format");
   EXPECT_EQ(refused(R"("response_format":{"type":"text","schema":{}})"), "response_format");
   EXPECT_EQ(refused(R"("modalities":["text","audio"])"), "modalities");
@@ -133,7 +144,11 @@ TEST(ParseCompletion, WhatIsNotServedMayBeSentWithTheValueThatAsksForNothing) {
        {R"("response_format":{"type":"text"})", R"("tools":[])", R"("tool_choice":"none")",
         R"("tool_choice":"auto","tools":[],"parallel_tool_calls":true)",
         R"("parallel_tool_calls":false)", R"("functions":[],"function_call":"none")",
-        R"("suffix":"")", R"("modalities":["text"])"}) {
+        R"("suffix":"")", R"("modalities":["text"])",
+        R"("guided_json":null,"structured_outputs":{},"grammar":"","regex":"","bad_words":[])",
+        R"("use_beam_search":false,"length_penalty":1.0,"typical_p":1,"mirostat":0)",
+        R"("add_special_tokens":false,"skip_special_tokens":true)",
+        R"("include_stop_str_in_output":false,"spaces_between_special_tokens":true)"}) {
     const HttpCompletion parsed = Parsed(absl::StrCat(R"({"prompt":"a",)", fields, "}"));
     EXPECT_EQ(parsed.prompts.size(), 1u) << fields;
     EXPECT_TRUE(parsed.unknown_fields.empty()) << fields;
@@ -149,10 +164,10 @@ TEST(ParseCompletion, RefusesWhatIsNoJsonObject) {
 }
 
 TEST(ParseCompletion, UnknownFieldsAreIgnoredAndTold) {
-  const HttpCompletion parsed = Parsed(
-      R"({"prompt":"a","stream":true,"store":true,"stream_options":{"x":1},"use_beam_search":false})");
+  const HttpCompletion parsed =
+      Parsed(R"({"prompt":"a","stream":true,"store":true,"stream_options":{"x":1},"metadata":{}})");
   EXPECT_EQ(parsed.unknown_fields,
-            (std::vector<std::string>{"stream_options.x", "store", "use_beam_search"}));
+            (std::vector<std::string>{"stream_options.x", "metadata", "store"}));
 }
 
 TEST(ParseCompletion, EchoAndChatAlignAtTheStart) {
