@@ -93,7 +93,7 @@ def test_lines_of_the_grpc_library_have_the_same_form(launcher, tmp_path):
     subprocess.run([harness.ROOT / "scripts/make_certificates", pki, "token"], check=True,
                    capture_output=True)
     token = launcher.token(MODEL, JSON, f"--tls-cert={pki}/token.crt", f"--tls-key={pki}/token.key")
-    harness.wait_until(lambda: "serving" in token.log(), "its port")
+    harness.wait_until(lambda: "listening on" in token.log(), "its port")
     host, port = token.address.split(":")
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(b"no handshake of TLS\r\n" * 10)
