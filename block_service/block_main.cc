@@ -55,6 +55,7 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Subject("Tests");
   flags.Add("allow_fault_injection", "let --inject make this replica misbehave", &faults.allowed);
   flags.Add("inject_wrong_bits", "share of rows with a wrong bit", &faults.wrong_bits);
+  flags.Add("inject_errors", "share of steps that fail with INTERNAL", &faults.errors);
   flags.Add("inject_crash_token", "a block with this id kills this replica", &faults.crash_token);
   flags.Add("inject_hang_token", "a block with this id hangs this replica", &faults.hang_token);
 }

@@ -32,10 +32,11 @@ class FaultyBlockEngine final : public BlockEngine {
   absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override {
     if (HasToken(chunks, faults_.crash_token)) std::raise(SIGKILL);
     while (HasToken(chunks, faults_.hang_token)) absl::SleepFor(absl::Hours(1));
+    if (Draw(faults_.errors)) return absl::InternalError("an injected error");
     absl::Status status = engine_->Step(chunks, contexts);
     const size_t width = static_cast<size_t>(config().block.hidden_size);
     for (size_t at = 0; at < contexts.size(); at += width) {
-      if (std::uniform_real_distribution<double>()(random_) >= faults_.wrong_bits) continue;
+      if (!Draw(faults_.wrong_bits)) continue;
       // The lowest bit of a value that travels as bfloat16: what a failing machine would do.
       uint32_t bits;
       std::memcpy(&bits, &contexts[at], sizeof(bits));
@@ -47,6 +48,7 @@ class FaultyBlockEngine final : public BlockEngine {
   absl::Status Lost() const override { return engine_->Lost(); }
 
  private:
+  bool Draw(double share) { return std::uniform_real_distribution<double>()(random_) < share; }
   static bool HasToken(absl::Span<const BlockChunk> chunks, int32_t token) {
     return token >= 0 && std::any_of(chunks.begin(), chunks.end(), [&](const BlockChunk& chunk) {
              return std::find(chunk.tokens.begin(), chunk.tokens.end(), token) !=
@@ -64,6 +66,9 @@ class FaultyBlockEngine final : public BlockEngine {
 absl::Status BlockFaultInjection::Validate() const {
   if (!(wrong_bits >= 0 && wrong_bits <= 1)) {
     return absl::InvalidArgumentError("--inject-wrong-bits must be 0 to 1");
+  }
+  if (!(errors >= 0 && errors <= 1)) {
+    return absl::InvalidArgumentError("--inject-errors must be 0 to 1");
   }
   if (any() && !allowed) {
     return absl::InvalidArgumentError(

@@ -29,8 +29,9 @@ class FaultyTokenEngine final : public TokenEngine {
     }
     engine_->Decode(rows, results);
     for (TokenRowResult& result : results) {
+      if (Draw(faults_.errors)) result.status = absl::InternalError("an injected error");
       if (!result.status.ok() || result.tokens.empty()) continue;
-      if (std::uniform_real_distribution<double>()(random_) >= faults_.wrong_bits) continue;
+      if (!Draw(faults_.wrong_bits)) continue;
       // The lowest bit alone, and another token: what a failing machine would do.
       uint32_t bits;
       std::memcpy(&bits, &result.logprobs.back(), sizeof(bits));
@@ -41,6 +42,8 @@ class FaultyTokenEngine final : public TokenEngine {
   }
 
  private:
+  bool Draw(double share) { return std::uniform_real_distribution<double>()(random_) < share; }
+
   const std::unique_ptr<TokenEngine> engine_;
   const FaultInjection faults_;
   std::mt19937_64 random_;
@@ -51,6 +54,9 @@ class FaultyTokenEngine final : public TokenEngine {
 absl::Status FaultInjection::Validate() const {
   if (!(wrong_bits >= 0 && wrong_bits <= 1)) {
     return absl::InvalidArgumentError("--inject-wrong-bits must be 0 to 1");
+  }
+  if (!(errors >= 0 && errors <= 1)) {
+    return absl::InvalidArgumentError("--inject-errors must be 0 to 1");
   }
   if (any() && !allowed) {
     return absl::InvalidArgumentError(

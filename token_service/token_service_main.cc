@@ -49,6 +49,7 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Subject("Tests");
   flags.Add("allow_fault_injection", "let --inject make this worker misbehave", &faults.allowed);
   flags.Add("inject_wrong_bits", "share of rows that are answered wrongly", &faults.wrong_bits);
+  flags.Add("inject_errors", "share of rows that are answered INTERNAL", &faults.errors);
   flags.Add("inject_crash_seed", "a row with this seed kills this worker", &faults.crash_seed);
   flags.Add("inject_hang_seed", "a row with this seed hangs this worker", &faults.hang_seed);
 }

@@ -337,9 +337,11 @@ TEST(TokenServiceConfig, NamesTheFlagThatIsBad) {
   EXPECT_THAT(message({.max_queued_rows = -1}), HasSubstr("--max-queued-rows is -1"));
   EXPECT_THAT(message({.faults = {.allowed = true, .wrong_bits = 2}}),
               HasSubstr("--inject-wrong-bits"));
+  EXPECT_THAT(message({.faults = {.allowed = true, .errors = -1}}), HasSubstr("--inject-errors"));
   EXPECT_TRUE(TokenServiceConfig({.faults = {.allowed = true, .wrong_bits = 1}}).Validate().ok());
   // Nobody misbehaves by accident.
   EXPECT_THAT(message({.faults = {.wrong_bits = 0.1}}), HasSubstr("--allow-fault-injection"));
+  EXPECT_THAT(message({.faults = {.errors = 0.1}}), HasSubstr("--allow-fault-injection"));
   EXPECT_THAT(message({.faults = {.crash_seed = 1}}), HasSubstr("--allow-fault-injection"));
 }
 
