@@ -48,7 +48,7 @@ class Benchmark {
   absl::Status Run() {
     absl::StatusOr<DeviceInfo> device = GetDeviceInfo(0);
     if (!device.ok()) return device.status();
-    absl::StatusOr<Stream> stream = Stream::Create();
+    absl::StatusOr<Stream> stream = Stream::Create(WorkspaceBytes(MatmulMode::kFastest));
     absl::StatusOr<Event> begin = Event::Create(true);
     absl::StatusOr<Event> end = Event::Create(true);
     absl::StatusOr<std::shared_ptr<const MatmulLibrary>> library = MatmulLibrary::Load();
@@ -164,7 +164,7 @@ class Benchmark {
     const int64_t counts[2] = {rows_, 1};
     for (int i = 0; i < 2; ++i) {
       Keep(FillZero(y, row_bytes, stream_.get()));
-      Keep(plan.Run(x, w, bias, y, counts[i], stream_.get()));
+      Keep(plan.Run(x, w, bias, y, counts[i], stream_));
       Keep(CopyToHost(rows[i].data(), y, row_bytes, stream_.get()));
       Keep(stream_.Synchronize());
     }
@@ -213,7 +213,7 @@ class Benchmark {
         }
         const absl::StatusOr<double> median =
             Time(absl::StrCat(p.name, pinned ? ", pinned" : ", fastest"), bytes, operations,
-                 [&] { return (*plan)->Run(x, w, bias, y, rows_, stream_.get()); });
+                 [&] { return (*plan)->Run(x, w, bias, y, rows_, stream_); });
         if (!median.ok()) return median.status();
         medians[pinned ? 0 : 1] = *median;
         std::printf("    %s\n", (*plan)->description().c_str());

@@ -21,13 +21,18 @@ absl::Status ValidateMatmul(const MatmulShape& shape, int64_t max_rows) {
 }
 
 absl::Status MatmulPlan::Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,
-                             StreamHandle stream) const {
+                             const Stream& stream) const {
   if (rows < 0 || rows > max_rows_) {
     return absl::InvalidArgumentError(
         absl::StrCat("a product of ", rows, " rows, planned for ", max_rows_));
   }
   if ((bias != nullptr) != shape_.bias) {
     return absl::InvalidArgumentError("a product's bias is not as its shape says");
+  }
+  if (stream.workspace().size_bytes() < WorkspaceBytes(mode_)) {
+    return absl::InvalidArgumentError(absl::StrCat("a product that may use ", WorkspaceBytes(mode_),
+                                                   " bytes of workspace, on a stream with ",
+                                                   stream.workspace().size_bytes()));
   }
   const auto* x_bytes = static_cast<const uint8_t*>(x);
   auto* y_bytes = static_cast<uint8_t*>(y);

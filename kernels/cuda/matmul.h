@@ -46,10 +46,16 @@ enum class MatmulMode {
   // One algorithm for all numbers of rows, which depends on the shape, the device and the library
   // alone (matmul_pinning.h): neither split nor joined sums. A row's bits depend on the row alone.
   kPinned,
-  // The algorithm that cuBLASLt prefers for each number of rows, of those that need no workspace: not
-  // batch-invariant.
+  // The algorithm that cuBLASLt prefers for each number of rows, sums in parts included: not
+  // batch-invariant. Runs on streams that have WorkspaceBytes.
   kFastest,
 };
+
+// Workspace that products may use: what NVIDIA advises for Hopper. Pinned ones use none, since a
+// sum that is taken in one piece needs none.
+constexpr int64_t WorkspaceBytes(MatmulMode mode) {
+  return mode == MatmulMode::kFastest ? int64_t{32} << 20 : 0;
+}
 
 // One product, ready to run. Immutable: several threads and streams may run it.
 class MatmulPlan {
@@ -63,24 +69,26 @@ class MatmulPlan {
 
   // x [PadRows(rows), k], w [n, k], bias [n] or nullptr as the shape says, y [PadRows(rows), n];
   // row-major without gaps, each at a multiple of 16 bytes. Rows from `rows` on are computed from
-  // whatever lies there and may become anything.
+  // whatever lies there and may become anything. INVALID_ARGUMENT where the stream's workspace is
+  // smaller than WorkspaceBytes of the mode.
   absl::Status Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,
-                   StreamHandle stream) const;
+                   const Stream& stream) const;
   // E.g. "algorithm 66, tile 20, stages 35": for logs and benchmark records.
   virtual std::string description() const = 0;
 
  protected:
   // Runs have at most `max_piece` rows, a multiple of kMatmulRowTile; more rows are several runs.
-  MatmulPlan(const MatmulShape& shape, int64_t max_rows, int64_t max_piece)
-      : shape_(shape), max_rows_(max_rows), max_piece_(max_piece) {}
+  MatmulPlan(const MatmulShape& shape, MatmulMode mode, int64_t max_rows, int64_t max_piece)
+      : shape_(shape), mode_(mode), max_rows_(max_rows), max_piece_(max_piece) {}
 
   const MatmulShape& shape() const { return shape_; }
 
  private:
   virtual absl::Status RunPiece(const void* x, const void* w, const void* bias, void* y,
-                                int64_t rows, StreamHandle stream) const = 0;
+                                int64_t rows, const Stream& stream) const = 0;
 
   MatmulShape shape_;
+  MatmulMode mode_;
   int64_t max_rows_;
   int64_t max_piece_;
 };

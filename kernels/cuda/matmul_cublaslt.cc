@@ -146,8 +146,9 @@ class Plan final : public MatmulPlan {
  public:
   Plan(std::shared_ptr<const Library> library, const MatmulShape& shape, int64_t max_rows,
        MatmulMode mode)
-      : MatmulPlan(shape, max_rows,
+      : MatmulPlan(shape, mode, max_rows,
                    mode == MatmulMode::kPinned ? kMaxPinnedRows : PadRows(max_rows)),
+        workspace_bytes_(WorkspaceBytes(mode)),
         library_(std::move(library)) {}
 
   absl::Status ChoosePinnedAlgorithm() {
@@ -208,7 +209,7 @@ class Plan final : public MatmulPlan {
   };
 
   absl::Status RunPiece(const void* x, const void* w, const void* bias, void* y, int64_t rows,
-                        StreamHandle stream) const override {
+                        const Stream& stream) const override {
     const int64_t padded = PadRows(rows);
     Description d;
     if (absl::Status status = d.Init(*library_, shape(), padded, bias); !status.ok()) return status;
@@ -219,7 +220,8 @@ class Plan final : public MatmulPlan {
     const float beta = shape().accumulate ? 1.0f : 0.0f;
     return library_->Status(
         library_->f.cublasLtMatmul(library_->handle(), &d.operation, &alpha, w, &d.w, x, &d.x,
-                                   &beta, y, &d.y, y, &d.y, &choice->algorithm, nullptr, 0, stream),
+                                   &beta, y, &d.y, y, &d.y, &choice->algorithm,
+                                   stream.workspace().data(), workspace_bytes_, stream.get()),
         "cublasLtMatmul");
   }
 
@@ -239,8 +241,8 @@ class Plan final : public MatmulPlan {
     return status == CUBLAS_STATUS_SUCCESS && written == sizeof(value) ? value : T{};
   }
 
-  // What cuBLASLt proposes without workspace, best first; `whole_sums`: only algorithms that take
-  // each output's sum in one piece.
+  // What cuBLASLt proposes within the workspace, best first; `whole_sums`: only algorithms that
+  // take each output's sum in one piece.
   absl::StatusOr<std::vector<cublasLtMatmulAlgo_t>> Candidates(int64_t rows,
                                                                bool whole_sums) const {
     Description d;
@@ -257,7 +259,9 @@ class Plan final : public MatmulPlan {
     if (!status.ok()) return status;
     std::vector<cublasLtMatmulAlgo_t> candidates;
     for (const cublasLtMatmulHeuristicResult_t& result : results) {
-      if (result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > 0) continue;
+      if (result.state != CUBLAS_STATUS_SUCCESS || result.workspaceSize > workspace_bytes_) {
+        continue;
+      }
       if (whole_sums && (Config<int32_t>(result.algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM) > 1 ||
                          Config<uint32_t>(result.algo, CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME) !=
                              CUBLASLT_REDUCTION_SCHEME_NONE)) {
@@ -282,7 +286,7 @@ class Plan final : public MatmulPlan {
           f.cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)),
           "cublasLtMatmulPreferenceSetAttribute");
     };
-    const uint64_t workspace = 0;
+    const uint64_t workspace = workspace_bytes_;
     set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace);
     const uint32_t alignment = 16;
     set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment);
@@ -308,9 +312,10 @@ class Plan final : public MatmulPlan {
     return library_->f.cublasLtMatmulAlgoCheck(library_->handle(), &d.operation, &d.w, &d.x, &d.y,
                                                &d.y, &algorithm,
                                                &result) == CUBLAS_STATUS_SUCCESS &&
-           result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize == 0;
+           result.state == CUBLAS_STATUS_SUCCESS && result.workspaceSize <= workspace_bytes_;
   }
 
+  const size_t workspace_bytes_;
   std::shared_ptr<const Library> library_;
   std::vector<Choice> algorithms_;  // ascending; one when pinned
 };

@@ -19,6 +19,9 @@ class Matmul : public DeviceTypeTest {
     // Where there is a device, a skip would pass for a proof.
     ASSERT_TRUE(library.ok()) << library.status();
     library_ = *std::move(library);
+    absl::StatusOr<Stream> with_workspace = Stream::Create(WorkspaceBytes(MatmulMode::kFastest));
+    ASSERT_TRUE(with_workspace.ok()) << with_workspace.status();
+    workspace_stream_ = *std::move(with_workspace);
   }
 
   std::unique_ptr<const MatmulPlan> Plan(const MatmulShape& shape, int64_t max_rows,
@@ -40,8 +43,9 @@ class Matmul : public DeviceTypeTest {
     padded_y.resize(PadRows(rows) * shape.n);
     const DeviceBuffer device_x = UploadAs(shape.type, padded_x);
     const DeviceBuffer y = UploadAs(shape.output, padded_y);
-    const absl::Status status =
-        plan.Run(device_x.data(), w.data(), bias.data(), y.data(), rows, stream());
+    absl::Status status =
+        plan.Run(device_x.data(), w.data(), bias.data(), y.data(), rows, workspace_stream_);
+    if (status.ok()) status = workspace_stream_.Synchronize();
     EXPECT_TRUE(status.ok()) << status;
     std::vector<float> result = DownloadAs(shape.output, y);
     result.resize(rows * shape.n);
@@ -49,6 +53,7 @@ class Matmul : public DeviceTypeTest {
   }
 
   std::shared_ptr<const MatmulLibrary> library_;
+  Stream workspace_stream_;  // for either mode
 };
 
 TEST_P(Matmul, IsWithinTheErrorBoundOfItsSums) {
@@ -194,7 +199,13 @@ TEST_P(Matmul, ShapesOutsideTheContractAreRefused) {
   const MatmulShape shape{16, 16, type()};
   const std::unique_ptr<const MatmulPlan> plan = Plan(shape, 64);
   ASSERT_NE(plan, nullptr);
-  EXPECT_EQ(plan->Run(nullptr, nullptr, nullptr, nullptr, 65, stream()).code(),
+  EXPECT_EQ(plan->Run(nullptr, nullptr, nullptr, nullptr, 65, workspace_stream_).code(),
+            absl::StatusCode::kInvalidArgument);
+  const std::unique_ptr<const MatmulPlan> fastest = Plan(shape, 64, MatmulMode::kFastest);
+  ASSERT_NE(fastest, nullptr);
+  const absl::StatusOr<Stream> without = Stream::Create();
+  ASSERT_TRUE(without.ok()) << without.status();
+  EXPECT_EQ(fastest->Run(nullptr, nullptr, nullptr, nullptr, 1, *without).code(),
             absl::StatusCode::kInvalidArgument);
 }
 

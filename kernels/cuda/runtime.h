@@ -127,15 +127,19 @@ class Event;
 class Stream {
  public:
   Stream() = default;
-  static absl::StatusOr<Stream> Create();
+  // `workspace_bytes` of device memory come with it, for whatever runs on it: its work is done one
+  // after another. RESOURCE_EXHAUSTED as DeviceBuffer.
+  static absl::StatusOr<Stream> Create(int64_t workspace_bytes = 0);
   Stream(Stream&& other) noexcept { *this = std::move(other); }
   Stream& operator=(Stream&& other) noexcept {
     std::swap(stream_, other.stream_);
+    std::swap(workspace_, other.workspace_);
     return *this;
   }
   ~Stream();
 
   StreamHandle get() const { return stream_; }
+  const DeviceBuffer& workspace() const { return workspace_; }
   // Blocks until all of its work is done; reports the errors of that work.
   absl::Status Synchronize() const;
   // Later work of this stream waits for `event` as it was recorded last.
@@ -147,6 +151,7 @@ class Stream {
 
  private:
   StreamHandle stream_ = nullptr;
+  DeviceBuffer workspace_;
 };
 
 class Event {

@@ -133,12 +133,17 @@ absl::Status Graph::Launch(StreamHandle stream) const {
   return CudaStatus(cudaGraphLaunch(executable_, stream), "cudaGraphLaunch");
 }
 
-absl::StatusOr<Stream> Stream::Create() {
+absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes) {
   Stream stream;
   const absl::Status status =
       CudaStatus(cudaStreamCreateWithFlags(&stream.stream_, cudaStreamNonBlocking),
                  "cudaStreamCreateWithFlags");
   if (!status.ok()) return status;
+  if (workspace_bytes > 0) {
+    absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Allocate(workspace_bytes);
+    if (!workspace.ok()) return workspace.status();
+    stream.workspace_ = *std::move(workspace);
+  }
   return stream;
 }
 

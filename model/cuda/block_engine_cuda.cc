@@ -63,13 +63,14 @@ absl::Status CudaBlockEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
   device_name_ = absl::StrCat(DeviceName(device_), " (", info->name, ")");
   const int64_t nodes = static_cast<int64_t>(kStagings * ladder_.sizes().size()) *
                         (10 * config_.block.num_layers + 4);
-  status = CheckFits(PlanBlockEngine(config_, type_, max_rows_, nodes),
-                     absl::StrCat("a block decoder of ", max_rows_, " rows"), device_name_,
+  MemoryPlan plan = PlanBlockEngine(config_, type_, max_rows_, nodes);
+  plan.activations += cuda::WorkspaceBytes(mode_);
+  status = CheckFits(plan, absl::StrCat("a block decoder of ", max_rows_, " rows"), device_name_,
                      info->free_bytes);
   if (!status.ok()) return status;
   std::shared_ptr<const cuda::MatmulLibrary> library;
   status = MoveInto(cuda::MatmulLibrary::Load(), library);
-  if (status.ok()) status = MoveInto(cuda::Stream::Create(), stream_);
+  if (status.ok()) status = MoveInto(cuda::Stream::Create(cuda::WorkspaceBytes(mode_)), stream_);
   if (!status.ok()) return status;
 
   ThreadPool::Turn turn(pool);
@@ -280,7 +281,7 @@ absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows,
   absl::Status status = cuda::EmbedBlocks(embed, stream);
   if (status.ok() && projected) {
     status = projection_plan_->Run(gathered_.data(), projection_.weight.data(),
-                                   projection_.bias.data(), activations_.x.data(), rows, stream);
+                                   projection_.bias.data(), activations_.x.data(), rows, stream_);
   }
   if (!status.ok()) return status;
   profile.Lap(StepTimer::kRows);

@@ -89,7 +89,7 @@ absl::StatusOr<double> ProductFlopPerSecond(
   }
   const absl::StatusOr<double> seconds = BestSeconds(stream, [&] {
     return (*plan)->Run(buffers[0].data(), buffers[1].data(), nullptr, buffers[2].data(), kSide,
-                        stream.get());
+                        stream);
   });
   if (!seconds.ok()) return seconds.status();
   return 2.0 * kSide * kSide * kSide / *seconds;
@@ -105,7 +105,8 @@ absl::StatusOr<CudaDeviceRates> MeasureCudaDevice(int32_t device) {
   const absl::StatusOr<std::shared_ptr<const cuda::MatmulLibrary>> library =
       cuda::MatmulLibrary::Load();
   if (!library.ok()) return library.status();
-  const absl::StatusOr<cuda::Stream> stream = cuda::Stream::Create();
+  const absl::StatusOr<cuda::Stream> stream =
+      cuda::Stream::Create(cuda::WorkspaceBytes(cuda::MatmulMode::kFastest));
   if (!stream.ok()) return stream.status();
   CudaDeviceRates rates;
   rates.name = info->name;

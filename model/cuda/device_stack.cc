@@ -145,7 +145,7 @@ absl::StatusOr<const float*> DeviceStack::Run(int64_t rows, const int32_t* wante
   const auto matmul = [&](const cuda::MatmulPlan& plan, const DeviceMatrix& weights, const void* in,
                           void* y) {
     if (status.ok()) {
-      status = plan.Run(in, weights.weight.data(), weights.bias.data(), y, rows, stream);
+      status = plan.Run(in, weights.weight.data(), weights.bias.data(), y, rows, on);
       profile.Lap(StepTimer::kMatmul);
     }
   };

@@ -93,9 +93,10 @@ absl::Status CudaTokenEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
   if (!info.ok()) return info.status();
   const int64_t nodes = static_cast<int64_t>(lanes_.size() * ladder_.sizes().size()) *
                         config_.block_length * (9 * config_.token.num_layers + 8);
-  status = CheckFits(PlanTokenEngine(config_, type_, static_cast<int64_t>(lanes_.size()),
-                                     lane_rows_, head_rows_, nodes),
-                     absl::StrCat("a token decoder of ", max_rows_, " rows"),
+  const auto lanes = static_cast<int64_t>(lanes_.size());
+  MemoryPlan memory = PlanTokenEngine(config_, type_, lanes, lane_rows_, head_rows_, nodes);
+  memory.activations += lanes * cuda::WorkspaceBytes(mode_);
+  status = CheckFits(memory, absl::StrCat("a token decoder of ", max_rows_, " rows"),
                      absl::StrCat(DeviceName(device_), " (", info->name, ")"), info->free_bytes);
   if (!status.ok()) return status;
   std::shared_ptr<const cuda::MatmulLibrary> library;
@@ -169,7 +170,7 @@ absl::Status CudaTokenEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
 }
 
 absl::Status CudaTokenEngine::AllocateLane(Lane& lane) const {
-  absl::Status status = MoveInto(cuda::Stream::Create(), lane.stream);
+  absl::Status status = MoveInto(cuda::Stream::Create(cuda::WorkspaceBytes(mode_)), lane.stream);
   if (status.ok()) status = MoveInto(cuda::Event::Create(), lane.done);
   const auto device = [&](int64_t bytes, cuda::DeviceBuffer& target) {
     if (status.ok()) status = MoveInto(cuda::DeviceBuffer::Allocate(bytes), target);
@@ -262,7 +263,7 @@ absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows,
   absl::Status status;
   if (!head_only()) {
     status = expansion_plan_->Run(At(lane.io, layout.contexts), expansion_.weight.data(),
-                                  expansion_.bias.data(), lane.vectors.data(), rows, stream);
+                                  expansion_.bias.data(), lane.vectors.data(), rows, lane.stream);
     profile.Lap(StepTimer::kMatmul);
     head_input = lane.activations.normed.data();
   }
@@ -300,8 +301,9 @@ absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows,
     for (int64_t begin = 0; begin < rows && status.ok(); begin += head_rows_) {
       const int64_t count = std::min<int64_t>(head_rows_, rows - begin);
       const int64_t row_bytes = head_.k * cuda::ElementBytes(type_);
-      status = head_plan_->Run(static_cast<const uint8_t*>(head_input) + begin * row_bytes,
-                               head_.weight.data(), nullptr, lane.logits.data(), count, stream);
+      status =
+          head_plan_->Run(static_cast<const uint8_t*>(head_input) + begin * row_bytes,
+                          head_.weight.data(), nullptr, lane.logits.data(), count, lane.stream);
       if (!status.ok()) return status;
       profile.Lap(StepTimer::kHead);
       cuda::SampleArgs args;

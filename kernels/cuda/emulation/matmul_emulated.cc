@@ -53,7 +53,9 @@ class EmulatedPlan final : public MatmulPlan {
  public:
   // No algorithm: the best one for each number of rows.
   EmulatedPlan(const MatmulShape& shape, int64_t max_rows, std::optional<Algorithm> pinned)
-      : MatmulPlan(shape, max_rows, kMaxPinnedRows), pinned_(pinned) {}
+      : MatmulPlan(shape, pinned.has_value() ? MatmulMode::kPinned : MatmulMode::kFastest, max_rows,
+                   kMaxPinnedRows),
+        pinned_(pinned) {}
 
   std::string description() const override {
     return pinned_.has_value() ? absl::StrCat(static_cast<int>(*pinned_), " chains") : "fastest";
@@ -61,14 +63,14 @@ class EmulatedPlan final : public MatmulPlan {
 
  private:
   absl::Status RunPiece(const void* x, const void* w, const void* bias, void* y, int64_t rows,
-                        StreamHandle stream) const override {
+                        const Stream& stream) const override {
     for (const void* p : {x, w, static_cast<const void*>(y), bias}) {
       if (reinterpret_cast<uintptr_t>(p) % 16 != 0) {
         return absl::InvalidArgumentError("a product's operand is not at a multiple of 16 bytes");
       }
     }
     const Algorithm algorithm = pinned_.value_or(Propose(PadRows(rows)).front());
-    return emulation::Enqueue(stream, [shape = shape(), x, w, bias, y, rows, algorithm] {
+    return emulation::Enqueue(stream.get(), [shape = shape(), x, w, bias, y, rows, algorithm] {
       if (shape.type == ElementType::kF32) {
         RunRows(shape, algorithm, static_cast<const float*>(x), static_cast<const float*>(w), bias,
                 y, rows);

@@ -214,8 +214,13 @@ absl::Status Graph::Launch(StreamHandle stream) const {
   });
 }
 
-absl::StatusOr<Stream> Stream::Create() {
+absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes) {
   Stream stream;
+  if (workspace_bytes > 0) {
+    absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Allocate(workspace_bytes);
+    if (!workspace.ok()) return workspace.status();
+    stream.workspace_ = *std::move(workspace);
+  }
   stream.stream_ = new CUstream_st;
   const std::lock_guard lock(TheStreams().mutex);
   TheStreams().all.insert(stream.stream_->state.get());
