@@ -143,7 +143,7 @@ class Simulation {
     const absl::Time limit = absl::Now() + kDrainTimeout;
     const auto left = [limit] { return std::max(absl::ZeroDuration(), limit - absl::Now()); };
     for (TokenWorkerProcess& one : tokens_) (void)one.service->WaitUntilDrained(left());
-    for (BlockReplicaProcess& one : blocks_) (void)one.service->WaitUntilEmpty(left());
+    for (BlockReplicaProcess& one : blocks_) (void)one.service->WaitUntilDrained(left());
     for (TokenWorkerProcess& one : tokens_) one.service->Stop();
     for (BlockReplicaProcess& one : blocks_) one.service->Stop();
     for (TokenWorkerProcess& one : tokens_) one.server->Shutdown(kShutdownGrace);
