@@ -39,6 +39,8 @@ def compiler() -> list[str]:
 
 
 def main() -> None:
+    if not PROTOS.exists():  # a source distribution, which holds the modules
+        return
     sources = [PROTOS / "blockserve/v1" / f"{name}.proto" for name in NAMES]
     if is_current(sources):
         return

@@ -1,9 +1,11 @@
-"""The Python package as its users have it: a wheel, installed into an environment of its own."""
+"""The Python package as its users have it: a source distribution, and the wheel that is built of it,
+installed into an environment of its own."""
 
 import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import venv
 import zipfile
 
@@ -21,10 +23,24 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
+def source(tmp_path_factory):
+    """Unpacked where no checkout is around it."""
+    folder = tmp_path_factory.mktemp("source")
+    run(sys.executable, "-c",
+        f"import setuptools.build_meta as b; b.build_sdist({str(folder)!r})", cwd=PACKAGE)
+    (built,) = folder.glob("*.tar.gz")
+    with tarfile.open(built) as archive:
+        archive.extractall(folder)
+    (unpacked,) = folder.glob("*/")
+    return unpacked
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
+    # No protoc, no plugin: who installs a source distribution may have none.
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
-        "--wheel-dir", folder, PACKAGE)
+        "--wheel-dir", folder, source, env={"PATH": "/nonexistent"})
     (built,) = folder.glob("*.whl")
     return built
 
