@@ -282,6 +282,102 @@ TEST_F(BlockFailoverTest, WhatOneReplicaFailsIsAskedOfAnother) {
   ExpectAllExact(streams);
 }
 
+TEST_F(BlockFailoverTest, AReplicaThatFailsWhatOthersAnswerIsTakenOutOfTurn) {
+  MakeCore(3, 2);
+  bool ill = true;
+  int asked = 0;
+  blocks_[1]->verdict = [&](const v1::BlockRequest& request) {
+    if (request.has_close()) return absl::OkStatus();
+    ++asked;
+    return ill ? absl::InternalError("an illegal memory access") : absl::OkStatus();
+  };
+  std::vector<Stream> streams = Load(30, 400);
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->block_tier().stats().ejected == 1; }));
+  loop_.Advance(absl::Milliseconds(10));  // what it had in hand
+  const int before = asked;
+  for (const Stream& stream : Load(10, 40)) streams.push_back(stream);
+  loop_.Advance(absl::Milliseconds(500));
+  EXPECT_GT(asked, before);
+  EXPECT_LE(asked, before + 4);  // probes, at longer and longer intervals
+  ill = false;
+  ASSERT_TRUE(
+      loop_.RunUntil([&] { return core_->block_tier().stats().returned == 1; }, absl::Seconds(3)));
+  const int probed = blocks_[1]->opens;
+  const int others = blocks_[0]->opens;
+  for (const Stream& stream : Load(30, 40)) streams.push_back(stream);
+  loop_.Advance(absl::Milliseconds(1));
+  EXPECT_LE(blocks_[1]->opens, probed + 1);  // few at first
+  EXPECT_GT(blocks_[0]->opens, others + 1);
+  ASSERT_TRUE(RunUntilDone(streams));
+  // Of prompts whose beginnings nobody has.
+  for (uint64_t seed = 100; seed < 110; ++seed) streams.push_back(Generate(Request(9, 40, seed)));
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_GT(blocks_[1]->opens, probed + 1);
+  EXPECT_EQ(core_->block_tier().stats().ejected, 1);
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, SequencesLeaveAReplicaThatFailsTheCallsOfOthers) {
+  MakeCore(2, 2);
+  const std::vector<Stream> streams = Load(6, 2000);
+  loop_.Advance(absl::Milliseconds(20));
+  ASSERT_GT(blocks_[1]->sequences.size(), 0u);
+  blocks_[1]->verdict = [](const v1::BlockRequest& request) {
+    return request.has_open() ? absl::InternalError("out of memory") : absl::OkStatus();
+  };
+  std::vector<Stream> more = Load(10, 40);
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->block_tier().stats().ejected == 1; }));
+  loop_.Advance(absl::Milliseconds(20));
+  EXPECT_EQ(blocks_[1]->sequences.size(), 0u);
+  more.insert(more.end(), streams.begin(), streams.end());
+  ASSERT_TRUE(RunUntilDone(more));
+  ExpectAllExact(more);
+}
+
+TEST_F(BlockFailoverTest, AReplicaThatAnswersProbesAndFailsCallsIsLeftAloneForLongerAndLonger) {
+  MakeCore(2, 1);
+  int failed = 0;
+  blocks_[1]->verdict = [&](const v1::BlockRequest& request) {
+    const bool probe = request.open().tokens_size() == kSimulatedLength;
+    if (request.has_close() || probe) return absl::OkStatus();
+    ++failed;
+    return absl::InternalError("no");
+  };
+  std::vector<Stream> streams;
+  const auto ask_for = [&](absl::Duration time) {
+    for (const absl::Time end = loop_.Now() + time; loop_.Now() < end;) {
+      streams.push_back(Generate(Request(9, 20, streams.size())));
+      loop_.Advance(absl::Milliseconds(10));
+    }
+  };
+  ask_for(absl::Seconds(8));
+  EXPECT_GT(core_->block_tier().stats().returned, 1);
+  const int before = failed;
+  ask_for(absl::Seconds(4));
+  EXPECT_LE(failed - before, 3);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, WhereTheSecondReplicaGoesBeforeItHasSaidTheFirstOnesWordCounts) {
+  MakeCore(2, 1);
+  for (const auto& replica : blocks_) {
+    replica->verdict = [](const v1::BlockRequest&) { return absl::InternalError("non-finite"); };
+  }
+  Connect();
+  blocks_[1]->service_time = absl::Milliseconds(50);
+  const std::vector<Stream> streams = {Generate(Request(4, 20, 1)), Generate(Request(4, 20, 2))};
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->block_tier().stats().reopened_failed > 0; },
+                             absl::Milliseconds(40)));
+  blocks_[1]->Kill();
+  ASSERT_TRUE(RunUntilDone(streams, absl::Seconds(5)));
+  for (const Stream& stream : streams) {
+    EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(stream.sink->status.message(), HasSubstr("non-finite"));
+  }
+  ExpectNothingLeft();
+}
+
 TEST_F(BlockFailoverTest, WhatTwoReplicasFailEndsItsRequestAlone) {
   MakeCore(3, 1);
   int failed = 0;

@@ -39,7 +39,7 @@ inline constexpr size_t kItemBytes = 256;
 
 struct BlockItem {
   BlockCall call = BlockCall::kOpen;
-  uint64_t sequence = 0;  // handle; 0 for closes
+  uint64_t sequence = 0;  // handle; 0 for closes and probes
   uint64_t wire_id = 0;   // of closes
 };
 
@@ -136,6 +136,8 @@ struct BlockTier::Replica final : public BlockLink::Observer {
     full_until = now + kFullHold;
   }
 
+  // Neither silent nor ill: it is asked first.
+  bool in_turn() const { return !suspect && !health.ejected(); }
   bool empty() const { return sequences.empty() && (items.empty() || !member.connected); }
   int64_t available_pages() const { return free_pages - promised_pages; }
   bool has_room_for_sequence() const {
@@ -161,6 +163,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   TierMember member;
   bool seen = false;     // has said hello before: its incarnation is known
   bool suspect = false;  // silent for too long, or cannot be reached; until it is heard of again
+  WorkerHealth health;
   PingWatch ping;
   absl::Time oldest_call = absl::InfiniteFuture();  // of those under way, when sent; of a tick
   absl::Time last_heard = absl::InfinitePast();

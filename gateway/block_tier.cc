@@ -131,6 +131,8 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
     if (same_process && found != sequences_.end()) found->second->history.ReplicaIsBack();
   }
   replica.Reset(hello, loop_.Now());
+  // Whoever stands where an ill one stood is tried with a probe first.
+  if (!same_process && !replica.health.ejected()) replica.health.Reset();
   const bool fits = membership_.Connected(replica.member, replica.IdentityOf(hello), loop_.Now());
 
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
@@ -251,9 +253,13 @@ void BlockTier::OnReply(Replica& replica, const v1::BlockReply& reply, absl::str
   if (found == replica.items.end()) return;  // cancelled, or the sequence has moved on
   const BlockItem item = found->second;
   const bool ok = reply.status().code() == 0;
-  if (item.call == BlockCall::kClose) {
+  if (item.sequence == 0) {
     replica.items.erase(found);
-    replica.full = false;
+    if (item.call == BlockCall::kClose) {
+      replica.full = false;
+    } else if (ok) {
+      OnAnswered(replica);
+    }
     return;
   }
   Sequence& sequence = *sequences_.at(item.sequence);
@@ -268,15 +274,18 @@ void BlockTier::OnReply(Replica& replica, const v1::BlockReply& reply, absl::str
       replica.reopens -= sequence.begun;
     }
     if (ok) {
-      Times& times = times_[sequence.spec.group];
+      Group& group = groups_[sequence.spec.group];
       const absl::Duration took = loop_.Now() - sequence.sent;
-      if (item.call == BlockCall::kAppend) times.appends.Add(took);
-      if (item.call == BlockCall::kOpen) times.opens_per_block.Add(took / BlocksOf(sequence));
+      if (item.call == BlockCall::kAppend) group.appends.Add(took);
+      if (item.call == BlockCall::kOpen) group.opens_per_block.Add(took / BlocksOf(sequence));
     }
   } else {
     sequence.sent = loop_.Now();  // rows come: it is being worked on
   }
   if (ok) {
+    // A fork is no work for the engine. And that the sequences that an ill one has go on does not
+    // say that it can open others.
+    if (item.call != BlockCall::kFork && !replica.health.ejected()) OnAnswered(replica);
     OnRows(replica, item.call, item.sequence, reply, rows);
   } else {
     OnRefused(replica, item.call, item.sequence, reply);
@@ -316,7 +325,7 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
       const int64_t block = reply.first_block() + i;
       if (block != scored.next_score_block) continue;  // told before its replica was lost
       ++scored.next_score_block;
-      scored.Progress();
+      OnProgress(scored);
       const auto on_context = scored.spec.on_context;
       answering_ = &replica;
       on_context(block, row_at(i));
@@ -338,7 +347,7 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
   sequence.phase = Phase::kIdle;
   sequence.begun = true;
   sequence.wants_row = false;
-  sequence.Progress();
+  OnProgress(sequence);
   if (call == BlockCall::kOpen) {
     replica.prefixes.Remember(
         PrefixMemory::Key(*sequence.spec.prompt, replica.page_tokens(block_length_)));
@@ -374,7 +383,7 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
       if (status.code() == absl::StatusCode::kInternal && sequence.failure.ok()) {
         // The replica may be ill, or the sequence: whether another one fails it too tells which.
         sequence.spec.not_by.push_back(replica.member.identity.incarnation);
-        if (SomebodyMayHold(sequence.spec)) {
+        if (HasSecondOpinion(sequence.spec)) {
           ++stats_.reopened_failed;
           sequence.failure = std::move(failure);
           Reopen(handle, sequence, /*close_copy=*/true);
@@ -383,6 +392,27 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
       }
       Fail(handle, std::move(failure));
       return;
+    }
+  }
+}
+
+void BlockTier::OnProgress(Sequence& sequence) {
+  if (!sequence.failure.ok()) Strike(sequence.spec.not_by.back(), sequence.spec.request_key);
+  sequence.Progress();
+}
+
+void BlockTier::OnAnswered(Replica& replica) {
+  if (!replica.health.Answered()) return;
+  ++stats_.returned;
+  LogInfo(absl::StrCat("block service '", replica.member.identity.name,
+                       "' answers again: it gets sequences, few at first"));
+}
+
+void BlockTier::Strike(uint64_t incarnation, absl::string_view request) {
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->member.identity.incarnation != incarnation || !replica->member.connected) continue;
+    if (replica->health.Strike(request, loop_.Now())) {
+      Eject(*replica, "fails calls that others answer");
     }
   }
 }

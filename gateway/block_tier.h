@@ -62,12 +62,13 @@ struct SequenceSpec {
 
 // Since the start: how often sequences were opened again, and why.
 struct BlockTierStats {
-  int64_t reopened_lost = 0;       // the connection to their replica broke
-  int64_t reopened_silent = 0;     // it said nothing
-  int64_t reopened_leaving = 0;    // it drains, or discovery does not name it any more
-  int64_t reopened_failed = 0;     // it failed their call, and another one may not
+  int64_t reopened_lost = 0;     // the connection to their replica broke
+  int64_t reopened_silent = 0;   // it said nothing
+  int64_t reopened_leaving = 0;  // it drains, or discovery does not name it any more
+  int64_t reopened_failed = 0;   // it failed their call or those of others, and another one may not
   int64_t reopened_suspended = 0;  // it had no pages left, or had forgotten them
-  int64_t ejected = 0;             // replicas that fell silent
+  int64_t ejected = 0;             // replicas taken out of turn: silent, or failing
+  int64_t returned = 0;            // of those that failed, in again
   int64_t condemned = 0;           // replicas that answered wrong bits
 };
 
@@ -173,10 +174,12 @@ class BlockTier {
     std::vector<std::string> names;
     SequenceSpec spec;
   };
-  // How long calls take, by the replicas of one group.
-  struct Times {
+  // What is known of the replicas of a group together.
+  struct Group {
+    // How long calls take.
     ServiceTimes appends;
     ServiceTimes opens_per_block;
+    std::vector<int32_t> probe;  // [L]: the block that began the first text opened
   };
   int64_t BlocksOf(const Sequence& sequence) const;
   // Blocks of output that may still come.
@@ -190,6 +193,12 @@ class BlockTier {
   void OnRows(Replica& replica, BlockCall call, uint64_t handle, const v1::BlockReply& reply,
               absl::string_view rows);
   void OnRefused(Replica& replica, BlockCall call, uint64_t handle, const v1::BlockReply& reply);
+  // A row of the sequence has come.
+  void OnProgress(Sequence& sequence);
+  // A probe was answered, or a call of one that is in turn.
+  void OnAnswered(Replica& replica);
+  // What this process has failed, another one has answered.
+  void Strike(uint64_t incarnation, absl::string_view request);
   void Contradicted(uint64_t handle, Sequence& sequence, absl::string_view what);
   void OnLost(Replica& replica, absl::Status status);
   // It has a call of a sequence that must be opened alone.
@@ -216,11 +225,15 @@ class BlockTier {
   bool HasOther(const TierGroup& group, const Replica* replica) const;
   static bool MayHold(const Replica& replica, const SequenceSpec& spec);
   bool SomebodyMayHold(const SequenceSpec& spec) const;
+  // A replica in turn that may be asked whether it fails the sequence, too.
+  bool HasSecondOpinion(const SequenceSpec& spec) const;
   // How long the replica may say nothing while it has this sequence's call.
   absl::Duration SilenceAllowed(const Sequence& sequence) const;
   // Asks replicas whose calls have waited for a while, and finds those that do not answer.
   void WatchConnections(absl::Time now);
   void Suspect(Replica& replica, absl::string_view why);
+  void Eject(Replica& replica, absl::string_view why);
+  void Probe(Replica& replica, absl::Time now);
   // The idle sequences of a replica that leaves: opened elsewhere with their next block.
   void Evacuate(Replica& replica);
 
@@ -245,7 +258,7 @@ class BlockTier {
   std::vector<std::function<void()>> when_disconnected_;
   std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by handle
   WaitQueue queue_;
-  std::map<TierGroup, Times> times_;
+  std::map<TierGroup, Group> groups_;
   BlockTierStats stats_;
   absl::Time last_tick_ = absl::InfinitePast();
   AuditShare audit_share_;

@@ -1,5 +1,6 @@
 // BlockTier: which replica opens a sequence, and the calls that are made to it.
 #include <algorithm>
+#include <limits>
 #include <set>
 #include <utility>
 
@@ -9,6 +10,12 @@
 #include "gateway/remaining.h"
 
 namespace blockserve {
+namespace {
+
+// Under way at a replica that is well: as many as there are.
+constexpr int32_t kMostOpens = std::numeric_limits<int32_t>::max();
+
+}  // namespace
 
 void BlockTier::SchedulePump() {
   if (pump_posted_) return;
@@ -74,11 +81,14 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
         PrefixMemory::Key(*sequence.spec.prompt, replica->page_tokens(block_length_));
     BlockReplicaView& view = views.emplace_back();
     view.usable = MayHold(*replica, sequence.spec) && !replica->full &&
+                  replica->opens < replica->health.Allowed(kMostOpens) &&
+                  // Whether one that may fail all calls fails this one too says nothing.
+                  (sequence.failure.ok() || replica->in_turn()) &&
                   !(sequence.begun && replica->reopens >= kReopensAtOnce) &&
                   !(sequence.history.must_open_alone() && HasOneAlone(*replica)) &&
                   replica->has_room_for_sequence() &&
                   (!somebody_fits || replica->fits_reserve(blocks, reserve));
-    view.suspect = replica->suspect;
+    view.suspect = !replica->in_turn();
     view.available_pages = replica->available_pages();
     view.pages = replica->pages;
     view.idle = replica->opens == 0;
@@ -143,6 +153,9 @@ void BlockTier::SendOpen(uint64_t handle, Sequence& sequence) {
   open.set_reserve_blocks(ReserveOf(sequence));
   open.set_first_context(spec.scoring ? sequence.next_score_block : -1);
   open.set_close_after(spec.scoring);
+  if (std::vector<int32_t>& probe = groups_[spec.group].probe; probe.empty()) {
+    probe.assign(spec.prompt->begin(), spec.prompt->begin() + block_length_);
+  }
   sequence.promised_pages =
       EstimatePages(BlocksOf(sequence), open.reserve_blocks(), block_length_, replica.page_blocks);
   replica.promised_pages += sequence.promised_pages;

@@ -55,9 +55,11 @@ void BlockTier::Extend(uint64_t handle, absl::Span<const int32_t> block) {
     Enqueue(handle, sequence);
   } else if (sequence.phase == Phase::kIdle) {
     Replica& replica = *sequence.replica;
-    const bool stays = replica.member.usable() && !replica.suspect;
+    const bool stays = replica.member.usable() && replica.in_turn();
     if (!stays && HasOther(sequence.spec.group, &replica)) {
-      ++(replica.suspect ? stats_.reopened_silent : stats_.reopened_leaving);
+      ++(replica.suspect            ? stats_.reopened_silent
+         : replica.health.ejected() ? stats_.reopened_failed
+                                    : stats_.reopened_leaving);
       Reopen(handle, sequence, /*close_copy=*/true);
     } else {
       SendAppend(handle, sequence);

@@ -1,18 +1,20 @@
 // BlockTier: what time tells, and who may hold what.
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
 #include "gateway/block_replica.h"
 #include "gateway/block_tier.h"
+#include "gateway/remaining.h"
 
 namespace blockserve {
 
 bool BlockTier::HasOther(const TierGroup& group, const Replica* replica) const {
   return std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& other) {
     return other.get() != replica && other->member.usable() && other->member.group == group &&
-           !other->suspect;
+           other->in_turn();
   });
 }
 
@@ -27,10 +29,16 @@ bool BlockTier::SomebodyMayHold(const SequenceSpec& spec) const {
                      [&](const auto& replica) { return MayHold(*replica, spec); });
 }
 
+bool BlockTier::HasSecondOpinion(const SequenceSpec& spec) const {
+  return std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& replica) {
+    return MayHold(*replica, spec) && replica->in_turn();
+  });
+}
+
 absl::Duration BlockTier::SilenceAllowed(const Sequence& sequence) const {
   const absl::Duration bound = options_.progress_bound;
-  const auto found = times_.find(sequence.spec.group);
-  if (found == times_.end()) return bound;
+  const auto found = groups_.find(sequence.spec.group);
+  if (found == groups_.end()) return bound;
   const absl::Duration allowed = found->second.appends.SilenceAllowed(bound);
   if (sequence.phase != Phase::kOpening) return allowed;
   // It computes the whole text, and may say nothing before it has.
@@ -74,6 +82,36 @@ void BlockTier::Suspect(Replica& replica, absl::string_view why) {
                           ": its sequences are opened elsewhere"));
 }
 
+void BlockTier::Eject(Replica& replica, absl::string_view why) {
+  if (replica.health.ejected()) return;
+  ++stats_.ejected;
+  LogWarning(absl::StrCat("block service '", replica.member.identity.name, "' at ",
+                          replica.member.address, " ", why,
+                          ": its sequences are opened elsewhere until it answers a probe"));
+  replica.health.Eject(loop_.Now());
+}
+
+void BlockTier::Probe(Replica& replica, absl::Time now) {
+  replica.health.ProbeSent(now);
+  const std::vector<int32_t>& block = groups_[replica.member.group].probe;
+  if (block.empty()) {
+    replica.health.Reset();  // nobody of its group has had a sequence
+    return;
+  }
+  const bool under_way =
+      std::any_of(replica.items.begin(), replica.items.end(), [](const auto& entry) {
+        return entry.second.sequence == 0 && entry.second.call == BlockCall::kOpen;
+      });
+  if (under_way || !replica.member.usable()) return;
+  v1::BlockRequest& request = AddItem(replica, BlockCall::kOpen, /*handle=*/0, block.size());
+  request.set_sequence(next_wire_id_++);
+  request.mutable_header()->set_remaining_ms(RemainingMs(now + kProbeTime, now));
+  v1::OpenSequence& open = *request.mutable_open();
+  open.mutable_tokens()->Add(block.begin(), block.end());
+  open.set_first_context(-1);
+  open.set_close_after(true);
+}
+
 void BlockTier::WatchConnections(absl::Time now) {
   for (const std::unique_ptr<Replica>& replica : replicas_) {
     replica->oldest_call = absl::InfiniteFuture();
@@ -93,7 +131,7 @@ void BlockTier::WatchConnections(absl::Time now) {
     }
     if (!replica->ping.Unreachable(now)) continue;
     const bool others_can = std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& other) {
-      return other != replica && other->member.usable() && !other->suspect &&
+      return other != replica && other->member.usable() && other->in_turn() &&
              other->member.group == replica->member.group && !other->ping.Doubtful(now);
     });
     if (!others_can) continue;
@@ -120,6 +158,7 @@ void BlockTier::Tick() {
   WatchConnections(now);
   for (const std::unique_ptr<Replica>& replica : replicas_) {
     if (replica->link == nullptr && !membership_.HasTwin(replica->member, now)) Connect(*replica);
+    if (replica->member.connected && replica->health.WantsProbe(now)) Probe(*replica, now);
     if (replica->full && now >= replica->full_until) {
       replica->full = false;
       SchedulePump();
@@ -128,7 +167,7 @@ void BlockTier::Tick() {
   std::vector<uint64_t> gone;
   std::vector<uint64_t> stranded;
   std::vector<uint64_t> stalled;
-  std::vector<uint64_t> nobody;
+  std::vector<std::pair<uint64_t, absl::Status>> nobody;
   for (const auto& [handle, sequence] : sequences_) {
     Replica* const replica = sequence->replica;
     if (sequence->wants_row && (replica == nullptr || !replica->member.connected)) {
@@ -136,9 +175,12 @@ void BlockTier::Tick() {
       if (presence.workers(sequence->spec.group) > 0) {
         // The others were suspect when its replica was lost; it does not wait for them for ever.
         if (replica != nullptr && now - replica->lost_at >= kReturnWait) stranded.push_back(handle);
-        if (!sequence->spec.not_by.empty() && now - sequence->waits_since >= options_.tier_wait &&
-            !SomebodyMayHold(sequence->spec)) {
-          nobody.push_back(handle);
+        if (!sequence->failure.ok()) {
+          if (!HasSecondOpinion(sequence->spec)) nobody.emplace_back(handle, sequence->failure);
+        } else if (!sequence->spec.not_by.empty() &&
+                   now - sequence->waits_since >= options_.tier_wait &&
+                   !SomebodyMayHold(sequence->spec)) {
+          nobody.emplace_back(handle, absl::UnavailableError("no other block service is there"));
         }
         continue;
       }
@@ -166,9 +208,7 @@ void BlockTier::Tick() {
   for (const uint64_t handle : gone) {
     Fail(handle, absl::UnavailableError("every block service is gone"));
   }
-  for (const uint64_t handle : nobody) {
-    Fail(handle, absl::UnavailableError("no other block service is there"));
-  }
+  for (auto& [handle, status] : nobody) Fail(handle, std::move(status));
   for (const uint64_t handle : stranded) {
     Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
   }

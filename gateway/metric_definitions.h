@@ -128,9 +128,9 @@ inline constexpr MetricDefinition kHedgesWon = {
 inline constexpr MetricDefinition kEjections = {MetricKind::kCounter,
                                                 "blockserve_gateway_worker_ejections_total",
                                                 "Times that a worker was taken out of turn."};
-inline constexpr MetricDefinition kReturns = {MetricKind::kCounter,
-                                              "blockserve_gateway_worker_returns_total",
-                                              "Times that a token worker was taken in again."};
+inline constexpr MetricDefinition kReturns = {
+    MetricKind::kCounter, "blockserve_gateway_worker_returns_total",
+    "Times that a worker answered a probe and was taken in again."};
 inline constexpr MetricDefinition kCondemned = {
     MetricKind::kCounter, "blockserve_gateway_workers_condemned_total",
     "Workers that were shut out because they answered wrong bits."};

@@ -48,8 +48,8 @@ class TokenRouter {
 // ---- block tier
 
 struct BlockReplicaView {
-  bool usable = true;  // connected, of the sequence's group, not draining, not full
-  bool suspect = false;
+  bool usable = true;           // connected, of the sequence's group, not draining, not full
+  bool suspect = false;         // silent, or fails calls: only where nobody else is there
   int64_t available_pages = 0;  // free and cached, less what has been promised since its report
   int64_t pages = 1;            // of its pool
   bool idle = false;            // no open is under way there

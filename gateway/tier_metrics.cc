@@ -76,7 +76,7 @@ void TierMetrics::Update(const BlockTier& blocks, const TokenTier& tokens,
   SetTotal(hedged_, stats.hedged);
   SetTotal(hedges_won_, stats.hedges_won);
   SetTotal(ejected_, stats.ejected + block_stats.ejected);
-  SetTotal(returned_, stats.returned);
+  SetTotal(returned_, stats.returned + block_stats.returned);
   SetTotal(condemned_, stats.condemned + block_stats.condemned);
   SetTotal(reopened_lost_, block_stats.reopened_lost);
   SetTotal(reopened_silent_, block_stats.reopened_silent);

@@ -315,8 +315,7 @@ void TokenTier::OnRefused(Worker& worker, RowAction action, uint64_t handle, Row
 void TokenTier::Strike(uint64_t incarnation, absl::string_view request) {
   for (const std::unique_ptr<Worker>& worker : workers_) {
     if (worker->member.identity.incarnation != incarnation || !worker->member.connected) continue;
-    // One that was just returning is no better yet.
-    if (worker->strikes.Add(request, loop_.Now()) || worker->health.returning()) {
+    if (worker->health.Strike(request, loop_.Now())) {
       Eject(*worker, "fails rows that others answer");
     }
   }
@@ -325,12 +324,11 @@ void TokenTier::Strike(uint64_t incarnation, absl::string_view request) {
 // `row`: null for a probe.
 void TokenTier::OnAnswered(Worker& worker, const Attempt& attempt, Row* row) {
   Group& group = groups_[worker.member.group];
-  if (worker.health.ejected()) {
+  if (worker.health.Answered()) {
     ++stats_.returned;
     LogInfo(absl::StrCat("token worker '", worker.member.identity.name,
                          "' answers again: it gets rows, few at first"));
   }
-  worker.health.Answered();
   worker.refusals = 0;
   if (row == nullptr) return;
   group.hedges.Done();

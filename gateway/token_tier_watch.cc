@@ -17,7 +17,6 @@ constexpr absl::Duration kLateTick = absl::Milliseconds(200);
 // A row is with two workers at once at most because the first is slow, never where the tier is
 // busy.
 constexpr float kBusy = 0.8f;
-constexpr absl::Duration kProbeTime = absl::Seconds(10);
 
 }  // namespace
 

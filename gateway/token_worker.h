@@ -46,10 +46,9 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   ProgressWatch progress;
   PingWatch ping;
   std::vector<std::pair<uint64_t, bool>> blamed;  // rows (handle, alone) that it was lost with
-  bool died = false;    // its connection broke with rows under way, and it is not back yet
-  int lost_hedges = 0;  // rows in a row that a second worker answered first
-  int refusals = 0;     // times in a row that it was left alone and refused what came then
-  Strikes strikes;
+  bool died = false;      // its connection broke with rows under way, and it is not back yet
+  int lost_hedges = 0;    // rows in a row that a second worker answered first
+  int refusals = 0;       // times in a row that it was left alone and refused what came then
   bool reserved = false;  // kept free of other rows for those under suspicion
   absl::Time hold_until = absl::InfinitePast();
   std::vector<v1::TokenRequestBatch> outgoing;  // of this turn

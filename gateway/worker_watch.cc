@@ -57,14 +57,20 @@ void WorkerHealth::ProbeSent(absl::Time now) {
   next_probe_ = now + probe_interval_;
 }
 
-void WorkerHealth::Answered() {
-  if (state_ == State::kGood) return;
+bool WorkerHealth::Answered() {
   if (state_ == State::kEjected) {
     state_ = State::kReturning;
     allowed_ = 1;
-  } else if (++allowed_ >= kReturned) {
-    Reset();
+    return true;
   }
+  if (returning() && ++allowed_ >= kReturned) Reset();
+  return false;
+}
+
+bool WorkerHealth::Strike(absl::string_view request, absl::Time now) {
+  const bool too_many = strikes_.Add(request, now);
+  // One that was just returning is no better yet.
+  return too_many || returning();
 }
 
 bool Strikes::Add(absl::string_view request, absl::Time now) {

@@ -51,37 +51,7 @@ class HedgeBudget {
   int credit_ = 0;
 };
 
-// One worker's standing with this gateway: good; ejected, when it gets no calls where others are
-// there, but a probe now and then; returning, when it gets more with each that it answers.
-class WorkerHealth {
- public:
-  // It has connected and nothing speaks against it.
-  void Reset() { *this = WorkerHealth(); }
-  void Eject(absl::Time now);
-  bool ejected() const { return state_ == State::kEjected; }
-  bool returning() const { return state_ == State::kReturning; }
-
-  bool WantsProbe(absl::Time now) const { return ejected() && now >= next_probe_; }
-  // The next one after twice as long, at most 2 s.
-  void ProbeSent(absl::Time now);
-  // It has answered a call or a probe.
-  void Answered();
-  // Of the `most` calls that it could have at once, how many it gets.
-  int32_t Allowed(int32_t most) const;
-
- private:
-  enum class State { kGood, kEjected, kReturning };
-  State state_ = State::kGood;
-  absl::Time next_probe_ = absl::InfinitePast();
-  absl::Duration probe_interval_ = absl::ZeroDuration();
-  int32_t allowed_ = 0;
-};
-
-// How long what a worker has told of its load is believed where it has nothing of ours to answer:
-// its own shares are of the last 5 s.
-inline constexpr absl::Duration kLoadGoodFor = absl::Seconds(5);
-
-// Rows that a worker failed and another one did not. Three of different requests within 10 s say
+// Calls that a worker failed and another one did not. Three of different requests within 10 s say
 // that it is the worker that is ill, not what it is given.
 class Strikes {
  public:
@@ -95,6 +65,42 @@ class Strikes {
   };
   std::vector<Strike> recent_;
 };
+
+// One worker's standing with this gateway: good; ejected, when it gets no calls where others are
+// there, but a probe now and then; returning, when it gets more with each that it answers.
+class WorkerHealth {
+ public:
+  // It has connected and nothing speaks against it.
+  void Reset() { *this = WorkerHealth(); }
+  void Eject(absl::Time now);
+  bool ejected() const { return state_ == State::kEjected; }
+  bool returning() const { return state_ == State::kReturning; }
+
+  bool WantsProbe(absl::Time now) const { return ejected() && now >= next_probe_; }
+  // The next one after twice as long, at most 2 s.
+  void ProbeSent(absl::Time now);
+  // It has answered a call or a probe. True: that ends its time out of turn.
+  bool Answered();
+  // A call of `request` that it failed, another one has answered. True: it is to be ejected.
+  bool Strike(absl::string_view request, absl::Time now);
+  // Of the `most` calls that it could have at once, how many it gets.
+  int32_t Allowed(int32_t most) const;
+
+ private:
+  enum class State { kGood, kEjected, kReturning };
+  State state_ = State::kGood;
+  absl::Time next_probe_ = absl::InfinitePast();
+  absl::Duration probe_interval_ = absl::ZeroDuration();
+  int32_t allowed_ = 0;
+  Strikes strikes_;
+};
+
+// A probe may wait at its worker for so long.
+inline constexpr absl::Duration kProbeTime = absl::Seconds(10);
+
+// How long what a worker has told of its load is believed where it has nothing of ours to answer:
+// its own shares are of the last 5 s.
+inline constexpr absl::Duration kLoadGoodFor = absl::Seconds(5);
 
 // Whether a worker that has work goes on with it. Times during which the gateway itself did not run
 // do not count.

@@ -93,6 +93,21 @@ TEST(WorkerHealth, OneThatFailsWhileItReturnsWaitsLonger) {
   EXPECT_TRUE(health.WantsProbe(now + absl::Milliseconds(600)));
 }
 
+TEST(WorkerHealth, OneStrikeIsTooManyForOneThatReturns) {
+  WorkerHealth health;
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  EXPECT_FALSE(health.Strike("a", now));
+  EXPECT_FALSE(health.Strike("b", now));
+  EXPECT_TRUE(health.Strike("c", now));
+  health.Eject(now);
+  EXPECT_FALSE(health.Strike("d", now));
+  EXPECT_TRUE(health.Answered());
+  EXPECT_FALSE(health.Answered());
+  EXPECT_TRUE(health.Strike("d", now));
+  health.Reset();
+  EXPECT_FALSE(health.Strike("e", now));
+}
+
 TEST(PingWatch, AsksOnceWhenACallHasWaitedAndAgainAfterItsAnswer) {
   PingWatch watch;
   const absl::Time now = absl::FromUnixSeconds(1000);
