@@ -247,7 +247,8 @@ def test_an_error_in_a_stream_has_the_status_as_its_code(server):
 
 
 def test_a_server_that_drains_answers_those_who_have_not_heard(launcher, demo_model):
-    server = http_tools.serve(launcher, demo_model)
+    # Longer than the stream takes on any machine.
+    server = http_tools.serve(launcher, demo_model, "--drain-time=2m")
     running = threading.Event()
     ended = []
 
