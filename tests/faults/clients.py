@@ -66,11 +66,12 @@ def choose_stop_string(template: Template) -> None:
 class Client:
     """One at a time, over and over, at any of the gateways; what it sees goes to `history`."""
 
-    def __init__(self, addresses: Sequence[str], kept: history.History, seed: int):
+    def __init__(self, addresses: Sequence[str], key: str, kept: history.History, seed: int):
         options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 500),
                    ("grpc.initial_reconnect_backoff_ms", 50), ("grpc.enable_retries", 0)]
         self._channels = [grpc.insecure_channel(address, options) for address in addresses]
         self._stubs = [generation_pb2_grpc.GenerationStub(channel) for channel in self._channels]
+        self._metadata = [("authorization", f"Bearer {key}")]
         self._history = kept
         self._draw = random.Random(seed)
         self._serial = 0
@@ -116,11 +117,11 @@ class Client:
             started = started or first
             if left and manner == "resume":
                 leave_after, outcome = -1, None
+            if outcome is None and time.monotonic() > end:
+                outcome = "UNAVAILABLE until its deadline"
             if outcome is not None:
                 record.outcomes.append(outcome)
-                return record
-            if time.monotonic() > end:
-                record.outcomes.append("UNAVAILABLE until its deadline")
+                self._history.end(record)
                 return record
             # The gateway is gone or leaves, or the client broke off: another one goes on.
             which = (which + 1) % len(self._stubs)
@@ -130,7 +131,7 @@ class Client:
         """(outcome or None for "go on elsewhere", Started, whether the client itself left)."""
         started = None
         prompt_tokens = request.resume.started.prompt_tokens if resumed else 0
-        call = stub.Generate(request, timeout=timeout)
+        call = stub.Generate(request, timeout=timeout, metadata=self._metadata)
         self.current = call
         outputs = 0
         usage = False
@@ -165,13 +166,13 @@ class Client:
             if request.seed == CRASH_SEED and code == grpc.StatusCode.INTERNAL:
                 if "died while they decoded" in details or "fell silent" in details:
                     return history.GIVEN_UP, started, False
-            if self._may_go_on(code, details):
+            if self.may_go_on(code, details):
                 return None, started, False
             return f"{code.name}: {details}", started, False
         return (history.FINISHED if usage else "ended without usage"), started, False
 
     @staticmethod
-    def _may_go_on(code: grpc.StatusCode, details: str) -> bool:
+    def may_go_on(code: grpc.StatusCode, details: str) -> bool:
         """A gateway that is lost or leaves; not one that says that a tier is gone. gRPC's server tells
         CANCELLED to a call that reaches it in the moment in which it stops listening."""
         if code == grpc.StatusCode.CANCELLED:  # not by this client: that was returned before
@@ -184,11 +185,13 @@ class Client:
 class Load:
     """Clients in threads, until told to stop."""
 
-    def __init__(self, addresses, kept, made: Sequence[Template], clients: int, seed: int):
+    def __init__(self, addresses, key, kept, made: Sequence[Template], clients: int, seed: int,
+                 think_s: float):
         self._stop = threading.Event()
         self._made = made
+        self._think_s = think_s
         self.failures: list[BaseException] = []
-        self._clients = [Client(addresses, kept, seed * 1000 + i) for i in range(clients)]
+        self._clients = [Client(addresses, key, kept, seed * 1000 + i) for i in range(clients)]
         self._threads = [threading.Thread(target=self._run, args=(client, seed * 77 + i))
                          for i, client in enumerate(self._clients)]
 
@@ -201,6 +204,7 @@ class Load:
         try:
             while not self._stop.is_set():
                 client.ask(draw.choice(self._made))
+                self._stop.wait(draw.uniform(0, 2 * self._think_s))
         except BaseException as error:  # told by the main thread
             self.failures.append(error)
 

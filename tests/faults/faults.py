@@ -12,6 +12,7 @@ from typing import Callable
 import clients
 import history
 import lab
+import visitors
 
 
 @dataclasses.dataclass
@@ -26,16 +27,22 @@ class Deployment:
     """Two gateways, two block replicas, four token workers; the last of each tier stands behind a
     proxy that can delay."""
 
-    def __init__(self, network: lab.Network, disk: lab.LogDisk, model, folder, gateway_flags=()):
+    def __init__(self, network: lab.Network, disk: lab.LogDisk, model, folder, gateway_flags=(),
+                 steady: bool = False):
+        """`steady`: no fault ends the first program of a tier, so that what grows in it shows."""
+        self.steady = steady
         self.network = network
         self.disk = disk
         logs = disk.folder
         common = [f"--model={model}"]
+        key_file = folder / "api.keys"
+        self.keys = {"tester": lab.make_key("tester", key_file),
+                     "limited": lab.make_key("limited", key_file, "--requests-per-second=1")}
         compute = [*common, "--threads=1"]
-        self.blocks = [lab.Program(network, f"block-{i}", "blockserve-block",
+        self.blocks = [lab.Program(network, f"block-{i}", "block",
                                    [*compute, f"--name=block-{i}", "--kv-pages=4096"], logs)
                        for i in range(2)]
-        self.tokens = [lab.Program(network, f"token-{i}", "blockserve-token",
+        self.tokens = [lab.Program(network, f"token-{i}", "token",
                                    [*compute, f"--name=token-{i}", "--allow-fault-injection",
                                     f"--inject-crash-seed={clients.CRASH_SEED}"], logs)
                        for i in range(4)]
@@ -49,10 +56,17 @@ class Deployment:
                             for p in programs)
 
         self.gateways = [lab.Program(
-            network, f"gateway-{i}", "blockserve-gateway",
-            [*common, f"--block-services={addresses(self.blocks)}",
+            network, f"gateway-{i}", "gateway",
+            [*common, f"--api-keys={key_file}", f"--slow-reader-timeout={visitors.UNREAD_S}s",
+             f"--http-write-timeout={visitors.UNREAD_S}s", f"--block-services={addresses(self.blocks)}",
              f"--token-services={addresses(self.tokens)}", *gateway_flags], logs)
             for i in range(2)]
+        for gateway in self.gateways:
+            gateway.add_http()
+
+    def mortal(self, programs):
+        """Those of a tier that a fault may end."""
+        return programs[1:] if self.steady else programs
 
     @property
     def programs(self):
@@ -118,11 +132,13 @@ class Lane:
     ALONE = 0.4  # share of the faults that have the system to themselves
 
     def __init__(self, name: str, deployment: Deployment, stage: Stage, draw: random.Random,
-                 crash: Callable[[], history.Record]):
+                 crash: Callable[[], history.Record], pause_s: float):
+        """`pause_s`: the mean time between two faults."""
         self._deployment = deployment
         self._stage = stage
         self._draw = draw
         self._crash = crash
+        self._pause_s = pause_s
         self._stop = threading.Event()
         self.faults: list[Fault] = []
         self.failures: list[BaseException] = []
@@ -132,6 +148,8 @@ class Lane:
             self._add_tier("token", lambda: deployment.tokens)
             self.kinds["wrong bits"] = self._wrong_bits
             self.kinds["request that kills its worker"] = self._killer
+            if deployment.steady:
+                self.unavailable["request that kills its worker"] = "it may kill any of them"
         else:
             self._add_tier("block", lambda: deployment.blocks)
             self.kinds["gateway killed"] = self._gateway_killed
@@ -142,33 +160,33 @@ class Lane:
         self._thread = threading.Thread(target=self._run)
 
     def _add_tier(self, tier: str, programs) -> None:
-        def pick(fault):
-            victim = self._draw.choice(programs())
+        def pick(fault, choose_from):
+            victim = self._draw.choice(choose_from)
             fault.victim = victim.name
             return victim
 
         def killed(fault):
-            victim = pick(fault)
+            victim = pick(fault, self._deployment.mortal(programs()))
             victim.kill()
             self._wait(0.2, 1.0)
             victim.start()
             victim.wait_until_ready()
 
         def frozen(fault):
-            victim = pick(fault)
+            victim = pick(fault, programs())
             victim.send(signal.SIGSTOP)
             self._wait(1.5, 4.0)
             victim.send(signal.SIGCONT)
 
         def terminated(fault):
-            victim = pick(fault)
+            victim = pick(fault, self._deployment.mortal(programs()))
             victim.terminate()
             victim.start()
             victim.wait_until_ready()
 
         def cut(direction):
             def inject(fault):
-                victim = pick(fault)
+                victim = pick(fault, programs())
                 self._deployment.network.cut(victim.name, direction)
                 self._wait(1.5, 4.0)
                 self._deployment.network.mend(victim.name)
@@ -190,14 +208,21 @@ class Lane:
             self.kinds[kind] = cut(direction)
             if not self._deployment.network.separate:
                 self.unavailable[kind] = self._deployment.network.why_not
+        def reset(fault):
+            victim = programs()[-1]
+            fault.victim = victim.name
+            self._deployment.proxies[victim.name].reset()
+            self._wait(1.0, 2.0)
+
         self.kinds[f"{tier} delayed"] = delayed
+        self.kinds[f"{tier} connections reset"] = reset
 
     def _wait(self, least: float, most: float) -> None:
         self._stop.wait(self._draw.uniform(least, most))
 
     def _wrong_bits(self, fault: Fault) -> None:
         """A worker that is replaced by one whose bits are wrong, until it has been found."""
-        victim = self._draw.choice(self._deployment.tokens)
+        victim = self._draw.choice(self._deployment.mortal(self._deployment.tokens))
         fault.victim = victim.name
         victim.terminate()
         victim.start("--inject-wrong-bits=0.5")
@@ -222,7 +247,7 @@ class Lane:
             worker.wait_until_ready()
 
     def _gateway_killed(self, fault: Fault) -> None:
-        victim = self._draw.choice(self._deployment.gateways)
+        victim = self._draw.choice(self._deployment.mortal(self._deployment.gateways))
         fault.victim = victim.name
         victim.kill()
         self._wait(0.2, 1.0)
@@ -230,7 +255,7 @@ class Lane:
         victim.wait_until_ready()
 
     def _gateway_terminated(self, fault: Fault) -> None:
-        victim = self._draw.choice(self._deployment.gateways)
+        victim = self._draw.choice(self._deployment.mortal(self._deployment.gateways))
         fault.victim = victim.name
         victim.terminate()
         victim.start()
@@ -240,7 +265,7 @@ class Lane:
         """Everybody's; a gateway that starts then has a lot to log."""
         fault.victim = "every program's log"
         self._deployment.disk.fill()
-        victim = self._draw.choice(self._deployment.gateways)
+        victim = self._draw.choice(self._deployment.mortal(self._deployment.gateways))
         victim.terminate()
         victim.start()
         victim.wait_until_ready()
@@ -276,6 +301,6 @@ class Lane:
                     fault.end = time.monotonic()
                 finally:
                     self._stage.leave(alone, self._stop)
-                self._wait(0.3, 1.2)
+                self._wait(0.4 * self._pause_s, 1.6 * self._pause_s)
         except BaseException as error:  # told by the main thread
             self.failures.append(error)

@@ -13,6 +13,10 @@ FINISHED = "finished"
 CANCELLED = "cancelled"  # by the client
 # By the gateway, where the request itself kills workers: two die with it alone, then it is given up.
 GIVEN_UP = "given up"
+# What some clients are after (visitors.py): turned away, out of time, gone in the middle.
+REFUSED = "refused"
+EXPIRED = "expired"
+LEFT = "left"
 
 
 def bits(logprob: Optional[float]) -> Optional[bytes]:
@@ -55,9 +59,18 @@ class Record:
     resumes: int = 0
     begun: float = 0.0  # time.monotonic
     arrivals: list[float] = dataclasses.field(default_factory=list)  # of outputs
+    tokens: int = 0
+    violations: Optional[list["Violation"]] = None  # once it has been checked
 
     def piece(self, choice: int, position: int, token: int, logprob: Optional[float]) -> None:
         self.pieces.append(Piece(choice, position, token, logprob))
+        self.tokens += 1
+
+    def restart(self) -> None:
+        """Its client asks again from the beginning."""
+        self.pieces.clear()
+        self.text.clear()
+        self.finished.clear()
 
     @property
     def failed(self) -> bool:
@@ -67,6 +80,16 @@ class Record:
         """(begin, length) of the times between two outputs, the first counted from the call."""
         times = [self.begun, *self.arrivals]
         return [(a, b - a) for a, b in zip(times, times[1:])]
+
+
+def expected_of(record: Record) -> Expected:
+    """What later records of the same request are compared with."""
+    expected = Expected(text=dict(record.text),
+                        finished={choice: ends[0] for choice, ends in record.finished.items()})
+    for piece in record.pieces:
+        expected.tokens.setdefault(piece.choice, []).append(piece.token)
+        expected.logprobs.setdefault(piece.choice, []).append(piece.logprob)
+    return expected
 
 
 @dataclasses.dataclass
@@ -127,7 +150,7 @@ def check_record(record: Record) -> list[Violation]:
                               f"{len(tokens)} tokens")
             if record.finished.get(choice) != [record.expected.finished[choice]]:
                 report("wrong finish", f"choice {choice}: {record.finished.get(choice)}")
-            if record.text.get(choice, "") != record.expected.text[choice]:
+            if record.text.get(choice, "") != record.expected.text.get(choice, ""):
                 report("wrong text", f"choice {choice}")
     return found
 
@@ -149,8 +172,11 @@ def check_leftovers(leftovers: Sequence[Leftover]) -> list[Violation]:
 class History:
     """Records of many clients. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_pieces: bool = True) -> None:
+        """Without `keep_pieces` a record is checked when it ends, and what it held let go: a run of
+        hours has more tokens than fit into memory."""
         self._lock = threading.Lock()
+        self._keep_pieces = keep_pieces
         self.records: list[Record] = []
 
     def begin(self, name: str, kind: str, expected: Expected,
@@ -160,8 +186,15 @@ class History:
             self.records.append(record)
         return record
 
+    def end(self, record: Record) -> None:
+        if not self._keep_pieces:
+            record.violations = check_record(record)
+            record.restart()
+
     def check(self, leftovers: Sequence[Leftover] = ()) -> list[Violation]:
         with self._lock:
             records = list(self.records)
-        found = [violation for record in records for violation in check_record(record)]
+        found = [violation for record in records
+                 for violation in (check_record(record) if record.violations is None
+                                   else record.violations)]
         return found + check_leftovers(leftovers)

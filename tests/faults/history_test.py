@@ -108,3 +108,28 @@ def test_an_answer_that_ends_early_is_a_gap():
     record = undisturbed()
     record.pieces.pop()
     assert kinds(record) == {"gap"}
+
+
+def test_what_an_earlier_record_showed_is_what_a_later_one_is_compared_with():
+    assert history.expected_of(undisturbed()) == expected()
+
+
+def test_a_record_whose_pieces_are_let_go_is_still_judged():
+    kept = history.History(keep_pieces=False)
+    for plant in (None, plant_gap):
+        record = undisturbed()
+        if plant is not None:
+            plant(record)
+        kept.records.append(record)
+        kept.end(record)
+        assert not record.pieces and not record.text
+    assert {violation.what for violation in kept.check()} == {"gap"}
+    assert kept.records[0].tokens == 7
+
+
+def test_who_asks_again_from_the_beginning_repeats_nothing():
+    record = undisturbed()
+    record.restart()
+    again = undisturbed()
+    record.pieces, record.text, record.finished = again.pieces, again.text, again.finished
+    assert kinds(record) == set()

@@ -41,6 +41,12 @@ def _run(*command: str) -> None:
         raise OSError(f"{' '.join(command)}: {done.stderr.strip()}")
 
 
+def make_key(name: str, file: pathlib.Path, *flags: str) -> str:
+    """Adds an API key to the file of those that gateways let in."""
+    return subprocess.run([PROGRAMS / "blockserve", "keys", f"--name={name}", f"--file={file}", *flags],
+                          check=True, capture_output=True, text=True).stdout.strip()
+
+
 class Network:
     """A bridge in a namespace of its own, with this process on it; every program gets a namespace and
     a cable to the bridge. Where that is not allowed, everybody is on loopback, and cables cannot be
@@ -169,24 +175,31 @@ class LogDisk:
 class Program:
     """A program that is started, killed, frozen and started again at one address."""
 
-    def __init__(self, network: Network, name: str, binary: str, flags: Sequence[str],
+    def __init__(self, network: Network, name: str, tier: str, flags: Sequence[str],
                  logs: pathlib.Path):
+        """`tier`: gateway, block or token."""
         self.name = name
+        self.tier = tier
         self.host = network.attach(name)
         self.port = network.port()
         self.metrics_port = self.port + 1 if network.separate else network.port()
         self.address = f"{self.host}:{self.port}"
         self._network = network
-        self._binary = binary
         self.flags = [*flags, f"--metrics-listen={self.host}:{self.metrics_port}"]
         self.log_path = logs / f"{name}.log"
         self.process: Optional[subprocess.Popen] = None
         self.starts = 0
         self.bad_exits: list[str] = []
 
+    def add_http(self) -> None:
+        """A gateway's."""
+        port = self.port + 2 if self._network.separate else self._network.port()
+        self.http_address = f"{self.host}:{port}"
+        self.flags.append(f"--http-listen={self.http_address}")
+
     def start(self, *more: str) -> None:
         assert self.process is None
-        command = [*self._network.inside(self.name), str(PROGRAMS / self._binary),
+        command = [*self._network.inside(self.name), str(PROGRAMS / f"blockserve-{self.tier}"),
                    f"--listen={self.address}", *self.flags, *more]
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL,
@@ -272,21 +285,28 @@ class Program:
 
 
 class DelayProxy:
-    """Stands before a program and lets everything through, at once or late."""
+    """Stands before a program and lets everything through, at once or late, or breaks connections."""
 
     def __init__(self, network: Network, name: str, target: str, folder: pathlib.Path):
         self.host = network.attach(name)
         self.port = network.port()
         self.address = f"{self.host}:{self.port}"
         self._control = folder / f"{name}.delay_ms"
-        self.delay(0)
+        self._say("0")
         self.process = subprocess.Popen(
             [*network.inside(name), sys.executable, str(pathlib.Path(__file__).with_name("proxy.py")),
              self.address, target, str(self._control)], stdin=subprocess.DEVNULL)
 
     def delay(self, milliseconds: int) -> None:
+        self._say(str(milliseconds))
+
+    def reset(self) -> None:
+        """Every connection of the moment, at both of its ends."""
+        self.process.send_signal(signal.SIGUSR1)
+
+    def _say(self, text: str) -> None:
         new = self._control.with_suffix(".new")
-        new.write_text(str(milliseconds))
+        new.write_text(text)
         new.replace(self._control)
 
     def close(self) -> None:

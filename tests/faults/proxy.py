@@ -1,8 +1,11 @@
 """proxy.py LISTEN TARGET FILE: passes bytes both ways, each so many milliseconds late as FILE says at
-the moment. Latency alone: as much gets through as before."""
+the moment. Latency alone: as much gets through as before. SIGUSR1 resets every connection."""
 
 import asyncio
 import pathlib
+import signal
+import socket
+import struct
 import sys
 
 
@@ -38,6 +41,13 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay
 
 async def main(listen: str, target: str, control: pathlib.Path) -> None:
     current = 0.0
+    ends: set[asyncio.StreamWriter] = set()
+
+    def reset() -> None:
+        for end in ends:
+            end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER,
+                                                    struct.pack("ii", 1, 0))
+            end.transport.abort()
 
     async def watch() -> None:
         nonlocal current
@@ -55,15 +65,18 @@ async def main(listen: str, target: str, control: pathlib.Path) -> None:
         except OSError:
             writer.close()
             return
+        ends.update((writer, downstream))
         ways = [asyncio.create_task(pump(reader, downstream, lambda: current)),
                 asyncio.create_task(pump(upstream, writer, lambda: current))]
         # When one side goes, so does the other.
         await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         for end in (writer, downstream):
             end.close()
+            ends.discard(end)
         for way in ways:
             way.cancel()
 
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, reset)
     host, port = listen.rsplit(":", 1)
     server = await asyncio.start_server(serve, host, int(port))
     async with server:

@@ -91,7 +91,7 @@ class Report:
         records = self.records
         resumed = sum(record.resumes > 0 for record in records)
         cancelled = sum(record.outcomes == [history.CANCELLED] for record in records)
-        tokens = sum(len(record.pieces) for record in records)
+        tokens = sum(record.tokens for record in records)
         durations = [record.arrivals[-1] - record.begun for record in records if record.arrivals]
         undisturbed = [length for record in records for begin, length in record.stalls()]
         lines = [

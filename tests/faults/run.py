@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 import random
+import shutil
 import sys
 import tempfile
 import threading
@@ -20,6 +21,8 @@ import faults  # noqa: E402
 import history  # noqa: E402
 import lab  # noqa: E402
 import report  # noqa: E402
+import resources  # noqa: E402
+import visitors  # noqa: E402
 
 # The lease of a lost stream's sequences is 10 s; a half-open connection is found within 15 s.
 SETTLE_S = 40
@@ -33,6 +36,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--templates", type=int, default=36, help="different requests (default 36)")
     parser.add_argument("--max-tokens", type=int, default=64, help="of an answer (default 64)")
     parser.add_argument("--model", type=pathlib.Path, default=ROOT / "models" / "demo-block")
+    parser.add_argument("--visitors", type=int, default=2,
+                        help="requests of other manners at a time: HTTP, slow readers, … (default 2)")
+    parser.add_argument("--think", type=float, default=0.0, metavar="SECONDS",
+                        help="mean pause between two requests of a client (default 0)")
+    parser.add_argument("--fault-pause", type=float, default=0.75, metavar="SECONDS",
+                        help="mean pause between two faults (default 0.75)")
+    parser.add_argument("--steady", action="store_true",
+                        help="never end the first program of a tier: what grows in it shows")
     parser.add_argument("--only", default="", help="kinds of fault whose name has this text")
     parser.add_argument("--check-goals", action="store_true",
                         help="fail also for stalls beyond those of docs/failures.md")
@@ -43,18 +54,14 @@ def arguments() -> argparse.Namespace:
 def undisturbed(deployment, made) -> None:
     """The answers that every later one is compared with, from the first gateway."""
     kept = history.History()
-    client = clients.Client([deployment.gateways[0].address], kept, seed=0)
+    client = clients.Client([deployment.gateways[0].address], deployment.keys["tester"], kept, seed=0)
 
     def ask(template) -> None:
         template.expected = history.Expected()
         record = client.ask(template, disturb=False)
         if record.outcomes != [history.FINISHED]:
             raise AssertionError(f"undisturbed: {record.outcomes}")
-        for piece in record.pieces:
-            template.expected.tokens.setdefault(piece.choice, []).append(piece.token)
-            template.expected.logprobs.setdefault(piece.choice, []).append(piece.logprob)
-        template.expected.text = dict(record.text)
-        template.expected.finished = {choice: ends[0] for choice, ends in record.finished.items()}
+        template.expected = history.expected_of(record)
 
     for template in made:
         ask(template)
@@ -64,44 +71,23 @@ def undisturbed(deployment, made) -> None:
     client.close()
 
 
-def leftovers(deployment) -> list[history.Leftover]:
-    """What the services hold now that no client is there."""
-    streams = len(deployment.gateways)
-    found = []
-    for program in filter(lab.Program.is_alive, deployment.gateways):
-        metrics = program.metrics()
-        found += [history.Leftover(program.name, what, int(metrics[f"blockserve_gateway_{name}"]))
-                  for what, name in (("requests", "streams"),
-                                     ("queued requests", "requests_queued"),
-                                     ("starting requests", "requests_starting"),
-                                     ("rows", "rows"),
-                                     ("waiting sequences", "sequences_waiting"))]
-    for program in filter(lab.Program.is_alive, deployment.blocks):
-        metrics = program.metrics()
-        found += [
-            history.Leftover(program.name, "sequences", int(metrics["blockserve_block_sequences"])),
-            history.Leftover(program.name, "KV pages",
-                             int(metrics["blockserve_block_kv_pages{used}"])),
-            history.Leftover(program.name, "streams",
-                             max(0, int(metrics["blockserve_block_streams"]) - streams)),
-        ]
-    for program in filter(lab.Program.is_alive, deployment.tokens):
-        metrics = program.metrics()
-        found += [
-            history.Leftover(program.name, "rows",
-                             int(metrics["blockserve_token_rows_waiting"]
-                                 + metrics["blockserve_token_rows_running"])),
-            history.Leftover(program.name, "streams",
-                             max(0, int(metrics["blockserve_token_streams"]) - streams)),
-        ]
-    return found
+def undisturbed_errands(deployment, errands) -> None:
+    kept = history.History()
+    visitor = visitors.Visitor(deployment.gateways[:1], deployment.keys, kept, seed=0)
+    for errand in errands:
+        errand.expected = history.Expected()
+        record = visitor.ask(errand, patient=True)
+        if record.outcomes not in ([history.FINISHED], [history.REFUSED]):
+            raise AssertionError(f"undisturbed: {errand.kind}: {record.outcomes}")
+        errand.expected = history.expected_of(record)
+    visitor.close()
 
 
-def settle(deployment) -> list[history.Leftover]:
+def settle(deployment, watch) -> list[history.Leftover]:
     deadline = time.monotonic() + SETTLE_S
     pause = threading.Event()
     while True:
-        found = leftovers(deployment)
+        found = resources.leftovers(deployment) + watch.grown()
         if all(left.count == 0 for left in found) or time.monotonic() > deadline:
             return found
         pause.wait(0.5)
@@ -115,8 +101,9 @@ def connected(deployment) -> None:
 
     def seen(gateway) -> bool:
         with grpc.insecure_channel(gateway.address) as channel:
-            model = generation_pb2_grpc.GenerationStub(channel).GetModel(pb.GetModelRequest(),
-                                                                         timeout=5)
+            model = generation_pb2_grpc.GenerationStub(channel).GetModel(
+                pb.GetModelRequest(), timeout=5,
+                metadata=[("authorization", f"Bearer {deployment.keys['tester']}")])
         return (model.block_services, model.token_workers) == (
             len(deployment.blocks), len(deployment.tokens))
 
@@ -130,34 +117,44 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> int:
     for what, why in (("network namespaces", network.why_not), ("a log disk", disk.why_not)):
         if why is not None:
             print(f"NOTE: no {what} here ({why}): the faults that need it are left out")
-    deployment = None
+    deployment = watch = None
     lanes = []
     problems: list[str] = []
     try:
         deployment = faults.Deployment(network, disk, options.model, folder,
-                                       ["--audit-fraction=1", "--audit-hold", "--drain-time=20s"])
+                                       ["--audit-fraction=1", "--audit-hold", "--drain-time=20s"],
+                                       options.steady)
         deployment.start()
         connected(deployment)
+        watch = resources.Watch(deployment, folder / "resources.csv")
         made = clients.templates(options.templates, options.max_tokens, options.seed)
         undisturbed(deployment, made)
         print(f"{len(made)} undisturbed answers, "
               f"{sum(len(t) for m in made for t in m.expected.tokens.values())} tokens", flush=True)
 
-        kept = history.History()
+        errands = visitors.errands(options.seed)
+        undisturbed_errands(deployment, errands)
+
+        kept = history.History(keep_pieces=False)
+        key = deployment.keys["tester"]
         addresses = [gateway.address for gateway in deployment.gateways]
-        killer = clients.Client(addresses, kept, seed=-1)
+        killer = clients.Client(addresses, key, kept, seed=-1)
         crash = clients.templates(1, 8, options.seed)[0]
         crash.kind = "kills its worker"
         crash.request.seed = clients.CRASH_SEED
         stage = faults.Stage()
         lanes = [faults.Lane(name, deployment, stage, random.Random(f"{options.seed} {name}"),
-                             lambda: killer.ask(crash)) for name in ("token", "block")]
+                             lambda: killer.ask(crash), options.fault_pause) for name in ("token", "block")]
         for lane in lanes:
             lane.kinds = {kind: what for kind, what in lane.kinds.items() if options.only in kind}
         lanes = [lane for lane in lanes if lane.kinds]
-        load = clients.Load(addresses, kept, made, options.clients, options.seed)
+        loads = [clients.Load(addresses, key, kept, made, options.clients, options.seed, options.think),
+                 visitors.Visits(deployment.gateways, deployment.keys, kept, errands, options.visitors,
+                                 options.seed, options.think)]
         begin = time.monotonic()
-        load.start()
+        watch.start()
+        for load in loads:
+            load.start()
         for lane in lanes:
             lane.start()
         # On a slow machine every kind has its turn all the same, for a while.
@@ -167,24 +164,27 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> int:
         while True:
             passed = time.monotonic() - begin
             enough = passed >= 60.0 * options.minutes and all(l.has_fired_all() for l in lanes)
-            if enough or passed >= limit or any(l.failures for l in lanes) or load.failures:
+            if enough or passed >= limit or any(l.failures for l in (*lanes, *loads)):
                 break
             pause.wait(0.2)
         for lane in lanes:
             lane.stop()
-        load.stop()
+        for load in loads:
+            load.stop()
         seconds = time.monotonic() - begin
         killer.close()
 
         for program in deployment.programs:
             if not program.is_alive():
                 problems.append(f"{program.name} has ended by itself: its log says why (--keep)")
-        left = settle(deployment)
+        left = settle(deployment, watch)
         violations = kept.check(left)
         injected = [fault for lane in lanes for fault in lane.faults if fault.end]
         result = report.Report(kept.records, injected, violations)
         print(result.text(seconds))
         print(result.longest_stalls(begin))
+        watch.stop()
+        print(watch.text())
         seen: dict[tuple[str, str], int] = {}
         for violation in violations:  # one of each kind for each request
             key = (violation.what, violation.where.split(" ", 1)[0])
@@ -198,7 +198,7 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> int:
                          if kind not in fired and kind not in lane.unavailable]
             for kind, why in lane.unavailable.items():
                 print(f"NOTE: left out: {kind} ({why})")
-        problems += [f"a client failed: {error!r}" for error in load.failures]
+        problems += [f"a client failed: {error!r}" for load in loads for error in load.failures]
         if options.check_goals:
             problems += result.missed_goals()
         # Gateways first: a service whose gateway is there drains longer.
@@ -206,12 +206,16 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> int:
             program.terminate()
         problems += [exit for program in deployment.programs for exit in program.bad_exits]
     finally:
+        if watch is not None:
+            watch.stop()
         if deployment is not None:
             deployment.close()
         if options.keep is not None:
             options.keep.mkdir(parents=True, exist_ok=True)
             for log in disk.folder.glob("*.log"):
                 (options.keep / log.name).write_bytes(log.read_bytes())
+            if (folder / "resources.csv").exists():
+                shutil.copy(folder / "resources.csv", options.keep)
         network.close()
         disk.close()
     for problem in problems[:40]:
