@@ -433,6 +433,30 @@ TEST_F(TokenFailoverTest, AWorkerThatRefusesEveryRowIsTakenOutOfTurn) {
   ExpectAllExact(streams);
 }
 
+// As where every one is gone.
+TEST_F(TokenFailoverTest, WhereEveryWorkerRefusesEveryRowRequestsEndUnavailableAfterTheTiersWait) {
+  MakeCore(1, 2);
+  bool refuse = true;
+  for (const auto& worker : workers_) {
+    worker->verdict = [&](const v1::TokenRowRequest&) {
+      return refuse ? absl::UnavailableError("not today") : absl::OkStatus();
+    };
+  }
+  const std::vector<Stream> streams = Load(12, 40);
+  loop_.Advance(options_.tier.tier_wait - absl::Milliseconds(100));
+  for (const Stream& stream : streams) EXPECT_EQ(stream.sink->done, 0);
+  ASSERT_TRUE(RunUntilDone(streams, absl::Milliseconds(300)));
+  for (const Stream& stream : streams) {
+    EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(stream.sink->status.message(), HasSubstr("not today"));
+  }
+  const std::vector<Stream> later = Load(12, 40);
+  loop_.Advance(options_.tier.tier_wait / 2);
+  refuse = false;
+  ASSERT_TRUE(RunUntilDone(later));
+  ExpectAllExact(later);
+}
+
 TEST_F(TokenFailoverTest, OneRequestsRowsAreNoSignOfAnIllWorker) {
   MakeCore(1, 2);
   workers_[1]->verdict = [](const v1::TokenRowRequest& row) {

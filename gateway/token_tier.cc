@@ -277,7 +277,7 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
       return;
     case RowAction::kElsewhere:
     case RowAction::kWorkerFull:
-      OnRefused(worker, action, handle, row);
+      OnRefused(worker, status, handle, row);
       return;
   }
 }
@@ -298,15 +298,25 @@ void TokenTier::OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::
   if (!IsUnderWay(row)) Enqueue(handle, row, /*is_new=*/false);
 }
 
-void TokenTier::OnRefused(Worker& worker, RowAction action, uint64_t handle, Row& row) {
+void TokenTier::OnRefused(Worker& worker, const absl::Status& status, uint64_t handle, Row& row) {
   const absl::Time now = loop_.Now();
+  const bool full = JudgeRowReply(status) == RowAction::kWorkerFull;
   // One that is full is well; and what it had when it began to refuse counts as one.
-  if (action == RowAction::kElsewhere && !worker.member.draining && now >= worker.hold_until &&
+  if (!full && !worker.member.draining && now >= worker.hold_until &&
       ++worker.refusals >= kMostRefusals) {
     Eject(worker, "refuses rows again and again");
   }
   worker.hold_until = now + kHold;
   if (IsUnderWay(row)) return;
+  if (!full) row.refused_since = std::min(row.refused_since, now);
+  // Workers that refuse everything are a tier that is gone.
+  if (!full && worker.health.ejected() && !HasOther(row.job.group, worker) &&
+      now >= GiveUpTime(row.refused_since, options_.tier_wait, row.job.deadline)) {
+    Finish(handle, absl::UnavailableError(absl::StrCat("no token worker takes rows; '",
+                                                       worker.member.identity.name,
+                                                       "' says: ", status.message())));
+    return;
+  }
   if (!row.waiting) ++stats_.retried_refused;
   row.hedge = false;
   Enqueue(handle, row, /*is_new=*/false);

@@ -64,6 +64,7 @@ struct TokenTier::Row {
   absl::Time waits_since;
   // Of a row with which a worker has died alone: it is tried again then; or given up, see Acquit.
   absl::Time not_before = absl::InfinitePast();
+  absl::Time refused_since = absl::InfiniteFuture();  // not for want of room
   uint64_t died_last = 0;  // incarnation of the last worker that died with it
   absl::Status failure;    // that a first worker told, OK: none; a second one is asked
   uint64_t failed_by = 0;  // its incarnation
