@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "absl/numeric/int128.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 
@@ -36,6 +37,7 @@ struct OpenCall {
   int64_t reserve_blocks = 0;
   int64_t first_context = -1;  // negative: the last block's row alone
   bool close_after = false;
+  absl::uint128 cache_pool = 0;
 };
 struct AppendCall {
   int64_t block_index = 0;

@@ -241,6 +241,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   hello.set_max_sequences(config.max_sequences);
   int64_t longest = *pages * config.page_blocks;
   if (options.max_positions > 0) longest = std::min(longest, options.max_positions);
+  hello.set_keeps_pools_apart(true);
   hello.set_max_blocks_per_sequence(
       static_cast<int32_t>(std::min<int64_t>(longest, std::numeric_limits<int32_t>::max())));
   impl->context->max_items = config.max_items_per_stream;

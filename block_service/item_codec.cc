@@ -25,8 +25,10 @@ BlockWorkItem ToItem(v1::BlockRequest& request, StreamId stream, uint64_t incarn
   item.request_key = std::move(*request.mutable_header()->mutable_request_key());
   switch (request.call_case()) {
     case v1::BlockRequest::kOpen:
-      item.call = OpenCall{Tokens(request.open().tokens()), request.open().reserve_blocks(),
-                           request.open().first_context(), request.open().close_after()};
+      item.call = OpenCall{
+          Tokens(request.open().tokens()), request.open().reserve_blocks(),
+          request.open().first_context(), request.open().close_after(),
+          absl::MakeUint128(request.open().cache_pool_high(), request.open().cache_pool_low())};
       break;
     case v1::BlockRequest::kAppend:
       item.call = AppendCall{request.append().block_index(), Tokens(request.append().tokens())};

@@ -41,10 +41,11 @@ KvPool::KvPool(KvPoolOptions options)
 
 KvPool::~KvPool() = default;
 
-KvSequence KvPool::NewSequence() {
+KvSequence KvPool::NewSequence(CachePoolId cache_pool) {
   KvSequence sequence;
   sequence.pool_ = this;
   sequence.table_ = std::make_unique<KvSequence::Table>();
+  sequence.table_->cache_pool = cache_pool;
   tables_.insert(sequence.table_.get());
   return sequence;
 }
@@ -56,7 +57,8 @@ int64_t KvPool::ShareCached(KvSequence& sequence, absl::Span<const int32_t> toke
   const int64_t before = table.blocks;
   while (table.blocks + options_.page_blocks <= max_blocks) {
     const int64_t index = table.blocks / options_.page_blocks;
-    const int32_t page = FindNamed(ParentName(table, index), PageTokens(tokens, index));
+    const int32_t page =
+        FindNamed(table.cache_pool, ParentName(table, index), PageTokens(tokens, index));
     if (page == kNone) break;
     AddReference(page);
     if (index < static_cast<int64_t>(table.pages.size())) {
@@ -86,9 +88,9 @@ void KvPool::Commit(KvSequence& sequence, absl::Span<const int32_t> tokens, int6
     int32_t& page = table.pages[static_cast<size_t>(index)];
     const uint64_t parent = ParentName(table, index);
     const absl::Span<const int32_t> page_tokens = PageTokens(tokens, index);
-    const int32_t same = FindNamed(parent, page_tokens);
+    const int32_t same = FindNamed(table.cache_pool, parent, page_tokens);
     if (same == kNone) {
-      Name(page, parent, page_tokens);
+      Name(page, table.cache_pool, parent, page_tokens);
     } else {
       AddReference(same);
       DropReference(std::exchange(page, same));
@@ -100,7 +102,7 @@ bool KvPool::Fork(const KvSequence& parent, int64_t blocks, int64_t reserve_bloc
                   KvSequence* child) {
   const int64_t full = blocks / options_.page_blocks;
   const int32_t rest = static_cast<int32_t>(blocks % options_.page_blocks);
-  KvSequence copy = NewSequence();
+  KvSequence copy = NewSequence(parent.cache_pool());
   KvSequence::Table& table = *copy.table_;
   const absl::Span<const int32_t> from = parent.pages();
   // The references come first: the pages must not be given up to make room for the rest.
@@ -118,9 +120,10 @@ bool KvPool::Fork(const KvSequence& parent, int64_t blocks, int64_t reserve_bloc
   return true;
 }
 
-uint64_t KvPool::Hash(uint64_t parent, absl::Span<const int32_t> tokens) const {
+uint64_t KvPool::Hash(CachePoolId cache_pool, uint64_t parent,
+                      absl::Span<const int32_t> tokens) const {
   if (options_.hash != nullptr) return options_.hash(parent, tokens);
-  return absl::HashOf(parent, tokens);
+  return absl::HashOf(cache_pool, parent, tokens);
 }
 
 absl::Span<const int32_t> KvPool::PageTokens(absl::Span<const int32_t> tokens,
@@ -135,22 +138,28 @@ uint64_t KvPool::ParentName(const KvSequence::Table& table, int64_t index) const
   return pages_[static_cast<size_t>(table.pages[static_cast<size_t>(index - 1)])].name;
 }
 
-int32_t KvPool::FindNamed(uint64_t parent, absl::Span<const int32_t> tokens) const {
-  const auto chain = by_hash_.find(Hash(parent, tokens));
+int32_t KvPool::FindNamed(CachePoolId cache_pool, uint64_t parent,
+                          absl::Span<const int32_t> tokens) const {
+  const auto chain = by_hash_.find(Hash(cache_pool, parent, tokens));
   if (chain == by_hash_.end()) return kNone;
   for (int32_t page = chain->second; page != kNone;) {
     const Page& candidate = pages_[static_cast<size_t>(page)];
-    if (candidate.parent == parent && absl::MakeConstSpan(candidate.tokens) == tokens) return page;
+    if (candidate.cache_pool == cache_pool && candidate.parent == parent &&
+        absl::MakeConstSpan(candidate.tokens) == tokens) {
+      return page;
+    }
     page = candidate.next_same_hash;
   }
   return kNone;
 }
 
-void KvPool::Name(int32_t page, uint64_t parent, absl::Span<const int32_t> tokens) {
+void KvPool::Name(int32_t page, CachePoolId cache_pool, uint64_t parent,
+                  absl::Span<const int32_t> tokens) {
   Page& named = pages_[static_cast<size_t>(page)];
   named.name = ++last_name_;
   named.parent = parent;
-  named.hash = Hash(parent, tokens);
+  named.cache_pool = cache_pool;
+  named.hash = Hash(cache_pool, parent, tokens);
   named.tokens.assign(tokens.begin(), tokens.end());
   const auto [chain, is_new] = by_hash_.try_emplace(named.hash, page);
   named.next_same_hash = is_new ? kNone : std::exchange(chain->second, page);
@@ -174,6 +183,7 @@ void KvPool::Forget(int32_t page) {
   }
   named.name = 0;
   named.parent = 0;
+  named.cache_pool = 0;
   named.next_same_hash = kNone;
 }
 
@@ -269,6 +279,9 @@ absl::Status KvPool::CheckInvariants() const {
       if (is_full && entry.name != 0 &&
           entry.parent != ParentName(*table, static_cast<int64_t>(i))) {
         return fails("page ", page, " does not follow the page before it");
+      }
+      if (entry.name != 0 && entry.cache_pool != table->cache_pool) {
+        return fails("page ", page, " is of another cache pool than a sequence that holds it");
       }
       if (!is_full && entry.references != 1) return fails("page ", page, " is shared and not full");
     }

@@ -5,6 +5,13 @@
 // it, down to the start. KV is a pure function of exactly that (DESIGN, determinism), so two pages
 // of one name hold the same bits, and any sequence that begins alike may use either.
 //
+// Names are of one cache pool each (CachePoolId): a page is found by sequences of the pool that
+// named it, and by no others. Hashes only lead to it: pool, tokens and the page before are compared
+// themselves, and a page before is told by a number that is never used twice. So sequences of
+// different pools never share a page, whatever their tokens are, with certainty and not only with
+// high probability. What pools have in common is the memory: pages that one needs may be taken from
+// what another has cached.
+//
 //   free        nobody refers to it, it holds nothing
 //   referenced  at least one table names it
 //   cached      nobody refers to it, it holds a named prefix; least recently used goes first
@@ -24,12 +31,16 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/numeric/int128.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 
 namespace blockserve {
 
 class KvPool;
+
+// Whose prompts may share KV: OpenSequence.cache_pool_* of block_decoder.proto. 0: the common pool.
+using CachePoolId = absl::uint128;
 
 // One sequence's page table. Gives its references back when destroyed; must not outlive the pool.
 class KvSequence {
@@ -46,6 +57,7 @@ class KvSequence {
   absl::Span<const int32_t> pages() const {
     return table_ == nullptr ? absl::Span<const int32_t>() : absl::MakeConstSpan(table_->pages);
   }
+  CachePoolId cache_pool() const { return table_ == nullptr ? 0 : table_->cache_pool; }
   // Whether it may be made to give its pages up for others (KvPool::yielding_pages). One that may
   // must not be changed.
   void SetYielding(bool yielding);
@@ -55,6 +67,7 @@ class KvSequence {
   struct Table {
     std::vector<int32_t> pages;
     int64_t blocks = 0;
+    CachePoolId cache_pool = 0;
     bool yielding = false;
   };
 
@@ -82,10 +95,11 @@ class KvPool {
   KvPool(const KvPool&) = delete;
   KvPool& operator=(const KvPool&) = delete;
 
-  KvSequence NewSequence();
+  KvSequence NewSequence(CachePoolId cache_pool = 0);
 
   // Makes pages that hold the next blocks of `tokens` ([blocks, L], from the sequence's start) part
-  // of the sequence, as far as they are known and lie within the first `max_blocks` blocks. Only
+  // of the sequence, as far as its cache pool has them and they lie within the first `max_blocks`
+  // blocks. Only
   // where sequence.blocks() is a multiple of the page. Returns the blocks gained.
   int64_t ShareCached(KvSequence& sequence, absl::Span<const int32_t> tokens, int64_t max_blocks);
 
@@ -99,8 +113,9 @@ class KvPool {
   void Commit(KvSequence& sequence, absl::Span<const int32_t> tokens, int64_t count);
 
   // Makes `child` the first `blocks` blocks of `parent` with pages for `reserve_blocks` more: full
-  // pages are shared, the last one is copied. False when there are not enough pages; then nothing
-  // has changed. 0 <= blocks <= parent.blocks(). `child` may be the parent itself.
+  // pages are shared, the last one is copied; it is of the parent's cache pool. False when there
+  // are not enough pages; then nothing has changed. 0 <= blocks <= parent.blocks(). `child` may be
+  // the parent itself.
   bool Fork(const KvSequence& parent, int64_t blocks, int64_t reserve_blocks, KvSequence* child);
 
   int64_t PagesFor(int64_t blocks) const {
@@ -127,15 +142,18 @@ class KvPool {
     int32_t yielding = 0;  // of these, from yielding sequences
     uint64_t name = 0;     // 0: not named; never used twice
     uint64_t parent = 0;   // name of the page before; 0: this is a first page
+    CachePoolId cache_pool = 0;
     uint64_t hash = 0;
     std::vector<int32_t> tokens;  // [page_blocks, L] where named
     int32_t next_same_hash = kNone;
     int32_t newer = kNone, older = kNone;  // neighbours among the cached pages
   };
 
-  uint64_t Hash(uint64_t parent, absl::Span<const int32_t> tokens) const;
-  int32_t FindNamed(uint64_t parent, absl::Span<const int32_t> tokens) const;
-  void Name(int32_t page, uint64_t parent, absl::Span<const int32_t> tokens);
+  uint64_t Hash(CachePoolId cache_pool, uint64_t parent, absl::Span<const int32_t> tokens) const;
+  int32_t FindNamed(CachePoolId cache_pool, uint64_t parent,
+                    absl::Span<const int32_t> tokens) const;
+  void Name(int32_t page, CachePoolId cache_pool, uint64_t parent,
+            absl::Span<const int32_t> tokens);
   void Forget(int32_t page);
   void AddReference(int32_t page);
   void DropReference(int32_t page, bool yielding = false);

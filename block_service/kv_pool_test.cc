@@ -1,6 +1,7 @@
 #include "block_service/kv_pool.h"
 
 #include <map>
+#include <optional>
 #include <random>
 #include <vector>
 
@@ -33,8 +34,8 @@ struct Fixture {
   }
 
   // A sequence whose blocks have all been computed.
-  KvSequence Computed(const std::vector<int32_t>& tokens) {
-    KvSequence sequence = pool->NewSequence();
+  KvSequence Computed(const std::vector<int32_t>& tokens, CachePoolId cache_pool = 0) {
+    KvSequence sequence = pool->NewSequence(cache_pool);
     const int64_t blocks = static_cast<int64_t>(tokens.size()) / kLength;
     EXPECT_TRUE(pool->Reserve(sequence, blocks));
     pool->Commit(sequence, tokens, blocks);
@@ -123,6 +124,54 @@ TEST(KvPool, AHitStopsBeforeTheFirstBlockThatMustBeComputed) {
        std::map<int64_t, int64_t>{{8, 8}, {7, 4}, {4, 4}, {3, 0}, {0, 0}}) {
     KvSequence again = fixture.pool->NewSequence();
     EXPECT_EQ(fixture.pool->ShareCached(again, tokens, max_blocks), expected) << max_blocks;
+  }
+}
+
+TEST(KvPool, PagesAreOnlySharedWithinTheirCachePool) {
+  // With hashes that are all equal too: what is compared is the pool itself.
+  for (const bool collide : {false, true}) {
+    Fixture fixture(16, /*prefix_cache=*/true,
+                    collide ? +[](uint64_t, absl::Span<const int32_t>) -> uint64_t { return 1; }
+                            : nullptr);
+    KvPool& pool = *fixture.pool;
+    const std::vector<int32_t> tokens = Tokens(8, 1);
+    const CachePoolId low = 1, high = absl::MakeUint128(1, 0);
+    { KvSequence common = fixture.Computed(tokens); }
+    for (const CachePoolId id : {low, high}) {
+      KvSequence sequence = pool.NewSequence(id);
+      EXPECT_EQ(pool.ShareCached(sequence, tokens, 8), 0);
+    }
+    { KvSequence sequence = fixture.Computed(tokens, low); }
+    EXPECT_EQ(pool.cached_pages(), 4) << "each pool has pages of its own";
+    for (const auto& [id, expected] : std::map<CachePoolId, int64_t>{{0, 8}, {low, 8}, {high, 0}}) {
+      KvSequence sequence = pool.NewSequence(id);
+      EXPECT_EQ(pool.ShareCached(sequence, tokens, 8), expected) << id;
+    }
+    // Pages that are in use are no more shared than cached ones.
+    KvSequence one = fixture.Computed(tokens, high);
+    KvSequence same = fixture.Computed(tokens, high);
+    KvSequence other = fixture.Computed(tokens, high + 1);
+    EXPECT_EQ(same.pages(), one.pages());
+    EXPECT_NE(other.pages()[0], one.pages()[0]);
+    EXPECT_TRUE(pool.CheckInvariants().ok()) << pool.CheckInvariants();
+  }
+}
+
+TEST(KvPool, AForkIsOfItsParentsCachePool) {
+  Fixture fixture(16);
+  KvPool& pool = *fixture.pool;
+  const std::vector<int32_t> tokens = Tokens(8, 1);
+  {
+    KvSequence parent = fixture.Computed(Tokens(6, 1), 3);
+    KvSequence child;
+    ASSERT_TRUE(pool.Fork(parent, 6, 2, &child));
+    EXPECT_EQ(child.cache_pool(), CachePoolId{3});
+    pool.Commit(child, tokens, 2);
+    EXPECT_TRUE(pool.CheckInvariants().ok()) << pool.CheckInvariants();
+  }
+  for (const auto& [id, expected] : std::map<CachePoolId, int64_t>{{0, 0}, {3, 8}}) {
+    KvSequence sequence = pool.NewSequence(id);
+    EXPECT_EQ(pool.ShareCached(sequence, tokens, 8), expected) << id;
   }
 }
 
@@ -304,7 +353,7 @@ TEST_P(KvPoolRandom, PagesHoldWhatTheirSequencesWrote) {
   for (int step = 0; step < 3000; ++step) {
     switch (draw(5)) {
       case 0: {  // open: few different tokens, so that beginnings are often alike
-        Reference sequence{pool.NewSequence(), {}};
+        Reference sequence{pool.NewSequence(static_cast<uint64_t>(draw(3))), {}};
         const int64_t blocks = 1 + draw(14);
         for (int64_t i = 0; i < blocks * kLength; ++i) {
           sequence.tokens.push_back(static_cast<int32_t>(draw(40) == 0));
@@ -353,7 +402,14 @@ TEST_P(KvPoolRandom, PagesHoldWhatTheirSequencesWrote) {
       }
     }
     ASSERT_TRUE(pool.CheckInvariants().ok()) << step << ": " << pool.CheckInvariants();
+    std::vector<std::optional<CachePoolId>> pool_of(kPages);
     for (const Reference& sequence : live) {
+      for (const int32_t page : sequence.kv.pages()) {
+        auto& pool_of_page = pool_of[static_cast<size_t>(page)];
+        ASSERT_EQ(pool_of_page.value_or(sequence.kv.cache_pool()), sequence.kv.cache_pool())
+            << "step " << step << ": page " << page << " is of two cache pools";
+        pool_of_page = sequence.kv.cache_pool();
+      }
       for (int64_t block = 0; block < sequence.kv.blocks(); ++block) {
         const int32_t page = sequence.kv.pages()[static_cast<size_t>(block / kPageBlocks)];
         const auto& written =

@@ -186,7 +186,7 @@ void BlockScheduler::Open(BlockWorkItem item) {
   sequence.tokens = std::move(open.tokens);
   sequence.first_context = open.first_context < 0 ? blocks - 1 : open.first_context;
   sequence.close_after = open.close_after;
-  sequence.kv = pool_.NewSequence();
+  sequence.kv = pool_.NewSequence(open.cache_pool);
   sequence.cached_blocks = pool_.ShareCached(sequence.kv, sequence.tokens, sequence.first_context);
   const int64_t ahead = ReserveAhead(blocks, open.reserve_blocks);
   sequence.queue.push_back(std::move(item));
@@ -389,6 +389,10 @@ bool BlockScheduler::AnswerAppend(BlockSequence& sequence, const AppendCall& app
 bool BlockScheduler::AnswerOpen(BlockSequence& sequence, const OpenCall& open) {
   if (open.tokens != sequence.tokens) {
     AnswerHead(sequence, absl::AbortedError("open: the sequence is open with other tokens"));
+    return true;
+  }
+  if (open.cache_pool != sequence.kv.cache_pool()) {
+    AnswerHead(sequence, absl::AbortedError("open: the sequence is of another cache pool"));
     return true;
   }
   return AnswerLastRow(sequence);

@@ -63,10 +63,14 @@ class SchedulerHarness {
     return id;
   }
   uint64_t Open(uint64_t sequence, std::vector<int32_t> tokens, int64_t reserve_blocks = 0,
-                int64_t first_context = -1, bool close_after = false) {
+                int64_t first_context = -1, bool close_after = false,
+                absl::uint128 cache_pool = 0) {
     BlockWorkItem item = Item(sequence);
-    item.call = OpenCall{std::move(tokens), reserve_blocks, first_context, close_after};
+    item.call = OpenCall{std::move(tokens), reserve_blocks, first_context, close_after, cache_pool};
     return Submit(std::move(item));
+  }
+  uint64_t OpenIn(absl::uint128 cache_pool, uint64_t sequence, std::vector<int32_t> tokens) {
+    return Open(sequence, std::move(tokens), 8, -1, false, cache_pool);
   }
   uint64_t Append(uint64_t sequence, int64_t index, std::vector<int32_t> tokens) {
     BlockWorkItem item = Item(sequence);

@@ -106,7 +106,8 @@ TEST_P(SchedulerRandom, EveryRowIsTheRowOfItsTokens) {
         const int64_t first = Draw(3) == 0 ? Draw(blocks) : -1;
         const bool close_after = Draw(4) == 0;
         if (!close_after) live[sequence] = tokens;
-        const uint64_t id = harness.Open(sequence, tokens, Draw(12), first, close_after);
+        const uint64_t id =
+            harness.Open(sequence, tokens, Draw(12), first, close_after, sequence % 2);
         pending[id] = {Pending::Kind::kOpen, sequence, tokens, first < 0 ? blocks - 1 : first};
         break;
       }

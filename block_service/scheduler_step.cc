@@ -142,8 +142,8 @@ bool BlockScheduler::IsPrefilledByAnother(const BlockSequence& sequence) const {
   const auto page_end = sequence.tokens.begin() + end * options_.block_length;
   return std::any_of(shares_.begin(), shares_.end(), [&](const PrefillShare& share) {
     const BlockSequence& other = *share.sequence;
-    return share.blocks > 0 && other.kv.blocks() <= first &&
-           other.kv.blocks() + share.blocks >= end &&
+    return share.blocks > 0 && other.kv.cache_pool() == sequence.kv.cache_pool() &&
+           other.kv.blocks() <= first && other.kv.blocks() + share.blocks >= end &&
            std::equal(sequence.tokens.begin(), page_end, other.tokens.begin());
   });
 }

@@ -387,6 +387,74 @@ TEST(BlockScheduler, PrefixesAreSharedAndChangeNoRow) {
   }
 }
 
+TEST(BlockScheduler, PrefixesAreSharedWithinACachePoolAloneAndNoRowDependsOnIt) {
+  const std::vector<int32_t> prompt = Prompt(9, 1);
+  const absl::uint128 a = absl::MakeUint128(1, 0), b = absl::MakeUint128(0, 1);
+  Harness harness;
+  uint64_t sequence = 0;
+  const auto cached = [&](absl::uint128 pool) {
+    const uint64_t open = harness.OpenIn(pool, ++sequence, prompt);
+    harness.RunUntilIdle();
+    EXPECT_EQ(harness.row(open), Harness::Expected(prompt));
+    harness.Close(sequence);
+    return harness.of(open).cached_blocks;
+  };
+  EXPECT_EQ(cached(0), 0);
+  EXPECT_EQ(cached(a), 0);
+  EXPECT_EQ(cached(b), 0);
+  EXPECT_EQ(cached(0), 8);
+  EXPECT_EQ(cached(a), 8);
+  EXPECT_EQ(cached(b), 8);
+}
+
+TEST(BlockScheduler, APromptDoesNotWaitForOneOfAnotherCachePool) {
+  BlockSchedulerOptions options = Options();
+  options.prefill_chunk_blocks = 64;
+  Harness harness(options);
+  const std::vector<int32_t> prompt = Prompt(16, 1);
+  const uint64_t first = harness.OpenIn(1, 1, prompt);
+  const uint64_t other = harness.OpenIn(2, 2, prompt);
+  const uint64_t second = harness.OpenIn(1, 3, prompt);
+  harness.Step();
+  EXPECT_TRUE(harness.of(first).done);
+  EXPECT_TRUE(harness.of(other).done) << "what it took would tell of the other";
+  EXPECT_FALSE(harness.of(second).done);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.of(other).cached_blocks, 0);
+  EXPECT_EQ(harness.of(second).cached_blocks, 12);
+  EXPECT_EQ(harness.engine.computed_blocks(), 16 + 16 + 4);
+  for (const uint64_t open : {first, other, second}) {
+    EXPECT_EQ(harness.row(open), Harness::Expected(prompt));
+  }
+}
+
+TEST(BlockScheduler, ForksAreOfTheirParentsCachePool) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(6, 1);
+  harness.OpenIn(1, 1, prompt);
+  harness.RunUntilIdle();
+  harness.Fork(2, 1, 6, 8);
+  harness.Append(2, 6, {1, 1});
+  const uint64_t append = harness.Append(2, 7, {2, 2});
+  harness.RunUntilIdle();
+  const std::vector<int32_t> text = Joined(prompt, {1, 1, 2, 2, 3, 3});
+  EXPECT_EQ(harness.row(append), Harness::Expected(Joined(prompt, {1, 1, 2, 2})));
+  const uint64_t common = harness.OpenIn(0, 3, text);
+  const uint64_t same = harness.OpenIn(1, 4, text);
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.of(common).cached_blocks, 0);
+  EXPECT_EQ(harness.of(same).cached_blocks, 8) << "the page that the fork has filled, too";
+  EXPECT_EQ(harness.row(same), Harness::Expected(text));
+}
+
+TEST(BlockScheduler, OpeningAgainInAnotherCachePoolIsNoRepetition) {
+  Harness harness;
+  harness.OpenIn(1, 1, Prompt(3, 1));
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(harness.OpenIn(2, 1, Prompt(3, 1))), StatusCode::kAborted);
+  EXPECT_EQ(harness.code(harness.OpenIn(1, 1, Prompt(3, 1))), StatusCode::kOk);
+}
+
 TEST(BlockScheduler, AHitNeverCoversARowThatIsWanted) {
   Harness harness;
   const std::vector<int32_t> prompt = Prompt(8, 1);
