@@ -24,6 +24,7 @@ BlockServiceConfig BlockConfigOf(const EmbeddedOptions& options) {
   config.kv_memory_mib = options.kv_memory_mib;
   config.max_sequences = options.max_sequences;
   config.prefill_chunk = options.prefill_chunk;
+  config.prefix_cache = options.prefix_cache;
   config.allow_long_contexts = options.gateway.allow_beyond_positions;
   config.metrics = options.metrics;
   return config;

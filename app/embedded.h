@@ -36,6 +36,7 @@ struct EmbeddedOptions {
   int32_t max_sequences = 0;
   int32_t prefill_chunk = 0;
   int32_t max_rows = 0;
+  bool prefix_cache = true;
   // Where clients are served; empty: by channel() alone.
   std::string grpc_address;
   ServerTlsFiles tls;                 // of both addresses

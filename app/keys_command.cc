@@ -31,6 +31,7 @@ int RunKeys(const Arguments& arguments) {
   std::optional<float> weight;
   int32_t max_tokens = 0;
   std::string priority = "high";
+  std::string prefix_cache = "shared";
   FlagTable flags;
   flags.Add("name", "whose key it is: for limits and logs", &name);
   flags.Add("file", "the server's file of keys; made if there is none", &path);
@@ -43,6 +44,8 @@ int RunKeys(const Arguments& arguments) {
   flags.Add("weight", "share against other keys where requests wait; left out: 1", &weight);
   flags.AddChoice("highest_priority", "that requests may ask for", {"high", "normal", "batch"},
                   &priority);
+  flags.AddChoice("prefix_cache", "own: its prompts share KV with those of this name alone",
+                  {"shared", "own"}, &prefix_cache);
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   const auto bad_usage = [](absl::string_view message) {
     return ReportUsageError(kProgram, absl::InvalidArgumentError(message));
@@ -53,6 +56,7 @@ int RunKeys(const Arguments& arguments) {
   limits.requests_per_second = rate.value_or(0);
   limits.weight = weight.value_or(1);
   limits.highest_priority = priority == "high" ? 1 : priority == "normal" ? 2 : 3;
+  limits.own_prefix_cache = prefix_cache == "own";
   absl::StatusOr<NewApiKey> made = MakeApiKey(name, limits);
   if (!made.ok()) return ReportUsageError(kProgram, made.status());
 

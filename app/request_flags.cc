@@ -24,6 +24,10 @@ v1::Priority PriorityValue(const std::string& name) {
   return v1::PRIORITY_UNSPECIFIED;
 }
 
+void AddCacheSaltFlag(FlagTable& flags, std::optional<std::string>* target) {
+  flags.Add("cache_salt", "share KV with requests of the same salt alone, 1 to 256 bytes", target);
+}
+
 void AddAlignmentFlag(FlagTable& flags, std::string* target) {
   flags.AddChoice("alignment", "where blocks begin: end, start or none; default: the model's",
                   {"end", "start", "none"}, target);
@@ -38,6 +42,11 @@ absl::Status CheckText(absl::string_view flag, const std::optional<std::string>&
   if (text.has_value() && !IsValidUtf8(*text)) {
     return Invalid(absl::StrCat(flag, " is not valid UTF-8"));
   }
+  return absl::OkStatus();
+}
+
+absl::Status CheckCacheSalt(const std::optional<std::string>& salt) {
+  if (salt.has_value() && !IsValidUtf8(*salt)) return Invalid("--cache-salt is not valid UTF-8");
   return absl::OkStatus();
 }
 
@@ -81,6 +90,7 @@ void GenerateFlags::AddFlags(FlagTable& flags) {
                           "with --format json: log-probabilities, and those of the K best: [=K]", 0,
                           &logprobs);
   AddPriorityFlag(flags, &priority);
+  AddCacheSaltFlag(flags, &cache_salt);
   AddAlignmentFlag(flags, &alignment);
 }
 
@@ -96,6 +106,7 @@ absl::StatusOr<v1::GenerateRequest> GenerateFlags::Request() const {
   } else {
     return Invalid("--prompt or --prompt-tokens is missing");
   }
+  if (absl::Status status = CheckCacheSalt(cache_salt); !status.ok()) return status;
   v1::SamplingParameters& sampling = *request.mutable_sampling();
   if (temperature.has_value()) sampling.set_temperature(*temperature);
   if (top_k.has_value()) sampling.set_top_k(*top_k);
@@ -131,6 +142,7 @@ absl::StatusOr<v1::GenerateRequest> GenerateFlags::Request() const {
   request.set_n(n);
   if (logprobs.has_value()) request.set_logprobs(*logprobs);
   request.set_priority(PriorityValue(priority));
+  if (cache_salt.has_value()) request.set_cache_salt(*cache_salt);
   request.set_alignment(AlignmentValue(alignment));
   return request;
 }
@@ -142,6 +154,7 @@ void ScoreFlags::AddFlags(FlagTable& flags) {
   flags.AddTokens("continuation_tokens", "or its token ids", &continuation_tokens);
   flags.AddOptionalNumber("top_logprobs", "also of the K best tokens: =K", 1, &top_logprobs);
   AddPriorityFlag(flags, &priority);
+  AddCacheSaltFlag(flags, &cache_salt);
   AddAlignmentFlag(flags, &alignment);
 }
 
@@ -152,6 +165,7 @@ absl::StatusOr<v1::ScoreRequest> ScoreFlags::Request() const {
         CheckText("--continuation", continuation, continuation_tokens)}) {
     if (!status.ok()) return status;
   }
+  if (absl::Status status = CheckCacheSalt(cache_salt); !status.ok()) return status;
   const bool has_prompt = prompt.has_value() || prompt_tokens.has_value();
   if (continuation.has_value() || continuation_tokens.has_value()) {
     if (prompt.has_value()) request.set_context_text(*prompt);
@@ -168,6 +182,7 @@ absl::StatusOr<v1::ScoreRequest> ScoreFlags::Request() const {
   }
   if (top_logprobs.has_value()) request.set_top_logprobs(*top_logprobs);
   request.set_priority(PriorityValue(priority));
+  if (cache_salt.has_value()) request.set_cache_salt(*cache_salt);
   request.set_alignment(AlignmentValue(alignment));
   return request;
 }

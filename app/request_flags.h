@@ -34,6 +34,7 @@ struct GenerateFlags {
   bool ignore_eos = false;
   std::optional<int32_t> logprobs;
   std::string priority;
+  std::optional<std::string> cache_salt;
   std::string alignment;
 
   void AddFlags(FlagTable& flags);
@@ -48,6 +49,7 @@ struct ScoreFlags {
   std::optional<std::vector<int32_t>> continuation_tokens;
   std::optional<int32_t> top_logprobs;
   std::string priority;
+  std::optional<std::string> cache_salt;
   std::string alignment;
 
   void AddFlags(FlagTable& flags);

@@ -36,6 +36,7 @@ TEST(GenerateFlags, AreGreedyAndLeaveTheRestToTheServer) {
   EXPECT_FALSE(request->sampling().has_top_p());
   EXPECT_FALSE(request->has_seed());
   EXPECT_FALSE(request->has_logprobs());
+  EXPECT_FALSE(request->has_cache_salt());
   EXPECT_EQ(request->alignment(), v1::ALIGNMENT_UNSPECIFIED);
   EXPECT_EQ(request->priority(), v1::PRIORITY_UNSPECIFIED);
   EXPECT_EQ(request->n(), 1);
@@ -61,6 +62,7 @@ TEST(GenerateFlags, ReachTheRequest) {
                            "--logprobs=4",
                            "--alignment=none",
                            "--priority=batch",
+                           "--cache-salt=ours",
                            "--logit-bias=5:-1.5"});
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_TRUE(request->has_text());
@@ -82,6 +84,7 @@ TEST(GenerateFlags, ReachTheRequest) {
   EXPECT_EQ(request->n(), 2);
   EXPECT_EQ(request->logprobs(), 4);
   EXPECT_EQ(request->alignment(), v1::ALIGNMENT_NONE);
+  EXPECT_EQ(request->cache_salt(), "ours");
 }
 
 TEST(GenerateFlags, NameWhatIsMissingOrWrong) {
@@ -91,6 +94,7 @@ TEST(GenerateFlags, NameWhatIsMissingOrWrong) {
            {{"--prompt=a", "--prompt-tokens=1"}, "exclude"},
            {{"--prompt=\xFF"}, "--prompt is not valid UTF-8"},
            {{"--prompt=a", "--stop=\xFF"}, "--stop is not valid UTF-8"},
+           {{"--prompt=a", "--cache-salt=\xFF"}, "--cache-salt is not valid UTF-8"},
            {{"--prompt=a", "--logit-bias=5"}, "--logit-bias"},
            {{"--prompt=a", "--alignment=left"}, "--alignment"}}) {
     auto request = Generate(arguments);
@@ -100,13 +104,14 @@ TEST(GenerateFlags, NameWhatIsMissingOrWrong) {
 }
 
 TEST(ScoreFlags, MakeAPromptTheContextOfAContinuation) {
-  auto request =
-      Score({"--prompt=a", "--continuation-tokens=3,4", "--top-logprobs=2", "--alignment=end"});
+  auto request = Score({"--prompt=a", "--continuation-tokens=3,4", "--top-logprobs=2",
+                        "--alignment=end", "--cache-salt="});
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(request->context_text(), "a");
   EXPECT_THAT(request->continuation_tokens().ids(), ElementsAre(3, 4));
   EXPECT_EQ(request->top_logprobs(), 2);
   EXPECT_EQ(request->alignment(), v1::ALIGNMENT_END);
+  EXPECT_TRUE(request->has_cache_salt()) << "an empty one is for the server to refuse";
 }
 
 TEST(ScoreFlags, ScoreAPromptAloneByItself) {

@@ -56,6 +56,7 @@ int RunServe(const Arguments& arguments) {
   flags.Add("max_rows", "token rows of a batch; 0: 64, on a CUDA device 1024", &options.max_rows);
   flags.Add("allow_long_contexts", "more blocks than max_position_embeddings",
             &options.gateway.allow_beyond_positions);
+  flags.Add("prefix_cache", "share KV of prompts that begin alike", &options.prefix_cache);
   flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);
   flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
             &stall_bound);

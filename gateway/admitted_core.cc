@@ -207,10 +207,12 @@ AdmittedCore::~AdmittedCore() { *alive_ = false; }
 
 GenerationId AdmittedCore::Generate(GenerationRequest request,
                                     std::shared_ptr<GenerationSink> sink) {
+  request.own_prefix_cache = options_.owns_prefix_cache && options_.owns_prefix_cache(request.key);
   return Accept(std::make_shared<Ticket>(*this, std::move(request), std::move(sink)));
 }
 
 GenerationId AdmittedCore::Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) {
+  request.own_prefix_cache = options_.owns_prefix_cache && options_.owns_prefix_cache(request.key);
   return Accept(std::make_shared<Ticket>(*this, std::move(request), std::move(sink)));
 }
 

@@ -28,6 +28,9 @@ struct AdmittedCoreOptions {
   int32_t block_length = 1;  // the model's
   // What the token tier can use, asked for again and again on the loop; null: not asked.
   std::function<TokenCapacity()> capacity;
+  // Whether requests of the key of this name share KV among themselves alone; null: no key's do.
+  // Thread-safe.
+  std::function<bool(const std::string& key)> owns_prefix_cache;
   // A stream whose client leaves unread what waits for it (the front's window) for so long ends
   // ABORTED: what it holds is for others.
   absl::Duration slow_reader_timeout = absl::InfiniteDuration();

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "common/metrics.h"
+#include "gateway/cache_pool.h"
 #include "gateway/core_fixture.h"
 #include "gateway/metric_definitions.h"
 #include "gateway/retry_after.h"
@@ -341,6 +342,31 @@ TEST_F(AdmittedCoreTest, ScoresToo) {
   }
   EXPECT_EQ(metrics_.Requests(RequestMethod::kScore, absl::StatusCode::kOk).Value(), 5);
   EXPECT_EQ(admitted_->live_requests(), 0);
+}
+
+TEST_F(AdmittedCoreTest, SetsWhosePrefixCacheIsItsOwn) {
+  admitted_options_.owns_prefix_cache = [](const std::string& key) { return key == "alice"; };
+  Make(1, 1);
+  for (const char* key : {"alice", "bob"}) {
+    GenerationRequest request = Request(8, 4, 1);
+    request.key = key;
+    request.cache_salt = "s";
+    request.own_prefix_cache = std::string(key) == "bob";  // is not for its front to say
+    const Stream stream = Ask(std::move(request));
+    ASSERT_TRUE(RunUntilDone({stream}));
+    ExpectExact(stream);
+    ScoringRequest scoring;
+    scoring.key = key;
+    scoring.tokens = stream.request.prompt;
+    scoring.first_scored = 6;
+    scoring.deadline = loop_.Now() + absl::Minutes(1);
+    const auto sink = std::make_shared<RecordingScoreSink>();
+    admitted_->Score(std::move(scoring), sink);
+    ASSERT_TRUE(loop_.RunUntil([&] { return sink->done > 0; }, absl::Minutes(1)));
+  }
+  EXPECT_THAT(blocks_[0]->pools,
+              ::testing::ElementsAre(CachePoolOf("alice", "s"), CachePoolOf("alice", ""),
+                                     CachePoolOf("", "s"), CachePoolOf("", "")));
 }
 
 }  // namespace

@@ -34,6 +34,8 @@ constexpr size_t kSaltBytes = 16;
 constexpr size_t kMaxKeyBytes = 128;
 constexpr size_t kMaxNameBytes = 64;
 constexpr absl::Duration kLookInterval = absl::Seconds(1);
+constexpr char kSharedCache[] = "shared";
+constexpr char kOwnCache[] = "own";
 constexpr std::array<absl::string_view, 3> kPriorities = {"high", "normal", "batch"};
 
 std::string Hash(absl::string_view salt, absl::string_view key) {
@@ -86,6 +88,12 @@ class Line {
     Fail(name, "must be high, normal or batch");
     return 1;
   }
+  bool OwnPrefixCache(const char* name) {
+    const Json* value = Take(name);
+    if (value == nullptr || *value == kSharedCache) return false;
+    if (*value != kOwnCache) Fail(name, "must be shared or own");
+    return true;
+  }
   void Fail(absl::string_view name, absl::string_view what) {
     if (status_.ok()) {
       status_ = absl::InvalidArgumentError(absl::StrCat("\"", name, "\" ", what));
@@ -131,6 +139,7 @@ absl::StatusOr<std::pair<std::string, ApiKey>> ParseLine(absl::string_view text)
   limits.weight = line.Number("weight", 1, 1e6, false);
   if (limits.weight <= 0) line.Fail("weight", "must be above 0");
   limits.highest_priority = line.Priority("highest_priority");
+  limits.own_prefix_cache = line.OwnPrefixCache("prefix_cache");
   if (absl::Status status = line.status(); !status.ok()) return status;
   return std::pair(absl::AsciiStrToLower(id), std::move(key));
 }
@@ -158,7 +167,8 @@ absl::StatusOr<ApiKeyTable> ApiKeyTable::Parse(absl::string_view text) {
           absl::StrCat("line ", number, ": ", parsed.status().message()));
     }
     auto& [id, key] = *parsed;
-    table.limits_.try_emplace(key.name, key.limits);
+    ApiKeyLimits& of_name = table.limits_.try_emplace(key.name, key.limits).first->second;
+    of_name.own_prefix_cache |= key.limits.own_prefix_cache;
     if (!table.keys_.try_emplace(id, std::move(key)).second) {
       return absl::InvalidArgumentError(absl::StrCat("line ", number, ": there is another ", id));
     }
@@ -214,6 +224,7 @@ absl::StatusOr<NewApiKey> MakeApiKey(absl::string_view name, const ApiKeyLimits&
   if (limits.highest_priority != 1) {
     line["highest_priority"] = std::string(kPriorities[limits.highest_priority - 1]);
   }
+  if (limits.own_prefix_cache) line["prefix_cache"] = kOwnCache;
   made.line = line.dump(-1, ' ', false, Json::error_handler_t::replace);
   // What was asked for is what the file's reader takes, or its words say what is wrong.
   if (absl::StatusOr<ApiKeyTable> table = ApiKeyTable::Parse(made.line); !table.ok()) {
@@ -294,6 +305,12 @@ absl::Status ApiKeys::CheckPriority(absl::string_view name, uint32_t priority) {
 uint32_t ApiKeys::DefaultPriority(absl::string_view name) {
   constexpr uint32_t kNormal = 2;
   return std::max(kNormal, Limits(name).highest_priority);
+}
+
+bool ApiKeys::OwnsPrefixCache(absl::string_view name) {
+  const std::shared_ptr<const ApiKeyTable> table = Current();
+  const ApiKeyLimits* limits = table->Limits(name);
+  return limits == nullptr || limits->own_prefix_cache;
 }
 
 ApiKeyLimits ApiKeys::Limits(absl::string_view name) {

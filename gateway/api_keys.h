@@ -29,6 +29,7 @@ struct ApiKeyLimits {
   int32_t burst = 0;               // at once, above the rate
   double weight = 1;               // share against other keys
   uint32_t highest_priority = 1;   // 1 high, 2 normal, 3 batch
+  bool own_prefix_cache = false;   // its requests share KV among themselves alone
 
   bool operator==(const ApiKeyLimits&) const = default;
 };
@@ -50,7 +51,8 @@ class ApiKeyTable {
 
   // The key; UNAUTHENTICATED, with the same words and in the same time, for all that is none.
   absl::StatusOr<const ApiKey*> Find(absl::string_view key) const;
-  // Limits of a name: of its first line. Null: there is no such name.
+  // Limits of a name: of its first line, but its prefix cache is its own if any line says so. Null:
+  // there is no such name.
   const ApiKeyLimits* Limits(absl::string_view name) const;
   size_t size() const { return keys_.size(); }
 
@@ -82,6 +84,9 @@ class ApiKeys {
   absl::Status CheckPriority(absl::string_view name, uint32_t priority);
   // Of a request that names none: normal, or the highest that the name's keys may ask for.
   uint32_t DefaultPriority(absl::string_view name);
+  // Whether requests of the name share KV among themselves alone. Of one that is gone from the file
+  // it is not known any more, and they do.
+  bool OwnsPrefixCache(absl::string_view name);
   // Those of a name that is gone from the file have no limits: what runs goes on.
   ApiKeyLimits Limits(absl::string_view name);
 

@@ -57,6 +57,7 @@ TEST(ApiKeyTable, CarriesLimits) {
   limits.burst = 10;
   limits.weight = 0.5;
   limits.highest_priority = 3;
+  limits.own_prefix_cache = true;
   const NewApiKey made = Make("batch jobs", limits);
   const auto table = ApiKeyTable::Parse(made.line);
   ASSERT_TRUE(table.ok()) << table.status();
@@ -68,6 +69,7 @@ TEST(ApiKeyTable, CarriesLimits) {
   EXPECT_EQ(read->burst, 10);
   EXPECT_EQ(read->weight, 0.5);
   EXPECT_EQ(read->highest_priority, 3u);
+  EXPECT_TRUE(read->own_prefix_cache);
   EXPECT_EQ(table->Limits("nobody"), nullptr);
 }
 
@@ -88,6 +90,10 @@ TEST(ApiKeyTable, SaysWhichLineIsWrongAndWhy) {
          "line 1: \"max_requests\" must be a whole number from 0 to 1e+09");
   expect(absl::StrReplaceAll(good, {{"\"name\"", "\"highest_priority\":\"low\",\"name\""}}),
          "line 1: \"highest_priority\" must be high, normal or batch");
+  expect(absl::StrReplaceAll(good, {{"\"name\"", "\"prefix_cache\":\"mine\",\"name\""}}),
+         "line 1: \"prefix_cache\" must be shared or own");
+  expect(absl::StrReplaceAll(good, {{"\"name\"", "\"prefix_cache\":true,\"name\""}}),
+         "line 1: \"prefix_cache\" must be shared or own");
   EXPECT_FALSE(MakeApiKey("", {}).ok());
 }
 
@@ -126,6 +132,22 @@ TEST_F(ApiKeysTest, TakesABearerHeader) {
   auto again = ApiKeys::Load(path_, "--api-keys");
   ASSERT_TRUE(again.ok()) << again.status();
   EXPECT_EQ((*again)->DefaultPriority("bob"), 3u) << "who names none asks for nothing above";
+}
+
+TEST_F(ApiKeysTest, APrefixCacheIsANamesOwnIfAnyOfItsLinesSaysSo) {
+  ApiKeyLimits own;
+  own.own_prefix_cache = true;
+  const std::string shared = absl::StrReplaceAll(
+      Make("carol").line, {{"\"name\"", "\"prefix_cache\":\"shared\",\"name\""}});
+  Write(absl::StrCat(Make("alice").line, "\n", Make("bob", own).line, "\n", Make("bob").line, "\n",
+                     shared, "\n", Make("dave").line, "\n", Make("dave", own).line));
+  auto keys = ApiKeys::Load(path_, "--api-keys");
+  ASSERT_TRUE(keys.ok()) << keys.status();
+  EXPECT_FALSE((*keys)->OwnsPrefixCache("alice"));
+  EXPECT_TRUE((*keys)->OwnsPrefixCache("bob"));
+  EXPECT_FALSE((*keys)->OwnsPrefixCache("carol"));
+  EXPECT_TRUE((*keys)->OwnsPrefixCache("dave"));
+  EXPECT_TRUE((*keys)->OwnsPrefixCache("erin")) << "whose line was taken out as her request came";
 }
 
 TEST_F(ApiKeysTest, NamesFlagFileAndLine) {

@@ -5,6 +5,7 @@
 #include <limits>
 #include <vector>
 
+#include "gateway/cache_pool.h"
 #include "gateway/failover_fixture.h"
 
 namespace blockserve {
@@ -302,6 +303,8 @@ TEST_F(BlockFailoverTest, AReplicaThatFailsWhatOthersAnswerIsTakenOutOfTurn) {
   ill = false;
   ASSERT_TRUE(
       loop_.RunUntil([&] { return core_->block_tier().stats().returned == 1; }, absl::Seconds(3)));
+  EXPECT_THAT(blocks_[1]->pools, ::testing::Contains(absl::uint128{1}))
+      << "probes share KV with no client's prompts";
   const int probed = blocks_[1]->opens;
   const int others = blocks_[0]->opens;
   for (const Stream& stream : Load(30, 40)) streams.push_back(stream);
@@ -394,6 +397,116 @@ TEST_F(BlockFailoverTest, WhatTwoReplicasFailEndsItsRequestAlone) {
   ASSERT_TRUE(RunUntilDone(streams));
   EXPECT_EQ(failed, 2);
   ExpectAllExactBut(4, "non-finite", streams);
+}
+
+// ---- cache pools
+
+using ::testing::AllOf;
+using ::testing::Each;
+using ::testing::Eq;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+class CachePoolsTest : public FailoverFixture {
+ protected:
+  // Streams of one salt; empty: none.
+  std::vector<Stream> Salted(const std::string& salt, uint64_t streams, int32_t max_tokens) {
+    std::vector<Stream> made;
+    for (uint64_t i = 0; i < streams; ++i) {
+      GenerationRequest request = Request(3 + static_cast<int32_t>(i % 11), max_tokens, i);
+      request.cache_salt = salt;
+      request.n = i % 3 == 0 ? 3 : 1;
+      made.push_back(Generate(std::move(request)));
+    }
+    return made;
+  }
+};
+
+TEST_F(CachePoolsTest, GoWithEveryOpenOfTheirSequences) {
+  options_.tier.audit = {.contexts = 0.2, .hold = true};
+  MakeCore(3, 2);
+  for (size_t i = 0; i < blocks_.size(); ++i) blocks_[i]->incarnation = 100 + i;
+  const std::vector<Stream> streams = Salted("tenant", 20, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[1]->suspend = 5;
+  loop_.Advance(absl::Milliseconds(5));
+  blocks_[2]->ForgetSequences();
+  loop_.Advance(absl::Milliseconds(5));
+  blocks_[0]->Kill();
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+  size_t opens = 0;
+  for (const auto& replica : blocks_) {
+    EXPECT_THAT(replica->pools, AllOf(Not(IsEmpty()), Each(Eq(CachePoolOf("", "tenant")))));
+    opens += replica->pools.size();
+  }
+  EXPECT_GT(opens, 60u) << "some were opened again, and some to be audited";
+  EXPECT_GT(core_->block_tier().audit_stats().compared, 0);
+  EXPECT_GT(core_->block_tier().stats().reopened_suspended, 0);
+}
+
+TEST_F(CachePoolsTest, AreOfTheKeyWhereItsPrefixCacheIsItsOwn) {
+  MakeCore(1, 1);
+  Connect();
+  const auto pool_of = [&](const std::string& key, bool own, const std::string& salt) {
+    GenerationRequest request = Request(8, 4, 1);
+    request.key = key;
+    request.own_prefix_cache = own;
+    request.cache_salt = salt;
+    const Stream stream = Generate(std::move(request));
+    EXPECT_TRUE(RunUntilDone({stream}));
+    ExpectExact(stream);
+    return blocks_[0]->pools.back();
+  };
+  EXPECT_EQ(pool_of("alice", false, ""), absl::uint128{0});
+  EXPECT_EQ(pool_of("alice", false, "s"), CachePoolOf("", "s"));
+  EXPECT_EQ(pool_of("alice", true, ""), CachePoolOf("alice", ""));
+  EXPECT_EQ(pool_of("alice", true, "s"), CachePoolOf("alice", "s"));
+
+  ScoringRequest scoring;
+  scoring.request_id = "score";
+  scoring.tokens = Request(12, 1, 1).prompt;
+  scoring.first_scored = 8;
+  scoring.deadline = loop_.Now() + absl::Minutes(1);
+  scoring.key = "alice";
+  scoring.own_prefix_cache = true;
+  scoring.cache_salt = "s";
+  const auto sink = std::make_shared<RecordingScoreSink>();
+  core_->Score(std::move(scoring), sink);
+  ASSERT_TRUE(loop_.RunUntil([&] { return sink->done > 0; }, absl::Minutes(1)));
+  EXPECT_EQ(blocks_[0]->pools.back(), CachePoolOf("alice", "s"));
+}
+
+TEST_F(CachePoolsTest, NoReplicaThatMixesThemGetsOneButTheCommon) {
+  MakeCore(2, 2);
+  blocks_[0]->keeps_pools_apart = false;
+  const std::vector<Stream> common = Salted("", 20, 60);
+  const std::vector<Stream> salted = Salted("tenant", 20, 60);
+  loop_.Advance(absl::Milliseconds(12));
+  blocks_[1]->Kill();  // the salted ones wait for it, the others go on
+  ASSERT_TRUE(RunUntilDone(common));
+  for (const Stream& stream : salted) EXPECT_EQ(stream.sink->done, 0);
+  blocks_[1]->Restart();
+  ASSERT_TRUE(RunUntilDone(salted));
+  ExpectAllExact(common);
+  ExpectAllExact(salted);
+  EXPECT_THAT(blocks_[0]->pools, AllOf(Not(IsEmpty()), Each(Eq(absl::uint128{0}))));
+}
+
+TEST_F(CachePoolsTest, WithoutAReplicaThatKeepsThemApartTheyEndWithItsReason) {
+  options_.tier.tier_wait = absl::Seconds(3);
+  MakeCore(2, 1);
+  for (const auto& replica : blocks_) replica->keeps_pools_apart = false;
+  const std::vector<Stream> salted = Salted("tenant", 3, 20);
+  const std::vector<Stream> common = Salted("", 6, 20);  // behind them in the queue
+  ASSERT_TRUE(RunUntilDone(common, absl::Seconds(1)));
+  ASSERT_TRUE(RunUntilDone(salted, absl::Seconds(4)));
+  for (const Stream& stream : salted) {
+    EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kUnavailable);
+    EXPECT_THAT(stream.sink->status.message(), HasSubstr("older build"));
+  }
+  ExpectAllExact(common);
+  for (const auto& replica : blocks_) EXPECT_THAT(replica->pools, Each(Eq(absl::uint128{0})));
 }
 
 }  // namespace

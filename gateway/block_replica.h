@@ -35,7 +35,7 @@ inline constexpr int kReopensAtOnce = 8;
 // all else of an item (a request key has at most 128) fits kItemBytes.
 inline constexpr size_t kMaxBatchBytes = size_t{1} << 20;
 inline constexpr size_t kTokenBytes = 5;
-inline constexpr size_t kItemBytes = 256;
+inline constexpr size_t kItemBytes = 320;
 
 struct BlockItem {
   BlockCall call = BlockCall::kOpen;
@@ -84,6 +84,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
     pages = std::clamp<int64_t>(hello.pages(), 0, kMostPages);
     max_sequences = hello.max_sequences();
     max_blocks = hello.max_blocks_per_sequence();
+    keeps_pools_apart = hello.keeps_pools_apart();
     free_pages = pages;
   }
 
@@ -186,6 +187,7 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   int64_t pages = 0;
   int32_t max_sequences = 0;
   int32_t max_blocks = 0;
+  bool keeps_pools_apart = false;
   int64_t free_pages = 0;  // by its last report, cached ones included
   v1::BlockLoad load;      // its last report
   bool full = false;       // refused an open, and has not reported more room since

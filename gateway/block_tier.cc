@@ -157,7 +157,7 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
     std::vector<uint64_t> stranded;
     for (const auto& [handle, sequence] : sequences_) {
       if (sequence->wants_row && sequence->replica != nullptr &&
-          !sequence->replica->member.connected && sequence->spec.group == replica.member.group) {
+          !sequence->replica->member.connected && Suits(replica, sequence->spec)) {
         stranded.push_back(handle);
       }
     }
@@ -191,7 +191,7 @@ void BlockTier::OnLost(Replica& replica, absl::Status status) {
       Fail(handle, absl::InternalError("block services died under this request again and again"));
       continue;
     }
-    if (HasOther(sequence.spec.group, &replica)) {
+    if (HasOther(sequence.spec, &replica)) {
       if (sequence.wants_row) ++stats_.reopened_lost;
       Reopen(handle, sequence, /*close_copy=*/true);
     }
@@ -349,8 +349,8 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
   sequence.wants_row = false;
   OnProgress(sequence);
   if (call == BlockCall::kOpen) {
-    replica.prefixes.Remember(
-        PrefixMemory::Key(*sequence.spec.prompt, replica.page_tokens(block_length_)));
+    replica.prefixes.Remember(PrefixMemory::Key(sequence.spec.cache_pool, *sequence.spec.prompt,
+                                                replica.page_tokens(block_length_)));
   }
   TellRow(replica, handle, last_block, row_at(reply.rows() - 1));
 }

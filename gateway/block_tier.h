@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/numeric/int128.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -49,6 +50,9 @@ struct SequenceSpec {
   // alone, and nothing after them.
   bool scoring = false;
   int64_t first_context = 0;
+  // Whose KV it may share (gateway/cache_pool.h). Another than the common one, 0, only replicas
+  // that keep them apart may hold.
+  absl::uint128 cache_pool = 0;
   uint32_t priority = 2;
   absl::Time deadline;
   std::string request_key;
@@ -222,11 +226,16 @@ class BlockTier {
   void SendClose(Replica& replica, uint64_t wire_id);
   // `handle`: 0 for closes. `tokens`: that the item will carry.
   v1::BlockRequest& AddItem(Replica& replica, BlockCall call, uint64_t handle, size_t tokens);
-  bool HasOther(const TierGroup& group, const Replica* replica) const;
+  // Usable, of its group, and with its cache pool kept apart.
+  static bool Suits(const Replica& replica, const SequenceSpec& spec);
+  // Whether another one than `replica` suits it, and is not suspect.
+  bool HasOther(const SequenceSpec& spec, const Replica* replica) const;
   static bool MayHold(const Replica& replica, const SequenceSpec& spec);
   bool SomebodyMayHold(const SequenceSpec& spec) const;
   // A replica in turn that may be asked whether it fails the sequence, too.
   bool HasSecondOpinion(const SequenceSpec& spec) const;
+  // Not every usable one of its group.
+  bool OnlySomeMayHold(const SequenceSpec& spec) const;
   // How long the replica may say nothing while it has this sequence's call.
   absl::Duration SilenceAllowed(const Sequence& sequence) const;
   // Asks replicas whose calls have waited for a while, and finds those that do not answer.

@@ -15,7 +15,7 @@ void BlockTier::TellRow(Replica& replica, uint64_t handle, int64_t block, Contex
   const auto on_context = sequence.spec.on_context;  // which may close the sequence
   if (!audit_share_.Take()) return on_context(block, std::move(row));
   const bool hold = options_.audit.hold;
-  if (!hold && !HasOther(sequence.spec.group, &replica)) {
+  if (!hold && !HasOther(sequence.spec, &replica)) {
     ++audit_stats_.skipped;
     return on_context(block, std::move(row));
   }
@@ -31,6 +31,7 @@ void BlockTier::TellRow(Replica& replica, uint64_t handle, int64_t block, Contex
   audit.spec.more = spec.more;
   audit.spec.scoring = true;
   audit.spec.first_context = block;
+  audit.spec.cache_pool = spec.cache_pool;
   audit.spec.priority = spec.priority;
   audit.spec.deadline = spec.deadline;
   audit.spec.request_key = spec.request_key;
@@ -81,6 +82,7 @@ void BlockTier::OnShadowRow(uint64_t id, ContextRowPtr row) {
   if (audit.rows.size() == 2) ++audit_stats_.differed;
   SequenceSpec next;
   next.group = audit.spec.group;
+  next.cache_pool = audit.spec.cache_pool;
   next.not_by = audit.processes;
   if (audit.rows.size() == 2 && SomebodyMayHold(next)) return OpenShadow(id);
   LogError(absl::StrCat("audit: request ", audit.spec.request_key, ": block services '",

@@ -43,7 +43,7 @@ void BlockTier::Pump() {
     Replica* const replica = Choose(sequence);
     if (replica == nullptr) {
       // Whom few may hold does not stand in the others' way.
-      if (sequence.spec.not_by.empty() && !sequence.history.must_open_alone()) {
+      if (!OnlySomeMayHold(sequence.spec) && !sequence.history.must_open_alone()) {
         blocked.insert(sequence.spec.group);
       }
       continue;
@@ -77,8 +77,8 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
   std::vector<int64_t> needed;
   int64_t most_needed = 0;
   for (const std::unique_ptr<Replica>& replica : replicas_) {
-    const uint64_t key =
-        PrefixMemory::Key(*sequence.spec.prompt, replica->page_tokens(block_length_));
+    const uint64_t key = PrefixMemory::Key(sequence.spec.cache_pool, *sequence.spec.prompt,
+                                           replica->page_tokens(block_length_));
     BlockReplicaView& view = views.emplace_back();
     view.usable = MayHold(*replica, sequence.spec) && !replica->full &&
                   replica->opens < replica->health.Allowed(kMostOpens) &&
@@ -112,7 +112,7 @@ bool BlockTier::HasOneAlone(const Replica& replica) const {
 bool BlockTier::CouldEverFit(const Sequence& sequence) const {
   bool somebody = false;
   for (const std::unique_ptr<Replica>& replica : replicas_) {
-    if (!replica->member.usable() || !(replica->member.group == sequence.spec.group)) continue;
+    if (!Suits(*replica, sequence.spec)) continue;
     somebody = true;
     if (replica->fits_blocks(BlocksOf(sequence))) return true;
   }
@@ -153,6 +153,8 @@ void BlockTier::SendOpen(uint64_t handle, Sequence& sequence) {
   open.set_reserve_blocks(ReserveOf(sequence));
   open.set_first_context(spec.scoring ? sequence.next_score_block : -1);
   open.set_close_after(spec.scoring);
+  open.set_cache_pool_high(absl::Uint128High64(spec.cache_pool));
+  open.set_cache_pool_low(absl::Uint128Low64(spec.cache_pool));
   if (std::vector<int32_t>& probe = groups_[spec.group].probe; probe.empty()) {
     probe.assign(spec.prompt->begin(), spec.prompt->begin() + block_length_);
   }

@@ -56,7 +56,7 @@ void BlockTier::Extend(uint64_t handle, absl::Span<const int32_t> block) {
   } else if (sequence.phase == Phase::kIdle) {
     Replica& replica = *sequence.replica;
     const bool stays = replica.member.usable() && replica.in_turn();
-    if (!stays && HasOther(sequence.spec.group, &replica)) {
+    if (!stays && HasOther(sequence.spec, &replica)) {
       ++(replica.suspect            ? stats_.reopened_silent
          : replica.health.ejected() ? stats_.reopened_failed
                                     : stats_.reopened_leaving);

@@ -10,16 +10,26 @@
 #include "gateway/remaining.h"
 
 namespace blockserve {
+namespace {
 
-bool BlockTier::HasOther(const TierGroup& group, const Replica* replica) const {
+// Of probes alone: CachePoolOf makes no other one so small.
+constexpr uint64_t kProbePool = 1;
+
+}  // namespace
+
+bool BlockTier::Suits(const Replica& replica, const SequenceSpec& spec) {
+  return replica.member.usable() && replica.member.group == spec.group &&
+         (spec.cache_pool == 0 || replica.keeps_pools_apart);
+}
+
+bool BlockTier::HasOther(const SequenceSpec& spec, const Replica* replica) const {
   return std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& other) {
-    return other.get() != replica && other->member.usable() && other->member.group == group &&
-           other->in_turn();
+    return other.get() != replica && Suits(*other, spec) && other->in_turn();
   });
 }
 
 bool BlockTier::MayHold(const Replica& replica, const SequenceSpec& spec) {
-  return replica.member.usable() && replica.member.group == spec.group &&
+  return Suits(replica, spec) &&
          std::find(spec.not_by.begin(), spec.not_by.end(), replica.member.identity.incarnation) ==
              spec.not_by.end();
 }
@@ -33,6 +43,14 @@ bool BlockTier::HasSecondOpinion(const SequenceSpec& spec) const {
   return std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& replica) {
     return MayHold(*replica, spec) && replica->in_turn();
   });
+}
+
+bool BlockTier::OnlySomeMayHold(const SequenceSpec& spec) const {
+  return !spec.not_by.empty() ||
+         std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& replica) {
+           return replica->member.usable() && replica->member.group == spec.group &&
+                  !Suits(*replica, spec);
+         });
 }
 
 absl::Duration BlockTier::SilenceAllowed(const Sequence& sequence) const {
@@ -52,7 +70,7 @@ void BlockTier::Evacuate(Replica& replica) {
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
   for (const uint64_t handle : held) {
     Sequence& sequence = *sequences_.at(handle);
-    if (sequence.phase != Phase::kIdle || !HasOther(sequence.spec.group, &replica)) continue;
+    if (sequence.phase != Phase::kIdle || !HasOther(sequence.spec, &replica)) continue;
     ++stats_.reopened_leaving;
     Detach(handle, sequence, /*close_copy=*/true);
   }
@@ -94,8 +112,10 @@ void BlockTier::Eject(Replica& replica, absl::string_view why) {
 void BlockTier::Probe(Replica& replica, absl::Time now) {
   replica.health.ProbeSent(now);
   const std::vector<int32_t>& block = groups_[replica.member.group].probe;
-  if (block.empty()) {
-    replica.health.Reset();  // nobody of its group has had a sequence
+  // Nobody of its group has had a sequence; or what is a client's would become a page, of a pool
+  // that it does not know.
+  if (block.empty() || (!replica.keeps_pools_apart && replica.page_blocks == 1)) {
+    replica.health.Reset();
     return;
   }
   const bool under_way =
@@ -110,6 +130,7 @@ void BlockTier::Probe(Replica& replica, absl::Time now) {
   open.mutable_tokens()->Add(block.begin(), block.end());
   open.set_first_context(-1);
   open.set_close_after(true);
+  open.set_cache_pool_low(kProbePool);
 }
 
 void BlockTier::WatchConnections(absl::Time now) {
@@ -137,7 +158,8 @@ void BlockTier::WatchConnections(absl::Time now) {
     if (!others_can) continue;
     Suspect(*replica, "cannot be reached");
     for (const uint64_t handle : replica->sequences) {
-      if (sequences_.at(handle)->item != 0) moved.push_back(handle);
+      const Sequence& sequence = *sequences_.at(handle);
+      if (sequence.item != 0 && HasOther(sequence.spec, replica.get())) moved.push_back(handle);
     }
   }
   for (const uint64_t handle : moved) {
@@ -177,10 +199,14 @@ void BlockTier::Tick() {
         if (replica != nullptr && now - replica->lost_at >= kReturnWait) stranded.push_back(handle);
         if (!sequence->failure.ok()) {
           if (!HasSecondOpinion(sequence->spec)) nobody.emplace_back(handle, sequence->failure);
-        } else if (!sequence->spec.not_by.empty() &&
-                   now - sequence->waits_since >= options_.tier_wait &&
+        } else if (replica == nullptr && now - sequence->waits_since >= options_.tier_wait &&
                    !SomebodyMayHold(sequence->spec)) {
-          nobody.emplace_back(handle, absl::UnavailableError("no other block service is there"));
+          nobody.emplace_back(
+              handle, absl::UnavailableError(
+                          sequence->spec.not_by.empty()
+                              ? "every block service is of an older build, which cannot keep the "
+                                "prefix cache of a cache_salt, or of a key of its own, apart"
+                              : "no other block service is there"));
         }
         continue;
       }
@@ -196,7 +222,7 @@ void BlockTier::Tick() {
       const bool silent = now - std::max(sequence->sent, replica->last_heard) >= patience;
       const bool forgotten =
           now - sequence->sent >= 6 * sequence->history.Patience(options_.progress_bound);
-      if ((silent || forgotten) && HasOther(sequence->spec.group, replica)) {
+      if ((silent || forgotten) && HasOther(sequence->spec, replica)) {
         stalled.push_back(handle);
         if (silent) {
           Suspect(*replica, absl::StrCat("has said nothing for ",
@@ -214,7 +240,7 @@ void BlockTier::Tick() {
   }
   for (const uint64_t handle : stalled) {
     Sequence& sequence = *sequences_.at(handle);
-    if (!HasOther(sequence.spec.group, sequence.replica)) continue;
+    if (!HasOther(sequence.spec, sequence.replica)) continue;
     ++stats_.reopened_silent;
     sequence.history.Stalled();
     Reopen(handle, sequence, /*close_copy=*/true);

@@ -218,6 +218,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
       }
       if (own.weight != ApiKeyLimits().weight) limits.weight = own.weight;
     };
+    admitted_options.owns_prefix_cache = [keys](const std::string& name) {
+      return keys->OwnsPrefixCache(name);
+    };
   }
   admitted_options.log_requests = config.log_requests;
   admitted_options.trace_sample_ratio = config.trace_sample_ratio;

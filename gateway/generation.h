@@ -62,7 +62,9 @@ struct GenerationRequest {
   Alignment alignment = Alignment::kEnd;
   std::optional<int32_t> logprobs;  // best ids beside the token's own
   uint32_t priority = 2;
-  absl::Time deadline;  // by the core's clock
+  std::string cache_salt;         // KV is shared with requests of the same one alone; empty: none
+  bool own_prefix_cache = false;  // and of the same key; set on admission
+  absl::Time deadline;            // by the core's clock
   std::optional<ResumeState> resume;
   RequestOrigin origin;
 };
@@ -76,6 +78,8 @@ struct ScoringRequest {
   Alignment alignment = Alignment::kEnd;
   int32_t top_logprobs = 0;
   uint32_t priority = 2;
+  std::string cache_salt;  // these two as of a GenerationRequest
+  bool own_prefix_cache = false;
   absl::Time deadline;  // by the core's clock
   RequestOrigin origin;
 };

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "gateway/alignment_proto.h"
+#include "gateway/cache_pool.h"
 #include "gateway/output_end.h"
 #include "model/alignment.h"
 
@@ -111,6 +112,7 @@ SequenceSpec GenerationRun::SpecOf(size_t index) {
   spec.prompt = blocks_;
   spec.more = choices_[index].state.OwnBlocks();
   spec.reserve_blocks = reserve_blocks_;
+  spec.cache_pool = CachePoolOf(request_.own_prefix_cache ? request_.key : "", request_.cache_salt);
   spec.priority = request_.priority;
   spec.deadline = request_.deadline;
   spec.request_key = request_.request_id;

@@ -99,14 +99,20 @@ int64_t EstimatePages(int64_t prompt_blocks, int64_t reserve_blocks, int32_t blo
   return (prompt_blocks + ahead + page - 1) / page;
 }
 
-uint64_t PrefixMemory::Key(absl::Span<const int32_t> prompt, size_t page_tokens) {
+uint64_t PrefixMemory::Key(absl::uint128 cache_pool, absl::Span<const int32_t> prompt,
+                           size_t page_tokens) {
   // FNV-1a over the ids: stable between runs, and a collision costs only a worse choice of replica.
   uint64_t hash = 0xcbf29ce484222325u;
-  for (const int32_t token : prompt.subspan(0, std::min(prompt.size(), page_tokens))) {
-    for (int shift = 0; shift < 32; shift += 8) {
-      hash ^= (static_cast<uint32_t>(token) >> shift) & 0xffu;
+  const auto add = [&hash](uint64_t value, int bits) {
+    for (int shift = 0; shift < bits; shift += 8) {
+      hash ^= (value >> shift) & 0xffu;
       hash *= 0x100000001b3u;
     }
+  };
+  add(absl::Uint128High64(cache_pool), 64);
+  add(absl::Uint128Low64(cache_pool), 64);
+  for (const int32_t token : prompt.subspan(0, std::min(prompt.size(), page_tokens))) {
+    add(static_cast<uint32_t>(token), 32);
   }
   return hash;
 }

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "absl/numeric/int128.h"
 #include "absl/types/span.h"
 
 namespace blockserve {
@@ -75,8 +76,10 @@ class PrefixMemory {
  public:
   explicit PrefixMemory(size_t capacity) : capacity_(capacity) {}
 
-  // Hash of the beginning of a prompt, [blocks, L]: its first `page_tokens` tokens, or fewer.
-  static uint64_t Key(absl::Span<const int32_t> prompt, size_t page_tokens);
+  // Hash of the beginning of a prompt, [blocks, L]: its first `page_tokens` tokens, or fewer; in
+  // each cache pool another.
+  static uint64_t Key(absl::uint128 cache_pool, absl::Span<const int32_t> prompt,
+                      size_t page_tokens);
   void Remember(uint64_t key);
   bool Knows(uint64_t key) const { return counts_.contains(key); }
 

@@ -140,13 +140,15 @@ TEST(PrefixMemory, KnowsPromptsThatBeginAlikeAndForgetsTheOldest) {
   const std::vector<int32_t> a = {1, 2, 3, 4, 5};
   const std::vector<int32_t> b = {1, 2, 3, 4, 6};
   const std::vector<int32_t> c = {9, 2, 3, 4, 6};
-  memory.Remember(PrefixMemory::Key(a, 4));
-  EXPECT_TRUE(memory.Knows(PrefixMemory::Key(b, 4)));
-  EXPECT_FALSE(memory.Knows(PrefixMemory::Key(c, 4)));
-  memory.Remember(PrefixMemory::Key(c, 4));
-  memory.Remember(PrefixMemory::Key(c, 4));
-  EXPECT_FALSE(memory.Knows(PrefixMemory::Key(a, 4)));
-  EXPECT_TRUE(memory.Knows(PrefixMemory::Key(c, 4)));
+  memory.Remember(PrefixMemory::Key(0, a, 4));
+  EXPECT_TRUE(memory.Knows(PrefixMemory::Key(0, b, 4)));
+  EXPECT_FALSE(memory.Knows(PrefixMemory::Key(0, c, 4)));
+  EXPECT_FALSE(memory.Knows(PrefixMemory::Key(1, a, 4)));
+  EXPECT_FALSE(memory.Knows(PrefixMemory::Key(absl::MakeUint128(1, 0), a, 4)));
+  memory.Remember(PrefixMemory::Key(0, c, 4));
+  memory.Remember(PrefixMemory::Key(0, c, 4));
+  EXPECT_FALSE(memory.Knows(PrefixMemory::Key(0, a, 4)));
+  EXPECT_TRUE(memory.Knows(PrefixMemory::Key(0, c, 4)));
 }
 
 TEST(TokenRouter, WhatGivesWayFillsNoWorkersQueue) {

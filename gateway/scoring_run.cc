@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "gateway/cache_pool.h"
 #include "model/alignment.h"
 
 namespace blockserve {
@@ -54,6 +55,7 @@ void ScoringRun::Start(const Binding& binding) {
       plan_.padded.begin() + (plan_.end_block - 1) * environment_.config->block_length);
   spec.scoring = true;
   spec.first_context = plan_.first_block - 1;
+  spec.cache_pool = CachePoolOf(request_.own_prefix_cache ? request_.key : "", request_.cache_salt);
   spec.priority = request_.priority;
   spec.deadline = request_.deadline;
   spec.request_key = request_.request_id;

@@ -88,6 +88,7 @@ v1::BlockReplyBatch SimulatedBlockReplica::Hello() {
   hello.set_context_type(context_type);
   hello.set_page_blocks(kPageBlocks);
   hello.set_pages(pages);
+  hello.set_keeps_pools_apart(keeps_pools_apart);
   batch.mutable_load()->set_free_pages(pages - UsedPages());
   return batch;
 }
@@ -142,6 +143,7 @@ std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& reques
   if (request.has_open()) {
     ++opens;
     const v1::OpenSequence& open = request.open();
+    pools.push_back(absl::MakeUint128(open.cache_pool_high(), open.cache_pool_low()));
     const std::vector<int32_t> tokens(open.tokens().begin(), open.tokens().end());
     if (tokens.empty() || tokens.size() % kSimulatedLength != 0) {
       return refuse(absl::StatusCode::kInvalidArgument, "tokens are not whole blocks");

@@ -290,6 +290,8 @@ class SimulatedBlockReplica final
   // Sequences lose their pages with their next append, one after another.
   int suspend = 0;
   std::map<uint64_t, std::vector<int32_t>> sequences;  // by wire id: [blocks, L]
+  bool keeps_pools_apart = true;                       // false: an older build
+  std::vector<absl::uint128> pools;                    // of each open
   int opens = 0;
   int appends = 0;
   int forks = 0;

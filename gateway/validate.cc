@@ -56,6 +56,18 @@ absl::StatusOr<uint32_t> ResolvePriority(v1::Priority given) {
   return static_cast<uint32_t>(given);
 }
 
+// An empty salt may be one that its client forgot to fill in: to take it for none would share what
+// is not to be shared.
+template <class Request>
+absl::StatusOr<std::string> CacheSalt(const Request& request) {
+  const std::string& salt = request.cache_salt();
+  if (request.has_cache_salt() && (salt.empty() || salt.size() > kMaxCacheSaltBytes)) {
+    return Invalid("cache_salt", "must have 1 to ", kMaxCacheSaltBytes, " bytes, not ",
+                   salt.size());
+  }
+  return salt;
+}
+
 std::vector<int32_t> ToVector(const google::protobuf::RepeatedField<int32_t>& ids) {
   return {ids.begin(), ids.end()};
 }
@@ -333,6 +345,9 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
   absl::StatusOr<uint32_t> priority = ResolvePriority(request.priority());
   if (!priority.ok()) return priority.status();
   out.priority = *priority;
+  absl::StatusOr<std::string> cache_salt = CacheSalt(request);
+  if (!cache_salt.ok()) return cache_salt.status();
+  out.cache_salt = *std::move(cache_salt);
   absl::StatusOr<Alignment> alignment =
       ResolveAlignment(request.alignment(), config_.default_alignment);
   if (!alignment.ok()) return alignment.status();
@@ -401,6 +416,9 @@ absl::StatusOr<ScoringRequest> RequestValidator::Scoring(const v1::ScoreRequest&
   absl::StatusOr<uint32_t> priority = ResolvePriority(request.priority());
   if (!priority.ok()) return priority.status();
   out.priority = *priority;
+  absl::StatusOr<std::string> cache_salt = CacheSalt(request);
+  if (!cache_salt.ok()) return cache_salt.status();
+  out.cache_salt = *std::move(cache_salt);
   const bool has_context = request.context_case() != v1::ScoreRequest::CONTEXT_NOT_SET;
   absl::StatusOr<Alignment> alignment = ResolveAlignment(
       request.alignment(), has_context ? config_.default_alignment : Alignment::kStart);

@@ -32,6 +32,7 @@ inline constexpr int32_t kMaxStopIds = 64;
 inline constexpr int32_t kMaxLogitBias = 1024;   // entries
 inline constexpr float kLargestLogitBias = 100;  // either way
 inline constexpr int32_t kMaxRequestIdBytes = 128;
+inline constexpr int32_t kMaxCacheSaltBytes = 256;
 inline constexpr int32_t kMaxIdentityBytes = 256;  // of a model id or numeric id
 inline constexpr absl::Duration kDefaultDeadline = absl::Minutes(10);
 

@@ -67,6 +67,7 @@ absl::StatusOr<HttpPromptJob> MakePromptJob(const RequestValidator& validator,
   scored.set_request_id(request.request_id());
   scored.set_model(request.model());
   scored.set_priority(request.priority());
+  if (request.has_cache_salt()) scored.set_cache_salt(request.cache_salt());
   scored.set_alignment(v1::ALIGNMENT_START);
   scored.set_top_logprobs(request.logprobs());
   if (job.generation.has_value()) {

@@ -339,6 +339,7 @@ absl::StatusOr<HttpCompletion> ParseCompletion(absl::string_view body, bool chat
   ReadSampling(fields, *out.request.mutable_sampling());
   if (const auto seed = fields.Bits("seed")) out.request.set_seed(*seed);
   out.return_token_ids = fields.Bool("return_token_ids").value_or(false);
+  if (const auto salt = fields.String("cache_salt")) out.request.set_cache_salt(*salt);
   ReadEnums(fields, out.request);
   if (fields.status().ok() && (out.echo || chat)) {
     if (out.request.alignment() != v1::ALIGNMENT_UNSPECIFIED &&

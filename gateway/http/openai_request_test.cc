@@ -52,7 +52,7 @@ TEST(ParseCompletion, FillsEveryFieldOfTheRequest) {
     "ignore_eos":true,"min_tokens":2,"seed":-1,"temperature":0.5,"top_p":0.25,"top_k":-1,
     "min_p":0.125,"repetition_penalty":1.5,"presence_penalty":0.75,"frequency_penalty":-0.75,
     "logit_bias":{"12":-100,"13":1.5},"alignment":"start","priority":"batch",
-    "return_token_ids":true,"user":"somebody"})");
+    "return_token_ids":true,"user":"somebody","cache_salt":"ours"})");
   const v1::GenerateRequest& request = parsed.request;
   EXPECT_EQ(request.model(), "m");
   EXPECT_EQ(parsed.max_tokens, 7);
@@ -77,16 +77,19 @@ TEST(ParseCompletion, FillsEveryFieldOfTheRequest) {
   EXPECT_EQ(request.sampling().logit_bias(0).bias(), -100.0f);
   EXPECT_EQ(request.alignment(), v1::ALIGNMENT_START);
   EXPECT_EQ(request.priority(), v1::PRIORITY_BATCH);
+  EXPECT_EQ(request.cache_salt(), "ours");
   EXPECT_TRUE(parsed.unknown_fields.empty());
 }
 
 TEST(ParseCompletion, NullIsAbsent) {
   const HttpCompletion parsed = Parsed(
       R"({"prompt":"a","suffix":null,"max_tokens":null,"n":null,"stop":null,"logprobs":null,
-          "seed":null,"temperature":null,"stream_options":null,"tools":null,"logit_bias":null})");
+          "seed":null,"temperature":null,"stream_options":null,"tools":null,"logit_bias":null,
+          "cache_salt":null})");
   EXPECT_FALSE(parsed.max_tokens.has_value());
   EXPECT_FALSE(parsed.request.has_n() || parsed.request.has_logprobs() ||
-               parsed.request.has_seed() || parsed.request.sampling().has_temperature());
+               parsed.request.has_seed() || parsed.request.has_cache_salt() ||
+               parsed.request.sampling().has_temperature());
 }
 
 TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
@@ -136,6 +139,7 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
   EXPECT_EQ(refused(R"("alignment":"middle")"), "alignment");
   EXPECT_EQ(refused(R"("echo":true,"alignment":"end")"), "alignment");
   EXPECT_EQ(refused(R"("priority":1)"), "priority");
+  EXPECT_EQ(refused(R"("cache_salt":7)"), "cache_salt");
   EXPECT_EQ(refused(R"("seed":1.5)"), "seed");
 }
 

@@ -76,7 +76,7 @@ def generate_request(prompt: Prompt,
     request = pb.GenerateRequest(
         request_id=get("request_id"), model=get("model"), n=get("n"), seed=get("seed"),
         logprobs=get("logprobs"), alignment=_lookup(_ALIGNMENTS, get("alignment"), "alignment"),
-        priority=_lookup(_PRIORITIES, get("priority"), "priority"),
+        priority=_lookup(_PRIORITIES, get("priority"), "priority"), cache_salt=get("cache_salt"),
         sampling=pb.SamplingParameters(
             temperature=get("temperature"), top_k=get("top_k"), top_p=get("top_p"),
             min_p=get("min_p"), repetition_penalty=get("repetition_penalty"),
@@ -92,12 +92,12 @@ def generate_request(prompt: Prompt,
 
 
 def score_request(continuation: Prompt, *, context: Optional[Prompt], alignment: Optional[str],
-                  top_logprobs: int, priority: Optional[str], model: str,
-                  request_id: str) -> pb.ScoreRequest:
+                  top_logprobs: int, priority: Optional[str], cache_salt: Optional[str],
+                  model: str, request_id: str) -> pb.ScoreRequest:
     request = pb.ScoreRequest(
         request_id=request_id, model=model, top_logprobs=top_logprobs,
         alignment=_lookup(_ALIGNMENTS, alignment, "alignment"),
-        priority=_lookup(_PRIORITIES, priority, "priority"))
+        priority=_lookup(_PRIORITIES, priority, "priority"), cache_salt=cache_salt)
     _set_prompt(request, continuation, "continuation_text", "continuation_tokens")
     if context is not None:
         _set_prompt(request, context, "context_text", "context_tokens")

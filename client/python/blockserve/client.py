@@ -142,12 +142,13 @@ class Client:
 
     def score(self, continuation: Prompt, *, context: Optional[Prompt] = None,
               alignment: Optional[str] = None, top_logprobs: int = 0,
-              priority: Optional[str] = None, model: str = "", request_id: str = "",
+              priority: Optional[str] = None, cache_salt: Optional[str] = None,
+              model: str = "", request_id: str = "",
               timeout: Optional[float] = None) -> types.Score:
         """Log-probabilities of `continuation` after `context`, or of a text by itself."""
         request = _wire.score_request(
             continuation, context=context, alignment=alignment, top_logprobs=top_logprobs,
-            priority=priority, model=model, request_id=request_id)
+            priority=priority, cache_salt=cache_salt, model=model, request_id=request_id)
         return _wire.read_score(self._call("Score", request, timeout, request_id))
 
     def tokenize(self, text: str, *, model: str = "",

@@ -30,6 +30,7 @@ class GenerateParameters(TypedDict, total=False):
     alignment: Optional[str]  # "end", "start" or "none"
     logprobs: Optional[int]  # each token's log-probability, and the so many best: 0 to 20
     priority: Optional[str]  # "high", "normal" or "batch"
+    cache_salt: Optional[str]  # KV is shared with requests of the same salt alone
     model: Optional[str]
     request_id: Optional[str]
 

@@ -82,6 +82,7 @@ def test_parameters_left_out_are_absent_from_the_request(served):
     request = scripted.requests[0]
     assert not request.sampling.HasField("temperature") and not request.HasField("seed")
     assert not request.stop.HasField("max_tokens") and not request.HasField("logprobs")
+    assert not request.HasField("cache_salt")
 
 
 def test_every_parameter_reaches_its_field_zeros_included(served):
@@ -91,11 +92,11 @@ def test_every_parameter_reaches_its_field_zeros_included(served):
         "text", max_tokens=9, temperature=0.0, top_k=0, top_p=0.5, min_p=0.25,
         repetition_penalty=1.5, presence_penalty=0.0, frequency_penalty=-1.0, logit_bias={4: -2.0},
         stop=["x", "y"], stop_token_ids=[8], min_tokens=2, ignore_eos=True, n=3, seed=0,
-        alignment="none", logprobs=0, priority="batch", model="m", request_id="id")
+        alignment="none", logprobs=0, priority="batch", cache_salt="ours", model="m", request_id="id")
     request = scripted.requests[0]
     assert request == pb.GenerateRequest(
         request_id="id", model="m", text="text", n=3, seed=0, logprobs=0,
-        alignment=pb.ALIGNMENT_NONE, priority=pb.PRIORITY_BATCH,
+        alignment=pb.ALIGNMENT_NONE, priority=pb.PRIORITY_BATCH, cache_salt="ours",
         sampling=pb.SamplingParameters(
             temperature=0.0, top_k=0, top_p=0.5, min_p=0.25, repetition_penalty=1.5,
             presence_penalty=0.0, frequency_penalty=-1.0,
