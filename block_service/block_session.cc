@@ -67,11 +67,9 @@ bool BlockSession::CheckHello(const v1::BlockRequestBatch& batch) {
 
 void BlockSession::OnMessage(v1::BlockRequestBatch&& batch) {
   if (ended_ || !CheckHello(batch)) return;
-  // By this thread: the engine's may be in the middle of a step.
-  if (batch.ping() != 0 && hello_said_.load()) {
-    v1::BlockReplyBatch pong;
-    pong.set_pong(batch.ping());
-    stream_->Send(std::move(pong));
+  if (batch.ping() != 0) {
+    ping_.store(batch.ping());
+    AnswerPing();
   }
   if (batch.items_size() == 0) return;
   const absl::Time now = context_->clock->Now();
@@ -112,6 +110,16 @@ void BlockSession::SayHello(const std::string& part_hash, const BlockLoadReport&
   batch_.mutable_hello()->mutable_tier()->set_part_hash(part_hash);
   Flush(load);
   hello_said_.store(true);
+  AnswerPing();
+}
+
+void BlockSession::AnswerPing() {
+  if (!hello_said_.load()) return;  // SayHello will
+  const uint64_t ping = ping_.exchange(0);
+  if (ping == 0) return;
+  v1::BlockReplyBatch pong;
+  pong.set_pong(ping);
+  stream_->Send(std::move(pong));
 }
 
 void BlockSession::Add(const BlockItemReply& reply, absl::Span<const float> rows) {

@@ -52,6 +52,9 @@ class BlockSession final : public BlockServerStream::Handler,
   bool CheckHello(const v1::BlockRequestBatch& batch);
   void End(absl::StatusCode code, const std::string& message);
   void SendBatch();
+  // By the gRPC thread that took the ping: the engine's may be in the middle of a step. Only a ping
+  // that came before the hello was said is answered by the engine's.
+  void AnswerPing();
 
   const std::shared_ptr<BlockServerStream> stream_;
   const StreamId id_;
@@ -68,6 +71,7 @@ class BlockSession final : public BlockServerStream::Handler,
   OpenSpans spans_;
   std::atomic<int64_t> outstanding_{0};  // items without their last reply
   std::atomic<bool> hello_said_{false};
+  std::atomic<uint64_t> ping_{0};  // the latest that is not answered; 0: none
 };
 
 }  // namespace blockserve
