@@ -6,7 +6,7 @@ import dataclasses
 import random
 import threading
 import time
-from typing import Optional, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
 import grpc
 import history
@@ -182,28 +182,41 @@ class Client:
         return "worker is" not in details and "service is" not in details
 
 
-class Load:
-    """Clients in threads, until told to stop."""
+def drawn(made: Sequence, draw: random.Random) -> Iterator:
+    """One of them after another, each as likely as the others."""
+    while True:
+        yield draw.choice(made)
 
-    def __init__(self, addresses, key, kept, made: Sequence[Template], clients: int, seed: int,
+
+def dealt(made: Sequence, draw: random.Random) -> Iterator:
+    """All of them before any comes again."""
+    while True:
+        yield from draw.sample(made, len(made))
+
+
+class Crowd:
+    """Clients or visitors in threads, until told to stop; `work`: what each asks."""
+
+    def __init__(self, members: Sequence, work: Callable[[random.Random], Iterator], seed: int,
                  think_s: float):
         self._stop = threading.Event()
-        self._made = made
         self._think_s = think_s
         self.failures: list[BaseException] = []
-        self._clients = [Client(addresses, key, kept, seed * 1000 + i) for i in range(clients)]
-        self._threads = [threading.Thread(target=self._run, args=(client, seed * 77 + i))
-                         for i, client in enumerate(self._clients)]
+        self._members = members
+        self._threads = [
+            threading.Thread(target=self._run, args=(member, work, random.Random(seed * 77 + i)))
+            for i, member in enumerate(members)]
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
-    def _run(self, client: Client, seed: int) -> None:
-        draw = random.Random(seed)
+    def _run(self, member, work: Callable[[random.Random], Iterator], draw: random.Random) -> None:
         try:
-            while not self._stop.is_set():
-                client.ask(draw.choice(self._made))
+            for asked in work(draw):
+                if self._stop.is_set():
+                    return
+                member.ask(asked)
                 self._stop.wait(draw.uniform(0, 2 * self._think_s))
         except BaseException as error:  # told by the main thread
             self.failures.append(error)
@@ -213,5 +226,5 @@ class Load:
         self._stop.set()
         for thread in self._threads:
             thread.join()
-        for client in self._clients:
-            client.close()
+        for member in self._members:
+            member.close()

@@ -5,6 +5,7 @@ lost, nothing left behind, and every kind of fault had its turn."""
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import random
 import shutil
@@ -148,9 +149,14 @@ def run(options: argparse.Namespace, folder: pathlib.Path) -> int:
         for lane in lanes:
             lane.kinds = {kind: what for kind, what in lane.kinds.items() if options.only in kind}
         lanes = [lane for lane in lanes if lane.kinds]
-        loads = [clients.Load(addresses, key, kept, made, options.clients, options.seed, options.think),
-                 visitors.Visits(deployment.gateways, deployment.keys, kept, errands, options.visitors,
-                                 options.seed, options.think)]
+        loads = [
+            clients.Crowd([clients.Client(addresses, key, kept, options.seed * 1000 + i)
+                           for i in range(options.clients)],
+                          functools.partial(clients.drawn, made), options.seed, options.think),
+            clients.Crowd([visitors.Visitor(deployment.gateways, deployment.keys, kept,
+                                            options.seed * 1000 + i)
+                           for i in range(options.visitors)],
+                          functools.partial(clients.dealt, errands), options.seed, options.think)]
         begin = time.monotonic()
         watch.start()
         for load in loads:
