@@ -277,7 +277,7 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
       return;
     case RowAction::kElsewhere:
     case RowAction::kWorkerFull:
-      OnRefused(worker, status, handle, row);
+      OnRefused(worker, action, status, handle, row);
       return;
   }
 }
@@ -298,9 +298,10 @@ void TokenTier::OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::
   if (!IsUnderWay(row)) Enqueue(handle, row, /*is_new=*/false);
 }
 
-void TokenTier::OnRefused(Worker& worker, const absl::Status& status, uint64_t handle, Row& row) {
+void TokenTier::OnRefused(Worker& worker, RowAction action, const absl::Status& status,
+                          uint64_t handle, Row& row) {
   const absl::Time now = loop_.Now();
-  const bool full = JudgeRowReply(status) == RowAction::kWorkerFull;
+  const bool full = action == RowAction::kWorkerFull;
   // One that is full is well; and what it had when it began to refuse counts as one.
   if (!full && !worker.member.draining && now >= worker.hold_until &&
       ++worker.refusals >= kMostRefusals) {

@@ -135,7 +135,8 @@ class TokenTier {
   void OnRow(Worker& worker, v1::TokenRowReply& reply);
   void OnAnswered(Worker& worker, const Attempt& attempt, Row* row);
   void OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::Status& status);
-  void OnRefused(Worker& worker, const absl::Status& status, uint64_t handle, Row& row);
+  void OnRefused(Worker& worker, RowAction action, const absl::Status& status, uint64_t handle,
+                 Row& row);
   // What this process has failed, another one has answered.
   void Strike(uint64_t incarnation, absl::string_view request);
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
-from typing import Callable, NamedTuple, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import blockserve
 import harness
@@ -83,3 +84,18 @@ class SteadyLoad:
         self._over.set()
         for thread in self._threads:
             thread.join()
+
+
+@contextlib.contextmanager
+def undisturbed_load(client: blockserve.Client, requests: Sequence[dict], clients: int,
+                     expected: Sequence[Answer]) -> Iterator[SteadyLoad]:
+    """A load that goes on for as long as the block does, no client of which may notice what happens there: none
+    fails, and `expected`, one for each request, is what all are answered."""
+    load = SteadyLoad(client, requests, clients)
+    try:
+        yield load
+    finally:
+        load.stop()
+    assert load.failures == []
+    for index, _, answer in load.answers:
+        assert answer == expected[index], requests[index]

@@ -8,7 +8,7 @@ import harness
 import pytest
 from answers import ask
 from scraping import scrape
-from steady_load import SteadyLoad
+from steady_load import SteadyLoad, undisturbed_load
 
 import blockserve
 
@@ -43,16 +43,10 @@ def test_a_replica_of_wrong_bits_is_found_and_named_and_no_client_sees_one(deplo
     expected = [ask(client, request) for request in REQUESTS]
     *_, gateway, client = deployment([[], ["--inject-wrong-bits=0.2"], []],
                                      "--audit-context-fraction=1", "--audit-hold")
-    load = SteadyLoad(client, REQUESTS, 4)
-    try:
+    with undisturbed_load(client, REQUESTS, 4, expected) as load:
         harness.wait_until(lambda: "'block-1'" in gateway.log() and "answered wrong bits" in gateway.log(),
                            "the log names the replica")
         load.wait_for_answers(8)
-    finally:
-        load.stop()
-    assert load.failures == []
-    for index, _, answer in load.answers:
-        assert answer == expected[index], REQUESTS[index]
     assert scrape(gateway).value("blockserve_gateway_workers_condemned_total") == 1
     assert client.model().block_services == 2
 
@@ -60,17 +54,11 @@ def test_a_replica_of_wrong_bits_is_found_and_named_and_no_client_sees_one(deplo
 def test_a_request_that_kills_replicas_ends_alone(deployment):
     blocks, _, _, client = deployment([[f"--inject-crash-token={MARKED}"]] * 5)
     expected = [ask(client, request) for request in REQUESTS]
-    load = SteadyLoad(client, REQUESTS, 4)
-    try:
+    with undisturbed_load(client, REQUESTS, 4, expected) as load:
         load.wait_until_in_mid_stream()
         with pytest.raises(blockserve.Error, match="INTERNAL.*died under this request"):
             ask(client, {"prompt": [1, 2, 3, MARKED, 4, 5, 6, 7], "max_tokens": 8})
         load.wait_for_answers(8)
-    finally:
-        load.stop()
-    assert load.failures == []
-    for index, _, answer in load.answers:
-        assert answer == expected[index], REQUESTS[index]
     assert take_the_dead(blocks) == 4
 
 
@@ -85,17 +73,11 @@ def take_the_dead(programs):
 def test_a_row_that_kills_token_workers_ends_its_request_alone(deployment):
     _, tokens, _, client = deployment([[]], worker_flags=[[f"--inject-crash-seed={MARKED_SEED}"]] * 5)
     expected = [ask(client, request) for request in REQUESTS]
-    load = SteadyLoad(client, REQUESTS, 4)
-    try:
+    with undisturbed_load(client, REQUESTS, 4, expected) as load:
         load.wait_until_in_mid_stream()
         with pytest.raises(blockserve.Error, match="INTERNAL.*token workers died"):
             ask(client, {"prompt": [1, 2, 3], "max_tokens": 8, "seed": MARKED_SEED})
         load.wait_for_answers(8)
-    finally:
-        load.stop()
-    assert load.failures == []
-    for index, _, answer in load.answers:
-        assert answer == expected[index], REQUESTS[index]
     # One more where a second worker had the row, because the first was slow (docs/failures.md).
     assert take_the_dead(tokens) in (3, 4)
 
@@ -124,20 +106,16 @@ def test_a_replica_whose_engine_hangs_is_done_without(deployment):
     """It can be reached all the time: its connection answers."""
     blocks, _, gateway, client = deployment([[f"--inject-hang-token={MARKED}"], []])
     expected = [ask(client, request) for request in REQUESTS]
-    load = SteadyLoad(client, REQUESTS, 4)
     try:
-        load.wait_until_in_mid_stream()
-        # Enough at once that both replicas are asked. Each begins with another token: equal beginnings would
-        # all go to the replica that has the first one's pages.
-        marked = [{"prompt": [first, 2, 3, MARKED, 4, 5, 6, 7], "max_tokens": 100, "ignore_eos": True, "seed": 1}
-                  for first in range(1, 33)]
-        with concurrent.futures.ThreadPoolExecutor(len(marked)) as pool:
-            list(pool.map(lambda request: ask(client, request), marked))
-        assert "'block-0' has said nothing for" in gateway.log()
-        load.wait_for_answers(8)
+        with undisturbed_load(client, REQUESTS, 4, expected) as load:
+            load.wait_until_in_mid_stream()
+            # Enough at once that both replicas are asked. Each begins with another token: equal beginnings would
+            # all go to the replica that has the first one's pages.
+            marked = [{"prompt": [first, 2, 3, MARKED, 4, 5, 6, 7], "max_tokens": 100, "ignore_eos": True, "seed": 1}
+                      for first in range(1, 33)]
+            with concurrent.futures.ThreadPoolExecutor(len(marked)) as pool:
+                list(pool.map(lambda request: ask(client, request), marked))
+            assert "'block-0' has said nothing for" in gateway.log()
+            load.wait_for_answers(8)
     finally:
-        load.stop()
-        blocks[0].kill()
-    assert load.failures == []
-    for index, _, answer in load.answers:
-        assert answer == expected[index], REQUESTS[index]
+        blocks[0].kill()  # it would not end by itself

@@ -12,7 +12,7 @@ import numpy
 import pytest
 from answers import ask, read_answer
 from scraping import scrape
-from steady_load import SteadyLoad
+from steady_load import undisturbed_load
 
 import blockserve
 
@@ -49,8 +49,7 @@ def test_what_is_not_finite_ends_its_request_alone(launcher, damaged_model):
     tokens = [launcher.token(damaged_model) for _ in range(2)]
     client = launcher.connected_client(launcher.gateway(damaged_model, blocks, tokens), 2, 2)
     expected = [ask(client, request) for request in REQUESTS]
-    load = SteadyLoad(client, REQUESTS, 4)
-    try:
+    with undisturbed_load(client, REQUESTS, 4, expected) as load:
         load.wait_until_in_mid_stream()
         # With alignment none the first four tokens are a block of the prompt, and the fifth begins the next.
         for prompt, words in (([1, 2, 3, 4, NAN_IN_TOKEN], "logits .* not finite"),
@@ -58,11 +57,6 @@ def test_what_is_not_finite_ends_its_request_alone(launcher, damaged_model):
             with pytest.raises(blockserve.Error, match=f"INTERNAL.*{words}"):
                 ask(client, {"prompt": prompt, "max_tokens": 8, "alignment": "none"})
         load.wait_for_answers(8)
-    finally:
-        load.stop()
-    assert load.failures == []
-    for index, _, answer in load.answers:
-        assert answer == expected[index], REQUESTS[index]
     model = client.model()
     assert (model.block_services, model.token_workers) == (2, 2)
 
@@ -81,8 +75,7 @@ def test_rows_of_a_worker_that_is_slow_for_a_moment_are_hedged(launcher):
     def counted(what):
         return scrape(gateway).value(f"blockserve_gateway_{what}_total")
 
-    load = SteadyLoad(client, REQUESTS, 4)
-    try:
+    with undisturbed_load(client, REQUESTS, 4, expected) as load:
         load.wait_for_outputs(200)  # what is usual must be known
         before = counted("hedges_won")
         slow = tokens[1].process
@@ -93,11 +86,6 @@ def test_rows_of_a_worker_that_is_slow_for_a_moment_are_hedged(launcher):
             slow.send_signal(signal.SIGCONT)
         load.wait_for_answers(8)
         assert counted("hedged_rows") >= counted("hedges_won")
-    finally:
-        load.stop()
-    assert load.failures == []
-    for index, _, answer in load.answers:
-        assert answer == expected[index], REQUESTS[index]
 
 
 class Stream:
