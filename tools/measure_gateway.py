@@ -6,6 +6,8 @@ lost process of token workers costs. Needs the built programs alone.
   tools/measure_gateway.py --token-workers 1 --token-steps 0 --protocol http      # overhead
   tools/measure_gateway.py --token-workers 20 --processes 2 --kill-after 4        # a loss
   tools/measure_gateway.py --token-workers 3 --processes 3 --scale                # 1 -> 3 -> 1
+  tools/measure_gateway.py --width 768 --max-rows 1024 --concurrency 1024 --output-tokens 512
+                                                  # what each thread takes at a GPU's batch sizes
 
 Prints one JSON object; --out FILE appends it to a file of JSON lines.
 """
@@ -46,6 +48,30 @@ def free_range(count: int, start: int) -> int:
 def cpu_seconds(pid: int) -> float:
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def thread_cpu_seconds(pid: int) -> dict:
+    """CPU of each thread that lives, by id: (name, seconds)."""
+    threads = {}
+    for task in pathlib.Path(f"/proc/{pid}/task").glob("*"):
+        try:
+            name = (task / "comm").read_text().strip()
+            threads[task.name] = (name, int((task / "schedstat").read_text().split()[0]) / 1e9)
+        except OSError:  # it has ended
+            continue
+    return threads
+
+
+def cpu_by_thread(before: dict, after: dict, wall: float, tokens_per_s: float) -> dict:
+    """CPU seconds per million tokens of the threads of each name, the largest first."""
+    seconds = {}
+    for task, (name, used) in after.items():
+        seconds[name] = seconds.get(name, 0.0) + used - before.get(task, (name, 0.0))[1]
+    million = wall * tokens_per_s / 1e6
+    shares = {name: round(used / million, 3) for name, used in seconds.items()}
+    ordered = sorted(shares.items(), key=lambda item: -item[1])
+    return {"all": round(sum(seconds.values()) / million, 3),
+            **{name: share for name, share in ordered if share >= 0.005}}
 
 
 def memory_mib(pid: int) -> float:
@@ -114,10 +140,10 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     next_port = free_range(options.block_replicas, 20000)
     blocks = [f"127.0.0.1:{next_port + i}" for i in range(options.block_replicas)]
     stats.append(folder / "blocks.json")
-    processes.start("blockserve-simulate", f"--model={model}",
-                    f"--block-replicas={options.block_replicas}", f"--block-listen={blocks[0]}",
-                    f"--block-steps={options.block_steps}", f"--stats={stats[0]}",
-                    wait_for="ready")
+    replicas = processes.start("blockserve-simulate", f"--model={model}",
+                               f"--block-replicas={options.block_replicas}", f"--block-listen={blocks[0]}",
+                               f"--block-steps={options.block_steps}", f"--stats={stats[0]}",
+                               wait_for="ready")
     workers, commands = [], []
     for index, count in enumerate(groups):
         next_port = free_range(count, next_port + options.block_replicas + 1)
@@ -151,6 +177,9 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
                            f"--output-tokens={options.output_tokens}", f"--json={out}",
                            "--noprogress")
     time.sleep(options.warmup)
+    measured = {"gateway": gateway, "block replicas": replicas, "token workers": workers[0],
+                "load": load}
+    begin_threads = {name: thread_cpu_seconds(process.pid) for name, process in measured.items()}
     begin_cpu, begin = cpu_seconds(gateway.pid), time.monotonic()
     if options.kill_after:
         time.sleep(options.kill_after)
@@ -163,6 +192,7 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
             worker.send_signal(signal.SIGTERM)
     time.sleep(max(0.0, options.duration - (time.monotonic() - begin)))
     cpu, wall = cpu_seconds(gateway.pid) - begin_cpu, time.monotonic() - begin
+    threads = {name: thread_cpu_seconds(process.pid) for name, process in measured.items()}
     memory = memory_mib(gateway.pid)
     load.wait(180)
     if not out.exists():
@@ -185,6 +215,10 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
         "gateway_cores": round(cpu / wall, 3),
         "gateway_cpu_s_per_million_tokens":
             round(cpu / wall / tokens_per_s * 1e6, 2) if tokens_per_s else None,
+        # A thread of its own can do no more than one million tokens in so many seconds.
+        "cpu_s_per_million_tokens":
+            {name: cpu_by_thread(begin_threads[name], threads[name], wall, tokens_per_s)
+             for name in measured} if tokens_per_s else None,
         "gateway_rss_mib": round(memory, 1),
         "ttft_ms": {key: result["latency"]["ttft_ms"][key] for key in ("p50", "p99", "max")},
         "inter_block_ms": {key: result["latency"]["inter_block_ms"][key]
