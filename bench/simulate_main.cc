@@ -44,6 +44,7 @@ struct SimulateConfig {
   int32_t block_replicas = 0;
   std::string token_listen = "127.0.0.1:7200";
   std::string block_listen = "127.0.0.1:7100";
+  int32_t token_in_flight = 1;
   std::string token_steps = "0";
   std::string block_steps = "0";
   TokenServiceConfig token;
@@ -68,6 +69,10 @@ struct SimulateConfig {
     if (token_workers + block_replicas == 0) {
       return absl::InvalidArgumentError("one of --token-workers and --block-replicas is needed");
     }
+    if (token_in_flight < 1 || token_in_flight > 16) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--token-in-flight is ", token_in_flight, "; it must be 1 to 16"));
+    }
     if (absl::Status status = token.Validate(); !status.ok()) return status;
     return block.Validate();
   }
@@ -80,6 +85,9 @@ void SimulateConfig::AddFlags(FlagTable& flags) {
   flags.Add("token_steps", "milliseconds of a step, or a table of rows and milliseconds",
             &token_steps);
   flags.Add("max_rows", "rows of a batch", &token.max_rows);
+  flags.Add("token_in_flight",
+            "batches that a worker's engine takes at a time, of max-rows together: 2 as on a GPU",
+            &token_in_flight);
   flags.Add("max_queued_rows", "rows that wait at a worker; more are refused",
             &token.max_queued_rows);
   flags.Add("block_replicas", "so many, on ports from that of --block-listen on", &block_replicas);
@@ -187,7 +195,8 @@ class Simulation {
       absl::StatusOr<std::string> address = Offset("--token-listen", config.token_listen, i);
       if (!address.ok()) return address.status();
       TokenWorkerProcess one;
-      auto engine = std::make_unique<SimulatedTokenEngine>(model_, *table, config.token.max_rows);
+      auto engine = std::make_unique<SimulatedTokenEngine>(model_, *table, config.token.max_rows,
+                                                           config.token_in_flight);
       one.engine = engine.get();
       TokenServiceConfig service_config = config.token;
       service_config.name = *address;

@@ -120,6 +120,19 @@ class TokenEngine {
   // (ValidateTokenRow). Not thread-safe.
   virtual void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) = 0;
 
+  // The same in two halves, for what an engine computes beside the host: so many batches may be
+  // under way at a time, of so many rows each, so that it has the next one when one is done. Where
+  // that is 1, Start computes.
+  virtual int32_t max_in_flight() const { return 1; }
+  virtual int32_t batch_rows() const { return max_rows(); }
+  // Begins a batch. `rows`, what they point at and `results` stay until its Finish. Decode must not
+  // be called while a batch is under way.
+  virtual void Start(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) {
+    Decode(rows, results);
+  }
+  // Waits for the batch that was started first of those under way: its results are there.
+  virtual void Finish() {}
+
   // As of the block engine.
   virtual absl::Status Lost() const { return absl::OkStatus(); }
 };

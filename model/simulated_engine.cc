@@ -54,15 +54,13 @@ void FillContext(uint64_t state, absl::Span<float> row) {
   }
 }
 
-void TakeTime(const StepTable& table, int64_t rows, SteadyTime begin, SimulatedWork& work) {
+// When a step that begins at `begin` is done. What the hashes take is part of it.
+SteadyTime CountStep(const StepTable& table, int64_t rows, SteadyTime begin, SimulatedWork& work) {
   const absl::Duration time = table.Time(rows);
   work.steps.fetch_add(1, std::memory_order_relaxed);
   work.rows.fetch_add(rows, std::memory_order_relaxed);
   work.busy_us.fetch_add(absl::ToInt64Microseconds(time), std::memory_order_relaxed);
-  // What the hashes took is part of the step.
-  if (time > absl::ZeroDuration()) {
-    std::this_thread::sleep_until(begin + absl::ToChronoNanoseconds(time));
-  }
+  return begin + absl::ToChronoNanoseconds(time);
 }
 
 }  // namespace
@@ -117,11 +115,17 @@ absl::Duration StepTable::Time(int64_t rows) const {
   return absl::Milliseconds(std::max(0.0, t0 + slope * static_cast<double>(rows - r0)));
 }
 
-void SimulatedTokenEngine::Decode(absl::Span<const TokenRow> rows,
-                                  absl::Span<TokenRowResult> results) {
-  const SteadyTime begin = std::chrono::steady_clock::now();
+void SimulatedTokenEngine::Start(absl::Span<const TokenRow> rows,
+                                 absl::Span<TokenRowResult> results) {
+  SteadyTime begin = std::chrono::steady_clock::now();
+  if (!ends_.empty()) begin = std::max(begin, ends_.back());
+  ends_.push_back(CountStep(table_, static_cast<int64_t>(rows.size()), begin, work_));
   for (size_t i = 0; i < rows.size(); ++i) DecodeRow(rows[i], results[i]);
-  TakeTime(table_, static_cast<int64_t>(rows.size()), begin, work_);
+}
+
+void SimulatedTokenEngine::Finish() {
+  std::this_thread::sleep_until(ends_.front());
+  ends_.pop_front();
 }
 
 void SimulatedTokenEngine::DecodeRow(const TokenRow& row, TokenRowResult& result) const {
@@ -199,7 +203,7 @@ absl::Status SimulatedBlockEngine::Step(absl::Span<const BlockChunk> chunks,
       out += width;
     }
   }
-  TakeTime(table_, blocks, begin, work_);
+  std::this_thread::sleep_until(CountStep(table_, blocks, begin, work_));
   return absl::OkStatus();
 }
 

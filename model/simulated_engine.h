@@ -6,7 +6,9 @@
 #define BLOCKSERVE_MODEL_SIMULATED_ENGINE_H_
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
+#include <deque>
 #include <string>
 #include <utility>
 #include <vector>
@@ -56,14 +58,25 @@ inline Arithmetic SimulatedArithmetic(const ModelConfig& config) {
 // parameters of sampling do not matter. Log-probabilities are numbers in (-10, 0).
 class SimulatedTokenEngine final : public TokenEngine {
  public:
-  SimulatedTokenEngine(ModelConfig config, StepTable table, int32_t max_rows)
-      : config_(std::move(config)), table_(std::move(table)), max_rows_(max_rows) {}
+  // `in_flight` batches may be under way, as on a device: their steps follow one another.
+  SimulatedTokenEngine(ModelConfig config, StepTable table, int32_t max_rows, int32_t in_flight = 1)
+      : config_(std::move(config)),
+        table_(std::move(table)),
+        max_rows_(max_rows),
+        in_flight_(in_flight) {}
 
   const ModelConfig& config() const override { return config_; }
   Arithmetic arithmetic() const override { return SimulatedArithmetic(config_); }
   int32_t max_rows() const override { return max_rows_; }
   // Rows of the table are rows of a batch; the time is that of whole blocks.
-  void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override;
+  void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override {
+    Start(rows, results);
+    Finish();
+  }
+  int32_t max_in_flight() const override { return in_flight_; }
+  int32_t batch_rows() const override { return (max_rows_ + in_flight_ - 1) / in_flight_; }
+  void Start(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override;
+  void Finish() override;
 
   const SimulatedWork& work() const { return work_; }
 
@@ -73,6 +86,9 @@ class SimulatedTokenEngine final : public TokenEngine {
   const ModelConfig config_;
   const StepTable table_;
   const int32_t max_rows_;
+  const int32_t in_flight_;
+  // When the batches under way are done, oldest first.
+  std::deque<std::chrono::steady_clock::time_point> ends_;
   SimulatedWork work_;
 };
 

@@ -108,6 +108,24 @@ class SimulatedTokenEngineTest : public ::testing::Test {
   SimulatedTokenEngine engine_{SmallConfig(), StepTable(), 8};
 };
 
+TEST_F(SimulatedTokenEngineTest, BatchesUnderWayAreThoseOneAfterAnother) {
+  SimulatedTokenEngine engine(SmallConfig(), *StepTable::Parse("5"), 8, /*in_flight=*/2);
+  EXPECT_EQ(engine.max_in_flight(), 2);
+  EXPECT_EQ(engine.batch_rows(), 4);
+  TokenRow other = Row();
+  other.seed = 6;
+  const TokenRow rows[] = {Row(), other};
+  TokenRowResult results[2];
+  engine.Start({&rows[0], 1}, {&results[0], 1});
+  engine.Start({&rows[1], 1}, {&results[1], 1});
+  engine.Finish();
+  engine.Finish();
+  EXPECT_EQ(results[0].tokens, Decode(Row()).tokens);
+  EXPECT_EQ(results[1].tokens, Decode(other).tokens);
+  EXPECT_EQ(engine.work().steps, 2);
+  EXPECT_EQ(engine.work().busy_us, 10'000);
+}
+
 TEST_F(SimulatedTokenEngineTest, TokensAreAFunctionOfTheRow) {
   const TokenRowResult once = Decode(Row());
   EXPECT_EQ(once.tokens.size(), 4u);

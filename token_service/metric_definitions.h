@@ -8,6 +8,10 @@ namespace blockserve {
 
 inline constexpr MetricDefinition kTokenSteps = {
     MetricKind::kCounter, "blockserve_token_steps_total", "Batches of rows decoded."};
+inline constexpr MetricDefinition kTokenGapSeconds = {
+    MetricKind::kCounter, "blockserve_token_gap_seconds_total",
+    "Time in which the engine had nothing to do while rows waited: the host's work between two "
+    "batches."};
 inline constexpr MetricDefinition kTokenStepSeconds = {
     MetricKind::kHistogram, "blockserve_token_step_seconds", "Time that a batch took.", {}, 1,
     kStepBucketsSeconds};
@@ -33,8 +37,8 @@ inline constexpr MetricDefinition kTokenStreams = {MetricKind::kGauge, "blockser
                                                    "Streams of gateways."};
 
 inline constexpr const MetricDefinition* kTokenMetrics[] = {
-    &kTokenSteps,       &kTokenStepSeconds, &kTokenStepRows, &kTokenRows,   &kTokenTokens,
-    &kTokenRowsWaiting, &kTokenRowsRunning, &kTokenBusy,     &kTokenStreams};
+    &kTokenSteps,  &kTokenGapSeconds,  &kTokenStepSeconds, &kTokenStepRows, &kTokenRows,
+    &kTokenTokens, &kTokenRowsWaiting, &kTokenRowsRunning, &kTokenBusy,     &kTokenStreams};
 
 }  // namespace blockserve
 

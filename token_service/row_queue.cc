@@ -81,7 +81,7 @@ void RowQueue::TakeBatch(absl::Time now, std::vector<QueuedRow>& batch,
     batch.push_back(std::move(row));
     first->pop_front();
   }
-  running_ = static_cast<int32_t>(batch.size());
+  running_ += static_cast<int32_t>(batch.size());
 }
 
 }  // namespace blockserve

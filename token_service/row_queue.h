@@ -54,9 +54,10 @@ class RowQueue {
   void CloseStream(StreamId stream);
 
   // Moves the rows to decode next to `batch` (at most max_rows), and those whose time is over to
-  // `expired`, to be answered DEADLINE_EXCEEDED. The batch is running until FinishBatch.
+  // `expired`, to be answered DEADLINE_EXCEEDED. The batch is running until FinishBatch is told of
+  // so many rows; several may be.
   void TakeBatch(absl::Time now, std::vector<QueuedRow>& batch, std::vector<QueuedRow>& expired);
-  void FinishBatch() { running_ = 0; }
+  void FinishBatch(int32_t rows) { running_ -= rows; }
 
   // From now on every new row is refused.
   void StartDraining() { draining_ = true; }

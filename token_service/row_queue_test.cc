@@ -36,7 +36,7 @@ std::vector<uint64_t> Next(RowQueue& queue, absl::Time now = kNow) {
   std::vector<QueuedRow> batch, expired;
   queue.TakeBatch(now, batch, expired);
   EXPECT_TRUE(expired.empty());
-  queue.FinishBatch();
+  queue.FinishBatch(static_cast<int32_t>(batch.size()));
   return Ids(batch);
 }
 
@@ -49,8 +49,17 @@ TEST(RowQueue, TakesRowsInOrderUpToTheBestBatch) {
   EXPECT_THAT(Ids(batch), ElementsAre(1, 2, 3));
   EXPECT_EQ(queue.running(), 3);
   EXPECT_EQ(queue.waiting(), 2);
-  queue.FinishBatch();
-  EXPECT_EQ(queue.running(), 0);
+  // Another one beside it.
+  std::vector<QueuedRow> second;
+  queue.TakeBatch(kNow, second, expired);
+  EXPECT_THAT(Ids(second), ElementsAre(4, 5));
+  EXPECT_EQ(queue.running(), 5);
+  queue.FinishBatch(3);
+  EXPECT_EQ(queue.running(), 2);
+  EXPECT_FALSE(queue.idle());
+  queue.FinishBatch(2);
+  EXPECT_TRUE(queue.idle());
+  for (uint64_t id = 4; id <= 5; ++id) ASSERT_TRUE(queue.Submit(Row(1, id), kNow).ok());
   EXPECT_THAT(Next(queue), ElementsAre(4, 5));
   EXPECT_TRUE(queue.idle());
   EXPECT_THAT(Next(queue), ElementsAre());
@@ -142,7 +151,7 @@ TEST(RowQueue, CancelsWaitingRowsOnly) {
   EXPECT_FALSE(queue.Cancel(1, 2));
   EXPECT_FALSE(queue.Cancel(1, 77));
   EXPECT_FALSE(queue.Cancel(3, 3));
-  queue.FinishBatch();
+  queue.FinishBatch(1);
   EXPECT_THAT(Next(queue), ElementsAre(3));
   EXPECT_THAT(Next(queue), ElementsAre(2));  // the other stream's
 }
@@ -204,7 +213,7 @@ TEST(RowQueue, GivesEveryRowExactlyOneEnd) {
             EXPECT_LE(row.deadline, now);
             end(row.id);
           }
-          queue.FinishBatch();
+          queue.FinishBatch(static_cast<int32_t>(batch.size()));
           break;
         }
         case 1: {

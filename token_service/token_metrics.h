@@ -12,6 +12,7 @@ struct TokenMetrics {
   TokenMetrics() = default;
   explicit TokenMetrics(MetricRegistry& registry)
       : steps(registry.Counter(kTokenSteps)),
+        gap_seconds(registry.Counter(kTokenGapSeconds)),
         step_seconds(registry.Histogram(kTokenStepSeconds)),
         step_rows(registry.Histogram(kTokenStepRows)),
         rows_ok(registry.Counter(kTokenRows, {"ok"})),
@@ -27,6 +28,7 @@ struct TokenMetrics {
 
   // Counted as it happens.
   MetricCounter steps;
+  MetricCounter gap_seconds;
   MetricHistogram step_seconds, step_rows;
   MetricCounter rows_ok, rows_failed, rows_expired, rows_cancelled, rows_refused;
   MetricCounter tokens;

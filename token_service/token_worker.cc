@@ -1,5 +1,6 @@
 #include "token_service/token_worker.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "common/lost_device.h"
@@ -7,6 +8,14 @@
 
 namespace blockserve {
 namespace {
+
+// Fewer are not worth a batch beside another one: their time is that of reading the weights.
+constexpr int32_t kFewestRowsBeside = 64;
+
+RowQueueOptions WithBatchesOf(RowQueueOptions options, int32_t rows) {
+  options.max_rows = rows;
+  return options;
+}
 
 RowAnswer Answer(QueuedRow& row, absl::Status status) {
   RowAnswer answer;
@@ -24,8 +33,9 @@ TokenWorker::TokenWorker(const RowQueueOptions& options, TokenEngine& engine, co
     : engine_(engine),
       clock_(clock),
       deliver_(std::move(deliver)),
+      batch_rows_(std::min(options.max_rows, engine.batch_rows())),
       metrics_(metrics),
-      queue_(options),
+      queue_(WithBatchesOf(options, batch_rows_)),
       busy_(clock.Now()),
       thread_([this] { Run(); }) {}
 
@@ -95,7 +105,7 @@ std::vector<RowAnswer> TokenWorker::StartDraining() {
 bool TokenWorker::WaitUntilIdle(absl::Duration timeout) {
   const absl::Time deadline = clock_.Now() + timeout;
   MutexLock lock(&mutex_);
-  while (!queue_.idle() || delivering_) {
+  while (!queue_.idle() || undelivered_rows_ > 0) {
     const absl::Duration left = deadline - clock_.Now();
     if (left <= absl::ZeroDuration()) return false;
     idle_.WaitWithTimeout(&mutex_, left);
@@ -120,14 +130,14 @@ WorkerLoad TokenWorker::load() const {
   load.steps = steps_;
   load.waiting = queue_.waiting();
   load.running = queue_.running();
-  if (load.running == 0 && delivering_) load.running = last_batch_;
+  if (load.running == 0 && undelivered_rows_ > 0) load.running = last_batch_;
   load.busy_share = busy_.Share(now);
   load.draining = queue_.draining();
   return load;
 }
 
 void TokenWorker::CountRows(bool done) {
-  const int64_t rows = int64_t{queue_.waiting()} + queue_.running();
+  const int64_t rows = queue_.waiting() + queue_.running() + undelivered_rows_;
   const int64_t more = rows - std::exchange(counted_rows_, rows);
   if (more > 0) progress_->Add(more);
   if (done) {
@@ -135,6 +145,14 @@ void TokenWorker::CountRows(bool done) {
   } else if (more < 0) {
     progress_->Withdraw(-more);
   }
+}
+
+bool TokenWorker::MayStart() const {
+  if (queue_.waiting() == 0) return false;
+  if (in_flight_.empty()) return true;
+  if (static_cast<int32_t>(in_flight_.size()) >= engine_.max_in_flight()) return false;
+  const auto newest = static_cast<int32_t>(in_flight_.back().queued.size());
+  return queue_.waiting() >= std::min(batch_rows_, std::max(kFewestRowsBeside, newest / 2));
 }
 
 void TokenWorker::Run() {
@@ -145,61 +163,93 @@ void TokenWorker::Run() {
     bool stop;
     {
       MutexLock lock(&mutex_);
-      while (!stop_ && queue_.waiting() == 0) work_.Wait(&mutex_);
+      while (!stop_ && in_flight_.empty() && queue_.waiting() == 0) work_.Wait(&mutex_);
       stop = stop_;
       if (stop) {
         dropped = queue_.TakeAll();
         drop_status = absl::UnavailableError("the worker has stopped");
-      } else {
+      } else if (MayStart()) {
         queue_.TakeBatch(clock_.Now(), batch, dropped);
       }
-      delivering_ = true;
+      undelivered_rows_ += static_cast<int64_t>(dropped.size());
     }
-    std::vector<RowAnswer> answers;
-    (stop ? metrics_.rows_refused : metrics_.rows_expired).Add(static_cast<double>(dropped.size()));
-    for (QueuedRow& row : dropped) answers.push_back(Answer(row, drop_status));
     // What has run out of time is told before the others are worked on.
-    if (!answers.empty() && !batch.empty()) deliver_(std::exchange(answers, {}));
-    if (!batch.empty()) Decode(std::move(batch), answers);
-    if (!answers.empty()) deliver_(std::move(answers));
-    {
-      MutexLock lock(&mutex_);
-      delivering_ = false;
-      CountRows(/*done=*/true);
-      if (queue_.idle()) idle_.SignalAll();
+    if (!dropped.empty()) {
+      (stop ? metrics_.rows_refused : metrics_.rows_expired)
+          .Add(static_cast<double>(dropped.size()));
+      std::vector<RowAnswer> answers;
+      for (QueuedRow& row : dropped) answers.push_back(Answer(row, drop_status));
+      HandOut(std::move(answers));
     }
-    if (stop) return;
+    if (!batch.empty()) {
+      StartBatch(std::move(batch));
+    } else if (!in_flight_.empty()) {
+      FinishOldest();
+    } else if (stop) {
+      return;
+    }
   }
 }
 
-void TokenWorker::Decode(std::vector<QueuedRow> batch, std::vector<RowAnswer>& answers) {
-  std::vector<TokenRow> rows;
-  rows.reserve(batch.size());
-  for (const QueuedRow& row : batch) rows.push_back(row.row->View());
-  std::vector<TokenRowResult> results(batch.size());
-  const absl::Time begin = clock_.Now();
-  engine_.Decode(rows, absl::MakeSpan(results));
+void TokenWorker::StartBatch(std::vector<QueuedRow> queued) {
+  Batch& batch = in_flight_.emplace_back();
+  batch.queued = std::move(queued);
+  batch.rows.reserve(batch.queued.size());
+  for (const QueuedRow& row : batch.queued) batch.rows.push_back(row.row->View());
+  batch.results.resize(batch.queued.size());
+  batch.begin = clock_.Now();
+  if (idle_since_ < batch.begin) {
+    metrics_.gap_seconds.Add(absl::ToDoubleSeconds(batch.begin - idle_since_));
+  }
+  idle_since_ = absl::InfiniteFuture();
+  engine_.Start(batch.rows, absl::MakeSpan(batch.results));
   EndProcessIfLost(engine_.Lost());
+}
+
+void TokenWorker::FinishOldest() {
+  engine_.Finish();
+  EndProcessIfLost(engine_.Lost());
+  Batch batch = std::move(in_flight_.front());
+  in_flight_.pop_front();
   const absl::Time end = clock_.Now();
+  // Those that are under way together share the engine.
+  const absl::Time begin = std::max(batch.begin, last_end_);
+  last_end_ = end;
+  const size_t count = batch.queued.size();
+  {
+    MutexLock lock(&mutex_);
+    queue_.FinishBatch(static_cast<int32_t>(count));
+    undelivered_rows_ += static_cast<int64_t>(count);
+    last_batch_ = static_cast<int32_t>(count);
+    ++steps_;
+    busy_.Add(begin, end);
+    if (in_flight_.empty() && queue_.waiting() > 0) idle_since_ = end;
+  }
+  std::vector<RowAnswer> answers;
+  answers.reserve(count);
   size_t failed = 0, tokens = 0;
-  for (size_t i = 0; i < batch.size(); ++i) {
-    RowAnswer answer = Answer(batch[i], results[i].status);
-    failed += results[i].status.ok() ? 0 : 1;
-    tokens += results[i].tokens.size();
-    answer.result = std::move(results[i]);
-    answers.push_back(std::move(answer));
+  for (size_t i = 0; i < count; ++i) {
+    RowAnswer& answer = answers.emplace_back(Answer(batch.queued[i], batch.results[i].status));
+    failed += batch.results[i].status.ok() ? 0 : 1;
+    tokens += batch.results[i].tokens.size();
+    answer.result = std::move(batch.results[i]);
   }
   metrics_.steps.Add();
   metrics_.step_seconds.Observe(absl::ToDoubleSeconds(end - begin));
-  metrics_.step_rows.Observe(static_cast<double>(batch.size()));
-  metrics_.rows_ok.Add(static_cast<double>(batch.size() - failed));
+  metrics_.step_rows.Observe(static_cast<double>(count));
+  metrics_.rows_ok.Add(static_cast<double>(count - failed));
   metrics_.rows_failed.Add(static_cast<double>(failed));
   metrics_.tokens.Add(static_cast<double>(tokens));
+  HandOut(std::move(answers));
+}
+
+void TokenWorker::HandOut(std::vector<RowAnswer> answers) {
+  const auto count = static_cast<int64_t>(answers.size());
+  deliver_(std::move(answers));
   MutexLock lock(&mutex_);
-  queue_.FinishBatch();
-  last_batch_ = static_cast<int32_t>(batch.size());
-  ++steps_;
-  busy_.Add(begin, end);
+  undelivered_rows_ -= count;
+  CountRows(/*done=*/true);
+  if (queue_.idle() && undelivered_rows_ == 0) idle_.SignalAll();
 }
 
 }  // namespace blockserve

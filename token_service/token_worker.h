@@ -1,8 +1,10 @@
-// The thread that decodes: takes batches from the queue, runs the engine, hands the answers out.
+// The thread that decodes: takes batches from the queue, keeps the engine supplied with them, hands
+// the answers out.
 #ifndef BLOCKSERVE_TOKEN_SERVICE_TOKEN_WORKER_H_
 #define BLOCKSERVE_TOKEN_SERVICE_TOKEN_WORKER_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <thread>
@@ -31,7 +33,7 @@ struct RowAnswer {
 struct WorkerLoad {
   uint64_t steps = 0;  // since the start
   int32_t waiting = 0;
-  int32_t running = 0;  // rows of the batch that is decoded, or whose answers are on their way
+  int32_t running = 0;  // rows of the batches under way, or whose answers are on their way
   float busy_share = 0;
   bool draining = false;
 };
@@ -68,8 +70,22 @@ class TokenWorker {
   std::shared_ptr<const Progress> progress() const { return progress_; }
 
  private:
+  struct Batch {
+    std::vector<QueuedRow> queued;
+    std::vector<TokenRow> rows;  // views of `queued`
+    std::vector<TokenRowResult> results;
+    absl::Time begin;
+  };
+
   void Run();
-  void Decode(std::vector<QueuedRow> batch, std::vector<RowAnswer>& answers);
+  // Whether what waits is to be started now: at once where nothing is under way; beside another
+  // batch only what is worth the reading of the weights, and about as large, so that the two stay
+  // so.
+  bool MayStart() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void StartBatch(std::vector<QueuedRow> queued);
+  void FinishOldest();
+  // Rows that are counted in undelivered_rows_.
+  void HandOut(std::vector<RowAnswer> answers);
 
   // Tells `progress_` of the rows that are in hand now; `done`: the worker's thread has worked.
   void CountRows(bool done) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -77,6 +93,7 @@ class TokenWorker {
   TokenEngine& engine_;
   const Clock& clock_;
   const Deliver deliver_;
+  const int32_t batch_rows_;
   const std::shared_ptr<Progress> progress_ = std::make_shared<Progress>();
   const TokenMetrics metrics_;
   mutable Mutex mutex_;
@@ -86,9 +103,13 @@ class TokenWorker {
   BusyMeter busy_ ABSL_GUARDED_BY(mutex_);
   int64_t counted_rows_ ABSL_GUARDED_BY(mutex_) = 0;  // as `progress_` was told
   uint64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
-  int32_t last_batch_ ABSL_GUARDED_BY(mutex_) = 0;   // rows of the last step
-  bool delivering_ ABSL_GUARDED_BY(mutex_) = false;  // answers are on their way
+  int32_t last_batch_ ABSL_GUARDED_BY(mutex_) = 0;  // rows of the last step
+  int64_t undelivered_rows_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
+  std::deque<Batch> in_flight_;  // of the thread alone: started and not finished, oldest first
+  absl::Time last_end_;          // of the thread alone: of the batch finished last
+  // Of the thread alone: since when the engine has had nothing to do while rows waited.
+  absl::Time idle_since_ = absl::InfiniteFuture();
   std::thread thread_;  // last: it uses all the others
 };
 

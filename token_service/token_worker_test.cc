@@ -86,6 +86,64 @@ TEST_F(TokenWorkerTest, DecodesWhatIsSubmitted) {
   EXPECT_GE(worker.load().steps, 3u);
 }
 
+// What waits is with the engine before the batch under way is done: a device never stands still
+// for the host.
+TEST_F(TokenWorkerTest, KeepsTheEngineSuppliedWithAsManyBatchesAsItTakes) {
+  FakeTokenEngine engine(&gate_, 4, /*in_flight=*/2);
+  gate_.Close();
+  TokenWorker worker({.max_rows = 128}, engine, clock_, collector_.deliver());
+  worker.Submit(Rows(1, 0, 200));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  EXPECT_THAT(engine.BatchesUnderWay(), testing::ElementsAre(64, 64));
+  EXPECT_EQ(worker.load().running, 128);
+  EXPECT_EQ(worker.load().waiting, 72);
+  EXPECT_EQ(worker.load().steps, 0u);
+  gate_.Open();
+  ASSERT_TRUE(collector_.WaitFor(200));
+  for (const auto& [id, answer] : collector_.ById()) {
+    EXPECT_TRUE(answer.status.ok());
+    EXPECT_EQ(answer.result.tokens.front(), static_cast<int32_t>(id % 100));
+  }
+  EXPECT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
+  EXPECT_EQ(worker.load().running, 0);
+  EXPECT_FALSE(worker.progress()->has_work());
+}
+
+// It would read all weights for a few rows, and go on doing so: those that come back together stay
+// together.
+TEST_F(TokenWorkerTest, StartsNoSmallBatchBesideALargeOne) {
+  FakeTokenEngine engine(&gate_, 4, /*in_flight=*/2);
+  gate_.Close();
+  TokenWorker worker({.max_rows = 128}, engine, clock_, collector_.deliver());
+  worker.Submit(Rows(1, 0, 104));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  EXPECT_THAT(engine.BatchesUnderWay(), testing::ElementsAre(64));
+  EXPECT_EQ(worker.load().waiting, 40);
+  worker.Submit(Rows(1, 200, 30));
+  gate_.Open();
+  ASSERT_TRUE(collector_.WaitFor(134));
+  EXPECT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
+  EXPECT_EQ(worker.load().steps, 3u);  // 64, 64 and 6
+}
+
+TEST_F(TokenWorkerTest, StopsAfterEveryBatchUnderWay) {
+  FakeTokenEngine engine(&gate_, 4, /*in_flight=*/2);
+  gate_.Close();
+  TokenWorker worker({.max_rows = 128}, engine, clock_, collector_.deliver());
+  worker.Submit(Rows(1, 0, 150));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  std::thread stopper([&] { worker.Stop(); });
+  while (!worker.load().draining) std::this_thread::yield();
+  gate_.Open();
+  stopper.join();
+  const std::map<uint64_t, RowAnswer> answers = collector_.ById();
+  ASSERT_EQ(answers.size(), 150u);
+  for (const auto& [id, answer] : answers) {
+    EXPECT_EQ(answer.status.code(),
+              id < 128 ? absl::StatusCode::kOk : absl::StatusCode::kUnavailable);
+  }
+}
+
 TEST_F(TokenWorkerTest, ARowThatFailsHarmsNoOther) {
   TokenWorker worker({}, engine_, clock_, collector_.deliver());
   std::vector<QueuedRow> rows = Rows(1, 0, 5);
@@ -214,20 +272,25 @@ TEST_F(TokenWorkerTest, StopsAfterTheStepAndAnswersTheRest) {
   }
 }
 
-TEST_F(TokenWorkerTest, AnswersEveryRowOnceUnderThreads) {
+class TokenWorkerThreadsTest : public TokenWorkerTest, public testing::WithParamInterface<int> {};
+
+TEST_P(TokenWorkerThreadsTest, AnswersEveryRowOnce) {
   constexpr int kThreads = 4, kRounds = 50;
+  FakeTokenEngine engine(nullptr, 4, /*in_flight=*/GetParam());
+  const int rows = GetParam() == 1 ? 10 : 100;
+  const int32_t max_rows = GetParam() == 1 ? 4 : 128;
   std::atomic<int> answered = 0;
   {
-    TokenWorker worker({.max_rows = 4, .max_queued_rows = 30}, engine_, clock_,
+    TokenWorker worker({.max_rows = max_rows, .max_queued_rows = 3 * rows}, engine, clock_,
                        collector_.deliver());
     std::vector<std::thread> threads;
     for (int thread = 0; thread < kThreads; ++thread) {
       threads.emplace_back([&, thread] {
         std::mt19937 random(thread);
         for (int round = 0; round < kRounds; ++round) {
-          const uint64_t first = (thread * kRounds + round) * 10;
-          answered += static_cast<int>(worker.Submit(Rows(thread, first, 10)).size());
-          const std::vector<uint64_t> ids = {first + random() % 10, first + random() % 10};
+          const uint64_t first = (thread * kRounds + round) * rows;
+          answered += static_cast<int>(worker.Submit(Rows(thread, first, rows)).size());
+          const std::vector<uint64_t> ids = {first + random() % rows, first + random() % rows};
           answered += static_cast<int>(worker.Cancel(thread, ids).size());
           worker.load();
         }
@@ -236,8 +299,10 @@ TEST_F(TokenWorkerTest, AnswersEveryRowOnceUnderThreads) {
     for (std::thread& thread : threads) thread.join();
   }
   answered += static_cast<int>(collector_.ById().size());
-  EXPECT_EQ(answered, kThreads * kRounds * 10);
+  EXPECT_EQ(answered, kThreads * kRounds * rows);
 }
+
+INSTANTIATE_TEST_SUITE_P(BatchesUnderWay, TokenWorkerThreadsTest, testing::Values(1, 3));
 
 }  // namespace
 }  // namespace blockserve

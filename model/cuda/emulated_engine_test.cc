@@ -208,6 +208,43 @@ struct Blocks {
   std::vector<TokenRowResult> expected;
 };
 
+// Two Starts before the first Finish: what the second writes while the first is under way harms
+// neither, also where one of them takes more than a lane.
+TEST(CudaEngines, BatchesUnderWayTogetherAreThoseOneAfterAnother) {
+  TestModelOptions options;
+  options.max_rows = 128;
+  absl::StatusOr<std::unique_ptr<TestModel>> model =
+      TestModel::Load("tests/golden/concat_l4", options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  TokenEngine& engine = (*model)->token();
+  ASSERT_EQ(engine.max_in_flight(), 2);
+  ASSERT_EQ(engine.batch_rows(), 64);
+  const Blocks blocks(engine, 150);
+  const absl::Span<const TokenRow> rows = blocks.rows;
+  for (const std::vector<size_t>& batches :
+       {std::vector<size_t>{64, 64, 22}, {1, 2, 64}, {70, 80}, {10, 130, 5}}) {
+    std::vector<TokenRowResult> results(rows.size());
+    std::vector<size_t> begins = {0};
+    for (const size_t batch : batches) begins.push_back(begins.back() + batch);
+    size_t finished = 0;
+    const auto finish = [&] {
+      engine.Finish();
+      for (size_t i = begins[finished]; i < begins[finished + 1]; ++i) {
+        EXPECT_TRUE(results[i].status.ok()) << results[i].status;
+        EXPECT_EQ(results[i].tokens, blocks.expected[i].tokens) << "row " << i;
+        EXPECT_EQ(results[i].logprobs, blocks.expected[i].logprobs) << "row " << i;
+      }
+      ++finished;
+    };
+    for (size_t b = 0; b < batches.size(); ++b) {
+      if (b - finished == 2) finish();
+      engine.Start(rows.subspan(begins[b], batches[b]),
+                   absl::MakeSpan(results).subspan(begins[b], batches[b]));
+    }
+    while (finished < batches.size()) finish();
+  }
+}
+
 TEST(CudaFailures, ACallThatFailsOnceFailsItsRowsAloneWhicheverItIs) {
   TestModelOptions options;
   options.max_rows = 128;  // two batches in flight

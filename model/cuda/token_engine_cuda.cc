@@ -334,7 +334,8 @@ absl::Status CudaTokenEngine::EnqueueBlock(const Lane& lane, int32_t rows,
   return status;
 }
 
-void CudaTokenEngine::Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) {
+void CudaTokenEngine::Start(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) {
+  ++batches_started_;
   if (absl::Status status = cuda::SetDevice(device_); !status.ok()) return Fail(results, status);
   size_t next = 0;
   while (next < rows.size()) {
@@ -346,14 +347,12 @@ void CudaTokenEngine::Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRo
                        " bytes that this device has for them"));
       continue;
     }
-    if (ring_.full()) {
-      Finish(lanes_[ring_.oldest()]);
-      ring_.Finish();
-    }
+    if (ring_.full()) FinishOldestLane();
     Lane& lane = lanes_[ring_.Start()];
+    lane.batch = batches_started_;
     lane.rows = rows.subspan(next, count);
     lane.results = results.subspan(next, count);
-    const absl::Status status = Start(lane, lane.rows, lane.results);
+    const absl::Status status = StartLane(lane, lane.rows, lane.results);
     if (!status.ok()) {
       // What it was given already must not read the buffers while the next batch fills them.
       (void)lane.stream.Synchronize();
@@ -362,14 +361,15 @@ void CudaTokenEngine::Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRo
     }
     next += static_cast<size_t>(count);
   }
-  while (!ring_.empty()) {
-    Finish(lanes_[ring_.oldest()]);
-    ring_.Finish();
-  }
 }
 
-absl::Status CudaTokenEngine::Start(Lane& lane, absl::Span<const TokenRow> rows,
-                                    absl::Span<TokenRowResult> results) {
+void CudaTokenEngine::Finish() {
+  ++batches_finished_;
+  while (!ring_.empty() && lanes_[ring_.oldest()].batch <= batches_finished_) FinishOldestLane();
+}
+
+absl::Status CudaTokenEngine::StartLane(Lane& lane, absl::Span<const TokenRow> rows,
+                                        absl::Span<TokenRowResult> results) {
   const int32_t step = ladder_.StepFor(static_cast<int32_t>(rows.size()));
   const int32_t padded = ladder_.sizes()[step];
   const cuda::StreamHandle stream = lane.stream.get();
@@ -425,7 +425,9 @@ absl::Status CudaTokenEngine::RunWithLogits(Lane& lane, int32_t rows) {
   });
 }
 
-void CudaTokenEngine::Finish(Lane& lane) {
+void CudaTokenEngine::FinishOldestLane() {
+  Lane& lane = lanes_[ring_.oldest()];
+  ring_.Finish();
   if (lane.rows.empty()) return;
   const absl::Status status = lane.done.Synchronize();
   if (!status.ok()) Fail(lane.results, status);

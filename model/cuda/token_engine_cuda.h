@@ -32,11 +32,19 @@ class CudaTokenEngine final : public TokenEngine {
   Arithmetic arithmetic() const override { return arithmetic_; }
   int32_t max_rows() const override { return max_rows_; }
   // Rows whose device failed are UNAVAILABLE: another worker may decode them.
-  void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override;
+  void Decode(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override {
+    Start(rows, results);
+    Finish();
+  }
+  int32_t max_in_flight() const override { return static_cast<int32_t>(lanes_.size()); }
+  int32_t batch_rows() const override { return lane_rows_; }
+  // A batch that one lane cannot hold takes several, one after another.
+  void Start(absl::Span<const TokenRow> rows, absl::Span<TokenRowResult> results) override;
+  void Finish() override;
   absl::Status Lost() const override { return lost_; }
 
  private:
-  // A batch in flight: what it runs on and in.
+  // A batch in flight, or a part of one: what it runs on and in.
   struct Lane {
     cuda::Stream stream;
     cuda::Event done;
@@ -55,6 +63,7 @@ class CudaTokenEngine final : public TokenEngine {
     StackActivations activations;
     std::vector<cuda::Graph> graphs;  // of each step of the ladder
 
+    int64_t batch = 0;  // the Start that it belongs to, counted from 1
     absl::Span<const TokenRow> rows;
     absl::Span<TokenRowResult> results;
     TokenIoLayout layout;
@@ -85,11 +94,11 @@ class CudaTokenEngine final : public TokenEngine {
   // Fills the stack's input of the step of token `token`.
   absl::Status EmbedStep(const Lane& lane, const TokenIoLayout& layout, int32_t rows,
                          int32_t token) const;
-  absl::Status Start(Lane& lane, absl::Span<const TokenRow> rows,
-                     absl::Span<TokenRowResult> results);
+  absl::Status StartLane(Lane& lane, absl::Span<const TokenRow> rows,
+                         absl::Span<TokenRowResult> results);
   // The same batch step by step, waiting for each: its logits are wanted on the host.
   absl::Status RunWithLogits(Lane& lane, int32_t rows);
-  void Finish(Lane& lane);
+  void FinishOldestLane();
   // These rows are UNAVAILABLE, and the device is looked at.
   void Fail(absl::Span<TokenRowResult> results, const absl::Status& why);
 
@@ -120,6 +129,8 @@ class CudaTokenEngine final : public TokenEngine {
   // After the weights that their graphs read.
   std::vector<Lane> lanes_;
   LaneRing ring_;
+  int64_t batches_started_ = 0;
+  int64_t batches_finished_ = 0;
   absl::Status lost_;
 };
 
