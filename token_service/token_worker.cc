@@ -12,6 +12,9 @@ namespace {
 // Fewer are not worth a batch beside another one: their time is that of reading the weights.
 constexpr int32_t kFewestRowsBeside = 64;
 
+// Batches whose answers wait to be sent; a worker that is further ahead waits.
+constexpr size_t kMostUndelivered = 2;
+
 RowQueueOptions WithBatchesOf(RowQueueOptions options, int32_t rows) {
   options.max_rows = rows;
   return options;
@@ -37,6 +40,7 @@ TokenWorker::TokenWorker(const RowQueueOptions& options, TokenEngine& engine, co
       metrics_(metrics),
       queue_(WithBatchesOf(options, batch_rows_)),
       busy_(clock.Now()),
+      delivery_("token-delivery", kMostUndelivered),
       thread_([this] { Run(); }) {}
 
 TokenWorker::~TokenWorker() { Stop(); }
@@ -121,6 +125,7 @@ void TokenWorker::Stop() {
     work_.Signal();
   }
   if (thread_.joinable()) thread_.join();
+  delivery_.Stop();
 }
 
 WorkerLoad TokenWorker::load() const {
@@ -244,12 +249,24 @@ void TokenWorker::FinishOldest() {
 }
 
 void TokenWorker::HandOut(std::vector<RowAnswer> answers) {
-  const auto count = static_cast<int64_t>(answers.size());
-  deliver_(std::move(answers));
-  MutexLock lock(&mutex_);
-  undelivered_rows_ -= count;
-  CountRows(/*done=*/true);
-  if (queue_.idle() && undelivered_rows_ == 0) idle_.SignalAll();
+  bool has_more;
+  {
+    MutexLock lock(&mutex_);
+    has_more = !in_flight_.empty() || queue_.waiting() > 0;
+  }
+  auto deliver = [this, answers = std::move(answers)]() mutable {
+    const auto count = static_cast<int64_t>(answers.size());
+    deliver_(std::move(answers));
+    MutexLock lock(&mutex_);
+    undelivered_rows_ -= count;
+    CountRows(/*done=*/true);
+    if (queue_.idle() && undelivered_rows_ == 0) idle_.SignalAll();
+  };
+  if (has_more) {
+    delivery_.HandOver(std::move(deliver));
+  } else {
+    delivery_.RunIfIdle(std::move(deliver));
+  }
 }
 
 }  // namespace blockserve

@@ -15,6 +15,7 @@
 #include "common/busy_meter.h"
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/ordered_handoff.h"
 #include "common/progress.h"
 #include "model/engine.h"
 #include "token_service/row_queue.h"
@@ -41,7 +42,8 @@ struct WorkerLoad {
 // Thread-safe.
 class TokenWorker {
  public:
-  // Called without a lock, from the worker's thread (and from Stop), in the order of decoding.
+  // Called without a lock, on one of the worker's threads, one call at a time and in the order of
+  // decoding.
   using Deliver = std::function<void(std::vector<RowAnswer> answers)>;
 
   // Starts the thread. `engine` is used by it alone until Stop; it and `clock` must outlive this.
@@ -84,7 +86,8 @@ class TokenWorker {
   bool MayStart() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartBatch(std::vector<QueuedRow> queued);
   void FinishOldest();
-  // Rows that are counted in undelivered_rows_.
+  // Rows that are counted in undelivered_rows_. Where the engine has more to do, another thread
+  // encodes and sends them.
   void HandOut(std::vector<RowAnswer> answers);
 
   // Tells `progress_` of the rows that are in hand now; `done`: the worker's thread has worked.
@@ -110,6 +113,7 @@ class TokenWorker {
   absl::Time last_end_;          // of the thread alone: of the batch finished last
   // Of the thread alone: since when the engine has had nothing to do while rows waited.
   absl::Time idle_since_ = absl::InfiniteFuture();
+  OrderedHandoff delivery_;
   std::thread thread_;  // last: it uses all the others
 };
 
