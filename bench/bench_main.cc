@@ -44,6 +44,7 @@ struct BenchConfig {
   bool check = true;
   bool tiers = false;
   int32_t groups = 1;
+  int32_t gateways = 1;
   Workload workload = {.prompt_tokens = 128, .generate_tokens = 512, .sequences = 64};
   EngineRunOptions run;
 
@@ -71,6 +72,8 @@ void BenchConfig::AddFlags(FlagTable& flags) {
   flags.Add("groups",
             "2, on a device: both decoders run at once; with --tiers: of the block service",
             &groups);
+  flags.Add("gateways", "with --tiers: so many; one takes some hundred thousand tokens/s",
+            &gateways);
   flags.AddChoice("format", "table or json", {"table", "json"}, &format);
 }
 
@@ -89,6 +92,7 @@ absl::Status BenchConfig::Validate() const {
         OutOfRange("sequences", workload.sequences, 1, 1 << 16),
         OutOfRange("threads", threads, 0, kMaxThreads), OutOfRange("repeat", repeat, 1, 1000),
         OutOfRange("warmup", warmup, 0, 1000), OutOfRange("groups", groups, 1, tiers ? 64 : 2),
+        OutOfRange("gateways", gateways, 1, tiers ? 64 : 1),
         OutOfRange("token-rows", run.batching.token_rows, 1, 4096),
         OutOfRange("prefill-chunk", run.batching.prefill_blocks, 1, 65536)}) {
     if (!status.ok()) return status;
@@ -252,6 +256,7 @@ absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
   options.served.arithmetic = config.arithmetic;
   options.served.threads = config.threads;
   options.served.groups = config.groups;
+  options.served.gateways = config.gateways;
   options.served.token_rows = static_cast<int>(config.run.batching.token_rows);
   options.served.sequences = config.workload.sequences;
   // Room for all sequences with their last pages half empty, and for the cache of earlier runs.

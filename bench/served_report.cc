@@ -93,6 +93,7 @@ absl::StatusOr<ordered_json> RunServedBench(
   json["prompt"] = options.workload.prompt_tokens;
   json["generate"] = options.workload.generate_tokens;
   json["sequences"] = options.workload.sequences;
+  json["gateways"] = options.served.gateways;
   return json;
 }
 

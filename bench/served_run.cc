@@ -11,6 +11,7 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -23,6 +24,8 @@ namespace {
 
 constexpr absl::Duration kStartLimit = absl::Minutes(2);
 constexpr absl::Duration kRunLimit = absl::Minutes(30);
+// As many clients would have: the streams of one connection are written by one thread at a time.
+constexpr int kConnectionsPerServer = 4;
 
 double Now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -152,16 +155,31 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Start(const ServedOpti
                                         absl::StrCat("--block-services=", *block_address),
                                         absl::StrCat("--token-services=", *token_address)};
     if (options.allow_long_contexts) gateway.push_back("--allow-long-contexts");
+    for (int i = 1; i < options.gateways; ++i) {
+      address = served->StartProgram("blockserve-gateway", gateway, "--listen");
+      if (!address.ok()) return address.status();
+      if (absl::Status status = served->Connect(*address); !status.ok()) return status;
+    }
     address = served->StartProgram("blockserve-gateway", gateway, "--listen");
   }
   if (!address.ok()) return address.status();
-  served->channel_ = grpc::CreateChannel(*address, grpc::InsecureChannelCredentials());
-  if (absl::Status status = served->WaitUntilConnected(); !status.ok()) return status;
+  if (absl::Status status = served->Connect(*address); !status.ok()) return status;
   return served;
 }
 
-absl::Status ServedModel::WaitUntilConnected() {
-  Client client(channel_);
+absl::Status ServedModel::Connect(const std::string& address) {
+  for (int i = 0; i < kConnectionsPerServer; ++i) {
+    grpc::ChannelArguments arguments;
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    channels_.push_back(
+        grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments));
+    if (absl::Status status = WaitUntilConnected(channels_.back()); !status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ServedModel::WaitUntilConnected(const std::shared_ptr<grpc::Channel>& channel) {
+  Client client(channel);
   const absl::Time limit = absl::Now() + kStartLimit;
   while (true) {
     for (ChildProcess& process : processes_) {
@@ -182,7 +200,7 @@ absl::Status ServedModel::WaitUntilConnected() {
 }
 
 ServedModel::~ServedModel() {
-  // The gateway goes first: a service whose gateway is there drains longer.
+  // The gateways go first: a service whose gateway is there drains longer.
   while (!processes_.empty()) processes_.pop_back();
   std::error_code ignored;
   std::filesystem::remove_all(log_folder_, ignored);
@@ -190,7 +208,12 @@ ServedModel::~ServedModel() {
 
 std::vector<std::string> ServedModel::ProcessNames() const {
   std::vector<std::string> names;
-  for (const ChildProcess& process : processes_) names.push_back(process.name());
+  for (const ChildProcess& process : processes_) {
+    const auto same = std::count_if(names.begin(), names.end(), [&](const std::string& name) {
+      return absl::StartsWith(name, process.name());
+    });
+    names.push_back(same == 0 ? process.name() : absl::StrCat(process.name(), "-", same + 1));
+  }
   names.emplace_back("client");
   return names;
 }
@@ -204,14 +227,18 @@ std::vector<double> ServedModel::CpuSeconds() const {
 
 absl::StatusOr<ServedRunResult> ServedModel::Run(const std::vector<std::vector<int32_t>>& prompts,
                                                  int64_t generate_tokens) {
-  const std::unique_ptr<v1::Generation::Stub> stub = v1::Generation::NewStub(channel_);
+  std::vector<std::unique_ptr<v1::Generation::Stub>> stubs;
+  for (const std::shared_ptr<grpc::Channel>& channel : channels_) {
+    stubs.push_back(v1::Generation::NewStub(channel));
+  }
   ServedRunResult result;
   const std::vector<double> before = CpuSeconds();
   Countdown countdown(static_cast<int64_t>(prompts.size()));
   std::vector<std::unique_ptr<StreamReader>> readers;
   const double begin = Now();
-  for (const std::vector<int32_t>& prompt : prompts) {
-    readers.push_back(std::make_unique<StreamReader>(*stub, prompt, generate_tokens, countdown));
+  for (size_t i = 0; i < prompts.size(); ++i) {
+    readers.push_back(std::make_unique<StreamReader>(*stubs[i % stubs.size()], prompts[i],
+                                                     generate_tokens, countdown));
   }
   countdown.Wait();
   result.seconds = Now() - begin;

@@ -1,5 +1,6 @@
-// The same work over real connections: `blockserve serve` in one process, or gateway, block service
-// and token service in three, driven by one client with a stream for each sequence.
+// The same work over real connections: `blockserve serve` in one process, or gateways, block
+// service and token service in processes of their own, driven by one client with a stream for each
+// sequence.
 #ifndef BLOCKSERVE_BENCH_SERVED_RUN_H_
 #define BLOCKSERVE_BENCH_SERVED_RUN_H_
 
@@ -25,6 +26,9 @@ struct ServedOptions {
   // Of the block service of three processes that share their cores: 1, since the tiers cannot work
   // at the same time anyway, and two groups would only halve the batches.
   int groups = 1;
+  // Where the tiers have processes of their own. One gateway runs its policy on one thread, which a
+  // GPU's tokens can be too many for.
+  int gateways = 1;
   int token_rows = 64;
   int64_t kv_memory_mib = 0;
   bool allow_long_contexts = false;
@@ -57,12 +61,14 @@ class ServedModel {
   absl::StatusOr<std::string> StartProgram(const std::string& program,
                                            std::vector<std::string> arguments,
                                            const std::string& address_flag);
-  absl::Status WaitUntilConnected();
+  // `address`: of a gateway, or of the one process.
+  absl::Status Connect(const std::string& address);
+  absl::Status WaitUntilConnected(const std::shared_ptr<grpc::Channel>& channel);
   std::vector<double> CpuSeconds() const;
 
   std::string log_folder_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::vector<ChildProcess> processes_;  // the gateway last
+  std::vector<std::shared_ptr<grpc::Channel>> channels_;  // the sequences take turns at them
+  std::vector<ChildProcess> processes_;                   // the gateways last
 };
 
 }  // namespace blockserve
