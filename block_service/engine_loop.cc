@@ -13,6 +13,11 @@ namespace {
 
 // Longer waits are cut: an endless one overflows in some clocks.
 constexpr absl::Duration kLongestWait = absl::Hours(1);
+// The loop is at most so many turns ahead of the one that is being delivered: enough that neither
+// waits for the other where they take alike, and few rows to keep.
+constexpr size_t kTurnsWaiting = 2;
+// Fewer replies than this are delivered before a thread that is woken for them would begin.
+constexpr size_t kFewReplies = 32;
 
 BlockSchedulerOptions WithCopies(BlockSchedulerOptions options, BlockEngine& engine) {
   options.copy_page = [&engine](int32_t from, int32_t to, int32_t blocks) {
@@ -41,6 +46,11 @@ bool BlockMailbox::Take(std::vector<BlockEvent>& events, absl::Duration timeout)
   return !closed_;
 }
 
+bool BlockMailbox::empty() const {
+  MutexLock lock(&mutex_);
+  return events_.empty();
+}
+
 void BlockMailbox::Close() {
   MutexLock lock(&mutex_);
   closed_ = true;
@@ -55,8 +65,10 @@ EngineLoop::EngineLoop(BlockEngine& engine, BlockSchedulerOptions options, const
       metrics_(metrics),
       scheduler_(WithCopies(std::move(options), engine)),
       busy_(clock.Now()),
-      published_busy_(busy_) {
-  Publish();
+      published_busy_(busy_),
+      handoff_("block-delivery", kTurnsWaiting) {
+  counters_.load = Load();
+  Publish(counters_, busy_);
 }
 
 EngineLoop::~EngineLoop() { Stop(); }
@@ -68,6 +80,7 @@ void EngineLoop::Start() {
 void EngineLoop::Stop() {
   mailbox_->Close();
   if (thread_.joinable()) thread_.join();
+  handoff_.Stop();
 }
 
 bool EngineLoop::WaitUntilEmpty(absl::Duration timeout) {
@@ -106,19 +119,24 @@ void EngineLoop::Run() {
     for (BlockEvent& event : events) Handle(std::move(event));
     events.clear();
     worked = RunStep();
-    Deliver();
-    Publish();
-    progress.Done(items);
+    EndTurn(items);
   }
-  for (const auto& [stream, sink] : sinks_) {
-    sink->End(absl::UnavailableError("this block service leaves"));
-  }
-  sinks_.clear();
+  std::vector<std::shared_ptr<BlockReplySink>> ending;
+  for (const auto& [stream, sink] : *sinks_) ending.push_back(sink);
+  ChangeSinks().clear();
   for (BlockEvent& event : events) {
-    if (auto* opened = std::get_if<StreamOpened>(&event)) {
-      opened->sink->End(absl::UnavailableError("this block service leaves"));
-    }
+    if (auto* opened = std::get_if<StreamOpened>(&event)) ending.push_back(opened->sink);
   }
+  Tell([ending = std::move(ending)] {
+    for (const auto& sink : ending) {
+      sink->End(absl::UnavailableError("this block service leaves"));
+    }
+  });
+}
+
+EngineLoop::Sinks& EngineLoop::ChangeSinks() {
+  sinks_ = std::make_shared<Sinks>(*sinks_);
+  return *sinks_;
 }
 
 void EngineLoop::Handle(BlockEvent event) {
@@ -126,16 +144,21 @@ void EngineLoop::Handle(BlockEvent event) {
     // What is still to be read of the gateway's old stream would be opened for nobody, and take a
     // repetition on the new one with it when its end is heard of.
     StreamId& latest = latest_[opened->incarnation];
-    if (const auto old = sinks_.find(std::exchange(latest, opened->stream)); old != sinks_.end()) {
-      old->second->End(absl::UnavailableError("this gateway has a newer stream"));
-      sinks_.erase(old);
+    Sinks& sinks = ChangeSinks();
+    if (const auto old = sinks.find(std::exchange(latest, opened->stream)); old != sinks.end()) {
+      Tell([sink = std::move(old->second)] {
+        sink->End(absl::UnavailableError("this gateway has a newer stream"));
+      });
+      sinks.erase(old);
     }
     scheduler_.OpenStream(opened->stream, opened->incarnation, clock_.Now());
-    if (hello_known_) opened->sink->SayHello(part_hash_, Load());
-    sinks_[opened->stream] = std::move(opened->sink);
+    if (hello_known_) {
+      Tell([sink = opened->sink, hash = part_hash_, load = Load()] { sink->SayHello(hash, load); });
+    }
+    sinks[opened->stream] = std::move(opened->sink);
   } else if (auto* closed = std::get_if<StreamClosed>(&event)) {
     scheduler_.CloseStream(closed->stream, clock_.Now());
-    sinks_.erase(closed->stream);
+    ChangeSinks().erase(closed->stream);
     std::erase_if(latest_, [&](const auto& entry) { return entry.second == closed->stream; });
   } else if (auto* items = std::get_if<StreamItems>(&event)) {
     if (hello_known_) {
@@ -146,23 +169,23 @@ void EngineLoop::Handle(BlockEvent event) {
   } else if (auto* known = std::get_if<PartHashKnown>(&event)) {
     part_hash_ = std::move(known->hash);
     hello_known_ = true;
-    const BlockLoadReport load = Load();
-    for (const auto& [stream, sink] : sinks_) sink->SayHello(part_hash_, load);
+    Tell([sinks = sinks_, hash = part_hash_, load = Load()] {
+      for (const auto& [stream, sink] : *sinks) sink->SayHello(hash, load);
+    });
     for (StreamItems& held : held_) HandleItems(std::move(held));
     held_.clear();
   } else {
     draining_ = true;
     scheduler_.StartDraining();
-    const BlockLoadReport load = Load();
-    if (hello_known_) {
-      for (const auto& [stream, sink] : sinks_) sink->Flush(load);
-    }
+    if (!hello_known_) return;
+    Tell([sinks = sinks_, load = Load()] {
+      for (const auto& [stream, sink] : *sinks) sink->Flush(load);
+    });
   }
 }
 
 void EngineLoop::HandleItems(StreamItems items) {
-  const auto sink = sinks_.find(items.stream);
-  if (sink == sinks_.end()) return;  // closed while the items were held
+  if (!sinks_->contains(items.stream)) return;  // closed while the items were held
   const absl::Time now = clock_.Now();
   for (BlockWorkItem& item : items.items) scheduler_.Submit(std::move(item), now);
   for (const uint64_t id : items.refused) {
@@ -194,29 +217,63 @@ bool EngineLoop::RunStep() {
   return true;
 }
 
-void EngineLoop::Deliver() {
-  BlockOutbox& outbox = scheduler_.outbox();
-  if (outbox.items.empty()) return;
-  absl::Span<const float> contexts = outbox.contexts;
-  for (const BlockItemReply& reply : outbox.items) {
+void EngineLoop::EndTurn(int64_t items) {
+  counters_.load = Load();
+  counters_.streams = static_cast<int32_t>(sinks_->size());
+  Turn turn{sinks_, {}, counters_, busy_, items};
+  if (!scheduler_.outbox().items.empty()) {
+    {
+      MutexLock lock(&mutex_);
+      if (!spare_.empty()) {
+        turn.outbox = std::move(spare_.back());
+        spare_.pop_back();
+      }
+    }
+    std::swap(turn.outbox, scheduler_.outbox());
+  }
+  const size_t replies = turn.outbox.items.size();
+  // Where the engine would stand meanwhile, the replies are for another thread. Where it has
+  // nothing to do, few of them are sent at once from here: nobody else is to be woken for a
+  // sequence alone.
+  const bool hand_over =
+      replies >= kFewReplies || (replies > 0 && (scheduler_.has_work() || !mailbox_->empty()));
+  auto deliver = [this, turn = std::move(turn)]() mutable { Deliver(std::move(turn)); };
+  if (hand_over) {
+    handoff_.HandOver(std::move(deliver));
+  } else {
+    handoff_.RunIfIdle(std::move(deliver));
+  }
+}
+
+void EngineLoop::Deliver(Turn turn) {
+  absl::Span<const float> contexts = turn.outbox.contexts;
+  for (const BlockItemReply& reply : turn.outbox.items) {
     const absl::Span<const float> rows =
         contexts.subspan(0, static_cast<size_t>(reply.rows) * width_);
     contexts.remove_prefix(rows.size());
     if (reply.last && reply.cached_blocks > 0) {
-      counters_.cached_blocks += reply.cached_blocks;
+      cached_blocks_ += reply.cached_blocks;
       metrics_.cached_blocks.Add(static_cast<double>(reply.cached_blocks));
     }
-    const auto sink = sinks_.find(reply.stream);
-    if (sink == sinks_.end()) continue;
+    const auto sink = turn.sinks->find(reply.stream);
+    if (sink == turn.sinks->end()) continue;
     sink->second->Add(reply, rows);
     if (std::find(touched_.begin(), touched_.end(), reply.stream) == touched_.end()) {
       touched_.push_back(reply.stream);
     }
   }
-  outbox.Clear();
-  const BlockLoadReport load = Load();
-  for (const StreamId stream : touched_) sinks_.find(stream)->second->Flush(load);
+  for (const StreamId stream : touched_) {
+    turn.sinks->find(stream)->second->Flush(turn.stats.load);
+  }
   touched_.clear();
+  turn.stats.cached_blocks = cached_blocks_;
+  Publish(turn.stats, turn.busy);
+  turn.outbox.Clear();
+  if (turn.outbox.contexts.capacity() > 0) {
+    MutexLock lock(&mutex_);
+    spare_.push_back(std::move(turn.outbox));
+  }
+  mailbox_->progress().Done(turn.items);
 }
 
 BlockLoadReport EngineLoop::Load() {
@@ -228,12 +285,10 @@ BlockLoadReport EngineLoop::Load() {
   return load;
 }
 
-void EngineLoop::Publish() {
-  counters_.load = Load();
-  counters_.streams = static_cast<int32_t>(sinks_.size());
+void EngineLoop::Publish(const EngineLoopStats& stats, const BusyMeter& busy) {
   MutexLock lock(&mutex_);
-  published_ = counters_;
-  published_busy_ = busy_;
+  published_ = stats;
+  published_busy_ = busy;
   changed_.SignalAll();
 }
 

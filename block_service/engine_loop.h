@@ -1,5 +1,6 @@
-// The thread that owns a block engine and its scheduler, and the mailbox through which streams
-// reach it. Knows neither gRPC nor protobuf: a stream is a BlockReplySink.
+// The thread that owns a block engine and its scheduler, the mailbox through which streams reach
+// it, and the thread that encodes and sends what a step has given while the next step runs. Knows
+// neither gRPC nor protobuf: a stream is a BlockReplySink.
 #ifndef BLOCKSERVE_BLOCK_SERVICE_ENGINE_LOOP_H_
 #define BLOCKSERVE_BLOCK_SERVICE_ENGINE_LOOP_H_
 
@@ -10,6 +11,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -23,6 +25,7 @@
 #include "common/busy_meter.h"
 #include "common/clock.h"
 #include "common/mutex.h"
+#include "common/ordered_handoff.h"
 #include "common/progress.h"
 #include "model/engine.h"
 
@@ -36,7 +39,8 @@ struct BlockLoadReport {
   bool draining = false;
 };
 
-// One stream's way back. Called on the loop's thread alone, and never after End.
+// One stream's way back. Called by one thread at a time, the loop's or that of its deliveries, in
+// the order in which the loop came to it; never after End.
 class BlockReplySink {
  public:
   virtual ~BlockReplySink() = default;
@@ -79,13 +83,14 @@ class BlockMailbox {
   // `timeout` is over. False when closed.
   bool Take(std::vector<BlockEvent>& events, absl::Duration timeout);
   void Close();
+  bool empty() const;
 
-  // Of the loop: what is posted, and each turn.
+  // Of the loop: what is posted, and each turn, until what it gave is delivered.
   Progress& progress() { return progress_; }
 
  private:
   Progress progress_;
-  Mutex mutex_;
+  mutable Mutex mutex_;
   CondVar arrived_;
   std::vector<BlockEvent> events_ ABSL_GUARDED_BY(mutex_);
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
@@ -117,23 +122,41 @@ class EngineLoop {
   // Ends the step under way, then every stream with UNAVAILABLE, then the thread. Idempotent.
   void Stop();
 
-  // True when no sequence is open any more, false after `timeout`.
+  // True when no sequence is open any more and all replies are with their streams, false after
+  // `timeout`.
   bool WaitUntilEmpty(absl::Duration timeout);
-  // As of the last step, but for the busy share.
+  // As of the last step that was delivered, but for the busy share.
   EngineLoopStats stats() const;
-  // Of the loop's thread; outlives the loop.
+  // Of both threads: a turn is done when its replies are with their streams. Outlives the loop.
   std::shared_ptr<const Progress> progress() const {
     return std::shared_ptr<const Progress>(mailbox_, &mailbox_->progress());
   }
 
  private:
+  using Sinks = absl::flat_hash_map<StreamId, std::shared_ptr<BlockReplySink>>;
+  // What a turn of the loop leaves to be delivered.
+  struct Turn {
+    std::shared_ptr<const Sinks> sinks;  // those of its end
+    BlockOutbox outbox;
+    EngineLoopStats stats;  // `cached_blocks` is counted when it is delivered
+    BusyMeter busy;
+    int64_t items = 0;  // as `progress` is told
+  };
+
   void Run();
   void Handle(BlockEvent event);
   void HandleItems(StreamItems items);
   bool RunStep();
-  void Deliver();
-  void Publish();
+  void EndTurn(int64_t items);
   BlockLoadReport Load();
+  // Calls of sinks that are not replies: behind all that was handed over before.
+  void Tell(OrderedHandoff::Job calls) { handoff_.RunIfIdle(std::move(calls)); }
+  // For a map that nobody uses yet: turns that are under way keep theirs.
+  Sinks& ChangeSinks();
+
+  // Of the handoff's jobs.
+  void Deliver(Turn turn);
+  void Publish(const EngineLoopStats& stats, const BusyMeter& busy);
 
   BlockEngine& engine_;
   const Clock& clock_;
@@ -145,20 +168,26 @@ class EngineLoop {
   // The loop's thread alone.
   BlockScheduler scheduler_;
   BusyMeter busy_;
-  absl::flat_hash_map<StreamId, std::shared_ptr<BlockReplySink>> sinks_;
-  std::map<uint64_t, StreamId> latest_;  // of each gateway, by its incarnation
-  std::vector<StreamId> touched_;  // sinks with replies that were not flushed
-  std::deque<StreamItems> held_;   // until the part hash is known
+  std::shared_ptr<Sinks> sinks_ = std::make_shared<Sinks>();  // changed by ChangeSinks alone
+  std::map<uint64_t, StreamId> latest_;                       // of each gateway, by its incarnation
+  std::deque<StreamItems> held_;                              // until the part hash is known
   std::string part_hash_;
   bool hello_known_ = false;
   bool draining_ = false;
   std::vector<float> contexts_;  // [rows of the step, D]
   EngineLoopStats counters_;
 
+  // The handoff's jobs alone.
+  std::vector<StreamId> touched_;  // sinks with replies that were not flushed
+  int64_t cached_blocks_ = 0;
+
   mutable Mutex mutex_;
   CondVar changed_;
   EngineLoopStats published_ ABSL_GUARDED_BY(mutex_);
   BusyMeter published_busy_ ABSL_GUARDED_BY(mutex_);
+  std::vector<BlockOutbox> spare_ ABSL_GUARDED_BY(mutex_);  // empty ones, for their memory
+
+  OrderedHandoff handoff_;  // last: its thread uses the others
 };
 
 }  // namespace blockserve

@@ -26,6 +26,7 @@ class RecordingSink final : public BlockReplySink {
   void Add(const BlockItemReply& reply, absl::Span<const float> rows) override {
     MutexLock lock(&mutex_);
     EXPECT_TRUE(greeted_) << "the hello comes first";
+    EXPECT_FALSE(ended_) << "the end comes last";
     EXPECT_TRUE(reply.last);
     EXPECT_TRUE(
         answers_.emplace(reply.id, Answer{reply.status, {rows.begin(), rows.end()}}).second);
@@ -54,6 +55,10 @@ class RecordingSink final : public BlockReplySink {
     if (found == answers_.end()) return {absl::UnavailableError("ended"), {}};
     return found->second;
   }
+  bool Has(uint64_t id) {
+    MutexLock lock(&mutex_);
+    return answers_.count(id) > 0;
+  }
   BlockLoadReport WaitForDrain() {
     MutexLock lock(&mutex_);
     while (!last_load_.draining) changed_.Wait(&mutex_);
@@ -71,6 +76,55 @@ class RecordingSink final : public BlockReplySink {
   BlockLoadReport last_load_ ABSL_GUARDED_BY(mutex_);
   bool greeted_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+// Holds whoever comes until it is opened; the test waits for the first to come.
+class Gate {
+ public:
+  void Pass() {
+    MutexLock lock(&mutex_);
+    reached_ = true;
+    changed_.SignalAll();
+    while (!open_) changed_.Wait(&mutex_);
+  }
+  void WaitUntilReached() {
+    MutexLock lock(&mutex_);
+    while (!reached_) changed_.Wait(&mutex_);
+  }
+  void Open() {
+    MutexLock lock(&mutex_);
+    open_ = true;
+    changed_.SignalAll();
+  }
+
+ private:
+  Mutex mutex_;
+  CondVar changed_;
+  bool reached_ ABSL_GUARDED_BY(mutex_) = false;
+  bool open_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+// So many replies at a time are for the thread of deliveries, whatever the loop has to do.
+constexpr uint64_t kManyReplies = 100;
+constexpr uint64_t kFirstRefused = 1'000'000;
+
+// Items that are refused: replies without a step.
+StreamItems Refused(StreamId stream, uint64_t first_id = kFirstRefused) {
+  StreamItems items;
+  items.stream = stream;
+  for (uint64_t i = 0; i < kManyReplies; ++i) items.refused.push_back(first_id + i);
+  return items;
+}
+
+// One that is held at its first reply.
+class HeldSink final : public BlockReplySink {
+ public:
+  void SayHello(const std::string&, const BlockLoadReport&) override {}
+  void Add(const BlockItemReply&, absl::Span<const float>) override { gate.Pass(); }
+  void Flush(const BlockLoadReport&) override {}
+  void End(const absl::Status&) override {}
+
+  Gate gate;
 };
 
 struct Fixture {
@@ -206,6 +260,150 @@ TEST(EngineLoop, AnIdleLoopHasNoWorkAndOneThatHangsHas) {
   sink->GoOn();
   while (progress->has_work()) std::this_thread::yield();
   EXPECT_FALSE(watch.IsStuck(now));
+}
+
+BlockWorkItem Item(StreamId stream, uint64_t id) {
+  BlockWorkItem item;
+  item.stream = stream;
+  item.id = id;
+  item.sequence = {stream, 1};
+  return item;
+}
+
+StreamItems OpenItem(StreamId stream, uint64_t id) {
+  StreamItems items;
+  items.stream = stream;
+  items.items.push_back(Item(stream, id));
+  items.items.back().call = OpenCall{std::vector<int32_t>(10, 3), 4};
+  return items;
+}
+
+TEST(EngineLoop, AStepRunsWhileTheRepliesOfTheOneBeforeAreDelivered) {
+  Fixture fixture;
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  fixture.Greet();
+  const auto held = std::make_shared<HeldSink>();
+  mailbox.Post(StreamOpened{1, 1, held});
+  mailbox.Post(Refused(1));
+  held->gate.WaitUntilReached();
+  const auto sink = std::make_shared<RecordingSink>();
+  mailbox.Post(StreamOpened{2, 2, sink});
+  mailbox.Post(OpenItem(2, 7));
+  // The reply itself has to wait for those before it.
+  while (fixture.engine.steps() == 0) std::this_thread::yield();
+  held->gate.Open();
+  EXPECT_TRUE(sink->Wait(7).status.ok());
+}
+
+TEST(EngineLoop, ASequenceAloneIsAnsweredByTheThreadOfItsSteps) {
+  // Its replies say which thread they came from.
+  class ThreadSink final : public BlockReplySink {
+   public:
+    void SayHello(const std::string&, const BlockLoadReport&) override {}
+    void Add(const BlockItemReply&, absl::Span<const float>) override {
+      MutexLock lock(&mutex_);
+      threads_.push_back(std::this_thread::get_id());
+      changed_.SignalAll();
+    }
+    void Flush(const BlockLoadReport&) override {}
+    void End(const absl::Status&) override {}
+    std::thread::id WaitForReply(size_t index) {
+      MutexLock lock(&mutex_);
+      while (threads_.size() <= index) changed_.Wait(&mutex_);
+      return threads_[index];
+    }
+
+   private:
+    Mutex mutex_;
+    CondVar changed_;
+    std::vector<std::thread::id> threads_ ABSL_GUARDED_BY(mutex_);
+  };
+  Fixture fixture;
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  const std::shared_ptr<const Progress> progress = fixture.loop->progress();
+  fixture.Greet();
+  const auto sink = std::make_shared<ThreadSink>();
+  mailbox.Post(StreamOpened{1, 1, sink});
+  for (uint64_t id = 1; id <= 5; ++id) {
+    while (progress->has_work()) std::this_thread::yield();
+    StreamItems items = OpenItem(1, id);
+    if (id > 1) {
+      items.items[0].call = AppendCall{static_cast<int64_t>(id) + 3, std::vector<int32_t>(2, 5)};
+    }
+    mailbox.Post(std::move(items));
+    const std::thread::id answering = sink->WaitForReply(id - 1);
+    EXPECT_EQ(answering, fixture.engine.stepping_thread());
+  }
+}
+
+TEST(EngineLoop, ADeliveryThatHangsIsNoProgress) {
+  Fixture fixture;
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  const std::shared_ptr<const Progress> progress = fixture.loop->progress();
+  fixture.Greet();
+  const auto held = std::make_shared<HeldSink>();
+  mailbox.Post(StreamOpened{1, 1, held});
+  mailbox.Post(Refused(1));
+  held->gate.WaitUntilReached();
+  absl::Time now = absl::UnixEpoch();
+  StallWatch watch(*progress, absl::Seconds(60), now);
+  watch.IsStuck(now);
+  // The loop itself goes on for as long as it may be ahead.
+  mailbox.Post(StreamOpened{2, 2, std::make_shared<RecordingSink>()});
+  mailbox.Post(OpenItem(2, 7));
+  while (fixture.engine.steps() == 0) std::this_thread::yield();
+  for (StreamId stream = 3; stream < 10; ++stream) mailbox.Post(StreamClosed{stream});
+  EXPECT_TRUE(watch.IsStuck(now += absl::Seconds(60)));
+  held->gate.Open();
+  while (progress->has_work()) std::this_thread::yield();
+  EXPECT_FALSE(watch.IsStuck(now));
+}
+
+TEST(EngineLoop, ItIsNotEmptyBeforeItsRepliesAreWithTheirStreams) {
+  Fixture fixture;
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  fixture.Greet();
+  const auto sink = std::make_shared<RecordingSink>();
+  const auto held = std::make_shared<HeldSink>();
+  mailbox.Post(StreamOpened{1, 1, sink});
+  mailbox.Post(StreamOpened{2, 2, held});
+  mailbox.Post(OpenItem(1, 7));
+  EXPECT_TRUE(sink->Wait(7).status.ok());
+  while (fixture.loop->stats().load.pages.sequences == 0) std::this_thread::yield();
+  mailbox.Post(Refused(2));
+  held->gate.WaitUntilReached();
+  StreamItems close;
+  close.stream = 1;
+  close.items.push_back(Item(1, 8));
+  close.items.back().call = CloseCall{};
+  mailbox.Post(std::move(close));
+  while (!mailbox.empty()) std::this_thread::yield();
+  EXPECT_FALSE(fixture.loop->WaitUntilEmpty(absl::Milliseconds(20)));
+  held->gate.Open();
+  EXPECT_TRUE(fixture.loop->WaitUntilEmpty(absl::Seconds(60)));
+  EXPECT_TRUE(sink->Has(8));
+}
+
+TEST(EngineLoop, WhatWasHandedOverIsDeliveredBeforeAStreamEnds) {
+  Fixture fixture;
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  fixture.Greet();
+  const auto held = std::make_shared<HeldSink>();
+  const auto sink = std::make_shared<RecordingSink>();
+  mailbox.Post(StreamOpened{1, 1, held});
+  mailbox.Post(StreamOpened{2, 2, sink});
+  mailbox.Post(Refused(1));
+  held->gate.WaitUntilReached();
+  mailbox.Post(Refused(2));
+  while (!mailbox.empty()) std::this_thread::yield();
+  mailbox.Post(OpenItem(2, 7));
+  while (fixture.engine.steps() == 0) std::this_thread::yield();
+  std::thread stopper([&] { fixture.loop->Stop(); });
+  held->gate.Open();
+  stopper.join();
+  sink->WaitForEnd();
+  for (uint64_t i = 0; i < kManyReplies; ++i) EXPECT_TRUE(sink->Has(kFirstRefused + i));
+  EXPECT_TRUE(sink->Has(7));
 }
 
 // It would take its repetition on the new stream with it when the old one's end is heard of.

@@ -98,6 +98,9 @@ class BlockScheduler {
   // When PlanStep must be called again although nothing was submitted; InfiniteFuture: never.
   absl::Time NextWakeUp() const { return table_.NextExpiry(); }
 
+  // A step has something to compute as it is now.
+  bool has_work() const { return !ready_.empty() || !opening_.empty(); }
+
   BlockOutbox& outbox() { return outbox_; }
   BlockSchedulerLoad load() const;
   int64_t max_blocks_per_sequence() const;

@@ -4,8 +4,10 @@
 #ifndef BLOCKSERVE_BLOCK_SERVICE_TEST_ENGINE_H_
 #define BLOCKSERVE_BLOCK_SERVICE_TEST_ENGINE_H_
 
+#include <atomic>
 #include <cstdint>
 #include <limits>
+#include <thread>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -54,7 +56,8 @@ class TestBlockEngine final : public BlockEngine {
     ++copies_;
   }
   absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override {
-    ++steps_;
+    stepping_thread_ = std::this_thread::get_id();
+    steps_.fetch_add(1);
     size_t out = 0;
     const int64_t length = config_.block_length;
     for (const BlockChunk& chunk : chunks) {
@@ -84,7 +87,8 @@ class TestBlockEngine final : public BlockEngine {
   void Lose(absl::Status why) { lost_ = next_status_ = std::move(why); }
   int64_t computed_blocks() const { return computed_blocks_; }
   int64_t copies() const { return copies_; }
-  int64_t steps() const { return steps_; }
+  int64_t steps() const { return steps_.load(); }                       // from any thread
+  std::thread::id stepping_thread() const { return stepping_thread_; }  // of the last step
 
  private:
   static constexpr uint64_t kUnwritten = 0xdeadbeefdeadbeefu;
@@ -121,7 +125,8 @@ class TestBlockEngine final : public BlockEngine {
   absl::Status lost_;
   int64_t computed_blocks_ = 0;
   int64_t copies_ = 0;
-  int64_t steps_ = 0;
+  std::atomic<int64_t> steps_{0};
+  std::thread::id stepping_thread_;
 };
 
 }  // namespace blockserve
