@@ -135,7 +135,8 @@ WorkerLoad TokenWorker::load() const {
   load.steps = steps_;
   load.waiting = queue_.waiting();
   load.running = queue_.running();
-  if (load.running == 0 && undelivered_rows_ > 0) load.running = last_batch_;
+  // An answer tells of how full an engine its row was decoded in.
+  if (undelivered_rows_ > 0) load.running = std::max(load.running, last_under_way_);
   load.busy_share = busy_.Share(now);
   load.draining = queue_.draining();
   return load;
@@ -175,6 +176,7 @@ void TokenWorker::Run() {
         drop_status = absl::UnavailableError("the worker has stopped");
       } else if (MayStart()) {
         queue_.TakeBatch(clock_.Now(), batch, dropped);
+        if (!batch.empty()) last_under_way_ = queue_.running();
       }
       undelivered_rows_ += static_cast<int64_t>(dropped.size());
     }
@@ -225,7 +227,6 @@ void TokenWorker::FinishOldest() {
     MutexLock lock(&mutex_);
     queue_.FinishBatch(static_cast<int32_t>(count));
     undelivered_rows_ += static_cast<int64_t>(count);
-    last_batch_ = static_cast<int32_t>(count);
     ++steps_;
     busy_.Add(begin, end);
     if (in_flight_.empty() && queue_.waiting() > 0) idle_since_ = end;

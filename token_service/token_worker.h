@@ -106,7 +106,8 @@ class TokenWorker {
   BusyMeter busy_ ABSL_GUARDED_BY(mutex_);
   int64_t counted_rows_ ABSL_GUARDED_BY(mutex_) = 0;  // as `progress_` was told
   uint64_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
-  int32_t last_batch_ ABSL_GUARDED_BY(mutex_) = 0;  // rows of the last step
+  // Rows that the engine had when it last got some: those of all batches that were under way then.
+  int32_t last_under_way_ ABSL_GUARDED_BY(mutex_) = 0;
   int64_t undelivered_rows_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stop_ ABSL_GUARDED_BY(mutex_) = false;
   std::deque<Batch> in_flight_;  // of the thread alone: started and not finished, oldest first

@@ -109,6 +109,26 @@ TEST_F(TokenWorkerTest, KeepsTheEngineSuppliedWithAsManyBatchesAsItTakes) {
   EXPECT_FALSE(worker.progress()->has_work());
 }
 
+// Autoscalers go by it: answers tell of both batches, whichever of them is answered first.
+TEST_F(TokenWorkerTest, AnswersTellOfAllRowsThatTheEngineHad) {
+  FakeTokenEngine engine(&gate_, 4, /*in_flight=*/2);
+  gate_.Close();
+  std::vector<int32_t> told;
+  TokenWorker* worker = nullptr;
+  TokenWorker its({.max_rows = 128}, engine, clock_, [&](std::vector<RowAnswer> answers) {
+    told.push_back(worker->load().running);
+    collector_.Take(std::move(answers));
+  });
+  worker = &its;
+  its.Submit(Rows(1, 0, 128));
+  ASSERT_TRUE(gate_.WaitForArrivals(1));
+  gate_.Open();
+  ASSERT_TRUE(collector_.WaitFor(128));
+  ASSERT_TRUE(its.WaitUntilIdle(absl::Minutes(1)));
+  EXPECT_THAT(told, testing::ElementsAre(128, 128));
+  EXPECT_EQ(its.load().running, 0);
+}
+
 // It would read all weights for a few rows, and go on doing so: those that come back together stay
 // together.
 TEST_F(TokenWorkerTest, StartsNoSmallBatchBesideALargeOne) {
@@ -180,6 +200,25 @@ TEST_F(TokenWorkerTest, ADecodeThatNeverEndsIsSeenAndCancelledRowsDoNotHideIt) {
   ASSERT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
   EXPECT_FALSE(watch.IsStuck(now));
   EXPECT_FALSE(worker.progress()->has_work());
+}
+
+TEST_F(TokenWorkerTest, ADeliveryThatHangsIsSeen) {
+  Gate delivery;
+  TokenWorker worker({.max_rows = 2}, engine_, clock_, [&](std::vector<RowAnswer> answers) {
+    delivery.Pass();
+    collector_.Take(std::move(answers));
+  });
+  delivery.Close();
+  worker.Submit(Rows(1, 0, 4));
+  ASSERT_TRUE(delivery.WaitForArrivals(1));
+  absl::Time now = absl::UnixEpoch();
+  StallWatch watch(*worker.progress(), absl::Seconds(60), now);
+  EXPECT_TRUE(watch.IsStuck(now += absl::Seconds(60)));
+  EXPECT_FALSE(worker.WaitUntilIdle(absl::ZeroDuration()));
+  delivery.Open();
+  ASSERT_TRUE(collector_.WaitFor(4));
+  ASSERT_TRUE(worker.WaitUntilIdle(absl::Minutes(1)));
+  EXPECT_FALSE(watch.IsStuck(now));
 }
 
 // No answer: the gateway must take the rows for such as may have killed a worker.
