@@ -16,6 +16,7 @@ struct BlockMetrics {
   explicit BlockMetrics(MetricRegistry& registry)
       : steps(registry.Counter(kBlockSteps)),
         step_seconds(registry.Histogram(kBlockStepSeconds)),
+        step_gap_seconds(registry.Counter(kBlockStepGapSeconds)),
         step_blocks(registry.Histogram(kBlockStepBlocks)),
         decode_blocks(registry.Counter(kBlockBlocks, {"decode"})),
         prefill_blocks(registry.Counter(kBlockBlocks, {"prefill"})),
@@ -29,17 +30,21 @@ struct BlockMetrics {
         busy(registry.Gauge(kBlockBusy)),
         streams(registry.Gauge(kBlockStreams)) {}
 
-  void Step(int32_t decode, int32_t prefill, absl::Duration took) const {
+  // `gap`: how long the engine stood before, although there was work.
+  void Step(int32_t decode, int32_t prefill, absl::Duration gap, absl::Duration took) const {
     steps.Add();
+    step_gap_seconds.Add(absl::ToDoubleSeconds(gap));
     step_seconds.Observe(absl::ToDoubleSeconds(took));
     step_blocks.Observe(decode + prefill);
     decode_blocks.Add(decode);
     prefill_blocks.Add(prefill);
   }
 
-  // Counted as it happens, on the engine's thread.
+  // Counted as it happens, on the engine's thread and that of its deliveries.
   MetricCounter steps;
-  MetricHistogram step_seconds, step_blocks;
+  MetricHistogram step_seconds;
+  MetricCounter step_gap_seconds;
+  MetricHistogram step_blocks;
   MetricCounter decode_blocks, prefill_blocks, cached_blocks;
   // Set when somebody looks.
   MetricGauge rows_waiting, sequences, pages_used, pages_cached, pages_free, page_bytes, busy,

@@ -113,6 +113,8 @@ void EngineLoop::Run() {
     const absl::Duration wait =
         worked ? absl::ZeroDuration() : scheduler_.NextWakeUp() - clock_.Now();
     if (!mailbox_->Take(events, wait)) break;
+    // Before these events there was nothing to compute.
+    if (!worked) standing_since_ = clock_.Now();
     // The turn itself is work, also one that was begun without an event.
     progress.Add(1);
     const int64_t items = 1 + static_cast<int64_t>(events.size());
@@ -213,7 +215,8 @@ bool EngineLoop::RunStep() {
   const absl::Time end = clock_.Now();
   busy_.Add(begin, end);
   ++counters_.load.steps;
-  metrics_.Step(step.decode_blocks, step.prefill_blocks, end - begin);
+  metrics_.Step(step.decode_blocks, step.prefill_blocks, begin - standing_since_, end - begin);
+  standing_since_ = end;
   return true;
 }
 

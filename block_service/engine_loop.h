@@ -168,6 +168,7 @@ class EngineLoop {
   // The loop's thread alone.
   BlockScheduler scheduler_;
   BusyMeter busy_;
+  absl::Time standing_since_;  // since then the engine has stood although there was work
   std::shared_ptr<Sinks> sinks_ = std::make_shared<Sinks>();  // changed by ChangeSinks alone
   std::map<uint64_t, StreamId> latest_;                       // of each gateway, by its incarnation
   std::deque<StreamItems> held_;                              // until the part hash is known

@@ -1,6 +1,7 @@
 // The loop with several threads at its mailbox; run under the thread sanitizer too.
 #include "block_service/engine_loop.h"
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <thread>
@@ -127,8 +128,18 @@ class HeldSink final : public BlockReplySink {
   Gate gate;
 };
 
+class HandClock final : public Clock {
+ public:
+  absl::Time Now() const override { return absl::UnixEpoch() + absl::Seconds(seconds_.load()); }
+  void Advance(int64_t seconds) { seconds_ += seconds; }
+
+ private:
+  std::atomic<int64_t> seconds_{0};
+};
+
 struct Fixture {
-  Fixture() : engine(2, 100) {
+  explicit Fixture(const Clock* other_clock = nullptr, const BlockMetrics& metrics = {})
+      : engine(2, 100) {
     BlockSchedulerOptions options;
     options.block_length = 2;
     options.vocab_size = 100;
@@ -138,7 +149,8 @@ struct Fixture {
     options.max_sequences = 64;
     options.reserve_tokens = 16;
     EXPECT_TRUE(engine.AllocateKv(options.num_pages, options.page_blocks).ok());
-    loop = std::make_unique<EngineLoop>(engine, options, clock);
+    loop = std::make_unique<EngineLoop>(engine, options,
+                                        other_clock != nullptr ? *other_clock : clock, metrics);
     loop->Start();
   }
   void Greet() { loop->mailbox()->Post(PartHashKnown{"hash"}); }
@@ -382,6 +394,55 @@ TEST(EngineLoop, ItIsNotEmptyBeforeItsRepliesAreWithTheirStreams) {
   held->gate.Open();
   EXPECT_TRUE(fixture.loop->WaitUntilEmpty(absl::Seconds(60)));
   EXPECT_TRUE(sink->Has(8));
+}
+
+TEST(EngineLoop, TimeInWhichWorkWaitedForItsStepIsCountedAndIdleTimeIsNot) {
+  // A stream whose hello takes its time: the loop's own.
+  class SlowSink final : public BlockReplySink {
+   public:
+    explicit SlowSink(HandClock& clock) : clock_(clock) {}
+    void SayHello(const std::string&, const BlockLoadReport&) override { clock_.Advance(100); }
+    void Add(const BlockItemReply&, absl::Span<const float>) override {}
+    void Flush(const BlockLoadReport&) override {}
+    void End(const absl::Status&) override {}
+
+   private:
+    HandClock& clock_;
+  };
+  // The first hello holds the loop until what follows is in the mailbox.
+  class HeldHello final : public BlockReplySink {
+   public:
+    void SayHello(const std::string&, const BlockLoadReport&) override { gate.Pass(); }
+    void Add(const BlockItemReply&, absl::Span<const float>) override {}
+    void Flush(const BlockLoadReport&) override {}
+    void End(const absl::Status&) override {}
+
+    Gate gate;
+  };
+  HandClock clock;
+  MetricRegistry registry;
+  const BlockMetrics metrics(registry);
+  Fixture fixture(&clock, metrics);
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  const std::shared_ptr<const Progress> progress = fixture.loop->progress();
+  fixture.Greet();
+  const auto sink = std::make_shared<RecordingSink>();
+  mailbox.Post(StreamOpened{1, 1, sink});
+  mailbox.Post(OpenItem(1, 7));
+  sink->Wait(7);
+  while (progress->has_work()) std::this_thread::yield();
+  clock.Advance(10'000);
+  const auto held = std::make_shared<HeldHello>();
+  mailbox.Post(StreamOpened{2, 2, held});
+  held->gate.WaitUntilReached();
+  mailbox.Post(StreamOpened{3, 3, std::make_shared<SlowSink>(clock)});
+  StreamItems items = OpenItem(1, 8);
+  items.items[0].call = AppendCall{5, std::vector<int32_t>(2, 5)};
+  mailbox.Post(std::move(items));
+  held->gate.Open();
+  sink->Wait(8);
+  EXPECT_EQ(metrics.steps.Value(), 2);
+  EXPECT_EQ(metrics.step_gap_seconds.Value(), 100);
 }
 
 TEST(EngineLoop, WhatWasHandedOverIsDeliveredBeforeAStreamEnds) {

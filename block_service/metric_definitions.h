@@ -11,6 +11,9 @@ inline constexpr MetricDefinition kBlockSteps = {
 inline constexpr MetricDefinition kBlockStepSeconds = {
     MetricKind::kHistogram, "blockserve_block_step_seconds", "Time that a step took.", {}, 1,
     kStepBucketsSeconds};
+inline constexpr MetricDefinition kBlockStepGapSeconds = {
+    MetricKind::kCounter, "blockserve_block_step_gap_seconds_total",
+    "Time that the engine stood before steps although there was work: what else its thread does."};
 inline constexpr MetricDefinition kBlockStepBlocks = {
     MetricKind::kHistogram,
     "blockserve_block_step_blocks",
@@ -44,8 +47,9 @@ inline constexpr MetricDefinition kBlockStreams = {MetricKind::kGauge, "blockser
                                                    "Streams of gateways."};
 
 inline constexpr const MetricDefinition* kBlockMetrics[] = {
-    &kBlockSteps,     &kBlockStepSeconds, &kBlockStepBlocks,  &kBlockBlocks, &kBlockItemsWaiting,
-    &kBlockSequences, &kBlockKvPages,     &kBlockKvPageBytes, &kBlockBusy,   &kBlockStreams};
+    &kBlockSteps,       &kBlockStepSeconds,  &kBlockStepGapSeconds, &kBlockStepBlocks,
+    &kBlockBlocks,      &kBlockItemsWaiting, &kBlockSequences,      &kBlockKvPages,
+    &kBlockKvPageBytes, &kBlockBusy,         &kBlockStreams};
 
 }  // namespace blockserve
 
