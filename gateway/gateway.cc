@@ -18,6 +18,7 @@
 #include "gateway/generation_service.h"
 #include "gateway/limits_file.h"
 #include "gateway/metric_definitions.h"
+#include "gateway/stream_writers.h"
 #include "gateway/tier_client.h"
 #include "gateway/tier_metrics.h"
 #include "gateway/validate.h"
@@ -81,6 +82,10 @@ absl::Status GatewayConfig::Validate() const {
   if (slow_reader_timeout <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--slow-reader-timeout must be more than 0");
   }
+  if (grpc_write_threads < 1 || grpc_write_threads > 64) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--grpc-write-threads is ", grpc_write_threads, "; it must be 1 to 64"));
+  }
   if (tier_wait < absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--tier-wait must not be negative");
   }
@@ -137,7 +142,8 @@ struct Gateway::Impl {
   ModelConfig model;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<RequestValidator> validator;
-  std::unique_ptr<ApiKeys> api_keys;  // null: everybody may call
+  std::unique_ptr<ApiKeys> api_keys;       // null: everybody may call
+  std::unique_ptr<StreamWriters> writers;  // before `loop`, whose tasks know it
   std::unique_ptr<GenerationService> service;
   AsioLoop loop{"gateway-loop"};
   std::unique_ptr<Core> core;
@@ -299,8 +305,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
     made.block_discovery->Start();
     made.token_discovery->Start();
   });
+  impl->writers = std::make_unique<StreamWriters>(impl->loop, config.grpc_write_threads);
   impl->service = std::make_unique<GenerationService>(impl->admitted.get(), impl->validator.get(),
-                                                      impl->api_keys.get());
+                                                      impl->api_keys.get(), impl->writers.get());
   return std::unique_ptr<Gateway>(new Gateway(std::move(impl)));
 }
 

@@ -9,9 +9,9 @@
 
 namespace blockserve {
 
-std::shared_ptr<GenerateCall> GenerateCall::Create(GenerationCore* core,
+std::shared_ptr<GenerateCall> GenerateCall::Create(GenerationCore* core, StreamWriters* writers,
                                                    grpc::CallbackServerContext* context) {
-  std::shared_ptr<GenerateCall> call(new GenerateCall(core, context));
+  std::shared_ptr<GenerateCall> call(new GenerateCall(core, writers, context));
   call->self_ = call;
   return call;
 }
@@ -69,7 +69,9 @@ void GenerateCall::OnDone(absl::Status status, v1::Usage usage) {
       waiting_.push_back(std::move(event));
     }
     outcome_ = std::move(status);
+    if (handed_over_ || writing_) return;  // as in Enqueue
   }
+  // Once for a call, and where it is refused not on the loop.
   Pump();
 }
 
@@ -83,8 +85,20 @@ bool GenerateCall::WantsMore() const {
 void GenerateCall::Enqueue(v1::GenerateResponse event) {
   {
     MutexLock lock(&mutex_);
-    if (gone_) return;
+    if (gone_ || finished_) return;
     waiting_.push_back(std::move(event));
+    // Whoever is about to write, or to hear of the write under way, finds it.
+    if (handed_over_ || writing_) return;
+    handed_over_ = writers_ != nullptr;
+  }
+  if (writers_ == nullptr) return Pump();
+  writers_->Add(shared_from_this());
+}
+
+void GenerateCall::WriteNext() {
+  {
+    MutexLock lock(&mutex_);
+    handed_over_ = false;
   }
   Pump();
 }

@@ -12,19 +12,23 @@
 #include "absl/status/statusor.h"
 #include "common/mutex.h"
 #include "gateway/generation.h"
+#include "gateway/stream_writers.h"
 
 namespace blockserve {
 
 // Owns itself until gRPC's OnDone; the core shares the ownership. One write is outstanding at most.
 // Events that wait are bounded: from kWindow on WantsMore is false, and each choice adds at most
-// the block that is under way.
+// the block that is under way. The first write of what waits is started by a writer, those that
+// follow it by gRPC's threads.
 class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public GenerationSink,
+                           public StreamWriters::Stream,
                            public std::enable_shared_from_this<GenerateCall> {
  public:
   static constexpr size_t kWindow = 16;
 
-  static std::shared_ptr<GenerateCall> Create(GenerationCore* core,
+  // `core` and `writers` must outlive it. `writers`: null where whoever tells an event writes it.
+  static std::shared_ptr<GenerateCall> Create(GenerationCore* core, StreamWriters* writers,
                                               grpc::CallbackServerContext* context);
   // Starts the generation, or finishes the call with the request's error. To be called once, on any
   // thread, also after the client has left.
@@ -38,13 +42,15 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void OnDone(absl::Status status, v1::Usage usage) override;
   bool WantsMore() const override;
 
+  void WriteNext() override;
+
   void OnWriteDone(bool ok) override;
   void OnCancel() override;
   void OnDone() override;
 
  private:
-  GenerateCall(GenerationCore* core, grpc::CallbackServerContext* context)
-      : core_(core), context_(context) {}
+  GenerateCall(GenerationCore* core, StreamWriters* writers, grpc::CallbackServerContext* context)
+      : core_(core), writers_(writers), context_(context) {}
 
   void Enqueue(v1::GenerateResponse event);
   void Stop();
@@ -52,6 +58,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Pump();
 
   GenerationCore* const core_;
+  StreamWriters* const writers_;
   grpc::CallbackServerContext* const context_;  // gRPC's, until OnDone
   grpc::ByteBuffer writing_buffer_;             // of the write under way
   mutable Mutex mutex_;
@@ -59,6 +66,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Not known before Core::Generate returns, while the core's events may come earlier.
   std::optional<GenerationId> id_ ABSL_GUARDED_BY(mutex_);
   std::optional<absl::Status> outcome_ ABSL_GUARDED_BY(mutex_);
+  bool handed_over_ ABSL_GUARDED_BY(mutex_) = false;  // a writer will call WriteNext
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool gone_ ABSL_GUARDED_BY(mutex_) = false;            // the client has left
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;        // Finish was called

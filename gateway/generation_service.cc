@@ -219,7 +219,7 @@ v1::GetModelResponse GenerationService::DescribeModel() const {
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
-  const std::shared_ptr<GenerateCall> call = GenerateCall::Create(core_, context);
+  const std::shared_ptr<GenerateCall> call = GenerateCall::Create(core_, writers_, context);
   BeginCall<v1::GenerateRequest>(call, *context, *request, RequestMethod::kGenerate,
                                  [this](const v1::GenerateRequest& parsed, absl::Time deadline) {
                                    return validator_->Generation(parsed, DescribeModel().model_id(),

@@ -13,6 +13,7 @@
 #include "blockserve/v1/generation.grpc.pb.h"
 #include "gateway/api_keys.h"
 #include "gateway/generation.h"
+#include "gateway/stream_writers.h"
 #include "gateway/text_workers.h"
 #include "gateway/validate.h"
 
@@ -30,10 +31,11 @@ using RawGenerationService = v1::Generation::WithRawCallbackMethod_Generate<
 
 class GenerationService final : public internal::RawGenerationService {
  public:
-  // All must outlive the service. `keys`: null where everybody may call.
+  // All must outlive the service. `keys`: null where everybody may call. `writers`: as of
+  // GenerateCall.
   GenerationService(GenerationCore* core, const RequestValidator* validator,
-                    ApiKeys* keys = nullptr)
-      : core_(core), validator_(validator), keys_(keys) {}
+                    ApiKeys* keys = nullptr, StreamWriters* writers = nullptr)
+      : core_(core), validator_(validator), keys_(keys), writers_(writers) {}
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -74,6 +76,7 @@ class GenerationService final : public internal::RawGenerationService {
   GenerationCore* const core_;
   const RequestValidator* const validator_;
   ApiKeys* const keys_;
+  StreamWriters* const writers_;
   // gRPC has few threads, and writes all streams with them.
   TextWorkers text_workers_{"grpc-text", /*threads=*/1, kMostWaitingTextBytes};
 };

@@ -13,11 +13,23 @@
 #include "blockserve/v1/generation.grpc.pb.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "rpc/asio_loop.h"
 
 namespace blockserve {
 namespace {
 
 using ::testing::HasSubstr;
+
+// A stream that keeps a writer until it is told to go on.
+class StuckStream final : public StreamWriters::Stream {
+ public:
+  void WriteNext() override {
+    begun.Notify();
+    go_on.WaitForNotification();
+  }
+  absl::Notification begun;
+  absl::Notification go_on;
+};
 
 // Hands requests to the test, which plays the core's part.
 class FakeCore : public GenerationCore {
@@ -37,6 +49,7 @@ class FakeCore : public GenerationCore {
     return 8;
   }
   void Cancel(GenerationId id, absl::Status /*why*/) override {
+    if (!expects_cancel) return;
     cancelled_id = id;
     cancelled.Notify();  // aborts on a second call
   }
@@ -58,6 +71,7 @@ class FakeCore : public GenerationCore {
   std::function<void()> on_resume;
   int generated = 0;
   GenerationId cancelled_id = 0;
+  bool expects_cancel = true;
   absl::Notification cancelled;
 };
 
@@ -295,6 +309,172 @@ TEST_F(GenerationServiceTest, PassesTheCallsDeadlineOnInTheCoresTime) {
     const absl::Duration expected = wait == absl::ZeroDuration() ? absl::Minutes(10) : wait;
     EXPECT_GT(deadline, core_.now + expected - absl::Minutes(1));
     EXPECT_LT(deadline, core_.now + expected + absl::Minutes(1));
+  }
+}
+
+// With writers, and a loop that tells the events as the core does.
+class WrittenByWritersTest : public GenerationServiceTest {
+ protected:
+  WrittenByWritersTest() {
+    service_ =
+        std::make_unique<GenerationService>(&core_, &validator_, /*keys=*/nullptr, &writers_);
+    grpc::ServerBuilder builder;
+    builder.RegisterService(service_.get());
+    written_server_ = builder.BuildAndStart();
+    written_stub_ = v1::Generation::NewStub(written_server_->InProcessChannel({}));
+    core_.on_generate = [this](const GenerationRequest&,
+                               const std::shared_ptr<GenerationSink>& sink) {
+      loop_.Post([this, sink] {
+        sinks_.push_back(sink);
+        if (sinks_.size() == wanted_) begun_.Notify();
+      });
+    };
+  }
+  ~WrittenByWritersTest() override {
+    if (written_server_ != nullptr) written_server_->Shutdown();
+    loop_.Join();
+  }
+
+  // Takes the only writer, and says so when it has.
+  std::shared_ptr<StuckStream> StickWriter() {
+    const auto stuck = std::make_shared<StuckStream>();
+    loop_.Post([this, stuck] {
+      for (size_t i = 0; i < StreamWriters::kBatch; ++i) {
+        if (i == 0) {
+          writers_.Add(stuck);
+        } else {
+          writers_.Add(std::make_shared<NothingToWrite>());
+        }
+      }
+    });
+    stuck->begun.WaitForNotification();
+    return stuck;
+  }
+  // A block for each of the streams, in one turn; back when it is over.
+  void TellBlocks(int64_t position) {
+    absl::Notification told;
+    loop_.Post([&] {
+      for (const auto& sink : sinks_) sink->OnOutput(Block(position), {});
+      loop_.Post([&] { told.Notify(); });
+    });
+    told.WaitForNotification();
+  }
+
+  class NothingToWrite final : public StreamWriters::Stream {
+   public:
+    void WriteNext() override {}
+  };
+
+  StreamWriters writers_{loop_, /*threads=*/1};
+  AsioLoop loop_{"test-loop"};
+  GenerationService written_service_{&core_, &validator_, /*keys=*/nullptr, &writers_};
+  std::unique_ptr<grpc::Server> written_server_;
+  std::unique_ptr<v1::Generation::Stub> written_stub_;
+  size_t wanted_ = 1;  // streams that the test waits for
+  absl::Notification begun_;
+  std::vector<std::shared_ptr<GenerationSink>> sinks_;  // the loop's, until `begun_`
+};
+
+TEST_F(WrittenByWritersTest, ManyStreamsAtATimeComeInOrderAndWhole) {
+  wanted_ = 2 * StreamWriters::kBatch;
+  static constexpr int kBlocks = 50;
+  std::vector<std::thread> clients;
+  for (size_t i = 0; i < wanted_; ++i) {
+    clients.emplace_back([this] {
+      grpc::ClientContext context;
+      auto reader = written_stub_->Generate(&context, OneToken());
+      int blocks = 0;
+      bool usage = false;
+      for (v1::GenerateResponse event; reader->Read(&event);) {
+        EXPECT_FALSE(usage);
+        if (event.has_output()) {
+          EXPECT_EQ(event.output().position(), 4 * blocks++);
+        }
+        usage = event.has_usage();
+      }
+      EXPECT_EQ(blocks, kBlocks);
+      EXPECT_TRUE(usage);
+      EXPECT_TRUE(reader->Finish().ok());
+    });
+  }
+  begun_.WaitForNotification();
+  for (int i = 0; i < kBlocks; ++i) TellBlocks(4 * i);
+  loop_.Post([this] {
+    for (const auto& sink : sinks_) {
+      sink->OnFinished({});
+      sink->OnDone(absl::OkStatus(), {});
+    }
+  });
+  for (std::thread& client : clients) client.join();
+}
+
+TEST_F(WrittenByWritersTest, ALoneStreamDoesNotWaitForTheWriters) {
+  const std::shared_ptr<StuckStream> stuck = StickWriter();
+  grpc::ClientContext context;
+  auto reader = written_stub_->Generate(&context, OneToken());
+  begun_.WaitForNotification();
+  TellBlocks(0);
+  v1::GenerateResponse event;
+  EXPECT_TRUE(reader->Read(&event));
+  stuck->go_on.Notify();
+  loop_.Post([this] { sinks_[0]->OnDone(absl::InternalError("over"), {}); });
+  EXPECT_FALSE(reader->Read(&event));
+  EXPECT_EQ(reader->Finish().error_message(), "over");
+}
+
+TEST_F(WrittenByWritersTest, AClientThatLeavesWhileItsEventsWaitForAWriterIsForgotten) {
+  wanted_ = StreamWriters::kFew + 1;
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> readers;
+  for (size_t i = 0; i < wanted_; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    readers.push_back(written_stub_->Generate(contexts.back().get(), OneToken()));
+  }
+  begun_.WaitForNotification();
+  const std::shared_ptr<StuckStream> stuck = StickWriter();
+  TellBlocks(0);
+  contexts[0]->TryCancel();
+  core_.cancelled.WaitForNotification();
+  v1::GenerateResponse event;
+  EXPECT_FALSE(readers[0]->Read(&event));
+  EXPECT_EQ(readers[0]->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  TellBlocks(4);
+  stuck->go_on.Notify();
+  loop_.Post([this] {
+    for (const auto& sink : sinks_) sink->OnDone(absl::OkStatus(), {});
+  });
+  for (size_t i = 1; i < wanted_; ++i) {
+    EXPECT_TRUE(readers[i]->Read(&event));
+    EXPECT_EQ(event.output().position(), 0);
+    EXPECT_TRUE(readers[i]->Read(&event));
+    EXPECT_EQ(event.output().position(), 4);
+    EXPECT_TRUE(readers[i]->Read(&event));
+    EXPECT_TRUE(event.has_usage());
+    EXPECT_FALSE(readers[i]->Read(&event));
+    EXPECT_TRUE(readers[i]->Finish().ok());
+  }
+}
+
+TEST_F(WrittenByWritersTest, AServerThatStopsDoesNotWaitForWhatWaitsForAWriter) {
+  core_.expects_cancel = false;
+  wanted_ = StreamWriters::kFew + 1;
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> readers;
+  for (size_t i = 0; i < wanted_; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    readers.push_back(written_stub_->Generate(contexts.back().get(), OneToken()));
+  }
+  begun_.WaitForNotification();
+  const std::shared_ptr<StuckStream> stuck = StickWriter();
+  TellBlocks(0);
+  written_server_->Shutdown(std::chrono::system_clock::now());
+  written_server_.reset();
+  TellBlocks(4);  // the core does not know yet
+  stuck->go_on.Notify();
+  v1::GenerateResponse event;
+  for (const auto& reader : readers) {
+    EXPECT_FALSE(reader->Read(&event));
+    EXPECT_FALSE(reader->Finish().ok());
   }
 }
 

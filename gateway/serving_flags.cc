@@ -20,6 +20,12 @@ void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway) {
             &gateway.limits_file);
 }
 
+void AddGrpcFlags(FlagTable& flags, GatewayConfig& gateway) {
+  flags.Subject("gRPC");
+  flags.Add("grpc_write_threads", "threads that write the streams of gRPC clients",
+            &gateway.grpc_write_threads);
+}
+
 void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http) {
   HttpConnectionLimits& limits = http.server.limits;
   flags.Subject("HTTP");

@@ -138,7 +138,7 @@ def test_whoever_serves_clients_takes_the_same_flags_for_them():
 
     gateway, serve = subjects("blockserve-gateway"), subjects("blockserve", "serve")
     assert gateway.pop("Tiers:")  # serve has its tiers inside
-    assert gateway == serve and len(serve) == 4
+    assert gateway == serve and len(serve) == 5
     short = run("blockserve-gateway", "--help").stdout
     assert len(short.splitlines()) <= 24 and "Admission" in short
 
@@ -185,6 +185,8 @@ BAD_USAGE = [
     ("blockserve-bench", ["--model=tests/golden/concat_l4", "--kernels=sse"], ["--kernels", "sse"]),
     ("blockserve-gateway", ["--model=tests/golden/concat_l4", "--listen=127.0.0.1:0"],
      ["--block-services"]),
+    ("blockserve", ["serve", "--model=tests/golden/concat_l4", "--grpc-write-threads=0"],
+     ["--grpc-write-threads", "1 to 64"]),
 ]
 
 
