@@ -33,6 +33,7 @@ GenerationRun::GenerationRun(const RunEnvironment& environment, GenerationReques
 
 void GenerationRun::Start(const Binding& binding) {
   binding_ = binding;
+  token_group_ = std::make_shared<const TierGroup>(binding.token);
   const ModelConfig& config = *environment_.config;
   PromptLayout layout = LayoutPrompt(config, request_.alignment, request_.prompt);
   const int32_t rest = static_cast<int32_t>(layout.forced.size());
@@ -199,30 +200,41 @@ void GenerationRun::SubmitRow(size_t index) {
   absl::StatusOr<RowPlan> plan = choice.state.PlanRow();
   if (!plan.ok()) return End(absl::InternalError(plan.status().message()));
   RowJob job;
-  job.group = binding_.token;
+  job.group = token_group_;
+  job.row = UpdateRow(choice, *plan);
   job.context = choice.context;
   job.deadline = request_.deadline;
-  v1::TokenRowRequest& row = job.row;
-  row.mutable_header()->set_priority(request_.priority);
-  row.mutable_header()->set_request_key(request_.request_id);
-  row.mutable_header()->set_traceparent(request_.origin.traceparent);
-  row.mutable_forced()->Add(plan->forced.begin(), plan->forced.end());
-  row.set_forced_in_prompt(plan->forced_in_prompt);
-  row.set_limit(plan->limit);
-  row.set_position(plan->position);
-  row.set_seed(plan->seed);
-  row.set_choice(plan->choice);
-  *row.mutable_sampling() = request_.sampling;
-  row.mutable_stop_ids()->Add(request_.stop_ids.begin(), request_.stop_ids.end());
-  row.set_min_tokens_position(plan->min_tokens_position);
-  row.set_vocab_limit(plan->vocab_limit);
-  row.set_logprobs(request_.logprobs.has_value());
-  row.set_top_logprobs(request_.logprobs.value_or(0));
-  row.mutable_counts()->Add(plan->counts.begin(), plan->counts.end());
   job.done = [this, index](absl::StatusOr<TokenRowAnswer> answer) {
     OnAnswer(index, std::move(answer));
   };
   choice.row = environment_.token_rows->Submit(std::move(job));
+}
+
+std::shared_ptr<const v1::TokenRowRequest> GenerationRun::UpdateRow(Choice& choice,
+                                                                    const RowPlan& plan) const {
+  // An audit may still have the last one.
+  if (choice.row_request == nullptr || choice.row_request.use_count() > 1) {
+    choice.row_request = std::make_shared<v1::TokenRowRequest>();
+    v1::TokenRowRequest& row = *choice.row_request;
+    row.mutable_header()->set_priority(request_.priority);
+    row.mutable_header()->set_request_key(request_.request_id);
+    row.mutable_header()->set_traceparent(request_.origin.traceparent);
+    row.set_seed(plan.seed);
+    row.set_choice(plan.choice);
+    *row.mutable_sampling() = request_.sampling;
+    row.mutable_stop_ids()->Assign(request_.stop_ids.begin(), request_.stop_ids.end());
+    row.set_min_tokens_position(plan.min_tokens_position);
+    row.set_vocab_limit(plan.vocab_limit);
+    row.set_logprobs(request_.logprobs.has_value());
+    row.set_top_logprobs(request_.logprobs.value_or(0));
+  }
+  v1::TokenRowRequest& row = *choice.row_request;
+  row.mutable_forced()->Assign(plan.forced.begin(), plan.forced.end());
+  row.set_forced_in_prompt(plan.forced_in_prompt);
+  row.set_limit(plan.limit);
+  row.set_position(plan.position);
+  row.mutable_counts()->Assign(plan.counts.begin(), plan.counts.end());
+  return choice.row_request;
 }
 
 void GenerationRun::OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer) {

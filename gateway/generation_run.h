@@ -37,9 +37,10 @@ class GenerationRun final : public Run {
     Choice(ChoiceSpec spec, TextOutput text) : state(std::move(spec)), text(std::move(text)) {}
     ChoiceState state;
     TextOutput text;
-    uint64_t sequence = 0;  // handle; 0: none
-    uint64_t row = 0;       // handle; 0: none
-    ContextRowPtr context;  // of the block before the next one
+    uint64_t sequence = 0;                             // handle; 0: none
+    uint64_t row = 0;                                  // handle; 0: none
+    ContextRowPtr context;                             // of the block before the next one
+    std::shared_ptr<v1::TokenRowRequest> row_request;  // the last one; null: none yet
     // Of a stream that goes on: its output was complete already, and this is left to be told.
     std::optional<v1::Finished> end;
   };
@@ -58,6 +59,8 @@ class GenerationRun final : public Run {
   void Begin(ContextRowPtr row);
   void OnContext(size_t index, int64_t block, ContextRowPtr row);
   void SubmitRow(size_t index);
+  // The choice's last row, made into that of the plan: most of it is the same in all of them.
+  std::shared_ptr<const v1::TokenRowRequest> UpdateRow(Choice& choice, const RowPlan& plan) const;
   void OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer);
   void OnBlock(size_t index, TokenRowAnswer answer);
   void Emit(size_t index, const TokenRowAnswer& answer, int64_t position, TextOutput::Result text,
@@ -70,6 +73,7 @@ class GenerationRun final : public Run {
   const GenerationRequest request_;
   const std::shared_ptr<GenerationSink> sink_;
   Binding binding_;
+  std::shared_ptr<const TierGroup> token_group_;        // of `binding_`
   std::shared_ptr<const std::vector<int32_t>> blocks_;  // the prompt's complete ones, pads included
   int64_t reserve_blocks_ = 0;
   std::vector<Choice> choices_;

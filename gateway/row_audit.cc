@@ -38,8 +38,12 @@ uint64_t RowAudit::Submit(RowJob job) {
   const uint64_t id = next_id_++ | kAudited;
   Audit& audit = audits_[id];
   audit.job = std::move(job);
-  audit.strip_logprobs = !audit.job.row.logprobs();
-  audit.job.row.set_logprobs(true);
+  audit.strip_logprobs = !audit.job.row->logprobs();
+  if (audit.strip_logprobs) {
+    auto with_logprobs = std::make_shared<v1::TokenRowRequest>(*audit.job.row);
+    with_logprobs->set_logprobs(true);
+    audit.job.row = std::move(with_logprobs);
+  }
   SubmitNext(id, audit);
   return id;
 }
@@ -87,7 +91,7 @@ void RowAudit::OnAnswer(uint64_t id, absl::StatusOr<TokenRowAnswer> answer) {
   if (!answer.ok()) {
     if (audit.stage != Audit::kFirst) ++stats_.skipped;
     if (audit.stage == Audit::kThird) {
-      LogError(absl::StrCat("audit: request ", audit.job.row.header().request_key(), ": workers '",
+      LogError(absl::StrCat("audit: request ", audit.job.row->header().request_key(), ": workers '",
                             audit.first.worker, "' and '", audit.second.worker,
                             "' decode a block differently, and no third one could settle it: ",
                             answer.status().message()));
@@ -137,7 +141,7 @@ void RowAudit::Settle(uint64_t id, Audit& audit, const TokenRowAnswer& third) {
     Condemn(audit, audit.first);
     Answer(id, audit.second);
   } else {
-    LogError(absl::StrCat("audit: request ", audit.job.row.header().request_key(), ": workers '",
+    LogError(absl::StrCat("audit: request ", audit.job.row->header().request_key(), ": workers '",
                           audit.first.worker, "', '", audit.second.worker, "' and '", third.worker,
                           "' each decode a block differently"));
     Answer(id, absl::InternalError("three token workers differ over this request's block"));
@@ -146,7 +150,7 @@ void RowAudit::Settle(uint64_t id, Audit& audit, const TokenRowAnswer& third) {
 
 void RowAudit::Condemn(const Audit& audit, const TokenRowAnswer& wrong) {
   tier_.Condemn(wrong.process, absl::StrCat("answered wrong bits to request ",
-                                            audit.job.row.header().request_key()));
+                                            audit.job.row->header().request_key()));
 }
 
 }  // namespace blockserve

@@ -34,6 +34,7 @@ ScoringRun::ScoringRun(const RunEnvironment& environment, ScoringRequest request
 
 void ScoringRun::Start(const Binding& binding) {
   binding_ = binding;
+  token_group_ = std::make_shared<const TierGroup>(binding.token);
   plan_ =
       PlanScore(*environment_.config, request_.alignment, request_.tokens, request_.first_scored);
   response_.set_request_id(request_.request_id);
@@ -88,10 +89,11 @@ void ScoringRun::SubmitRow(int64_t block, ContextRowPtr context) {
   const int64_t begin = block * length;
   const int64_t end = std::min<int64_t>(begin + length, static_cast<int64_t>(plan_.padded.size()));
   RowJob job;
-  job.group = binding_.token;
+  job.group = token_group_;
   job.context = std::move(context);
   job.deadline = request_.deadline;
-  v1::TokenRowRequest& row = job.row;
+  auto request = std::make_shared<v1::TokenRowRequest>();
+  v1::TokenRowRequest& row = *request;
   row.mutable_header()->set_priority(request_.priority);
   row.mutable_header()->set_request_key(request_.request_id);
   row.mutable_header()->set_traceparent(request_.origin.traceparent);
@@ -101,6 +103,7 @@ void ScoringRun::SubmitRow(int64_t block, ContextRowPtr context) {
   row.set_logprobs(true);
   row.set_top_logprobs(request_.top_logprobs);
   row.set_score_forced(true);
+  job.row = std::move(request);
   job.done = [this, block](absl::StatusOr<TokenRowAnswer> answer) {
     OnAnswer(block, std::move(answer));
   };

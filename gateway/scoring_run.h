@@ -55,6 +55,7 @@ class ScoringRun final : public Run {
   const ScoringRequest request_;
   const std::shared_ptr<ScoringSink> sink_;
   Binding binding_;
+  std::shared_ptr<const TierGroup> token_group_;  // of `binding_`
   ScorePlan plan_;
   uint64_t sequence_ = 0;  // handle; 0: none
   int64_t cached_blocks_ = 0;

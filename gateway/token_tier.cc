@@ -264,7 +264,7 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
     case RowAction::kDone:
       OnAnswered(worker, attempt, &row);
       ++stats_.rows;
-      if (!row.failure.ok()) Strike(row.failed_by, row.job.row.header().request_key());
+      if (!row.failure.ok()) Strike(row.failed_by, row.job.row->header().request_key());
       Finish(handle, TokenRowAnswer{std::move(reply), worker.member.identity.name,
                                     worker.member.identity.incarnation});
       return;
@@ -311,7 +311,7 @@ void TokenTier::OnRefused(Worker& worker, RowAction action, const absl::Status& 
   if (IsUnderWay(row)) return;
   if (!full) row.refused_since = std::min(row.refused_since, now);
   // Workers that refuse everything are a tier that is gone.
-  if (!full && worker.health.ejected() && !HasOther(row.job.group, worker) &&
+  if (!full && worker.health.ejected() && !HasOther(*row.job.group, worker) &&
       now >= GiveUpTime(row.refused_since, options_.tier_wait, row.job.deadline)) {
     Finish(handle, absl::UnavailableError(absl::StrCat("no token worker takes rows; '",
                                                        worker.member.identity.name,

@@ -37,9 +37,11 @@ struct TokenRowAnswer {
   uint64_t process = 0;  // its incarnation
 };
 
+// What a row says may be shared with the choice's next one (GenerationRun), and with an audit.
 struct RowJob {
-  TierGroup group;          // whose workers may do it
-  v1::TokenRowRequest row;  // id and remaining time are filled in when it is sent
+  std::shared_ptr<const TierGroup> group;  // whose workers may do it
+  // Id and remaining time are filled in when it is sent.
+  std::shared_ptr<const v1::TokenRowRequest> row;
   ContextRowPtr context;
   absl::Time deadline;
   std::vector<uint64_t> not_by;  // incarnations of workers that must not do it

@@ -77,7 +77,7 @@ void TokenTier::Enqueue(uint64_t handle, Row& row, bool is_new) {
   row.waits_since = loop_.Now();
   row.suspects_queue = row.history.suspect();
   WaitQueue& queue = row.suspects_queue ? suspects_ : waiting_;
-  row.place = queue.NextPlace(is_new, row.job.row.header().priority(), GivesWay(row.job.row));
+  row.place = queue.NextPlace(is_new, row.job.row->header().priority(), GivesWay(*row.job.row));
   queue.Insert(row.place, handle);
   SchedulePump();
 }
@@ -112,7 +112,7 @@ void TokenTier::SendWaitingRows() {
   const absl::Time now = loop_.Now();
   const auto view_of = [now](const Worker& worker, const RowJob& job) {
     return TokenWorkerView{
-        worker.takes_rows(job.group, now) && !worker.reserved && worker.may_do(job),
+        worker.takes_rows(*job.group, now) && !worker.reserved && worker.may_do(job),
         worker.health.ejected(),
         static_cast<int32_t>(worker.attempts.size()),
         worker.load.waiting(),
@@ -124,12 +124,12 @@ void TokenTier::SendWaitingRows() {
     const uint64_t handle = next->second;
     ++next;  // SendRow takes the row out of the queue
     Row& row = *rows_.at(handle);
-    const bool gives_way = GivesWay(row.job.row);
-    if (full.contains(row.job.group) || (gives_way && full_for_way.contains(row.job.group))) {
+    const bool gives_way = GivesWay(*row.job.row);
+    if (full.contains(*row.job.group) || (gives_way && full_for_way.contains(*row.job.group))) {
       continue;
     }
     const bool fresh = row.attempts.empty() && row.job.not_by.empty();
-    if (!fresh || !views_hold || !(views_of == row.job.group)) {
+    if (!fresh || !views_hold || !(views_of == *row.job.group)) {
       for (size_t i = 0; i < workers_.size(); ++i) {
         const Worker& worker = *workers_[i];
         views[i] = view_of(worker, row.job);
@@ -139,7 +139,7 @@ void TokenTier::SendWaitingRows() {
         for (const auto& [tried, attempt] : row.attempts) views[i].usable &= tried != &worker;
       }
       views_hold = fresh;
-      if (fresh) views_of = row.job.group;
+      if (fresh) views_of = *row.job.group;
       pack_left = 0;
     }
     const bool goes_along = fresh && pack_left > 0 && views[packed].takes_more(gives_way);
@@ -155,7 +155,7 @@ void TokenTier::SendWaitingRows() {
       SendRow(handle, row, worker, /*suspect=*/false);
       views[static_cast<size_t>(chosen)] = view_of(worker, row.job);
     } else if (fresh) {
-      (gives_way ? full_for_way : full).insert(row.job.group);
+      (gives_way ? full_for_way : full).insert(*row.job.group);
     }
   }
 }
@@ -187,9 +187,9 @@ void TokenTier::PumpSuspects() {
     ++next;
     Row& row = *rows_.at(handle);
     if (row.history.given_up() || now < row.not_before) continue;
-    const auto [found, is_new] = groups.try_emplace(row.job.group);
+    const auto [found, is_new] = groups.try_emplace(*row.job.group);
     Places& places = found->second;
-    if (is_new) places.left = PlacesForSuspects(row.job.group);
+    if (is_new) places.left = PlacesForSuspects(*row.job.group);
     const int most = row.history.cohort();
     if (places.size < std::min(places.most, most) && places.worker->may_do(row.job) &&
         !HasTried(row, *places.worker)) {
@@ -244,7 +244,7 @@ TokenTier::Worker* TokenTier::WorkerForSuspect(const Row& row) {
   const absl::Time now = loop_.Now();
   for (const std::unique_ptr<Worker>& worker : workers_) {
     if (worker->health.ejected()) worker->reserved = false;
-    if (!worker->takes_rows(row.job.group, now) || !worker->may_do(row.job)) continue;
+    if (!worker->takes_rows(*row.job.group, now) || !worker->may_do(row.job)) continue;
     if (HasTried(row, *worker) || (worker->health.ejected() && !row.attempts.empty())) continue;
     // One that has been kept free, and is; then the one that will be free first.
     const auto rank = [](const Worker& w) {
@@ -275,14 +275,14 @@ void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect)
   row.attempts.emplace_back(&worker, attempt);
   if (is_hedge) ++stats_.hedged;
 
-  Group& group = groups_[row.job.group];
+  Group& group = groups_[*row.job.group];
   if (group.probe_context == nullptr) {
     // One token, drawn from the likeliest alone: as little work as a row can be.
     group.probe.set_limit(1);
-    group.probe.set_position(row.job.row.position());
+    group.probe.set_position(row.job.row->position());
     group.probe_context = row.job.context;
   }
-  AddToMessage(worker, attempt, row.job.row, *row.job.context, row.job.deadline);
+  AddToMessage(worker, attempt, *row.job.row, *row.job.context, row.job.deadline);
 }
 
 void TokenTier::MarkForFlush(Worker& worker) {

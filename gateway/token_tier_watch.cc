@@ -29,7 +29,7 @@ bool TokenTier::HasOther(const TierGroup& group, const Worker& worker) const {
 
 bool TokenTier::SomebodyMayDo(const RowJob& job) const {
   return std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
-    return worker->member.usable() && worker->member.group == job.group &&
+    return worker->member.usable() && worker->member.group == *job.group &&
            !worker->health.ejected() && worker->may_do(job);
   });
 }
@@ -104,7 +104,7 @@ void TokenTier::WatchWorker(Worker& worker, absl::Time now) {
     Row& row = *rows_.at(attempt.handle);
     const absl::Duration age = now - std::max(attempt.sent, resumed_at_);
     if (row.history.last_try() || age < row.history.Patience(bound)) continue;
-    if (!HasOther(row.job.group, worker)) continue;
+    if (!HasOther(*row.job.group, worker)) continue;
     attempt.stalled = true;
     row.history.Stalled();
     row.hedge = false;
@@ -147,7 +147,7 @@ void TokenTier::Hedge(Worker& worker, absl::Time now) {
     if (now - std::max(attempt.sent, resumed_at_) < after) continue;
     Row& row = *rows_.at(attempt.handle);
     if (row.attempts.size() > 1 || row.waiting || row.history.suspect()) continue;
-    if (IsBusy(row.job.group) || !group.hedges.Take()) return;
+    if (IsBusy(*row.job.group) || !group.hedges.Take()) return;
     attempt.hedged = true;
     row.hedge = true;
     Enqueue(attempt.handle, row, /*is_new=*/false);
@@ -193,7 +193,7 @@ void TokenTier::GiveUp(absl::Time now) {
         continue;
       }
       if (IsUnderWay(row)) continue;
-      const TierGroup& group = row.job.group;
+      const TierGroup& group = *row.job.group;
       if (membership_.presence().workers(group) > 0) {
         if (!row.failure.ok()) {
           if (!SomebodyMayDo(row.job)) given_up.emplace_back(handle, row.failure);
