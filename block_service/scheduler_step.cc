@@ -1,20 +1,15 @@
 // The half of BlockScheduler that plans steps and takes their results.
 #include <algorithm>
-#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "block_service/scheduler.h"
+#include "common/finite.h"
 
 namespace blockserve {
 namespace {
 
 using State = BlockSequence::State;
-
-bool AllFinite(absl::Span<const float> values) {
-  return std::all_of(values.begin(), values.end(),
-                     [](float value) { return std::isfinite(value); });
-}
 
 absl::Status NonFinite() {
   return absl::InternalError("the block decoder gave a context that is not finite");

@@ -14,9 +14,11 @@ namespace {
 
 uint16_t ToBfloat16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  // The upper half of a NaN may be an infinity's: keep it a (quiet) NaN.
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x0040u);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  // The upper half of a NaN may be an infinity's: keep it a (quiet) NaN. Both are computed, since a
+  // loop with a choice can be made of vectors, and one with a branch cannot.
+  const uint32_t nan = (bits >> 16) | 0x0040u;
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
 }
 
 }  // namespace
@@ -39,10 +41,9 @@ void AppendContexts(absl::Span<const float> values, v1::ContextType type, std::s
   if (type == v1::CONTEXT_TYPE_FLOAT32) {
     if (!values.empty()) std::memcpy(out, values.data(), values.size() * sizeof(float));
   } else if (type == v1::CONTEXT_TYPE_BFLOAT16) {
-    for (const float value : values) {
-      const uint16_t half = ToBfloat16(value);
-      std::memcpy(out, &half, sizeof(half));
-      out += sizeof(half);
+    for (size_t i = 0; i < values.size(); ++i) {
+      const uint16_t half = ToBfloat16(values[i]);
+      std::memcpy(out + i * sizeof(half), &half, sizeof(half));
     }
   }
 }

@@ -9,7 +9,7 @@ namespace blockserve {
 inline constexpr MetricDefinition kTokenSteps = {
     MetricKind::kCounter, "blockserve_token_steps_total", "Batches of rows decoded."};
 inline constexpr MetricDefinition kTokenGapSeconds = {
-    MetricKind::kCounter, "blockserve_token_gap_seconds_total",
+    MetricKind::kCounter, "blockserve_token_step_gap_seconds_total",
     "Time in which the engine had nothing to do while rows waited: the host's work between two "
     "batches."};
 inline constexpr MetricDefinition kTokenStepSeconds = {

@@ -1,10 +1,12 @@
 #include "token_service/row_codec.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/finite.h"
 #include "rpc/context_codec.h"
 #include "rpc/status.h"
 
@@ -37,12 +39,11 @@ absl::Status ParseContext(const ModelConfig& config, const RowContext& context,
   values.resize(config.block.hidden_size);
   absl::Status status = DecodeContexts(context.bytes, context.type, absl::MakeSpan(values));
   if (!status.ok()) return status;
-  for (size_t i = 0; i < values.size(); ++i) {
-    if (!std::isfinite(values[i])) {
-      return Invalid("contexts", absl::StrCat("value ", i, " of the row is not finite"));
-    }
-  }
-  return absl::OkStatus();
+  if (AllFinite(values)) return absl::OkStatus();
+  const auto bad =
+      std::find_if(values.begin(), values.end(), [](float value) { return !std::isfinite(value); });
+  return Invalid("contexts",
+                 absl::StrCat("value ", bad - values.begin(), " of the row is not finite"));
 }
 
 }  // namespace
