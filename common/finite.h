@@ -10,7 +10,7 @@
 namespace blockserve {
 
 // None is an infinity or a NaN. Looks at all of them, without a branch: compilers make vectors of
-// that, and rows that come over the wire are nearly always finite.
+// that where they are asked to (blockserve_vectorize in cmake/), and rows are nearly always finite.
 inline bool AllFinite(absl::Span<const float> values) {
   constexpr uint32_t kExponent = 0x7f800000u;
   uint32_t infinite = 0;
