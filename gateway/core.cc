@@ -25,13 +25,14 @@ Core::Core(Loop& loop, const ModelConfig& config, const Tokenizer* tokenizer,
       options_(options),
       block_tier_(loop, options.tier, expected, std::move(make_block_link)),
       token_tier_(loop, options.tier, expected, std::move(make_token_link)),
-      row_audit_(token_tier_, options.tier.audit) {
+      row_audit_(token_tier_, options.tier.audit),
+      later_(loop) {
   environment_.config = &config;
   environment_.tokenizer = tokenizer;
   if (tokenizer != nullptr && tokenizer->vocab_size() < config.vocab_size) {
     environment_.vocab_limit = tokenizer->vocab_size();
   }
-  environment_.loop = &loop;
+  environment_.later = &later_;
   environment_.block_tier = &block_tier_;
   environment_.token_rows = &row_audit_;
   environment_.scoring_rows = &scoring_rows_;

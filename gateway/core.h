@@ -16,6 +16,7 @@
 #include "common/mutex.h"
 #include "gateway/block_tier.h"
 #include "gateway/generation.h"
+#include "gateway/later.h"
 #include "gateway/row_audit.h"
 #include "gateway/run.h"
 #include "gateway/scoring_rows.h"
@@ -85,6 +86,7 @@ class Core final : public GenerationCore {
   TokenTier token_tier_;
   RowAudit row_audit_;
   ScoringRows scoring_rows_;
+  Later later_;
   RunEnvironment environment_;
   std::unordered_map<GenerationId, std::unique_ptr<Run>> runs_;
   std::set<std::pair<absl::Time, GenerationId>> deadlines_;

@@ -22,6 +22,11 @@ bool CountsPrompt(const v1::SamplingParameters& sampling) {
   return sampling.has_repetition_penalty() && sampling.repetition_penalty() != 1.0f;
 }
 
+absl::Span<const int32_t> TokensOf(const TokenRowAnswer& answer) {
+  const auto& tokens = answer.reply.tokens();
+  return {tokens.data(), static_cast<size_t>(tokens.size())};
+}
+
 }  // namespace
 
 GenerationRun::GenerationRun(const RunEnvironment& environment, GenerationRequest request,
@@ -247,7 +252,7 @@ void GenerationRun::OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer
 void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
   Choice& choice = choices_[index];
   const v1::TokenRowReply& reply = answer.reply;
-  const std::vector<int32_t> tokens(reply.tokens().begin(), reply.tokens().end());
+  const absl::Span<const int32_t> tokens = TokensOf(answer);
   const int32_t vocab_size = environment_.config->vocab_size;
   for (const int32_t token : tokens) {
     if (token < 0 || token >= vocab_size) {
@@ -269,16 +274,14 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
     return absl::OkStatus();
   };
   // The block goes back to the block tier before anything else is done with it, unless a stop
-  // string may end the choice here. What is posted now runs after the message with the appends has
+  // string may end the choice here. What is added now runs after the message with the appends has
   // left, and before anything that answers it.
   if (*verdict == BlockVerdict::kGoesOn && request_.stop_strings.empty()) {
     if (absl::Status status = go_on(); !status.ok()) return End(status);
-    environment_.loop->Post([this, alive = alive_, index, position,
-                             kept = std::make_shared<const TokenRowAnswer>(std::move(answer)),
-                             tokens] {
+    environment_.later->Add([this, alive = alive_, index, position, answer = std::move(answer)] {
       if (!*alive || over()) return;
-      TextOutput::Result text = choices_[index].text.Append(tokens, false);
-      Emit(index, *kept, position, std::move(text), /*ends_choice=*/false);
+      TextOutput::Result text = choices_[index].text.Append(TokensOf(answer), false);
+      Emit(index, answer, position, std::move(text), /*ends_choice=*/false);
     });
     return;
   }
@@ -291,8 +294,7 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
     return;
   }
 
-  if (absl::Status status = choice.state.Finish(absl::MakeSpan(tokens).subspan(0, kept));
-      !status.ok()) {
+  if (absl::Status status = choice.state.Finish(tokens.subspan(0, kept)); !status.ok()) {
     return End(absl::InternalError(status.message()));
   }
   environment_.block_tier->Close(std::exchange(choice.sequence, 0));

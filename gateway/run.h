@@ -11,11 +11,11 @@
 #include "absl/time/time.h"
 #include "gateway/block_tier.h"
 #include "gateway/generation.h"
+#include "gateway/later.h"
 #include "gateway/row_audit.h"
 #include "gateway/scoring_rows.h"
 #include "model/config.h"
 #include "model/tokenizer.h"
-#include "rpc/loop.h"
 
 namespace blockserve {
 
@@ -31,7 +31,7 @@ struct RunEnvironment {
   const ModelConfig* config = nullptr;
   const Tokenizer* tokenizer = nullptr;  // may be null
   int32_t vocab_limit = 0;               // ids from here on cannot be drawn; 0: none
-  Loop* loop = nullptr;
+  Later* later = nullptr;
   BlockTier* block_tier = nullptr;
   RowAudit* token_rows = nullptr;  // the way to the token tier
   ScoringRows* scoring_rows = nullptr;

@@ -193,7 +193,7 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   worker.refusals = 0;
   worker.reserved = false;
   worker.hold_until = absl::InfinitePast();
-  worker.TakeOutgoing();
+  worker.outgoing.clear();
   worker.ping.Reset(hello.tier().answers_pings());
   worker.load = Bounded(first.load());
   worker.load_told = loop_.Now();
@@ -371,7 +371,7 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
   membership_.Lost(worker.member, status, loop_.Now());
   worker.reserved = false;
   worker.ping.Reset(false);
-  worker.TakeOutgoing();
+  worker.outgoing.clear();
   const std::unordered_map<uint64_t, Attempt> lost = std::exchange(worker.attempts, {});
   if (died && !lost.empty()) worker.died = true;
   const int64_t rows = std::count_if(lost.begin(), lost.end(), [](const auto& entry) {

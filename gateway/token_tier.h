@@ -152,7 +152,7 @@ class TokenTier {
   static bool HasTried(const Row& row, const Worker& worker);
   void SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect);
   void AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
-                    const ContextRow& context, absl::Time deadline);
+                    const ContextRowPtr& context, absl::Time deadline);
   void AddCancel(Worker& worker, uint64_t attempt);
   void MarkForFlush(Worker& worker);
   void SendWaitingRows();

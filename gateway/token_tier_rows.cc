@@ -282,7 +282,7 @@ void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect)
     group.probe.set_position(row.job.row->position());
     group.probe_context = row.job.context;
   }
-  AddToMessage(worker, attempt, *row.job.row, *row.job.context, row.job.deadline);
+  AddToMessage(worker, attempt, *row.job.row, row.job.context, row.job.deadline);
 }
 
 void TokenTier::MarkForFlush(Worker& worker) {
@@ -293,25 +293,24 @@ void TokenTier::MarkForFlush(Worker& worker) {
 void TokenTier::AddCancel(Worker& worker, uint64_t attempt) {
   MarkForFlush(worker);
   if (worker.outgoing.empty()) worker.outgoing.emplace_back();
-  worker.outgoing.back().add_cancel(attempt);
+  worker.outgoing.back().batch.add_cancel(attempt);
 }
 
 void TokenTier::AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
-                             const ContextRow& context, absl::Time deadline) {
+                             const ContextRowPtr& context, absl::Time deadline) {
   MarkForFlush(worker);
-  std::vector<v1::TokenRequestBatch>& outgoing = worker.outgoing;
-  const size_t bytes = context.bytes.size() + row.ByteSizeLong() + kRowOverheadBytes;
-  if (outgoing.empty() ||
-      (outgoing.back().rows_size() > 0 && (outgoing.back().context_type() != context.type ||
-                                           worker.last_batch_bytes + bytes > kMaxMessageBytes))) {
+  std::vector<Worker::Outgoing>& outgoing = worker.outgoing;
+  const size_t bytes = context->bytes.size() + row.ByteSizeLong() + kRowOverheadBytes;
+  if (outgoing.empty() || (!outgoing.back().contexts.empty() &&
+                           (outgoing.back().batch.context_type() != context->type ||
+                            outgoing.back().bytes + bytes > kMaxMessageBytes))) {
     outgoing.emplace_back();
-    worker.last_batch_bytes = 0;
   }
-  worker.last_batch_bytes += bytes;
-  v1::TokenRequestBatch& batch = outgoing.back();
-  batch.set_context_type(context.type);
-  batch.mutable_contexts()->append(context.bytes);
-  v1::TokenRowRequest& request = *batch.add_rows();
+  Worker::Outgoing& message = outgoing.back();
+  message.bytes += bytes;
+  message.batch.set_context_type(context->type);
+  message.contexts.push_back(context);
+  v1::TokenRowRequest& request = *message.batch.add_rows();
   request = row;
   request.set_id(attempt);
   request.mutable_header()->set_remaining_ms(RemainingMs(deadline, loop_.Now()));

@@ -30,9 +30,24 @@ struct TokenTier::Worker final : public TokenLink::Observer {
            job.not_by.end();
   }
 
+  // Messages of this turn, in order. The contexts of each are joined at the end, when their size
+  // is known: a string that grows to a megabyte moves it several times.
+  struct Outgoing {
+    v1::TokenRequestBatch batch;
+    std::vector<ContextRowPtr> contexts;  // of its rows
+    size_t bytes = 0;                     // of its rows and their contexts
+  };
   std::vector<v1::TokenRequestBatch> TakeOutgoing() {
-    last_batch_bytes = 0;
-    return std::exchange(outgoing, {});
+    std::vector<v1::TokenRequestBatch> batches;
+    for (Outgoing& message : std::exchange(outgoing, {})) {
+      std::string& joined = *message.batch.mutable_contexts();
+      size_t size = 0;
+      for (const ContextRowPtr& context : message.contexts) size += context->bytes.size();
+      joined.reserve(size);
+      for (const ContextRowPtr& context : message.contexts) joined += context->bytes;
+      batches.push_back(std::move(message.batch));
+    }
+    return batches;
   }
 
   TokenTier& tier;
@@ -51,9 +66,8 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   int refusals = 0;       // times in a row that it was left alone and refused what came then
   bool reserved = false;  // kept free of other rows for those under suspicion
   absl::Time hold_until = absl::InfinitePast();
-  std::vector<v1::TokenRequestBatch> outgoing;  // of this turn
-  bool to_be_flushed = false;                   // is in the tier's list of those with something
-  size_t last_batch_bytes = 0;                  // of its rows and their contexts
+  std::vector<Outgoing> outgoing;
+  bool to_be_flushed = false;       // is in the tier's list of those with something
   std::unique_ptr<TokenLink> link;  // last: its end must not meet a half-destroyed worker
 };
 
