@@ -8,6 +8,27 @@
 #include "rpc/status.h"
 
 namespace blockserve {
+namespace {
+
+// Moves a block behind the one in `into`; false, with both as they were, where it does not follow
+// it or another worker wrote it.
+bool AppendBlock(v1::GenerateResponse& from, v1::GenerateResponse& into) {
+  if (!from.has_output() || !into.has_output()) return false;
+  v1::Output& more = *from.mutable_output();
+  v1::Output& output = *into.mutable_output();
+  if (more.choice() != output.choice() || more.worker() != output.worker() ||
+      more.position() != output.position() + output.tokens_size()) {
+    return false;
+  }
+  output.mutable_tokens()->MergeFrom(more.tokens());
+  output.mutable_text()->append(more.text());
+  for (v1::TokenLogprobs& logprobs : *more.mutable_logprobs()) {
+    *output.add_logprobs() = std::move(logprobs);
+  }
+  return true;
+}
+
+}  // namespace
 
 std::shared_ptr<GenerateCall> GenerateCall::Create(GenerationCore* core, StreamWriters* writers,
                                                    grpc::CallbackServerContext* context) {
@@ -147,8 +168,7 @@ void GenerateCall::Pump() {
       bool own_buffer = false;
       writing_buffer_.Clear();  // of the write before: gRPC serializes into empty buffers only
       outcome = grpc::SerializationTraits<v1::GenerateResponse>::Serialize(
-          waiting_.front(), &writing_buffer_, &own_buffer);
-      waiting_.pop_front();
+          TakeNext(), &writing_buffer_, &own_buffer);
       finish = !outcome.ok();
     } else if (gone_ || outcome_.has_value()) {
       outcome = gone_ ? grpc::Status::CANCELLED : FinalStatus(*outcome_, *context_);
@@ -164,6 +184,15 @@ void GenerateCall::Pump() {
   } else {
     StartWrite(&writing_buffer_);
   }
+}
+
+v1::GenerateResponse GenerateCall::TakeNext() {
+  v1::GenerateResponse next = std::move(waiting_.front());
+  waiting_.pop_front();
+  while (!waiting_.empty() && AppendBlock(waiting_.front(), next)) {
+    waiting_.pop_front();
+  }
+  return next;
 }
 
 void GenerateCall::OnDone() { std::exchange(self_, nullptr).reset(); }

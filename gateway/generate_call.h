@@ -18,8 +18,9 @@ namespace blockserve {
 
 // Owns itself until gRPC's OnDone; the core shares the ownership. One write is outstanding at most.
 // Events that wait are bounded: from kWindow on WantsMore is false, and each choice adds at most
-// the block that is under way. The first write of what waits is started by a writer, those that
-// follow it by gRPC's threads.
+// the block that is under way. Blocks that wait and follow one another leave as one event: where
+// streams are more than this machine can write one by one, there is less to write. The first write
+// of what waits is started by a writer, those that follow it by gRPC's threads.
 class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public GenerationSink,
                            public StreamWriters::Stream,
@@ -56,6 +57,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void Stop();
   // Starts the next write, or finishes the call: whatever is due.
   void Pump();
+  // The oldest event, with the blocks that follow it.
+  v1::GenerateResponse TakeNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   GenerationCore* const core_;
   StreamWriters* const writers_;

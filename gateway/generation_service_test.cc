@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "blockserve/v1/generation.grpc.pb.h"
@@ -118,7 +119,7 @@ TEST_F(GenerationServiceTest, StreamsTheEventsInOrderAndEndsWithUsage) {
     started.set_request_id(request.request_id);
     sink->OnStarted(started);
     sink->OnOutput(Block(1), {});
-    sink->OnOutput(Block(5), {});
+    sink->OnOutput(Block(6), {});  // none that follows
     v1::Finished finished;
     finished.set_reason(v1::FINISH_REASON_LENGTH);
     sink->OnFinished(finished);
@@ -136,7 +137,7 @@ TEST_F(GenerationServiceTest, StreamsTheEventsInOrderAndEndsWithUsage) {
   ASSERT_EQ(events.size(), 5u);
   EXPECT_EQ(events[0].started().request_id(), "r1");
   EXPECT_EQ(events[1].output().position(), 1);
-  EXPECT_EQ(events[2].output().position(), 5);
+  EXPECT_EQ(events[2].output().position(), 6);
   EXPECT_EQ(events[3].finished().reason(), v1::FINISH_REASON_LENGTH);
   EXPECT_EQ(events[4].usage().completion_tokens(), 8);
 }
@@ -272,7 +273,7 @@ TEST_F(GenerationServiceTest, AsksTheCoreToPauseForAClientThatDoesNotReadAndToGo
   // The in-process transport holds messages back from a reader that does not read.
   while (!resumed.HasBeenNotified() && received < 100'000 && reader->Read(&event)) {
     EXPECT_EQ(event.output().position(), 4 * received);
-    ++received;
+    received += event.output().tokens_size() / 4;
     if (received == sent) break;
   }
   resumed.WaitForNotification();
@@ -281,11 +282,8 @@ TEST_F(GenerationServiceTest, AsksTheCoreToPauseForAClientThatDoesNotReadAndToGo
   stream->OnDone(absl::OkStatus(), {});
   bool usage = false;
   while (reader->Read(&event)) {
-    if (event.has_usage()) {
-      usage = true;
-    } else {
-      ++received;
-    }
+    usage = event.has_usage();
+    received += event.output().tokens_size() / 4;
   }
   EXPECT_TRUE(usage);
   EXPECT_EQ(received, sent);
@@ -388,7 +386,8 @@ TEST_F(WrittenByWritersTest, ManyStreamsAtATimeComeInOrderAndWhole) {
       for (v1::GenerateResponse event; reader->Read(&event);) {
         EXPECT_FALSE(usage);
         if (event.has_output()) {
-          EXPECT_EQ(event.output().position(), 4 * blocks++);
+          EXPECT_EQ(event.output().position(), 4 * blocks);
+          blocks += event.output().tokens_size() / 4;
         }
         usage = event.has_usage();
       }
@@ -406,6 +405,60 @@ TEST_F(WrittenByWritersTest, ManyStreamsAtATimeComeInOrderAndWhole) {
     }
   });
   for (std::thread& client : clients) client.join();
+}
+
+// Where there is more than can be written, it takes fewer writes.
+TEST_F(WrittenByWritersTest, BlocksThatWaitAndFollowOneAnotherLeaveTogether) {
+  const auto block = [](uint32_t choice, int64_t position, const std::string& worker) {
+    v1::Output output = Block(position);
+    output.set_choice(choice);
+    output.set_worker(worker);
+    output.set_text(absl::StrCat(choice, ":", position, ";"));
+    for (int i = 0; i < 4; ++i) {
+      output.set_tokens(i, static_cast<int32_t>(position) + i);
+      output.add_logprobs()->set_logprob(-0.5f * static_cast<float>(position + i));
+    }
+    return output;
+  };
+  grpc::ClientContext context;
+  auto reader = written_stub_->Generate(&context, OneToken());
+  begun_.WaitForNotification();
+  const std::shared_ptr<StuckStream> stuck = StickWriter();
+  absl::Notification told;
+  loop_.Post([&] {
+    // So many in a turn that the writer has to write them.
+    for (size_t i = 0; i < StreamWriters::kBatch; ++i) {
+      writers_.Add(std::make_shared<NothingToWrite>());
+    }
+    GenerationSink& sink = *sinks_[0];
+    for (const int64_t position : {1, 5, 9}) sink.OnOutput(block(0, position, "a"), {});
+    sink.OnOutput(block(0, 13, "b"), {});
+    for (const int64_t position : {1, 5}) sink.OnOutput(block(1, position, "b"), {});
+    sink.OnOutput(block(1, 10, "b"), {});
+    sink.OnFinished({});
+    sink.OnDone(absl::OkStatus(), {});
+    loop_.Post([&] { told.Notify(); });
+  });
+  told.WaitForNotification();
+  stuck->go_on.Notify();
+  std::vector<v1::GenerateResponse> events;
+  for (v1::GenerateResponse event; reader->Read(&event);) events.push_back(event);
+  EXPECT_TRUE(reader->Finish().ok());
+  ASSERT_EQ(events.size(), 6u);
+  EXPECT_EQ(events[0].output().text(), "0:1;0:5;0:9;");
+  EXPECT_EQ(events[0].output().position(), 1);
+  EXPECT_EQ(events[0].output().worker(), "a");
+  ASSERT_EQ(events[0].output().tokens_size(), 12);
+  ASSERT_EQ(events[0].output().logprobs_size(), 12);
+  for (int i = 0; i < 12; ++i) {
+    EXPECT_EQ(events[0].output().tokens(i), i + 1);
+    EXPECT_EQ(events[0].output().logprobs(i).logprob(), -0.5f * static_cast<float>(i + 1));
+  }
+  EXPECT_EQ(events[1].output().text(), "0:13;");
+  EXPECT_EQ(events[2].output().text(), "1:1;1:5;");
+  EXPECT_EQ(events[3].output().text(), "1:10;");
+  EXPECT_TRUE(events[4].has_finished());
+  EXPECT_TRUE(events[5].has_usage());
 }
 
 TEST_F(WrittenByWritersTest, ALoneStreamDoesNotWaitForTheWriters) {
@@ -446,8 +499,7 @@ TEST_F(WrittenByWritersTest, AClientThatLeavesWhileItsEventsWaitForAWriterIsForg
   for (size_t i = 1; i < wanted_; ++i) {
     EXPECT_TRUE(readers[i]->Read(&event));
     EXPECT_EQ(event.output().position(), 0);
-    EXPECT_TRUE(readers[i]->Read(&event));
-    EXPECT_EQ(event.output().position(), 4);
+    EXPECT_EQ(event.output().tokens_size(), 8);
     EXPECT_TRUE(readers[i]->Read(&event));
     EXPECT_TRUE(event.has_usage());
     EXPECT_FALSE(readers[i]->Read(&event));

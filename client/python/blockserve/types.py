@@ -73,7 +73,7 @@ class Started:
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """Consecutive tokens of one choice: at most one block."""
+    """Consecutive tokens of one choice: a block, or several of one worker."""
 
     choice: int
     position: int  # text position of the first token; the prompt begins at 0
@@ -81,7 +81,7 @@ class Output:
     text: str  # whole characters; held back while they may begin a stop string
     logprobs: list[Optional[float]]  # one per token where asked for, else empty
     top_logprobs: list[list[TopLogprob]]
-    worker: str  # the token worker that wrote the block
+    worker: str  # the token worker that wrote them
 
 
 @dataclasses.dataclass(frozen=True)
