@@ -4,14 +4,15 @@
 #define BLOCKSERVE_BLOCK_SERVICE_BLOCK_ITEM_H_
 
 #include <cstdint>
-#include <string>
-#include <utility>
+#include <memory>
 #include <variant>
 #include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/numeric/int128.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 
 namespace blockserve {
 
@@ -41,7 +42,7 @@ struct OpenCall {
 };
 struct AppendCall {
   int64_t block_index = 0;
-  std::vector<int32_t> tokens;  // [L]
+  absl::InlinedVector<int32_t, 8> tokens;  // [L]
 };
 struct ForkCall {
   uint64_t parent = 0;
@@ -58,8 +59,7 @@ struct BlockWorkItem {
   uint64_t id = 0;
   SequenceKey sequence;
   absl::Time deadline = absl::InfiniteFuture();
-  uint32_t priority = 2;    // 1 high, 2 normal, 3 batch; others count as normal
-  std::string request_key;  // for logs
+  uint32_t priority = 2;  // 1 high, 2 normal, 3 batch; others count as normal
   std::variant<std::monostate, OpenCall, AppendCall, ForkCall, CloseCall, CancelCall> call;
 };
 
@@ -69,6 +69,7 @@ struct BlockItemReply {
   absl::Status status;
   int64_t first_block = 0;  // position of the first row
   int32_t rows = 0;
+  absl::Span<const float> contexts;  // [rows, D], in what the outbox keeps
   bool last = true;
   bool suspended = false;
   int64_t cached_blocks = 0;
@@ -77,11 +78,11 @@ struct BlockItemReply {
 // Replies since the last Clear, of all streams.
 struct BlockOutbox {
   std::vector<BlockItemReply> items;
-  std::vector<float> contexts;  // [sum of rows, D], in the order of `items`
+  std::vector<std::shared_ptr<const float[]>> kept;  // what the rows of `items` lie in
 
   void Clear() {
     items.clear();
-    contexts.clear();
+    kept.clear();
   }
 };
 

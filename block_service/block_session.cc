@@ -122,9 +122,9 @@ void BlockSession::AnswerPing() {
   stream_->Send(std::move(pong));
 }
 
-void BlockSession::Add(const BlockItemReply& reply, absl::Span<const float> rows) {
-  const int64_t row_bytes =
-      static_cast<int64_t>(rows.size() * ContextValueBytes(context_->hello.context_type()));
+void BlockSession::Add(const BlockItemReply& reply) {
+  const int64_t row_bytes = static_cast<int64_t>(reply.contexts.size() *
+                                                 ContextValueBytes(context_->hello.context_type()));
   // The last message of a batch tells the load; those before it do not.
   if (batch_.items_size() > 0 &&
       static_cast<int64_t>(batch_.contexts().size()) + row_bytes > context_->max_reply_bytes) {
@@ -138,7 +138,7 @@ void BlockSession::Add(const BlockItemReply& reply, absl::Span<const float> rows
   item.set_last(reply.last);
   item.set_suspended(reply.suspended);
   item.set_cached_blocks(reply.cached_blocks);
-  AppendContexts(rows, context_->hello.context_type(), *batch_.mutable_contexts());
+  AppendContexts(reply.contexts, context_->hello.context_type(), *batch_.mutable_contexts());
   if (reply.last) {
     outstanding_.fetch_sub(1);
     spans_.End(reply.id, reply.status.code(), context_->clock->Now());

@@ -7,7 +7,6 @@
 #include <memory>
 #include <string>
 
-#include "absl/types/span.h"
 #include "block_service/engine_loop.h"
 #include "blockserve/v1/block_decoder.pb.h"
 #include "common/clock.h"
@@ -44,7 +43,7 @@ class BlockSession final : public BlockServerStream::Handler,
 
   // On the loop's thread.
   void SayHello(const std::string& part_hash, const BlockLoadReport& load) override;
-  void Add(const BlockItemReply& reply, absl::Span<const float> rows) override;
+  void Add(const BlockItemReply& reply) override;
   void Flush(const BlockLoadReport& load) override;
   void End(const absl::Status& status) override;
 

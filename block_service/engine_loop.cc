@@ -205,13 +205,12 @@ bool EngineLoop::RunStep() {
   counters_.decode_blocks += static_cast<uint64_t>(step.decode_blocks);
   counters_.prefill_blocks += static_cast<uint64_t>(step.prefill_blocks);
   const size_t values = static_cast<size_t>(step.context_rows) * width_;
-  if (contexts_.size() < values) contexts_.resize(values);
-  const absl::Span<float> contexts = absl::MakeSpan(contexts_).subspan(0, values);
+  std::shared_ptr<float[]> contexts = buffers_.Take(values);
   const absl::Time begin = clock_.Now();
-  const absl::Status status = engine_.Step(step.chunks, contexts);
+  const absl::Status status = engine_.Step(step.chunks, absl::MakeSpan(contexts.get(), values));
   if (!status.ok()) LogError(absl::StrCat("step failed: ", status.ToString()));
   EndProcessIfLost(engine_.Lost());
-  scheduler_.FinishStep(status, contexts);
+  scheduler_.FinishStep(status, std::move(contexts));
   const absl::Time end = clock_.Now();
   busy_.Add(begin, end);
   ++counters_.load.steps;
@@ -249,18 +248,14 @@ void EngineLoop::EndTurn(int64_t items) {
 }
 
 void EngineLoop::Deliver(Turn turn) {
-  absl::Span<const float> contexts = turn.outbox.contexts;
   for (const BlockItemReply& reply : turn.outbox.items) {
-    const absl::Span<const float> rows =
-        contexts.subspan(0, static_cast<size_t>(reply.rows) * width_);
-    contexts.remove_prefix(rows.size());
     if (reply.last && reply.cached_blocks > 0) {
       cached_blocks_ += reply.cached_blocks;
       metrics_.cached_blocks.Add(static_cast<double>(reply.cached_blocks));
     }
     const auto sink = turn.sinks->find(reply.stream);
     if (sink == turn.sinks->end()) continue;
-    sink->second->Add(reply, rows);
+    sink->second->Add(reply);
     if (std::find(touched_.begin(), touched_.end(), reply.stream) == touched_.end()) {
       touched_.push_back(reply.stream);
     }
@@ -272,7 +267,7 @@ void EngineLoop::Deliver(Turn turn) {
   turn.stats.cached_blocks = cached_blocks_;
   Publish(turn.stats, turn.busy);
   turn.outbox.Clear();
-  if (turn.outbox.contexts.capacity() > 0) {
+  if (turn.outbox.items.capacity() > 0) {
     MutexLock lock(&mutex_);
     spare_.push_back(std::move(turn.outbox));
   }

@@ -21,6 +21,7 @@
 #include "absl/types/span.h"
 #include "block_service/block_item.h"
 #include "block_service/block_metrics.h"
+#include "block_service/float_buffers.h"
 #include "block_service/scheduler.h"
 #include "common/busy_meter.h"
 #include "common/clock.h"
@@ -46,7 +47,7 @@ class BlockReplySink {
   virtual ~BlockReplySink() = default;
   // First of all calls but End.
   virtual void SayHello(const std::string& part_hash, const BlockLoadReport& load) = 0;
-  virtual void Add(const BlockItemReply& reply, absl::Span<const float> rows) = 0;
+  virtual void Add(const BlockItemReply& reply) = 0;
   // Sends what was added.
   virtual void Flush(const BlockLoadReport& load) = 0;
   // The replica leaves.
@@ -175,7 +176,7 @@ class EngineLoop {
   std::string part_hash_;
   bool hello_known_ = false;
   bool draining_ = false;
-  std::vector<float> contexts_;  // [rows of the step, D]
+  FloatBuffers buffers_;  // for the contexts of steps
   EngineLoopStats counters_;
 
   // The handoff's jobs alone.

@@ -24,13 +24,15 @@ class RecordingSink final : public BlockReplySink {
     greeted_ = true;
     changed_.SignalAll();
   }
-  void Add(const BlockItemReply& reply, absl::Span<const float> rows) override {
+  void Add(const BlockItemReply& reply) override {
     MutexLock lock(&mutex_);
     EXPECT_TRUE(greeted_) << "the hello comes first";
     EXPECT_FALSE(ended_) << "the end comes last";
     EXPECT_TRUE(reply.last);
     EXPECT_TRUE(
-        answers_.emplace(reply.id, Answer{reply.status, {rows.begin(), rows.end()}}).second);
+        answers_
+            .emplace(reply.id, Answer{reply.status, {reply.contexts.begin(), reply.contexts.end()}})
+            .second);
   }
   void Flush(const BlockLoadReport& load) override {
     MutexLock lock(&mutex_);
@@ -121,7 +123,7 @@ StreamItems Refused(StreamId stream, uint64_t first_id = kFirstRefused) {
 class HeldSink final : public BlockReplySink {
  public:
   void SayHello(const std::string&, const BlockLoadReport&) override {}
-  void Add(const BlockItemReply&, absl::Span<const float>) override { gate.Pass(); }
+  void Add(const BlockItemReply&) override { gate.Pass(); }
   void Flush(const BlockLoadReport&) override {}
   void End(const absl::Status&) override {}
 
@@ -188,7 +190,7 @@ void RunGateway(BlockMailbox& mailbox, StreamId stream, int sequences, int block
       const int64_t index = static_cast<int64_t>(tokens.size()) / 2;
       const std::vector<int32_t> block = {b % 100, s % 100};
       tokens.insert(tokens.end(), block.begin(), block.end());
-      last = call(sequence, AppendCall{index, block});
+      last = call(sequence, AppendCall{index, {block.begin(), block.end()}});
     }
     sink->Wait(last);
     sink->Wait(call(sequence, CloseCall{}));
@@ -243,7 +245,7 @@ TEST(EngineLoop, AnIdleLoopHasNoWorkAndOneThatHangsHas) {
       changed_.SignalAll();
       while (!go_on_) changed_.Wait(&mutex_);
     }
-    void Add(const BlockItemReply&, absl::Span<const float>) override {}
+    void Add(const BlockItemReply&) override {}
     void Flush(const BlockLoadReport&) override {}
     void End(const absl::Status&) override {}
     void WaitUntilReached() {
@@ -312,7 +314,7 @@ TEST(EngineLoop, ASequenceAloneIsAnsweredByTheThreadOfItsSteps) {
   class ThreadSink final : public BlockReplySink {
    public:
     void SayHello(const std::string&, const BlockLoadReport&) override {}
-    void Add(const BlockItemReply&, absl::Span<const float>) override {
+    void Add(const BlockItemReply&) override {
       MutexLock lock(&mutex_);
       threads_.push_back(std::this_thread::get_id());
       changed_.SignalAll();
@@ -340,7 +342,7 @@ TEST(EngineLoop, ASequenceAloneIsAnsweredByTheThreadOfItsSteps) {
     while (progress->has_work()) std::this_thread::yield();
     StreamItems items = OpenItem(1, id);
     if (id > 1) {
-      items.items[0].call = AppendCall{static_cast<int64_t>(id) + 3, std::vector<int32_t>(2, 5)};
+      items.items[0].call = AppendCall{static_cast<int64_t>(id) + 3, {5, 5}};
     }
     mailbox.Post(std::move(items));
     const std::thread::id answering = sink->WaitForReply(id - 1);
@@ -402,7 +404,7 @@ TEST(EngineLoop, TimeInWhichWorkWaitedForItsStepIsCountedAndIdleTimeIsNot) {
    public:
     explicit SlowSink(HandClock& clock) : clock_(clock) {}
     void SayHello(const std::string&, const BlockLoadReport&) override { clock_.Advance(100); }
-    void Add(const BlockItemReply&, absl::Span<const float>) override {}
+    void Add(const BlockItemReply&) override {}
     void Flush(const BlockLoadReport&) override {}
     void End(const absl::Status&) override {}
 
@@ -413,7 +415,7 @@ TEST(EngineLoop, TimeInWhichWorkWaitedForItsStepIsCountedAndIdleTimeIsNot) {
   class HeldHello final : public BlockReplySink {
    public:
     void SayHello(const std::string&, const BlockLoadReport&) override { gate.Pass(); }
-    void Add(const BlockItemReply&, absl::Span<const float>) override {}
+    void Add(const BlockItemReply&) override {}
     void Flush(const BlockLoadReport&) override {}
     void End(const absl::Status&) override {}
 
@@ -437,7 +439,7 @@ TEST(EngineLoop, TimeInWhichWorkWaitedForItsStepIsCountedAndIdleTimeIsNot) {
   held->gate.WaitUntilReached();
   mailbox.Post(StreamOpened{3, 3, std::make_shared<SlowSink>(clock)});
   StreamItems items = OpenItem(1, 8);
-  items.items[0].call = AppendCall{5, std::vector<int32_t>(2, 5)};
+  items.items[0].call = AppendCall{5, {5, 5}};
   mailbox.Post(std::move(items));
   held->gate.Open();
   sink->Wait(8);

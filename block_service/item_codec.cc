@@ -22,7 +22,6 @@ BlockWorkItem ToItem(v1::BlockRequest& request, StreamId stream, uint64_t incarn
     item.deadline = now + absl::Milliseconds(request.header().remaining_ms());
   }
   item.priority = request.header().priority();
-  item.request_key = std::move(*request.mutable_header()->mutable_request_key());
   switch (request.call_case()) {
     case v1::BlockRequest::kOpen:
       item.call = OpenCall{
@@ -31,7 +30,8 @@ BlockWorkItem ToItem(v1::BlockRequest& request, StreamId stream, uint64_t incarn
           absl::MakeUint128(request.open().cache_pool_high(), request.open().cache_pool_low())};
       break;
     case v1::BlockRequest::kAppend:
-      item.call = AppendCall{request.append().block_index(), Tokens(request.append().tokens())};
+      item.call = AppendCall{request.append().block_index(),
+                             {request.append().tokens().begin(), request.append().tokens().end()}};
       break;
     case v1::BlockRequest::kFork:
       item.call = ForkCall{request.fork().parent(), request.fork().blocks(),

@@ -32,6 +32,12 @@ KvPoolOptions PoolOptions(const BlockSchedulerOptions& options) {
   return pool;
 }
 
+// Groups take turns: with the results of one step more than there are groups, each sequence has its
+// next step before the last one's are given up. They are large, though.
+size_t RecentStepsOf(const BlockSchedulerOptions& options) {
+  return static_cast<size_t>(std::clamp(options.groups, 1, 3)) + 1;
+}
+
 absl::Status SuspendedError() {
   return absl::UnavailableError("the sequence gave its pages up to older ones; open it again");
 }
@@ -39,7 +45,10 @@ absl::Status SuspendedError() {
 }  // namespace
 
 BlockScheduler::BlockScheduler(BlockSchedulerOptions options)
-    : options_(std::move(options)), pool_(PoolOptions(options_)), table_(options_.lease) {}
+    : options_(std::move(options)),
+      pool_(PoolOptions(options_)),
+      recent_(RecentStepsOf(options_)),
+      table_(options_.lease) {}
 
 BlockScheduler::~BlockScheduler() = default;
 
@@ -81,7 +90,7 @@ void BlockScheduler::CloseStream(StreamId stream, absl::Time now) {
       outbox_.items.end());
 }
 
-void BlockScheduler::Submit(BlockWorkItem item, absl::Time now) {
+void BlockScheduler::Submit(BlockWorkItem&& item, absl::Time now) {
   // Giving up is never too late.
   if (std::holds_alternative<CloseCall>(item.call)) return Close(item);
   if (std::holds_alternative<CancelCall>(item.call)) return Cancel(item);
@@ -89,9 +98,9 @@ void BlockScheduler::Submit(BlockWorkItem item, absl::Time now) {
     return Reply(item, absl::DeadlineExceededError("the deadline passed before the item came"));
   }
   next_deadline_ = std::min(next_deadline_, item.deadline);
-  if (std::holds_alternative<OpenCall>(item.call)) return Open(std::move(item));
-  if (std::holds_alternative<AppendCall>(item.call)) return Append(std::move(item));
-  if (std::holds_alternative<ForkCall>(item.call)) return Fork(std::move(item));
+  if (std::holds_alternative<OpenCall>(item.call)) return Open(item);
+  if (std::holds_alternative<AppendCall>(item.call)) return Append(item);
+  if (std::holds_alternative<ForkCall>(item.call)) return Fork(item);
   Reply(item, absl::InvalidArgumentError("call: none of open, append, fork, close and cancel"));
 }
 
@@ -153,7 +162,7 @@ bool BlockScheduler::FreePages(int64_t pages) {
   return true;
 }
 
-void BlockScheduler::Open(BlockWorkItem item) {
+void BlockScheduler::Open(BlockWorkItem& item) {
   OpenCall& open = std::get<OpenCall>(item.call);
   const int64_t length = options_.block_length;
   if (open.tokens.empty() || open.tokens.size() % static_cast<size_t>(length) != 0) {
@@ -182,14 +191,14 @@ void BlockScheduler::Open(BlockWorkItem item) {
                            options_.max_sequences, " sequences are open (--max-sequences)")));
   }
   BlockSequence& sequence = table_.Insert(item.sequence, item.stream);
-  sequence.state = State::kOpening;
+  SetState(sequence, State::kOpening);
   sequence.tokens = std::move(open.tokens);
   sequence.first_context = open.first_context < 0 ? blocks - 1 : open.first_context;
   sequence.close_after = open.close_after;
   sequence.kv = pool_.NewSequence(open.cache_pool);
   sequence.cached_blocks = pool_.ShareCached(sequence.kv, sequence.tokens, sequence.first_context);
   const int64_t ahead = ReserveAhead(blocks, open.reserve_blocks);
-  sequence.queue.push_back(std::move(item));
+  Enqueue(sequence, item);
   const int64_t pages = pool_.PagesFor(blocks + ahead);
   if (!FreePages(pages - static_cast<int64_t>(sequence.kv.pages().size())) ||
       !pool_.Reserve(sequence.kv, blocks + ahead)) {
@@ -215,12 +224,12 @@ bool BlockScheduler::QueueIfKnown(BlockWorkItem& item) {
     Erase(*known, absl::OkStatus());
     return false;
   }
-  known->queue.push_back(std::move(item));
+  Enqueue(*known, item);
   if (known->queue.size() == 1) Advance(*known);
   return true;
 }
 
-void BlockScheduler::Append(BlockWorkItem item) {
+void BlockScheduler::Append(BlockWorkItem& item) {
   const AppendCall& append = std::get<AppendCall>(item.call);
   if (append.tokens.size() != static_cast<size_t>(options_.block_length)) {
     return Reply(item, absl::InvalidArgumentError(
@@ -235,12 +244,12 @@ void BlockScheduler::Append(BlockWorkItem item) {
     return Reply(item, absl::NotFoundError(
                            absl::StrCat("sequence ", item.sequence.sequence, " is not open here")));
   }
-  sequence->queue.push_back(std::move(item));
+  Enqueue(*sequence, item);
   if (sequence->state == State::kSuspended) return Erase(*sequence, SuspendedError(), true);
   if (sequence->queue.size() == 1) Advance(*sequence);
 }
 
-void BlockScheduler::Fork(BlockWorkItem item) {
+void BlockScheduler::Fork(BlockWorkItem& item) {
   const ForkCall fork = std::get<ForkCall>(item.call);
   if (fork.blocks < 1) {
     return Reply(item, absl::InvalidArgumentError(absl::StrCat("fork.blocks is ", fork.blocks,
@@ -257,11 +266,11 @@ void BlockScheduler::Fork(BlockWorkItem item) {
   const SequenceKey parent_key{item.sequence.incarnation, fork.parent};
   BlockSequence* parent = table_.Find(parent_key);
   BlockSequence& child = table_.Insert(item.sequence, item.stream);
-  child.state = State::kForking;
+  SetState(child, State::kForking);
   child.fork_parent = fork.parent;
   child.fork_blocks = fork.blocks;
   child.fork_reserve = fork.reserve_blocks;
-  child.queue.push_back(std::move(item));
+  Enqueue(child, item);
   if (!ResolveFork(child, parent)) parent->forks_waiting.push_back(child.key);
 }
 
@@ -295,9 +304,9 @@ bool BlockScheduler::ResolveFork(BlockSequence& child, BlockSequence* parent) {
   child.tokens.assign(parent->tokens.begin(),
                       parent->tokens.begin() + blocks * options_.block_length);
   if (parent->state == State::kOpen && blocks == BlocksOf(*parent)) {
-    child.last_row = parent->last_row;
+    child.last_row.Assign(parent->last_row.values());
   }
-  child.state = State::kOpen;
+  SetState(child, State::kOpen);
   child.admitted = ++admissions_;
   child.protected_blocks = blocks + ahead;
   AnswerHead(child, absl::OkStatus());
@@ -400,16 +409,35 @@ bool BlockScheduler::AnswerOpen(BlockSequence& sequence, const OpenCall& open) {
 
 bool BlockScheduler::AnswerLastRow(BlockSequence& sequence) {
   // A fork in the middle of its parent does not know its last row: a step computes it again.
-  if (sequence.last_row.empty()) return false;
-  ReplyRows(sequence.queue.front(), BlocksOf(sequence) - 1, sequence.last_row, /*last=*/true,
-            /*cached_blocks=*/0);
-  sequence.queue.pop_front();
+  const absl::Span<const float> row = sequence.last_row.values();
+  if (row.empty()) return false;
+  const auto copy = std::make_shared<float[]>(row.size());
+  std::copy(row.begin(), row.end(), copy.get());
+  outbox_.kept.push_back(copy);
+  ReplyRows(sequence.queue.front(), BlocksOf(sequence) - 1, {copy.get(), row.size()},
+            /*last=*/true, /*cached_blocks=*/0);
+  PopHead(sequence);
   return true;
+}
+
+void BlockScheduler::SetState(BlockSequence& sequence, State state) {
+  open_ += (state == State::kOpen) - (sequence.state == State::kOpen);
+  sequence.state = state;
+}
+
+void BlockScheduler::Enqueue(BlockSequence& sequence, BlockWorkItem& item) {
+  sequence.queue.push_back(std::move(item));
+  ++waiting_;
+}
+
+void BlockScheduler::PopHead(BlockSequence& sequence) {
+  sequence.queue.pop_front();
+  --waiting_;
 }
 
 void BlockScheduler::AnswerHead(BlockSequence& sequence, absl::Status status) {
   Reply(sequence.queue.front(), std::move(status));
-  sequence.queue.pop_front();
+  PopHead(sequence);
 }
 
 void BlockScheduler::Reply(const BlockWorkItem& item, absl::Status status, bool suspended) {
@@ -433,16 +461,16 @@ void BlockScheduler::ReplyRows(const BlockWorkItem& item, int64_t first_block,
     reply.first_block = first_block;
     reply.rows = static_cast<int32_t>(part.size() / width);
     reply.last = last && rows.empty();
+    reply.contexts = part;
     reply.cached_blocks = cached_blocks;
     first_block += reply.rows;
-    outbox_.contexts.insert(outbox_.contexts.end(), part.begin(), part.end());
   }
 }
 
 void BlockScheduler::DropItems(BlockSequence& sequence,
                                absl::FunctionRef<bool(const BlockWorkItem&)> which,
                                const absl::Status& status) {
-  std::deque<BlockWorkItem> kept;
+  ItemQueue kept;
   bool head_dropped = false;
   for (BlockWorkItem& item : sequence.queue) {
     if (!which(item)) {
@@ -452,6 +480,7 @@ void BlockScheduler::DropItems(BlockSequence& sequence,
     if (&item == &sequence.queue.front()) head_dropped = true;
     if (!status.ok()) Reply(item, status);
   }
+  waiting_ += static_cast<int64_t>(kept.size()) - static_cast<int64_t>(sequence.queue.size());
   sequence.queue = std::move(kept);
   if (!head_dropped) return;
   if (sequence.state == State::kOpening || sequence.state == State::kForking) {
@@ -464,7 +493,9 @@ void BlockScheduler::DropItems(BlockSequence& sequence,
 void BlockScheduler::Erase(BlockSequence& sequence, const absl::Status& status, bool suspended) {
   RemoveFromLists(sequence);
   const SequenceKey key = sequence.key;
-  const std::deque<BlockWorkItem> queue = std::move(sequence.queue);
+  SetState(sequence, State::kForking);  // not one of those that are open
+  const ItemQueue queue = std::exchange(sequence.queue, {});
+  waiting_ -= static_cast<int64_t>(queue.size());
   const std::vector<SequenceKey> forks = std::move(sequence.forks_waiting);
   table_.Erase(key);
   for (const BlockWorkItem& item : queue) Reply(item, status, suspended);
@@ -485,10 +516,10 @@ void BlockScheduler::Suspend(BlockSequence& sequence) {
   if (!sequence.queue.empty()) return Erase(sequence, SuspendedError(), true);
   // Kept without its pages until the gateway asks for it and can be told.
   RemoveFromLists(sequence);
-  sequence.state = State::kSuspended;
+  SetState(sequence, State::kSuspended);
   sequence.kv = KvSequence();
   sequence.tokens = {};
-  sequence.last_row = {};
+  sequence.last_row.Clear();
   ResolveForks(sequence);
 }
 
@@ -530,9 +561,7 @@ BlockSchedulerLoad BlockScheduler::load() const {
   load.free_pages = pool_.free_pages();
   load.cached_pages = pool_.cached_pages() + pool_.yielding_pages();
   load.sequences = static_cast<int32_t>(table_.size());
-  table_.ForEach([&](const BlockSequence& sequence) {
-    load.waiting += static_cast<int32_t>(sequence.queue.size());
-  });
+  load.waiting = static_cast<int32_t>(waiting_);
   return load;
 }
 

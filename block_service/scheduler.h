@@ -6,7 +6,8 @@
 //   scheduler.Submit(item, now);                      // any number; replies go to outbox()
 //   const BlockStep& step = scheduler.PlanStep(now);
 //   if (!step.chunks.empty()) {
-//     absl::Status status = engine.Step(step.chunks, contexts of step.context_rows rows);
+//     std::shared_ptr<float[]> contexts = …;          // [step.context_rows, D]
+//     absl::Status status = engine.Step(step.chunks, contexts);
 //     scheduler.FinishStep(status, contexts);
 //   }
 //   // send outbox(), then Clear() it
@@ -24,6 +25,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -32,6 +34,7 @@
 #include "absl/types/span.h"
 #include "block_service/block_item.h"
 #include "block_service/kv_pool.h"
+#include "block_service/last_row.h"
 #include "block_service/sequence_table.h"
 #include "model/engine.h"
 
@@ -86,14 +89,15 @@ class BlockScheduler {
   void StartDraining() { draining_ = true; }
 
   // Not between PlanStep and FinishStep.
-  void Submit(BlockWorkItem item, absl::Time now);
+  void Submit(BlockWorkItem&& item, absl::Time now);
 
   // Answers what has run out of time, ends leases that are over, and chooses the next step. Where
   // the step has chunks, FinishStep must follow.
   const BlockStep& PlanStep(absl::Time now);
-  // `contexts` [step.context_rows, D]. A failed status goes to every item of the step, and their
-  // sequences are dropped; a row that is not finite fails its own item alone (INTERNAL).
-  void FinishStep(const absl::Status& status, absl::Span<const float> contexts);
+  // `contexts` [step.context_rows, D], not changed any more: the outbox and the next steps use it.
+  // A failed status goes to every item of the step, and their sequences are dropped; a row that is
+  // not finite fails its own item alone (INTERNAL).
+  void FinishStep(const absl::Status& status, std::shared_ptr<const float[]> contexts);
 
   // When PlanStep must be called again although nothing was submitted; InfiniteFuture: never.
   absl::Time NextWakeUp() const { return table_.NextExpiry(); }
@@ -120,9 +124,9 @@ class BlockScheduler {
     int64_t blocks;
   };
 
-  void Open(BlockWorkItem item);
-  void Append(BlockWorkItem item);
-  void Fork(BlockWorkItem item);
+  void Open(BlockWorkItem& item);
+  void Append(BlockWorkItem& item);
+  void Fork(BlockWorkItem& item);
   // An item that would open a sequence: true where it is here, and the item waits with it. One that
   // is suspended is given up, to be opened anew.
   bool QueueIfKnown(BlockWorkItem& item);
@@ -149,8 +153,14 @@ class BlockScheduler {
   // True when the child does not wait any more; it may be gone then.
   bool ResolveFork(BlockSequence& child, BlockSequence* parent);
 
+  // All changes of states and queues go through these: they are counted.
+  void SetState(BlockSequence& sequence, BlockSequence::State state);
+  void Enqueue(BlockSequence& sequence, BlockWorkItem& item);
+  void PopHead(BlockSequence& sequence);
+
   void AnswerHead(BlockSequence& sequence, absl::Status status);
   void Reply(const BlockWorkItem& item, absl::Status status, bool suspended = false);
+  // `rows` are in what the outbox keeps.
   void ReplyRows(const BlockWorkItem& item, int64_t first_block, absl::Span<const float> rows,
                  bool last, int64_t cached_blocks);
 
@@ -182,6 +192,7 @@ class BlockScheduler {
 
   const BlockSchedulerOptions options_;
   KvPool pool_;
+  RecentSteps recent_;
   SequenceTable table_;
   std::vector<BlockSequence*> ready_;    // to be decoded, in order of arrival
   std::vector<BlockSequence*> opening_;  // to be prefilled, by prefill_turn
@@ -190,6 +201,8 @@ class BlockScheduler {
   std::vector<StepEntry> entries_;       // of the step under way, as in step_.chunks
   BlockStep step_;
   BlockOutbox outbox_;
+  int64_t open_ = 0;     // sequences that are kOpen
+  int64_t waiting_ = 0;  // items in queues
   bool draining_ = false;
   uint64_t admissions_ = 0;
   uint64_t steps_planned_ = 0;

@@ -74,7 +74,7 @@ class SchedulerHarness {
   }
   uint64_t Append(uint64_t sequence, int64_t index, std::vector<int32_t> tokens) {
     BlockWorkItem item = Item(sequence);
-    item.call = AppendCall{index, std::move(tokens)};
+    item.call = AppendCall{index, {tokens.begin(), tokens.end()}};
     return Submit(std::move(item));
   }
   uint64_t Fork(uint64_t child, uint64_t parent, int64_t blocks, int64_t reserve_blocks = 0) {
@@ -101,8 +101,9 @@ class SchedulerHarness {
     prefilled = step.prefill_blocks;
     const bool runs = !step.chunks.empty();
     if (runs) {
-      std::vector<float> contexts(static_cast<size_t>(step.context_rows) * TestBlockEngine::kWidth);
-      const absl::Status status = engine.Step(step.chunks, absl::MakeSpan(contexts));
+      const size_t values = static_cast<size_t>(step.context_rows) * TestBlockEngine::kWidth;
+      const auto contexts = std::make_shared<float[]>(values);
+      const absl::Status status = engine.Step(step.chunks, absl::MakeSpan(contexts.get(), values));
       scheduler.FinishStep(status, contexts);
     }
     Collect();
@@ -152,7 +153,6 @@ class SchedulerHarness {
 
   void Collect() {
     BlockOutbox& outbox = scheduler.outbox();
-    size_t offset = 0;
     for (const BlockItemReply& reply : outbox.items) {
       Answer& answer = answers[reply.id];
       EXPECT_FALSE(answer.done) << "item " << reply.id << " is answered twice";
@@ -161,17 +161,16 @@ class SchedulerHarness {
       } else if (reply.rows > 0) {
         EXPECT_EQ(reply.first_block, answer.first_block + static_cast<int64_t>(answer.rows.size()));
       }
+      EXPECT_EQ(reply.contexts.size(), static_cast<size_t>(reply.rows) * TestBlockEngine::kWidth);
       for (int32_t i = 0; i < reply.rows; ++i) {
-        const auto begin = outbox.contexts.begin() + static_cast<std::ptrdiff_t>(offset);
+        const float* begin = reply.contexts.data() + i * TestBlockEngine::kWidth;
         answer.rows.emplace_back(begin, begin + TestBlockEngine::kWidth);
-        offset += TestBlockEngine::kWidth;
       }
       answer.status = reply.status;
       answer.done = reply.last;
       answer.suspended = reply.suspended;
       answer.cached_blocks = reply.cached_blocks;
     }
-    EXPECT_EQ(offset, outbox.contexts.size());
     outbox.Clear();
   }
 };

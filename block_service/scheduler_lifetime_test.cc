@@ -398,6 +398,38 @@ TEST(BlockSchedulerLifetime, ANonFiniteRowFailsItsOwnItemAlone) {
   EXPECT_EQ(harness.load().sequences, 1);
 }
 
+TEST(BlockSchedulerLifetime, AWideRowIsFiniteOnlyWhereAllOfItIs) {
+  constexpr size_t kWidth = 300;
+  using Limits = std::numeric_limits<float>;
+  const auto outcome = [](size_t index, float value) {
+    BlockSchedulerOptions options = Harness::DefaultOptions();
+    options.context_width = kWidth;
+    options.copy_page = [](int32_t, int32_t, int32_t) {};
+    BlockScheduler scheduler(options);
+    scheduler.OpenStream(1, 7, absl::UnixEpoch());
+    BlockWorkItem item;
+    item.stream = 1;
+    item.id = 1;
+    item.sequence = {7, 1};
+    item.call = OpenCall{{1, 1}};
+    scheduler.Submit(std::move(item), absl::UnixEpoch());
+    EXPECT_EQ(scheduler.PlanStep(absl::UnixEpoch()).context_rows, 1);
+    const auto contexts = std::make_shared<float[]>(kWidth);
+    contexts[index] = value;
+    scheduler.FinishStep(absl::OkStatus(), contexts);
+    EXPECT_EQ(scheduler.outbox().items.size(), 1u);
+    return scheduler.outbox().items.at(0).status.code();
+  };
+  for (size_t index = 0; index < kWidth; ++index) {
+    for (const float bad : {Limits::quiet_NaN(), Limits::infinity(), -Limits::infinity()}) {
+      EXPECT_EQ(outcome(index, bad), StatusCode::kInternal) << index << " is " << bad;
+    }
+    for (const float good : {Limits::max(), Limits::lowest(), Limits::denorm_min(), -0.0f}) {
+      EXPECT_EQ(outcome(index, good), StatusCode::kOk) << index << " is " << good;
+    }
+  }
+}
+
 TEST(BlockSchedulerLifetime, AStepThatFailsFailsItsItemsAndLeavesTheRest) {
   Harness harness;
   harness.Open(1, Prompt(2, 1), 4);

@@ -31,9 +31,7 @@ const BlockStep& BlockScheduler::PlanStep(absl::Time now) {
 }
 
 void BlockScheduler::PlanDecode() {
-  int64_t live = 0;
-  table_.ForEach([&](const BlockSequence& sequence) { live += sequence.state == State::kOpen; });
-  const int64_t group = (live + options_.groups - 1) / options_.groups;
+  const int64_t group = (open_ + options_.groups - 1) / options_.groups;
   const size_t most = static_cast<size_t>(std::max<int64_t>(group, options_.min_group_blocks));
   // Pages first: growing may suspend sequences that are ready themselves.
   for (size_t i = 0; i < std::min(ready_.size(), most);) {
@@ -166,19 +164,24 @@ void BlockScheduler::PlanPrefill() {
   }
 }
 
-void BlockScheduler::FinishStep(const absl::Status& status, absl::Span<const float> contexts) {
+void BlockScheduler::FinishStep(const absl::Status& status,
+                                std::shared_ptr<const float[]> contexts) {
   // What follows may start nothing that touches `entries_`, but sequences end on the way.
   std::vector<StepEntry> entries = std::exchange(entries_, {});
   step_.chunks.clear();
   const size_t width = static_cast<size_t>(options_.context_width);
+  absl::Span<const float> left(contexts.get(), static_cast<size_t>(step_.context_rows) * width);
+  if (status.ok() && !left.empty()) {
+    outbox_.kept.push_back(contexts);
+    recent_.Add(std::move(contexts));
+  }
   for (const StepEntry& entry : entries) {
     if (!status.ok()) {
       Erase(*entry.sequence, status);
       continue;
     }
-    const absl::Span<const float> rows =
-        contexts.subspan(0, static_cast<size_t>(entry.rows) * width);
-    contexts.remove_prefix(rows.size());
+    const absl::Span<const float> rows = left.subspan(0, static_cast<size_t>(entry.rows) * width);
+    left.remove_prefix(rows.size());
     if (!AllFinite(rows)) {
       Erase(*entry.sequence, NonFinite());
     } else if (entry.sequence->state == State::kOpening) {
@@ -195,15 +198,15 @@ void BlockScheduler::FinishDecode(const StepEntry& entry, absl::Span<const float
   BlockSequence& sequence = *entry.sequence;
   const BlockWorkItem& head = sequence.queue.front();
   if (BlocksOf(sequence) == entry.first_block) {
-    const std::vector<int32_t>& tokens = std::get<AppendCall>(head.call).tokens;
+    const auto& tokens = std::get<AppendCall>(head.call).tokens;
     sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
   }
   pool_.Commit(sequence.kv, sequence.tokens, 1);
-  sequence.last_row.assign(rows.begin(), rows.end());
+  recent_.Keep(rows, sequence.last_row);
   ReplyRows(head, entry.first_block, rows, /*last=*/true, /*cached_blocks=*/0);
   const auto* open = std::get_if<OpenCall>(&head.call);
   const bool close_after = open != nullptr && open->close_after;
-  sequence.queue.pop_front();
+  PopHead(sequence);
   if (close_after) return Erase(sequence, absl::CancelledError("the sequence was closed"));
   Advance(sequence);
 }
@@ -215,11 +218,10 @@ void BlockScheduler::FinishPrefill(const StepEntry& entry, absl::Span<const floa
   ReplyRows(sequence.queue.front(), entry.first_block + entry.blocks - entry.rows, rows, done,
             sequence.cached_blocks);
   if (!done) return ResolveForks(sequence);
-  const absl::Span<const float> last = rows.last(static_cast<size_t>(options_.context_width));
-  sequence.last_row.assign(last.begin(), last.end());
+  recent_.Keep(rows.last(static_cast<size_t>(options_.context_width)), sequence.last_row);
   RemoveFromLists(sequence);
-  sequence.state = State::kOpen;
-  sequence.queue.pop_front();
+  SetState(sequence, State::kOpen);
+  PopHead(sequence);
   if (sequence.close_after) return Erase(sequence, absl::CancelledError("the sequence was closed"));
   Advance(sequence);
 }
@@ -227,7 +229,10 @@ void BlockScheduler::FinishPrefill(const StepEntry& entry, absl::Span<const floa
 absl::Status BlockScheduler::CheckInvariants() const {
   if (absl::Status status = pool_.CheckInvariants(); !status.ok()) return status;
   absl::Status status;
+  int64_t open = 0, waiting = 0;
   table_.ForEach([&](const BlockSequence& sequence) {
+    open += sequence.state == State::kOpen;
+    waiting += static_cast<int64_t>(sequence.queue.size());
     const auto in = [&](const std::vector<BlockSequence*>& list) {
       return std::count(list.begin(), list.end(), &sequence);
     };
@@ -243,6 +248,10 @@ absl::Status BlockScheduler::CheckInvariants() const {
                                                 BlocksOf(sequence)));
     }
   });
+  if (open != open_ || waiting != waiting_) {
+    status = absl::InternalError(absl::StrCat(open, " sequences are open and ", waiting,
+                                              " items wait, not ", open_, " and ", waiting_));
+  }
   return status;
 }
 

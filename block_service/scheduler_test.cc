@@ -235,6 +235,23 @@ TEST(BlockScheduler, RepeatingTheLastBlockReturnsItsRowWithoutAStep) {
       << "what was refused changed nothing";
 }
 
+TEST(BlockScheduler, RepeatingTheLastBlockReturnsItsRowAlsoAfterManyStepsOfOthers) {
+  Harness harness;
+  const std::vector<int32_t> prompt = Prompt(3, 1);
+  harness.Open(1, prompt, 8);
+  harness.Open(2, Prompt(3, 2), 20);
+  harness.RunUntilIdle();
+  harness.Append(1, 3, {1, 2});
+  harness.RunUntilIdle();
+  for (int64_t block = 3; block < 15; ++block) {
+    harness.Append(2, block, {1, 1});
+    harness.RunUntilIdle();
+    const int64_t steps = harness.engine.steps();
+    EXPECT_EQ(harness.row(harness.Append(1, 3, {1, 2})), Harness::Expected(Joined(prompt, {1, 2})));
+    EXPECT_EQ(harness.engine.steps(), steps);
+  }
+}
+
 TEST(BlockScheduler, OpeningAgainReturnsTheLastRow) {
   Harness harness;
   const std::vector<int32_t> prompt = Prompt(6, 1);

@@ -3,7 +3,6 @@
 #define BLOCKSERVE_BLOCK_SERVICE_SEQUENCE_TABLE_H_
 
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <vector>
 
@@ -11,7 +10,9 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "block_service/block_item.h"
+#include "block_service/item_queue.h"
 #include "block_service/kv_pool.h"
+#include "block_service/last_row.h"
 
 namespace blockserve {
 
@@ -24,11 +25,11 @@ struct BlockSequence {
   };
 
   SequenceKey key;
-  State state = State::kOpen;
+  State state = State::kForking;
   KvSequence kv;
-  std::vector<int32_t> tokens;      // [blocks, L]; while opening, all of the prompt's
-  std::vector<float> last_row;      // [D] context of the last block; empty where it is not known
-  std::deque<BlockWorkItem> queue;  // in order of arrival
+  std::vector<int32_t> tokens;  // [blocks, L]; while opening, all of the prompt's
+  LastRow last_row;             // context of the last block, where it is known
+  ItemQueue queue;              // in order of arrival
 
   // While opening.
   int64_t first_context = 0;  // rows are wanted from here on
@@ -58,7 +59,7 @@ class SequenceTable {
   BlockSequence* Find(const SequenceKey& key) const;
   // `key` must be unknown.
   BlockSequence& Insert(const SequenceKey& key, StreamId stream);
-  void Erase(const SequenceKey& key) { sequences_.erase(key); }
+  void Erase(const SequenceKey& key);
   int64_t size() const { return static_cast<int64_t>(sequences_.size()); }
 
   // A gateway has connected: what it left behind is its own again.
@@ -85,6 +86,7 @@ class SequenceTable {
 
  private:
   const absl::Duration lease_;
+  int64_t away_ = 0;  // sequences whose lease has an end: with none, nobody need be looked at
   absl::flat_hash_map<SequenceKey, std::unique_ptr<BlockSequence>> sequences_;
 };
 

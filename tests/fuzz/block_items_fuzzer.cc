@@ -36,8 +36,9 @@ class Replica {
   void Step() {
     const BlockStep& step = scheduler_.PlanStep(now_);
     if (!step.chunks.empty()) {
-      std::vector<float> rows(static_cast<size_t>(step.context_rows) * TestBlockEngine::kWidth);
-      const absl::Status status = engine_.Step(step.chunks, absl::MakeSpan(rows));
+      const size_t values = static_cast<size_t>(step.context_rows) * TestBlockEngine::kWidth;
+      const auto rows = std::make_shared<float[]>(values);
+      const absl::Status status = engine_.Step(step.chunks, absl::MakeSpan(rows.get(), values));
       scheduler_.FinishStep(status, rows);
       idle_ = false;
     } else {
@@ -68,13 +69,11 @@ class Replica {
   }
   void Collect() {
     BlockOutbox& outbox = scheduler_.outbox();
-    size_t rows = 0;
     for (const BlockItemReply& reply : outbox.items) {
       Require(waiting_.contains(reply.id));
       if (reply.last) waiting_.erase(reply.id);
-      rows += static_cast<size_t>(reply.rows);
+      Require(reply.contexts.size() == static_cast<size_t>(reply.rows) * TestBlockEngine::kWidth);
     }
-    Require(outbox.contexts.size() == rows * TestBlockEngine::kWidth);
     outbox.Clear();
   }
 
