@@ -17,14 +17,6 @@ if(CMAKE_BUILD_TYPE STREQUAL "Release")
   add_compile_options("$<$<COMPILE_LANGUAGE:CXX>:-O2>")
 endif()
 
-# For sources whose loops over whole rows are to be made of vectors, which GCC does not do at -O2:
-#   blockserve_vectorize(SOURCE…)
-function(blockserve_vectorize)
-  if(CMAKE_BUILD_TYPE STREQUAL "Release")
-    set_source_files_properties(${ARGN} PROPERTIES COMPILE_OPTIONS -O3)
-  endif()
-endfunction()
-
 if(BLOCKSERVE_SANITIZE STREQUAL "address")
   add_compile_options(-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1)
   add_link_options(-fsanitize=address,undefined)

@@ -6,8 +6,8 @@
 #include <random>
 #include <vector>
 
+#include "common/bf16.h"
 #include "gtest/gtest.h"
-#include "kernels/bf16.h"
 
 namespace blockserve {
 namespace {

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/bf16.h"
+#include "common/bf16.h"
 #include "model/block_chunks.h"
 
 namespace blockserve {

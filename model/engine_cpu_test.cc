@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/bf16.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/bf16.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "model/engine_test_util.h"
 #include "model/model_folder_for_test.h"

@@ -8,8 +8,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/bf16.h"
 #include "common/logging.h"
-#include "kernels/bf16.h"
 #include "model/run_matmul.h"
 
 namespace blockserve {

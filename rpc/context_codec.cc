@@ -1,10 +1,12 @@
 #include "rpc/context_codec.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "common/bf16.h"
 
 namespace blockserve {
 
@@ -12,14 +14,8 @@ static_assert(std::endian::native == std::endian::little, "messages are little e
 
 namespace {
 
-uint16_t ToBfloat16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
-  // The upper half of a NaN may be an infinity's: keep it a (quiet) NaN. Both are computed, since a
-  // loop with a choice can be made of vectors, and one with a branch cannot.
-  const uint32_t nan = (bits >> 16) | 0x0040u;
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded);
-}
+// Values of messages may lie anywhere: they are copied to where 16-bit numbers can be.
+constexpr size_t kGroup = 64;
 
 }  // namespace
 
@@ -41,9 +37,11 @@ void AppendContexts(absl::Span<const float> values, v1::ContextType type, std::s
   if (type == v1::CONTEXT_TYPE_FLOAT32) {
     if (!values.empty()) std::memcpy(out, values.data(), values.size() * sizeof(float));
   } else if (type == v1::CONTEXT_TYPE_BFLOAT16) {
-    for (size_t i = 0; i < values.size(); ++i) {
-      const uint16_t half = ToBfloat16(values[i]);
-      std::memcpy(out + i * sizeof(half), &half, sizeof(half));
+    uint16_t group[kGroup];
+    for (size_t i = 0; i < values.size(); i += kGroup) {
+      const size_t count = std::min(kGroup, values.size() - i);
+      Bf16FromFloats(values.data() + i, static_cast<int64_t>(count), group);
+      std::memcpy(out + i * sizeof(uint16_t), group, count * sizeof(uint16_t));
     }
   }
 }
@@ -64,12 +62,11 @@ absl::Status DecodeContexts(absl::string_view bytes, v1::ContextType type,
     if (!values.empty()) std::memcpy(values.data(), bytes.data(), bytes.size());
     return absl::OkStatus();
   }
-  const char* in = bytes.data();
-  for (float& value : values) {
-    uint16_t half;
-    std::memcpy(&half, in, sizeof(half));
-    in += sizeof(half);
-    value = std::bit_cast<float>(uint32_t{half} << 16);
+  uint16_t group[kGroup];
+  for (size_t i = 0; i < values.size(); i += kGroup) {
+    const size_t count = std::min(kGroup, values.size() - i);
+    std::memcpy(group, bytes.data() + i * sizeof(uint16_t), count * sizeof(uint16_t));
+    FloatsFromBf16(group, static_cast<int64_t>(count), values.data() + i);
   }
   return absl::OkStatus();
 }

@@ -5,7 +5,7 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels/bf16.h"
+#include "common/bf16.h"
 #include "kernels/cpu/attention_tiles.h"
 #include "kernels/cpu/dot_attention.h"
 

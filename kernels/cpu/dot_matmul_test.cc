@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/bf16.h"
 #include "common/thread_pool.h"
 #include "gtest/gtest.h"
-#include "kernels/bf16.h"
 #include "kernels/cpu/cpu_kernels.h"
 #include "kernels/reference.h"
 

@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "common/bf16.h"
 #include "gtest/gtest.h"
-#include "kernels/bf16.h"
 #include "kernels/cuda/element_type.h"
 #include "kernels/cuda/runtime.h"
 #ifdef BLOCKSERVE_CUDA_EMULATED

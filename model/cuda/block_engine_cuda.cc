@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/bf16.h"
+#include "common/bf16.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/row_kernels.h"
 #include "model/block_chunks.h"

@@ -5,8 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/bf16.h"
 #include "kernels/aligned_buffer.h"
-#include "kernels/bf16.h"
 
 namespace blockserve {
 namespace {

@@ -4,9 +4,9 @@
 #include <string>
 #include <vector>
 
+#include "common/bf16.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kernels/bf16.h"
 #include "model/cuda/batch_ladder.h"
 #include "model/cuda/block_batch.h"
 #include "model/cuda/lane_ring.h"

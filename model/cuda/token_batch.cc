@@ -5,7 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "kernels/bf16.h"
+#include "common/bf16.h"
 
 namespace blockserve {
 namespace {

@@ -11,7 +11,7 @@
 #include <type_traits>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/bf16.h"
+#include "common/bf16.h"
 #include "kernels/cuda/emulation/emulator.h"
 
 #define __global__

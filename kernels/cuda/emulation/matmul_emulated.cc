@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kernels/bf16.h"
+#include "common/bf16.h"
 #include "kernels/cuda/emulation/emulator.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/matmul_pinning.h"

@@ -1,7 +1,7 @@
-// Conversions between float and the 16-bit formats of checkpoints, in integer arithmetic: the same
-// bits on every machine.
-#ifndef BLOCKSERVE_KERNELS_BF16_H_
-#define BLOCKSERVE_KERNELS_BF16_H_
+// Conversions between float and the 16-bit formats of checkpoints and messages, in integer
+// arithmetic: the same bits on every machine.
+#ifndef BLOCKSERVE_COMMON_BF16_H_
+#define BLOCKSERVE_COMMON_BF16_H_
 
 #include <bit>
 #include <cstdint>
@@ -54,4 +54,4 @@ inline float FloatFromF16(uint16_t bits) {
 
 }  // namespace blockserve
 
-#endif  // BLOCKSERVE_KERNELS_BF16_H_
+#endif  // BLOCKSERVE_COMMON_BF16_H_
