@@ -145,6 +145,7 @@ struct Gateway::Impl {
   std::unique_ptr<ApiKeys> api_keys;       // null: everybody may call
   std::unique_ptr<StreamWriters> writers;  // before `loop`, whose tasks know it
   std::unique_ptr<GenerationService> service;
+  AsioLoop tier_writer{"tier-write"};  // starts large writes to the tiers; likewise
   AsioLoop loop{"gateway-loop"};
   std::unique_ptr<Core> core;
   std::unique_ptr<AdmittedCore> admitted;  // before it
@@ -262,6 +263,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
       return MakeTierChannel(address, credentials, name);
     };
   }
+  client.write_large = [writer = &impl->tier_writer](std::function<void()> write) {
+    writer->Post(std::move(write));
+  };
   // Each connection has a jitter of its own.
   const auto seeded = [client](const std::string& address) {
     TierClientOptions options = client;

@@ -45,6 +45,8 @@ struct TierClientOptions {
   v1::GatewayHello hello;
   std::function<std::shared_ptr<grpc::Channel>(const std::string& address)> channel_factory;
   uint64_t seed = 0;  // of the backoff's jitter
+  // As of TierStream's options.
+  std::function<void(std::function<void()> write)> write_large = {};
 };
 
 template <class Protocol>
@@ -94,26 +96,27 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
       made->hold = loop.Hold();
       made->channel = options.channel_factory(address);
       std::shared_ptr<typename Protocol::Stub> stub = Protocol::NewStub(made->channel);
-      made->stream = Stream::Create([stub](grpc::ClientContext* context,
-                                           auto* reactor) { stub->async()->Run(context, reactor); },
-                                    {.limits = {}, .merge = Protocol::Merge},
-                                    {.on_message =
-                                         [self, made](Reply&& reply) {
-                                           auto message = std::make_shared<Reply>(std::move(reply));
-                                           self->loop.Post([self, made, message] {
-                                             if (self->connection == made)
-                                               self->Take(std::move(*message));
-                                           });
-                                         },
-                                     .on_closed =
-                                         [self, made](absl::Status status) {
-                                           self->loop.Post([self, made, status] {
-                                             made->stream.reset();
-                                             made->channel.reset();
-                                             if (self->connection == made) self->Lost(status);
-                                             made->hold.reset();
-                                           });
-                                         }});
+      made->stream = Stream::Create(
+          [stub](grpc::ClientContext* context, auto* reactor) {
+            stub->async()->Run(context, reactor);
+          },
+          {.limits = {}, .merge = Protocol::Merge, .write_large = options.write_large},
+          {.on_message =
+               [self, made](Reply&& reply) {
+                 auto message = std::make_shared<Reply>(std::move(reply));
+                 self->loop.Post([self, made, message] {
+                   if (self->connection == made) self->Take(std::move(*message));
+                 });
+               },
+           .on_closed =
+               [self, made](absl::Status status) {
+                 self->loop.Post([self, made, status] {
+                   made->stream.reset();
+                   made->channel.reset();
+                   if (self->connection == made) self->Lost(status);
+                   made->hold.reset();
+                 });
+               }});
       stub.reset();
       Request first;
       *first.mutable_hello() = options.hello;

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "blockserve/v1/token_decoder.grpc.pb.h"
 #include "common/mutex.h"
+#include "rpc/asio_loop.h"
 #include "rpc/server.h"
 #include "rpc/server_stream.h"
 #include "rpc/tier_merge.h"
@@ -172,7 +173,8 @@ struct Client {
 };
 
 std::shared_ptr<Client> MakeClient(const std::shared_ptr<grpc::Channel>& channel, size_t wanted,
-                                   OutgoingLimits limits = {}) {
+                                   OutgoingLimits limits = {},
+                                   std::function<void(std::function<void()>)> write_large = {}) {
   auto client = std::make_shared<Client>();
   client->wanted = wanted;
   std::shared_ptr<v1::TokenDecoder::Stub> stub = v1::TokenDecoder::NewStub(channel);
@@ -180,7 +182,10 @@ std::shared_ptr<Client> MakeClient(const std::shared_ptr<grpc::Channel>& channel
       [stub](grpc::ClientContext* context, ClientSide::Reactor* reactor) {
         stub->async()->Run(context, reactor);
       },
-      {.limits = limits, .merge = MergeTokenRequests},
+      {.limits = limits,
+       .merge = MergeTokenRequests,
+       .write_large = std::move(write_large),
+       .large_bytes = 200},  // a few of the tests' rows
       {.on_message =
            [client](v1::TokenReplyBatch&& reply) {
              if (client->busy.exchange(true) || client->closes > 0) ++client->faults;
@@ -211,17 +216,16 @@ ServerOptions Loopback() {
   return options;
 }
 
-enum class Transport { kTcp, kInProcess };
+enum class Transport { kTcp, kInProcess, kTcpByAnotherThread };
 
 class StreamStress : public testing::TestWithParam<Transport> {
  protected:
   void SetUp() override {
-    auto server =
-        RpcServer::Start(GetParam() == Transport::kTcp ? Loopback() : ServerOptions(), {&service_});
+    const bool tcp = GetParam() != Transport::kInProcess;
+    auto server = RpcServer::Start(tcp ? Loopback() : ServerOptions(), {&service_});
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
-    channel_ = GetParam() == Transport::kTcp ? MakeTierChannel(server_->address())
-                                             : server_->InProcessChannel();
+    channel_ = tcp ? MakeTierChannel(server_->address()) : server_->InProcessChannel();
   }
   void TearDown() override {
     if (server_ != nullptr) server_->Shutdown(absl::ZeroDuration());
@@ -229,6 +233,15 @@ class StreamStress : public testing::TestWithParam<Transport> {
     EXPECT_EQ(service_.faults, 0);
   }
 
+  std::shared_ptr<Client> MakeClient(const std::shared_ptr<grpc::Channel>& channel, size_t wanted) {
+    std::function<void(std::function<void()>)> write_large;
+    if (GetParam() == Transport::kTcpByAnotherThread) {
+      write_large = [this](std::function<void()> write) { writer_.Post(std::move(write)); };
+    }
+    return blockserve::MakeClient(channel, wanted, {}, std::move(write_large));
+  }
+
+  AsioLoop writer_{"writer"};
   EchoService service_;
   std::unique_ptr<RpcServer> server_;
   std::shared_ptr<grpc::Channel> channel_;  // outlives its streams
@@ -445,6 +458,41 @@ TEST(StreamLimits, GiveUpAServerThatDoesNotRead) {
   (*server)->Shutdown(absl::ZeroDuration());
 }
 
+// Whoever has been told to write comes too late.
+TEST(StreamWrites, ThatAreHandedOverDoNotHoldUpTheEnd) {
+  EchoService service;
+  auto server = RpcServer::Start(Loopback(), {&service});
+  ASSERT_TRUE(server.ok()) << server.status();
+  auto channel = MakeTierChannel((*server)->address());
+  std::vector<std::function<void()>> handed_over;
+  const auto keep = [&](std::function<void()> write) { handed_over.push_back(std::move(write)); };
+  {
+    auto client = MakeClient(channel, 0, {}, keep);
+    client->stream->Start();
+    ASSERT_TRUE(client->stream->Send(RowsFrom(0, 30)));
+    ASSERT_TRUE(client->stream->Send(RowsFrom(30, 30)));  // behind it
+    ASSERT_TRUE(client->stream->Send(RowsFrom(60, 1)));
+    EXPECT_EQ(handed_over.size(), 1u);
+    client->stream->Finish();  // writes what waits
+    ASSERT_TRUE(client->closed.Wait());
+    EXPECT_TRUE(client->status.ok()) << client->status;
+    EXPECT_EQ(client->received.size(), 61u);
+    EXPECT_TRUE(IsPrefix(client->received));
+  }
+  {
+    auto client = MakeClient(channel, 0, {}, keep);
+    client->stream->Start();
+    ASSERT_TRUE(client->stream->Send(RowsFrom(0, 30)));
+    EXPECT_EQ(handed_over.size(), 2u);
+    client->stream->Close();
+    ASSERT_TRUE(client->closed.Wait());
+  }
+  for (const auto& write : handed_over) write();
+  handed_over.clear();
+  (*server)->Shutdown(absl::ZeroDuration());
+  EXPECT_TRUE(service.alive.WaitForNone());
+}
+
 TEST(StreamLimits, TellThatNobodyListens) {
   std::string address;
   {
@@ -463,9 +511,18 @@ TEST(StreamLimits, TellThatNobodyListens) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, StreamStress,
-                         testing::Values(Transport::kTcp, Transport::kInProcess),
+                         testing::Values(Transport::kTcp, Transport::kInProcess,
+                                         Transport::kTcpByAnotherThread),
                          [](const auto& info) {
-                           return info.param == Transport::kTcp ? "Tcp" : "InProcess";
+                           switch (info.param) {
+                             case Transport::kTcp:
+                               return "Tcp";
+                             case Transport::kInProcess:
+                               return "InProcess";
+                             case Transport::kTcpByAnotherThread:
+                               return "TcpByAnotherThread";
+                           }
+                           return "";
                          });
 
 }  // namespace

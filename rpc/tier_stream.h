@@ -59,6 +59,11 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   struct Options {
     OutgoingLimits limits;
     typename OutgoingQueue<Request>::Merge merge;
+    // Runs what it is given on another thread, which then starts the write of what is queued.
+    // Called by Send, with no lock held, where that is `large_bytes` or more: to put a megabyte
+    // into frames takes a millisecond. Null: Send starts every write.
+    std::function<void(std::function<void()> write)> write_large = {};
+    int64_t large_bytes = int64_t{64} << 10;
   };
 
   // Called on gRPC threads, with no lock held; they must not block, and may call Send and Close.
@@ -103,13 +108,19 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   // because the queue is full: a service that does not read is given up, and on_closed follows.
   bool Send(Request request) {
     bool queued;
+    bool hand_over = false;
     {
       MutexLock lock(&mutex_);
       if (over_ || closed_ || finishing_) return false;
       queued = queue_.Push(std::move(request));
       if (!queued) overflow_ = true;
+      if (queued && handed_over_) return true;  // written by whoever has it in hand
+      hand_over = queued && write_large_ && queue_.bytes() >= large_bytes_ && MayWriteLocked();
+      handed_over_ = hand_over;
     }
-    if (queued) {
+    if (hand_over) {
+      write_large_([self = this->shared_from_this()] { self->WriteHandedOver(); });
+    } else if (queued) {
       Advance();
     } else {
       Close();
@@ -153,9 +164,23 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   TierStream(Open open, Options options, Callbacks callbacks)
       : open_(std::move(open)),
         callbacks_(std::move(callbacks)),
+        write_large_(std::move(options.write_large)),
+        large_bytes_(options.large_bytes),
         call_(*this),
         context_(std::make_unique<grpc::ClientContext>()),
         queue_(options.limits, std::move(options.merge)) {}
+
+  bool MayWriteLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return running_ && !writing_ && !over_ && !closed_;
+  }
+
+  void WriteHandedOver() {
+    {
+      MutexLock lock(&mutex_);
+      handed_over_ = false;
+    }
+    Advance();
+  }
 
   bool IsClosed() {
     MutexLock lock(&mutex_);
@@ -168,7 +193,7 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
     bool ends = false;
     {
       MutexLock lock(&mutex_);
-      if (!running_ || writing_ || over_ || closed_) return;
+      if (!MayWriteLocked()) return;
       if (queue_.empty() && !finishing_) return;
       ends = queue_.empty();
       if (!ends) outgoing_ = queue_.Pop();
@@ -248,6 +273,8 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
 
   Open open_;            // used by Start and OnDone alone
   Callbacks callbacks_;  // used by the reading side alone
+  const std::function<void(std::function<void()>)> write_large_;
+  const int64_t large_bytes_;
   Call call_;
   Reply incoming_;    // of the read under way
   Request outgoing_;  // of the write under way: owned by whoever set writing_
@@ -255,8 +282,9 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   // Set from Create until OnDone. Start hands it to gRPC, which uses it until OnDone.
   std::unique_ptr<grpc::ClientContext> context_ ABSL_GUARDED_BY(mutex_);
   OutgoingQueue<Request> queue_ ABSL_GUARDED_BY(mutex_);
-  bool running_ ABSL_GUARDED_BY(mutex_) = false;  // StartCall has returned
-  bool writing_ ABSL_GUARDED_BY(mutex_) = false;  // a write is under way
+  bool running_ ABSL_GUARDED_BY(mutex_) = false;      // StartCall has returned
+  bool writing_ ABSL_GUARDED_BY(mutex_) = false;      // a write is under way
+  bool handed_over_ ABSL_GUARDED_BY(mutex_) = false;  // write_large_ has one to start
   // Threads that are just handing a write to gRPC: the write of one may complete, and another
   // begin, before it comes back.
   int starting_ ABSL_GUARDED_BY(mutex_) = 0;
