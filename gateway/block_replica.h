@@ -162,8 +162,9 @@ struct BlockTier::Replica final : public BlockLink::Observer {
 
   BlockTier& tier;
   TierMember member;
-  bool seen = false;     // has said hello before: its incarnation is known
-  bool suspect = false;  // silent for too long, or cannot be reached; until it is heard of again
+  Group* group = nullptr;  // member.group's; null until it has connected
+  bool seen = false;       // has said hello before: its incarnation is known
+  bool suspect = false;    // silent for too long, or cannot be reached; until it is heard of again
   WorkerHealth health;
   PingWatch ping;
   absl::Time oldest_call = absl::InfiniteFuture();  // of those under way, when sent; of a tick

@@ -134,6 +134,7 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
   // Whoever stands where an ill one stood is tried with a probe first.
   if (!same_process && !replica.health.ejected()) replica.health.Reset();
   const bool fits = membership_.Connected(replica.member, replica.IdentityOf(hello), loop_.Now());
+  replica.group = &groups_[replica.member.group];
 
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
   if (fits && same_process) {
@@ -274,7 +275,7 @@ void BlockTier::OnReply(Replica& replica, const v1::BlockReply& reply, absl::str
       replica.reopens -= sequence.begun;
     }
     if (ok) {
-      Group& group = groups_[sequence.spec.group];
+      Group& group = *replica.group;
       const absl::Duration took = loop_.Now() - sequence.sent;
       if (item.call == BlockCall::kAppend) group.appends.Add(took);
       if (item.call == BlockCall::kOpen) group.opens_per_block.Add(took / BlocksOf(sequence));

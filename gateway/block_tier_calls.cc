@@ -122,17 +122,18 @@ bool BlockTier::CouldEverFit(const Sequence& sequence) const {
 v1::BlockRequest& BlockTier::AddItem(Replica& replica, BlockCall call, uint64_t handle,
                                      size_t tokens) {
   const uint64_t id = next_item_++;
+  const absl::Time now = loop_.Now();
   replica.items[id] = {call, handle, /*wire_id=*/0};
   v1::BlockRequest& request = replica.AddOutgoing(tokens);
   request.set_id(id);
   if (handle != 0) {
     Sequence& sequence = *sequences_.at(handle);
     sequence.item = id;
-    sequence.sent = loop_.Now();
+    sequence.sent = now;
     sequence.again_at = absl::InfiniteFuture();
     request.set_sequence(sequence.wire_id);
     v1::ItemHeader& header = *request.mutable_header();
-    header.set_remaining_ms(RemainingMs(sequence.spec.deadline, loop_.Now()));
+    header.set_remaining_ms(RemainingMs(sequence.spec.deadline, now));
     header.set_priority(sequence.spec.priority);
     header.set_request_key(sequence.spec.request_key);
     if (!sequence.spec.traceparent.empty()) header.set_traceparent(sequence.spec.traceparent);

@@ -98,15 +98,18 @@ absl::Status ChoiceState::Fail() {
   return absl::OkStatus();
 }
 
+int32_t ChoiceState::RowLimit() const {
+  const int64_t remaining = spec_.max_tokens - static_cast<int64_t>(output_.size());
+  return static_cast<int32_t>(
+      std::min<int64_t>(spec_.block_length, static_cast<int64_t>(forced_.size()) + remaining));
+}
+
 absl::StatusOr<RowPlan> ChoiceState::PlanRow() const {
   if (phase_ != ChoicePhase::kWaitingForBlock) return Refuse("have a row decoded");
   RowPlan plan;
   plan.forced = forced_;
   plan.forced_in_prompt = forced_in_prompt_;
-  const int32_t forced = static_cast<int32_t>(forced_.size());
-  const int32_t remaining = spec_.max_tokens - static_cast<int32_t>(output_.size());
-  plan.limit = static_cast<int32_t>(
-      std::min<int64_t>(spec_.block_length, static_cast<int64_t>(forced) + remaining));
+  plan.limit = RowLimit();
   plan.position = position();
   plan.min_tokens_position = static_cast<int64_t>(spec_.prompt->size()) + spec_.min_tokens;
   plan.seed = spec_.seed;
@@ -123,9 +126,8 @@ absl::StatusOr<RowPlan> ChoiceState::PlanRow() const {
 
 absl::StatusOr<BlockVerdict> ChoiceState::Judge(absl::Span<const int32_t> tokens,
                                                 bool stopped) const {
-  absl::StatusOr<RowPlan> plan = PlanRow();
-  if (!plan.ok()) return plan.status();
-  const int64_t asked = plan->limit - static_cast<int64_t>(plan->forced.size());
+  if (phase_ != ChoicePhase::kWaitingForBlock) return Refuse("have a row decoded");
+  const int64_t asked = RowLimit() - static_cast<int64_t>(forced_.size());
   const int64_t got = static_cast<int64_t>(tokens.size());
   if (got > asked || got == 0 || (got < asked && !stopped)) {
     return absl::InternalError(absl::StrCat("a token worker answered a row of ", asked,

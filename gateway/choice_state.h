@@ -112,6 +112,8 @@ class ChoiceState {
   };
 
   absl::Status Refuse(absl::string_view move) const;
+  // Tokens that the block being written has when its row is done, those known before included.
+  int32_t RowLimit() const;
   void CountBlock(absl::Span<const int32_t> block, int32_t in_prompt);
 
   const ChoiceSpec spec_;

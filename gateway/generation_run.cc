@@ -278,11 +278,12 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
   // left, and before anything that answers it.
   if (*verdict == BlockVerdict::kGoesOn && request_.stop_strings.empty()) {
     if (absl::Status status = go_on(); !status.ok()) return End(status);
-    environment_.later->Add([this, alive = alive_, index, position, answer = std::move(answer)] {
-      if (!*alive || over()) return;
-      TextOutput::Result text = choices_[index].text.Append(TokensOf(answer), false);
-      Emit(index, answer, position, std::move(text), /*ends_choice=*/false);
-    });
+    environment_.later->Add(
+        [this, alive = alive_, index, position, answer = std::move(answer)]() mutable {
+          if (!*alive || over()) return;
+          TextOutput::Result text = choices_[index].text.Append(TokensOf(answer), false);
+          Emit(index, std::move(answer), position, std::move(text), /*ends_choice=*/false);
+        });
     return;
   }
   TextOutput::Result text =
@@ -290,7 +291,7 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
   const size_t kept = static_cast<size_t>(text.tokens_kept);
   if (*verdict == BlockVerdict::kGoesOn && !text.stop_string.has_value()) {
     if (absl::Status status = go_on(); !status.ok()) return End(status);
-    Emit(index, answer, position, std::move(text), /*ends_choice=*/false);
+    Emit(index, std::move(answer), position, std::move(text), /*ends_choice=*/false);
     return;
   }
 
@@ -310,11 +311,11 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
     finished.set_reason(v1::FINISH_REASON_LENGTH);
   }
   finished.set_text(choice.text.Flush());
-  Emit(index, answer, position, std::move(text), /*ends_choice=*/true);
+  Emit(index, std::move(answer), position, std::move(text), /*ends_choice=*/true);
   if (!over()) FinishChoice(index, std::move(finished));
 }
 
-void GenerationRun::Emit(size_t index, const TokenRowAnswer& answer, int64_t position,
+void GenerationRun::Emit(size_t index, TokenRowAnswer answer, int64_t position,
                          TextOutput::Result text, bool ends_choice) {
   const v1::TokenRowReply& reply = answer.reply;
   const size_t kept = static_cast<size_t>(text.tokens_kept);
@@ -325,7 +326,7 @@ void GenerationRun::Emit(size_t index, const TokenRowAnswer& answer, int64_t pos
   output.mutable_tokens()->Add(reply.tokens().begin(),
                                reply.tokens().begin() + static_cast<int>(kept));
   output.set_text(std::move(text.text));
-  output.set_worker(answer.worker);
+  output.set_worker(std::move(answer.worker));
   if (request_.logprobs.has_value()) {
     const int best = reply.top_tokens_size() / std::max(1, reply.logprobs_size());
     for (int i = 0; i < static_cast<int>(kept); ++i) {

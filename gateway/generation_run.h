@@ -63,7 +63,7 @@ class GenerationRun final : public Run {
   std::shared_ptr<const v1::TokenRowRequest> UpdateRow(Choice& choice, const RowPlan& plan) const;
   void OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer);
   void OnBlock(size_t index, TokenRowAnswer answer);
-  void Emit(size_t index, const TokenRowAnswer& answer, int64_t position, TextOutput::Result text,
+  void Emit(size_t index, TokenRowAnswer answer, int64_t position, TextOutput::Result text,
             bool ends_choice);
   void FinishChoice(size_t index, v1::Finished finished);
   // Every choice has finished.

@@ -201,6 +201,7 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   worker.best_rows = std::clamp(hello.max_rows(), 1, kMostRows);
   worker.most_in_flight = worker.best_rows + std::clamp(hello.max_queued_rows(), 0, kMostRows) / 2;
   membership_.Connected(worker.member, IdentityOf(hello), loop_.Now());
+  worker.group = &groups_[worker.member.group];
   if (on_change_) on_change_();
   OnMessage(worker, std::move(first));
 }
@@ -334,7 +335,7 @@ void TokenTier::Strike(uint64_t incarnation, absl::string_view request) {
 
 // `row`: null for a probe.
 void TokenTier::OnAnswered(Worker& worker, const Attempt& attempt, Row* row) {
-  Group& group = groups_[worker.member.group];
+  Group& group = *worker.group;
   if (worker.health.Answered()) {
     ++stats_.returned;
     LogInfo(absl::StrCat("token worker '", worker.member.identity.name,

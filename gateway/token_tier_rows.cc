@@ -275,7 +275,7 @@ void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect)
   row.attempts.emplace_back(&worker, attempt);
   if (is_hedge) ++stats_.hedged;
 
-  Group& group = groups_[*row.job.group];
+  Group& group = *worker.group;
   if (group.probe_context == nullptr) {
     // One token, drawn from the likeliest alone: as little work as a row can be.
     group.probe.set_limit(1);

@@ -85,7 +85,7 @@ void TokenTier::Tick() {
 
 void TokenTier::WatchWorker(Worker& worker, absl::Time now) {
   const absl::Duration bound = options_.progress_bound;
-  const absl::Duration allowed = groups_[worker.member.group].times.SilenceAllowed(bound);
+  const absl::Duration allowed = worker.group->times.SilenceAllowed(bound);
   const absl::Duration silent = worker.progress.Silent(now);
   if (worker.ping.Unreachable(now) && PeersCanBeReached(worker, now)) {
     Eject(worker, "cannot be reached");

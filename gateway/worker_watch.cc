@@ -1,6 +1,8 @@
 #include "gateway/worker_watch.h"
 
 #include <algorithm>
+#include <array>
+#include <functional>
 
 namespace blockserve {
 namespace {
@@ -27,11 +29,10 @@ void ServiceTimes::Add(absl::Duration time) {
   }
   if (++since_ < kEvery) return;
   since_ = 0;
-  std::vector<absl::Duration> sorted = ring_;
-  const size_t index = sorted.size() - 1 - sorted.size() / 100;
-  std::nth_element(sorted.begin(), sorted.begin() + static_cast<std::ptrdiff_t>(index),
-                   sorted.end());
-  p99_ = sorted[index];
+  std::array<absl::Duration, kWindow / 100 + 1> longest;
+  const auto end = longest.begin() + static_cast<std::ptrdiff_t>(ring_.size() / 100 + 1);
+  std::partial_sort_copy(ring_.begin(), ring_.end(), longest.begin(), end, std::greater<>());
+  p99_ = *(end - 1);
 }
 
 absl::Duration ServiceTimes::HedgeAfter(absl::Duration bound) const {
