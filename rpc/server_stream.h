@@ -178,10 +178,10 @@ class ServerStream final : public grpc::ServerBidiReactor<Request, Reply>,
   }
 
   void OnWriteDone(bool ok) override {
+    outgoing_ = Reply();  // outside of the lock, and all of it: see TierStream
     {
       MutexLock lock(&mutex_);
       writing_ = false;
-      outgoing_.Clear();
       if (!ok) BreakLocked();
     }
     Advance();

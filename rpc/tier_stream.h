@@ -238,9 +238,11 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   }
 
   void OnWriteDone(bool ok) {
+    // Freed here, where nobody waits for it: Clear would keep most of it until the next message
+    // takes its place, under the lock that senders take.
+    outgoing_ = Request();
     {
       MutexLock lock(&mutex_);
-      outgoing_.Clear();
       // After a failed write the reading side ends too; until then nothing more is written.
       if (!ok) {
         over_ = true;
