@@ -9,6 +9,7 @@
 #include "common/program.h"
 #include "gateway/end_serving.h"
 #include "model/device.h"
+#include "rpc/listen_address.h"
 
 namespace blockserve {
 namespace {
@@ -52,6 +53,13 @@ absl::Status EmbeddedOptions::Validate() const {
   if (absl::Status status = BlockConfigOf(*this).Validate(); !status.ok()) return status;
   if (absl::Status status = TokenConfigOf(*this).Validate(); !status.ok()) return status;
   if (absl::Status status = CheckTlsFiles(tls); !status.ok()) return status;
+  if (!tiers_address.empty() && !gateway.api_keys.empty() && tls.client_ca.empty() &&
+      !IsLoopback(tiers_address)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--tiers-address is ", tiers_address,
+                     ": whoever reaches it needs no API key; with keys it must be an address of "
+                     "this machine alone, or have --tls-client-ca"));
+  }
   if (absl::Status status = http.Validate(); !status.ok()) return status;
   return Embedded::GatewayOf(*this).Validate();
 }
@@ -102,11 +110,15 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   embedded->token_ = *std::move(token);
 
   ServerOptions tiers_options;
+  tiers_options.listen_address = options.tiers_address;
+  tiers_options.listen_flag = "--tiers-address";
+  tiers_options.tls = options.tls;
   tiers_options.channelz = options.gateway.api_keys.empty();
   absl::StatusOr<std::unique_ptr<RpcServer>> tiers =
       RpcServer::Start(tiers_options, {embedded->block_->service(), embedded->token_->service()});
   if (!tiers.ok()) return tiers.status();
   embedded->tiers_ = *std::move(tiers);
+  embedded->tiers_->SetServing(true);
 
   GatewayConfig gateway_config = GatewayOf(options);
   gateway_config.channel_factory = [tiers = embedded->tiers_.get()](const std::string&) {
@@ -162,11 +174,23 @@ absl::Status Embedded::WaitForTiers() {
 
 void Embedded::Stop(absl::Duration grace) {
   if (std::exchange(stopped_, true)) return;
+  const absl::Time end = absl::Now() + grace;
   if (front_ != nullptr) EndServing(*front_, http_.get(), *gateway_, grace);
   if (gateway_ != nullptr) gateway_->Stop();
+  // Later than the own gateway, whose requests have nowhere else to go.
+  if (tiers_ != nullptr && !tiers_->address().empty()) DrainTiers(end - absl::Now());
   if (token_ != nullptr) token_->Stop();
   if (block_ != nullptr) block_->Stop();
   if (tiers_ != nullptr) tiers_->Shutdown(absl::ZeroDuration());
+}
+
+void Embedded::DrainTiers(absl::Duration timeout) {
+  const absl::Time end = absl::Now() + timeout;
+  tiers_->SetServing(false);
+  block_->StartDraining();
+  token_->StartDraining();
+  block_->WaitUntilDrained(end - absl::Now());
+  token_->WaitUntilDrained(end - absl::Now());
 }
 
 Embedded::~Embedded() { Stop(absl::ZeroDuration()); }

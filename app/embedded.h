@@ -1,5 +1,5 @@
 // All three tiers in one process: the services that the programs of the tiers run, joined by
-// in-process channels.
+// in-process channels, and on an address of their own for gateways of other processes.
 #ifndef BLOCKSERVE_APP_EMBEDDED_H_
 #define BLOCKSERVE_APP_EMBEDDED_H_
 
@@ -39,7 +39,10 @@ struct EmbeddedOptions {
   bool prefix_cache = true;
   // Where clients are served; empty: by channel() alone.
   std::string grpc_address;
-  ServerTlsFiles tls;                 // of both addresses
+  // Where gateways of other processes find both compute tiers; empty: nowhere. One gateway runs its
+  // policy on one thread, and a GPU may write more tokens than that takes.
+  std::string tiers_address;
+  ServerTlsFiles tls;                 // of all addresses
   HttpFrontOptions http;              // its listen_address empty: no HTTP
   MetricRegistry* metrics = nullptr;  // of all three tiers; must outlive this; null: none
   // Names, admission, keys, logs. The model, the tiers and how to reach them are filled in.
@@ -66,6 +69,8 @@ class Embedded {
   std::shared_ptr<grpc::Channel> channel() { return front_->InProcessChannel(); }
   // Bound address; empty without grpc_address.
   const std::string& address() const { return front_->address(); }
+  // Bound address; empty without tiers_address.
+  const std::string& tiers_address() const { return tiers_->address(); }
   // Bound address; empty without http.
   std::string http_address() const { return http_ == nullptr ? "" : http_->address(); }
   // Of the threads that do the work, for liveness.
@@ -74,19 +79,21 @@ class Embedded {
   }
 
   // As EndServing (gateway/end_serving.h), but for requests over channel(): gRPC breaks in-process
-  // channels at once. Idempotent.
+  // channels at once. Then the tiers drain: other gateways have what is left of `grace`.
+  // Idempotent.
   void Stop(absl::Duration grace);
 
  private:
   Embedded() = default;
   absl::Status WaitForTiers();
+  void DrainTiers(absl::Duration timeout);
 
   // In the order in which they are started; destroyed the other way round.
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<ThreadPool> pool_;
   std::unique_ptr<BlockService> block_;
   std::unique_ptr<TokenService> token_;
-  std::unique_ptr<RpcServer> tiers_;  // both services, without a socket
+  std::unique_ptr<RpcServer> tiers_;  // both services
   std::unique_ptr<Gateway> gateway_;
   std::unique_ptr<RpcServer> front_;
   std::unique_ptr<HttpFront> http_;

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "client/client.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -18,6 +19,7 @@ namespace blockserve {
 namespace {
 
 using nlohmann::json;
+using ::testing::AllOf;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 
@@ -93,6 +95,54 @@ INSTANTIATE_TEST_SUITE_P(Folders, EmbeddedGoldenTest,
                          ::testing::Values("concat_l4", "widths_differ_l8", "summation",
                                            "vanilla"));
 
+std::vector<int32_t> GreedyTokens(std::shared_ptr<grpc::Channel> channel, const json& golden) {
+  Client client(std::move(channel));
+  v1::GenerateRequest request;
+  for (const int32_t id : golden["prompt"]) request.mutable_tokens()->add_ids(id);
+  request.mutable_stop()->set_max_tokens(64);
+  request.mutable_stop()->set_ignore_eos(true);
+  request.mutable_sampling()->set_temperature(0);
+  request.set_alignment(v1::ALIGNMENT_END);
+  std::vector<int32_t> tokens;
+  const absl::Status status = client.Generate(request, [&](const auto& event) {
+    tokens.insert(tokens.end(), event.output().tokens().begin(), event.output().tokens().end());
+    return true;
+  });
+  EXPECT_TRUE(status.ok()) << status;
+  return tokens;
+}
+
+TEST(Embedded, OtherGatewaysUseItsTiersUntilItLeaves) {
+  const json golden =
+      json::parse(std::ifstream("tests/golden/concat_l4/expected.json"))["cases"][1];
+  EmbeddedOptions options = Options("concat_l4");
+  options.tiers_address = "127.0.0.1:0";
+  auto embedded = Embedded::Start(options);
+  ASSERT_TRUE(embedded.ok()) << embedded.status();
+  GatewayConfig config;
+  config.model_directory = options.model_directory;
+  config.block_services = (*embedded)->tiers_address();
+  config.token_services = (*embedded)->tiers_address();
+  config.log_requests = false;
+  auto gateway = Gateway::Create(config);
+  ASSERT_TRUE(gateway.ok()) << gateway.status();
+  auto front = RpcServer::Start({}, {(*gateway)->service()});
+  ASSERT_TRUE(front.ok()) << front.status();
+
+  const auto expected = golden["greedy"].get<std::vector<int32_t>>();
+  EXPECT_THAT(GreedyTokens((*front)->InProcessChannel(), golden), ElementsAreArray(expected));
+  EXPECT_THAT(GreedyTokens((*embedded)->channel(), golden), ElementsAreArray(expected));
+
+  (*embedded)->Stop(absl::Minutes(1));
+  v1::GetModelResponse status;
+  const absl::Time limit = absl::Now() + absl::Minutes(1);
+  do {
+    (*gateway)->core().FillModelStatus(status);
+  } while (status.block_services() + status.token_workers() > 0 && absl::Now() < limit);
+  EXPECT_EQ(status.block_services() + status.token_workers(), 0);
+  (*front)->Shutdown(absl::ZeroDuration());
+}
+
 TEST(Embedded, NamesWhatIsWrong) {
   EmbeddedOptions options = Options("concat_l4");
   options.arithmetic = "f8";
@@ -102,6 +152,14 @@ TEST(Embedded, NamesWhatIsWrong) {
   EXPECT_THAT(std::string(Embedded::Start(options).status().message()), HasSubstr("--threads"));
   EXPECT_THAT(std::string(Embedded::Start(Options("nowhere")).status().message()),
               HasSubstr("tests/golden/nowhere"));
+  options = Options("concat_l4");
+  options.tiers_address = "0.0.0.0:7075";
+  EXPECT_TRUE(options.Validate().ok());
+  options.gateway.api_keys = "keys.jsonl";
+  EXPECT_THAT(std::string(options.Validate().message()),
+              AllOf(HasSubstr("--tiers-address"), HasSubstr("--tls-client-ca")));
+  options.tiers_address = "127.0.0.1:7075";
+  EXPECT_TRUE(options.Validate().ok()) << options.Validate();
   options = Options("concat_l4");
   options.grpc_address = "nonsense";
   EXPECT_THAT(std::string(Embedded::Start(options).status().message()),

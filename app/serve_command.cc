@@ -44,6 +44,10 @@ int RunServe(const Arguments& arguments) {
   flags.Add("grpc_address", "address to serve gRPC clients on; port 0: any", &options.grpc_address);
   flags.Add("http_address", "address to serve HTTP clients on; empty: none",
             &options.http.server.listen_address);
+  flags.Add("tiers_address",
+            "address where gateways of other processes (blockserve-gateway) find this one's block "
+            "service and token worker; empty: none",
+            &options.tiers_address);
   flags.Add("health_listen", "plaintext address that serves grpc.health alone", &health_listen);
   flags.Add("model_name", "what requests may call the model; default: the folder's",
             &options.gateway.model_name);
@@ -79,7 +83,8 @@ int RunServe(const Arguments& arguments) {
   // Loading takes its time: what cannot be listened on is told before.
   for (const auto& [flag, address] :
        {std::pair("--grpc-address", options.grpc_address),
-        std::pair("--http-address", options.http.server.listen_address)}) {
+        std::pair("--http-address", options.http.server.listen_address),
+        std::pair("--tiers-address", options.tiers_address)}) {
     if (address.empty()) continue;
     status = CheckListenAddress(flag, address);
     if (!status.ok()) return ReportFailure(kProgram, status);
@@ -102,7 +107,10 @@ int RunServe(const Arguments& arguments) {
   const std::string http = (*embedded)->http_address();
   std::puts(absl::StrCat("blockserve serves ", options.model_directory, " on ",
                          (*embedded)->address(),
-                         http.empty() ? "" : absl::StrCat(" (gRPC) and http://", http, "/"))
+                         http.empty() ? "" : absl::StrCat(" (gRPC) and http://", http, "/"),
+                         (*embedded)->tiers_address().empty()
+                             ? ""
+                             : absl::StrCat("; its tiers on ", (*embedded)->tiers_address()))
                 .c_str());
   std::fflush(stdout);
 

@@ -136,11 +136,25 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Start(const ServedOpti
   if (options.allow_long_contexts) block.push_back("--allow-long-contexts");
   block.push_back(absl::StrCat("--max-sequences=", std::max<int64_t>(256, options.sequences)));
   const std::string max_rows = absl::StrCat("--max-rows=", options.token_rows);
-  absl::StatusOr<std::string> address;
+  std::vector<std::string> gateway = {model, "--log-level=warning"};
+  if (options.allow_long_contexts) gateway.push_back("--allow-long-contexts");
+  int gateways = options.gateways;  // that are processes of their own
   if (!three_processes) {
     block.push_back(max_rows);
     block.insert(block.begin(), "serve");
-    address = served->StartProgram("blockserve", block, "--grpc-address");
+    --gateways;
+    if (gateways > 0) {
+      absl::StatusOr<int> port = FreePort();
+      if (!port.ok()) return port.status();
+      const std::string tiers = absl::StrCat("127.0.0.1:", *port);
+      block.push_back(absl::StrCat("--tiers-address=", tiers));
+      gateway.push_back(absl::StrCat("--block-services=", tiers));
+      gateway.push_back(absl::StrCat("--token-services=", tiers));
+    }
+    if (absl::Status status = served->StartServer("blockserve", block, "--grpc-address");
+        !status.ok()) {
+      return status;
+    }
   } else {
     block.push_back(absl::StrCat("--groups=", options.groups));
     absl::StatusOr<std::string> block_address =
@@ -151,20 +165,23 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Start(const ServedOpti
     absl::StatusOr<std::string> token_address =
         served->StartProgram("blockserve-token", token, "--listen");
     if (!token_address.ok()) return token_address.status();
-    std::vector<std::string> gateway = {model, "--log-level=warning",
-                                        absl::StrCat("--block-services=", *block_address),
-                                        absl::StrCat("--token-services=", *token_address)};
-    if (options.allow_long_contexts) gateway.push_back("--allow-long-contexts");
-    for (int i = 1; i < options.gateways; ++i) {
-      address = served->StartProgram("blockserve-gateway", gateway, "--listen");
-      if (!address.ok()) return address.status();
-      if (absl::Status status = served->Connect(*address); !status.ok()) return status;
-    }
-    address = served->StartProgram("blockserve-gateway", gateway, "--listen");
+    gateway.push_back(absl::StrCat("--block-services=", *block_address));
+    gateway.push_back(absl::StrCat("--token-services=", *token_address));
   }
-  if (!address.ok()) return address.status();
-  if (absl::Status status = served->Connect(*address); !status.ok()) return status;
+  for (int i = 0; i < gateways; ++i) {
+    if (absl::Status status = served->StartServer("blockserve-gateway", gateway, "--listen");
+        !status.ok()) {
+      return status;
+    }
+  }
   return served;
+}
+
+absl::Status ServedModel::StartServer(const std::string& program,
+                                      std::vector<std::string> arguments,
+                                      const std::string& address_flag) {
+  absl::StatusOr<std::string> address = StartProgram(program, std::move(arguments), address_flag);
+  return address.ok() ? Connect(*address) : address.status();
 }
 
 absl::Status ServedModel::Connect(const std::string& address) {

@@ -1,6 +1,6 @@
-// The same work over real connections: `blockserve serve` in one process, or gateways, block
-// service and token service in processes of their own, driven by one client with a stream for each
-// sequence.
+// The same work over real connections: `blockserve serve`, which has both tiers in one process, or
+// block service and token service in processes of their own; with as many gateways as asked for,
+// and driven by one client with a stream for each sequence.
 #ifndef BLOCKSERVE_BENCH_SERVED_RUN_H_
 #define BLOCKSERVE_BENCH_SERVED_RUN_H_
 
@@ -26,8 +26,8 @@ struct ServedOptions {
   // Of the block service of three processes that share their cores: 1, since the tiers cannot work
   // at the same time anyway, and two groups would only halve the batches.
   int groups = 1;
-  // Where the tiers have processes of their own. One gateway runs its policy on one thread, which a
-  // GPU's tokens can be too many for.
+  // One gateway runs its policy on one thread, which a GPU's tokens can be too many for. The first
+  // one of the one process is its own.
   int gateways = 1;
   int token_rows = 64;
   int64_t kv_memory_mib = 0;
@@ -61,7 +61,9 @@ class ServedModel {
   absl::StatusOr<std::string> StartProgram(const std::string& program,
                                            std::vector<std::string> arguments,
                                            const std::string& address_flag);
-  // `address`: of a gateway, or of the one process.
+  // A program that clients are served by.
+  absl::Status StartServer(const std::string& program, std::vector<std::string> arguments,
+                           const std::string& address_flag);
   absl::Status Connect(const std::string& address);
   absl::Status WaitUntilConnected(const std::shared_ptr<grpc::Channel>& channel);
   std::vector<double> CpuSeconds() const;
