@@ -188,8 +188,9 @@ void Embedded::DrainTiers(absl::Duration timeout) {
   const absl::Time end = absl::Now() + timeout;
   tiers_->SetServing(false);
   block_->StartDraining();
-  token_->StartDraining();
+  // The sequences that are here still need their blocks written.
   block_->WaitUntilDrained(end - absl::Now());
+  token_->StartDraining();
   token_->WaitUntilDrained(end - absl::Now());
 }
 
