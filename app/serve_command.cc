@@ -45,8 +45,7 @@ int RunServe(const Arguments& arguments) {
   flags.Add("http_address", "address to serve HTTP clients on; empty: none",
             &options.http.server.listen_address);
   flags.Add("tiers_address",
-            "address where gateways of other processes (blockserve-gateway) find this one's block "
-            "service and token worker; empty: none",
+            "address where other gateways find this one's block service and token worker",
             &options.tiers_address);
   flags.Add("health_listen", "plaintext address that serves grpc.health alone", &health_listen);
   flags.Add("model_name", "what requests may call the model; default: the folder's",

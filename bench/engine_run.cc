@@ -148,7 +148,17 @@ absl::Status EngineRunner::Prefill(std::vector<Sequence>& sequences, int64_t chu
   contexts_.resize(sequences.size() * width);
   size_t next = 0;
   int64_t done = 0;  // blocks of sequences[next]
-  while (next < sequences.size()) {
+  // As the block service does: the engine has the next step when one is done.
+  absl::Status status;
+  int32_t under_way = 0;
+  double last_end = Now();
+  const auto finish = [&] {
+    status.Update(block_->Finish());
+    --under_way;
+    const double end = Now();
+    result.prefill_step_seconds.push_back(end - std::exchange(last_end, end));
+  };
+  while (next < sequences.size() && status.ok()) {
     chunks_.clear();
     const size_t first = next;
     for (int64_t budget = chunk_blocks; budget > 0 && next < sequences.size();) {
@@ -168,14 +178,15 @@ absl::Status EngineRunner::Prefill(std::vector<Sequence>& sequences, int64_t chu
         done = 0;
       }
     }
-    const double begin = Now();
-    absl::Status status = block_->Step(
+    const absl::Status started = block_->Start(
         chunks_, absl::MakeSpan(contexts_).subspan(first * width, (next - first) * width));
-    result.prefill_step_seconds.push_back(Now() - begin);
-    if (!status.ok()) return status;
+    status.Update(started);
+    under_way += started.ok();
+    if (under_way == block_->max_in_flight()) finish();
     if (progress) progress(static_cast<double>(next) / static_cast<double>(sequences.size()));
   }
-  return absl::OkStatus();
+  while (under_way > 0) finish();
+  return status;
 }
 
 std::vector<EngineRunner::Group> EngineRunner::MakeGroups(std::vector<Sequence>& sequences,

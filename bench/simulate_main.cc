@@ -45,6 +45,8 @@ struct SimulateConfig {
   std::string token_listen = "127.0.0.1:7200";
   std::string block_listen = "127.0.0.1:7100";
   int32_t token_in_flight = 1;
+  int32_t block_in_flight = 1;
+  bool one_card = false;
   std::string token_steps = "0";
   std::string block_steps = "0";
   TokenServiceConfig token;
@@ -69,9 +71,12 @@ struct SimulateConfig {
     if (token_workers + block_replicas == 0) {
       return absl::InvalidArgumentError("one of --token-workers and --block-replicas is needed");
     }
-    if (token_in_flight < 1 || token_in_flight > 16) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("--token-in-flight is ", token_in_flight, "; it must be 1 to 16"));
+    for (const auto& [flag, count] : {std::pair("--token-in-flight", token_in_flight),
+                                      std::pair("--block-in-flight", block_in_flight)}) {
+      if (count < 1 || count > 16) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(flag, " is ", count, "; it must be 1 to 16"));
+      }
     }
     if (absl::Status status = token.Validate(); !status.ok()) return status;
     return block.Validate();
@@ -88,6 +93,8 @@ void SimulateConfig::AddFlags(FlagTable& flags) {
   flags.Add("token_in_flight",
             "batches that a worker's engine takes at a time, of max-rows together: 2 as on a GPU",
             &token_in_flight);
+  flags.Add("block_in_flight", "steps that a replica's engine takes at a time", &block_in_flight);
+  flags.Add("one_card", "the steps of all workers follow one another, as on one GPU", &one_card);
   flags.Add("max_queued_rows", "rows that wait at a worker; more are refused",
             &token.max_queued_rows);
   flags.Add("block_replicas", "so many, on ports from that of --block-listen on", &block_replicas);
@@ -135,6 +142,7 @@ class Simulation {
     absl::StatusOr<std::string> tokenizer_hash = TokenizerHash(config.model);
     if (!tokenizer_hash.ok()) return tokenizer_hash.status();
     tokenizer_hash_ = *std::move(tokenizer_hash);
+    if (config.one_card) card_ = std::make_shared<SimulatedDevice>();
     if (auto status = StartBlocks(config); !status.ok()) return status;
     return StartTokens(config);
   }
@@ -196,7 +204,7 @@ class Simulation {
       if (!address.ok()) return address.status();
       TokenWorkerProcess one;
       auto engine = std::make_unique<SimulatedTokenEngine>(model_, *table, config.token.max_rows,
-                                                           config.token_in_flight);
+                                                           config.token_in_flight, card_);
       one.engine = engine.get();
       TokenServiceConfig service_config = config.token;
       service_config.name = *address;
@@ -225,7 +233,8 @@ class Simulation {
       absl::StatusOr<std::string> address = Offset("--block-listen", config.block_listen, i);
       if (!address.ok()) return address.status();
       BlockReplicaProcess one;
-      auto engine = std::make_unique<SimulatedBlockEngine>(model_, *table);
+      auto engine =
+          std::make_unique<SimulatedBlockEngine>(model_, *table, config.block_in_flight, card_);
       one.engine = engine.get();
       BlockServiceConfig service_config = config.block;
       service_config.name = *address;
@@ -255,6 +264,7 @@ class Simulation {
   ModelConfig model_;
   std::string config_hash_;
   std::string tokenizer_hash_;
+  std::shared_ptr<SimulatedDevice> card_;  // null: each engine has its own
   std::vector<TokenWorkerProcess> tokens_;
   std::vector<BlockReplicaProcess> blocks_;
 };

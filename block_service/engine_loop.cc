@@ -16,6 +16,8 @@ constexpr absl::Duration kLongestWait = absl::Hours(1);
 // The loop is at most so many turns ahead of the one that is being delivered: enough that neither
 // waits for the other where they take alike, and few rows to keep.
 constexpr size_t kTurnsWaiting = 2;
+// Fewer blocks are not worth a step beside another one: their time is that of reading the weights.
+constexpr int64_t kFewestBlocksBeside = 64;
 // Fewer replies than this are delivered before a thread that is woken for them would begin.
 constexpr size_t kFewReplies = 32;
 
@@ -120,9 +122,10 @@ void EngineLoop::Run() {
     const int64_t items = 1 + static_cast<int64_t>(events.size());
     for (BlockEvent& event : events) Handle(std::move(event));
     events.clear();
-    worked = RunStep();
+    worked = Work();
     EndTurn(items);
   }
+  while (!under_way_.empty()) FinishOldest();
   std::vector<std::shared_ptr<BlockReplySink>> ending;
   for (const auto& [stream, sink] : *sinks_) ending.push_back(sink);
   ChangeSinks().clear();
@@ -199,24 +202,55 @@ void EngineLoop::HandleItems(StreamItems items) {
   }
 }
 
-bool EngineLoop::RunStep() {
-  const BlockStep& step = scheduler_.PlanStep(clock_.Now());
-  if (step.chunks.empty()) return false;
-  counters_.decode_blocks += static_cast<uint64_t>(step.decode_blocks);
-  counters_.prefill_blocks += static_cast<uint64_t>(step.prefill_blocks);
-  const size_t values = static_cast<size_t>(step.context_rows) * width_;
-  std::shared_ptr<float[]> contexts = buffers_.Take(values);
-  const absl::Time begin = clock_.Now();
-  const absl::Status status = engine_.Step(step.chunks, absl::MakeSpan(contexts.get(), values));
-  if (!status.ok()) LogError(absl::StrCat("step failed: ", status.ToString()));
+bool EngineLoop::Work() {
+  const bool started = MayStart() && StartStep();
+  // Before it is waited for, the mailbox may have what the engine can have beside it.
+  if (started && static_cast<int32_t>(under_way_.size()) < engine_.max_in_flight()) return true;
+  if (under_way_.empty()) return false;
+  FinishOldest();
+  return true;
+}
+
+bool EngineLoop::MayStart() const {
+  if (under_way_.empty()) return true;
+  if (static_cast<int32_t>(under_way_.size()) >= engine_.max_in_flight()) return false;
+  const StepUnderWay& newest = under_way_.back();
+  const int64_t like_newest = (newest.decode_blocks + newest.prefill_blocks) / 2;
+  return scheduler_.plannable_blocks() >= std::max(kFewestBlocksBeside, like_newest);
+}
+
+bool EngineLoop::StartStep() {
+  const BlockStep& plan = scheduler_.PlanStep(clock_.Now());
+  if (plan.chunks.empty()) return false;
+  const size_t values = static_cast<size_t>(plan.context_rows) * width_;
+  StepUnderWay step;
+  step.contexts = buffers_.Take(values);
+  step.decode_blocks = plan.decode_blocks;
+  step.prefill_blocks = plan.prefill_blocks;
+  step.begin = clock_.Now();
+  step.gap = under_way_.empty() ? step.begin - standing_since_ : absl::ZeroDuration();
+  step.status = engine_.Start(plan.chunks, absl::MakeSpan(step.contexts.get(), values));
   EndProcessIfLost(engine_.Lost());
-  scheduler_.FinishStep(status, std::move(contexts));
+  counters_.decode_blocks += static_cast<uint64_t>(plan.decode_blocks);
+  counters_.prefill_blocks += static_cast<uint64_t>(plan.prefill_blocks);
+  under_way_.push_back(std::move(step));
+  return true;
+}
+
+void EngineLoop::FinishOldest() {
+  StepUnderWay step = std::move(under_way_.front());
+  under_way_.pop_front();
+  if (step.status.ok()) step.status = engine_.Finish();
+  if (!step.status.ok()) LogError(absl::StrCat("step failed: ", step.status.ToString()));
+  EndProcessIfLost(engine_.Lost());
   const absl::Time end = clock_.Now();
+  // Those that are under way together share the engine.
+  const absl::Time begin = std::max(step.begin, last_end_);
+  last_end_ = standing_since_ = end;
   busy_.Add(begin, end);
   ++counters_.load.steps;
-  metrics_.Step(step.decode_blocks, step.prefill_blocks, begin - standing_since_, end - begin);
-  standing_since_ = end;
-  return true;
+  metrics_.Step(step.decode_blocks, step.prefill_blocks, step.gap, end - begin);
+  scheduler_.FinishStep(step.status, std::move(step.contexts));
 }
 
 void EngineLoop::EndTurn(int64_t items) {

@@ -1,6 +1,7 @@
-// The thread that owns a block engine and its scheduler, the mailbox through which streams reach
-// it, and the thread that encodes and sends what a step has given while the next step runs. Knows
-// neither gRPC nor protobuf: a stream is a BlockReplySink.
+// The thread that owns a block engine and its scheduler and keeps the one supplied with steps of
+// the other, the mailbox through which streams reach it, and the thread that encodes and sends what
+// a step has given while the next step runs. Knows neither gRPC nor protobuf: a stream is a
+// BlockReplySink.
 #ifndef BLOCKSERVE_BLOCK_SERVICE_ENGINE_LOOP_H_
 #define BLOCKSERVE_BLOCK_SERVICE_ENGINE_LOOP_H_
 
@@ -120,7 +121,7 @@ class EngineLoop {
   const std::shared_ptr<BlockMailbox>& mailbox() const { return mailbox_; }
 
   void Start();
-  // Ends the step under way, then every stream with UNAVAILABLE, then the thread. Idempotent.
+  // Ends the steps under way, then every stream with UNAVAILABLE, then the thread. Idempotent.
   void Stop();
 
   // True when no sequence is open any more and all replies are with their streams, false after
@@ -144,10 +145,27 @@ class EngineLoop {
     int64_t items = 0;  // as `progress` is told
   };
 
+  struct StepUnderWay {
+    std::shared_ptr<float[]> contexts;
+    absl::Status status;  // unless OK, the engine did not take it
+    int32_t decode_blocks = 0;
+    int32_t prefill_blocks = 0;
+    absl::Time begin;
+    absl::Duration gap;  // for so long the engine had nothing to do, although there was work
+  };
+
   void Run();
   void Handle(BlockEvent event);
   void HandleItems(StreamItems items);
-  bool RunStep();
+  // Starts a step or finishes one, or both; false where there is none of either.
+  bool Work();
+  // Whether what waits is to be started now: at once where nothing is under way; beside another
+  // step only what is worth the reading of the weights, and about as large, so that the two stay
+  // so.
+  bool MayStart() const;
+  // False where nothing can be computed now.
+  bool StartStep();
+  void FinishOldest();
   void EndTurn(int64_t items);
   BlockLoadReport Load();
   // Calls of sinks that are not replies: behind all that was handed over before.
@@ -169,7 +187,9 @@ class EngineLoop {
   // The loop's thread alone.
   BlockScheduler scheduler_;
   BusyMeter busy_;
-  absl::Time standing_since_;  // since then the engine has stood although there was work
+  std::deque<StepUnderWay> under_way_;  // started and not finished, oldest first
+  absl::Time last_end_;                 // of the step finished last
+  absl::Time standing_since_;           // since then the engine has stood although there was work
   std::shared_ptr<Sinks> sinks_ = std::make_shared<Sinks>();  // changed by ChangeSinks alone
   std::map<uint64_t, StreamId> latest_;                       // of each gateway, by its incarnation
   std::deque<StreamItems> held_;                              // until the part hash is known

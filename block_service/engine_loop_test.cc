@@ -2,9 +2,11 @@
 #include "block_service/engine_loop.h"
 
 #include <atomic>
+#include <chrono>
 #include <map>
 #include <memory>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "block_service/test_engine.h"
@@ -139,16 +141,19 @@ class HandClock final : public Clock {
   std::atomic<int64_t> seconds_{0};
 };
 
+constexpr int64_t kPages = 2048;
+
 struct Fixture {
-  explicit Fixture(const Clock* other_clock = nullptr, const BlockMetrics& metrics = {})
-      : engine(2, 100) {
+  explicit Fixture(const Clock* other_clock = nullptr, const BlockMetrics& metrics = {},
+                   int32_t in_flight = 1)
+      : engine(2, 100, in_flight) {
     BlockSchedulerOptions options;
     options.block_length = 2;
     options.vocab_size = 100;
     options.context_width = TestBlockEngine::kWidth;
-    options.num_pages = 128;
+    options.num_pages = kPages;
     options.page_blocks = 4;
-    options.max_sequences = 64;
+    options.max_sequences = 512;
     options.reserve_tokens = 16;
     EXPECT_TRUE(engine.AllocateKv(options.num_pages, options.page_blocks).ok());
     loop = std::make_unique<EngineLoop>(engine, options,
@@ -161,6 +166,27 @@ struct Fixture {
   TestBlockEngine engine;
   std::unique_ptr<EngineLoop> loop;
 };
+
+// Different for every seed up to 90.
+std::vector<int32_t> Tokens(int32_t blocks, int32_t seed) {
+  return std::vector<int32_t>(static_cast<size_t>(blocks) * 2, seed % 90);
+}
+
+BlockWorkItem Item(StreamId stream, uint64_t id) {
+  BlockWorkItem item;
+  item.stream = stream;
+  item.id = id;
+  item.sequence = {stream, 1};
+  return item;
+}
+
+StreamItems OpenItem(StreamId stream, uint64_t id) {
+  StreamItems items;
+  items.stream = stream;
+  items.items.push_back(Item(stream, id));
+  items.items.back().call = OpenCall{std::vector<int32_t>(10, 3), 4};
+  return items;
+}
 
 // One gateway: opens, appends and closes sequences, and checks every row.
 void RunGateway(BlockMailbox& mailbox, StreamId stream, int sequences, int blocks) {
@@ -210,8 +236,115 @@ TEST(EngineLoop, SeveralGatewaysWorkAtATime) {
   fixture.loop->Stop();
   const EngineLoopStats stats = fixture.loop->stats();
   EXPECT_EQ(stats.decode_blocks, 4u * 10 * 8);
-  EXPECT_EQ(stats.load.pages.free_pages + stats.load.pages.cached_pages, 128);
+  EXPECT_EQ(stats.load.pages.free_pages + stats.load.pages.cached_pages, kPages);
   EXPECT_GT(stats.cached_blocks, 0);
+}
+
+// A gateway whose sequences are many: each appends its next block as soon as it has a row, and some
+// are closed in the middle.
+void RunManySequences(BlockMailbox& mailbox, StreamId stream, int sequences, int blocks) {
+  auto sink = std::make_shared<RecordingSink>();
+  mailbox.Post(StreamOpened{stream, stream * 100, sink});
+  std::vector<std::vector<int32_t>> tokens;
+  std::vector<uint64_t> last(static_cast<size_t>(sequences));
+  uint64_t id = 0;
+  const auto call = [&](StreamItems& items, int sequence, auto what) {
+    BlockWorkItem& item = items.items.emplace_back();
+    item.stream = items.stream = stream;
+    item.id = ++id;
+    item.sequence = {stream * 100, static_cast<uint64_t>(sequence)};
+    item.call = std::move(what);
+    return id;
+  };
+  StreamItems opens;
+  for (int s = 0; s < sequences; ++s) {
+    tokens.push_back(Tokens(5, s));
+    last[static_cast<size_t>(s)] = call(opens, s, OpenCall{tokens.back(), blocks});
+  }
+  mailbox.Post(std::move(opens));
+  for (int b = 0; b < blocks; ++b) {
+    StreamItems appends;
+    for (int s = 0; s < sequences; ++s) {
+      const auto at = static_cast<size_t>(s);
+      if (s % 7 == 3 && b > blocks / 2) {  // is closed while its block is computed
+        if (b == blocks / 2 + 1) last[at] = call(appends, s, CloseCall{});
+        continue;
+      }
+      const RecordingSink::Answer answer = sink->Wait(last[at]);
+      ASSERT_TRUE(answer.status.ok()) << answer.status;
+      ASSERT_EQ(answer.row, TestBlockEngine::Row(tokens[at], 2));
+      const std::vector<int32_t> block = {b % 100, s % 90};
+      tokens[at].insert(tokens[at].end(), block.begin(), block.end());
+      last[at] = call(appends, s, AppendCall{b + 5, {block.begin(), block.end()}});
+      if (appends.items.size() >= 80) mailbox.Post(std::exchange(appends, {}));
+    }
+    if (!appends.items.empty()) mailbox.Post(std::move(appends));
+  }
+  StreamItems closes;
+  for (int s = 0; s < sequences; ++s) {
+    sink->Wait(last[static_cast<size_t>(s)]);
+    last[static_cast<size_t>(s)] = call(closes, s, CloseCall{});
+  }
+  mailbox.Post(std::move(closes));
+  for (const uint64_t close : last) sink->Wait(close);
+  mailbox.Post(StreamClosed{stream});
+}
+
+TEST(EngineLoop, ManySequencesOfAnEngineThatTakesTwoStepsAtATime) {
+  Fixture fixture(nullptr, {}, 2);
+  // So that what comes meanwhile is enough for a step beside it.
+  fixture.engine.SetBeforeFinish(
+      [] { std::this_thread::sleep_for(std::chrono::microseconds(200)); });
+  std::vector<std::thread> gateways;
+  for (StreamId stream = 1; stream <= 2; ++stream) {
+    gateways.emplace_back(
+        [&, stream] { RunManySequences(*fixture.loop->mailbox(), stream, 200, 6); });
+  }
+  fixture.Greet();
+  for (std::thread& gateway : gateways) gateway.join();
+  EXPECT_TRUE(fixture.loop->WaitUntilEmpty(absl::Seconds(60)));
+  fixture.loop->Stop();
+  const EngineLoopStats stats = fixture.loop->stats();
+  EXPECT_EQ(stats.load.pages.free_pages + stats.load.pages.cached_pages, kPages);
+  EXPECT_EQ(fixture.engine.most_under_way(), 2);
+}
+
+TEST(EngineLoop, TheNextStepIsBegunWhileOneIsUnderWay) {
+  Fixture fixture(nullptr, {}, 2);
+  Gate gate;
+  fixture.engine.SetBeforeFinish([&] { gate.Pass(); });
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  fixture.Greet();
+  const auto sink = std::make_shared<RecordingSink>();
+  mailbox.Post(StreamOpened{1, 1, sink});
+  const std::vector<int32_t> prompt = Tokens(400, 1);  // in chunks of 256 blocks
+  StreamItems items = OpenItem(1, 7);
+  items.items[0].call = OpenCall{prompt, 4};
+  mailbox.Post(std::move(items));
+  gate.WaitUntilReached();
+  EXPECT_EQ(fixture.engine.steps(), 2);
+  EXPECT_FALSE(sink->Has(7));
+  // What comes now is answered when the engine has had its turn, in the order of the steps.
+  mailbox.Post(OpenItem(1, 8));
+  gate.Open();
+  EXPECT_EQ(sink->Wait(7).row, TestBlockEngine::Row(prompt, 2));
+  EXPECT_EQ(sink->Wait(8).status.code(), absl::StatusCode::kAborted)
+      << "it is open with other tokens";
+}
+
+TEST(EngineLoop, AStepThatTheEngineRefusesFailsAfterTheOneBeforeIt) {
+  Fixture fixture(nullptr, {}, 2);
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  const auto sink = std::make_shared<RecordingSink>();
+  mailbox.Post(StreamOpened{1, 1, sink});
+  StreamItems items = OpenItem(1, 7);
+  items.items[0].call = OpenCall{Tokens(400, 1), 4};
+  mailbox.Post(std::move(items));
+  fixture.engine.RefuseStep(1, absl::UnavailableError("no memory"));
+  fixture.Greet();
+  EXPECT_EQ(sink->Wait(7).status, absl::UnavailableError("no memory"));
+  mailbox.Post(OpenItem(1, 8));
+  EXPECT_TRUE(sink->Wait(8).status.ok());
 }
 
 TEST(EngineLoop, ALostDeviceEndsTheProcessWithoutAnAnswer) {
@@ -274,22 +407,6 @@ TEST(EngineLoop, AnIdleLoopHasNoWorkAndOneThatHangsHas) {
   sink->GoOn();
   while (progress->has_work()) std::this_thread::yield();
   EXPECT_FALSE(watch.IsStuck(now));
-}
-
-BlockWorkItem Item(StreamId stream, uint64_t id) {
-  BlockWorkItem item;
-  item.stream = stream;
-  item.id = id;
-  item.sequence = {stream, 1};
-  return item;
-}
-
-StreamItems OpenItem(StreamId stream, uint64_t id) {
-  StreamItems items;
-  items.stream = stream;
-  items.items.push_back(Item(stream, id));
-  items.items.back().call = OpenCall{std::vector<int32_t>(10, 3), 4};
-  return items;
 }
 
 TEST(EngineLoop, AStepRunsWhileTheRepliesOfTheOneBeforeAreDelivered) {

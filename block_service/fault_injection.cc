@@ -29,7 +29,7 @@ class FaultyBlockEngine final : public BlockEngine {
     engine_->CopyPage(from, to, blocks);
   }
 
-  absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override {
+  absl::Status Start(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override {
     if (HasToken(chunks, faults_.crash_token)) std::raise(SIGKILL);
     while (HasToken(chunks, faults_.hang_token)) absl::SleepFor(absl::Hours(1));
     if (Draw(faults_.errors)) return absl::InternalError("an injected error");

@@ -483,6 +483,7 @@ void BlockScheduler::DropItems(BlockSequence& sequence,
   waiting_ += static_cast<int64_t>(kept.size()) - static_cast<int64_t>(sequence.queue.size());
   sequence.queue = std::move(kept);
   if (!head_dropped) return;
+  Abandon(sequence);
   if (sequence.state == State::kOpening || sequence.state == State::kForking) {
     return Erase(sequence, absl::NotFoundError("the sequence was given up before it was open"));
   }
@@ -492,6 +493,7 @@ void BlockScheduler::DropItems(BlockSequence& sequence,
 
 void BlockScheduler::Erase(BlockSequence& sequence, const absl::Status& status, bool suspended) {
   RemoveFromLists(sequence);
+  Abandon(sequence);
   const SequenceKey key = sequence.key;
   SetState(sequence, State::kForking);  // not one of those that are open
   const ItemQueue queue = std::exchange(sequence.queue, {});
@@ -526,6 +528,18 @@ void BlockScheduler::Suspend(BlockSequence& sequence) {
 void BlockScheduler::RemoveFromLists(BlockSequence& sequence) {
   ready_.erase(std::remove(ready_.begin(), ready_.end(), &sequence), ready_.end());
   opening_.erase(std::remove(opening_.begin(), opening_.end(), &sequence), opening_.end());
+}
+
+void BlockScheduler::Abandon(BlockSequence& sequence) {
+  for (auto step = under_way_.begin(); sequence.steps_under_way > 0; ++step) {
+    for (StepEntry& entry : step->entries) {
+      if (entry.sequence != &sequence) continue;
+      entry.sequence = nullptr;
+      sequence.steps_under_way -= 1;
+    }
+  }
+  sequence.blocks_under_way = 0;
+  sequence.kv_again = KvSequence();
 }
 
 void BlockScheduler::DropExpired(absl::Time now) {

@@ -12,6 +12,10 @@
 //   }
 //   // send outbox(), then Clear() it
 //
+// Between PlanStep and FinishStep there may be all of these, further steps too, where the engine
+// runs them in the order in which they were planned: a sequence can end while its blocks are being
+// computed, and its pages be another's in the next step.
+//
 // Batching is by iteration: a step takes the decode blocks that are ready, oldest first and at most
 // one group's share, and a bounded chunk of prefill, half of it for the prompts whose turn it is
 // and half for those that need the least. Memory is paged: an Open or Fork is admitted with pages
@@ -24,6 +28,7 @@
 #define BLOCKSERVE_BLOCK_SERVICE_SCHEDULER_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <vector>
@@ -59,7 +64,7 @@ struct BlockSchedulerOptions {
 };
 
 struct BlockStep {
-  std::vector<BlockChunk> chunks;  // valid until FinishStep
+  std::vector<BlockChunk> chunks;  // valid until the next call
   int64_t context_rows = 0;        // rows that the engine will write
   int32_t decode_blocks = 0;
   int32_t prefill_blocks = 0;
@@ -88,22 +93,24 @@ class BlockScheduler {
   // From now on an Open is answered UNAVAILABLE; all else goes on.
   void StartDraining() { draining_ = true; }
 
-  // Not between PlanStep and FinishStep.
   void Submit(BlockWorkItem&& item, absl::Time now);
 
   // Answers what has run out of time, ends leases that are over, and chooses the next step. Where
-  // the step has chunks, FinishStep must follow.
+  // the step has chunks, its FinishStep must follow.
   const BlockStep& PlanStep(absl::Time now);
-  // `contexts` [step.context_rows, D], not changed any more: the outbox and the next steps use it.
-  // A failed status goes to every item of the step, and their sequences are dropped; a row that is
-  // not finite fails its own item alone (INTERNAL).
+  // Of the step that was planned first of those under way. `contexts` [step.context_rows, D], not
+  // changed any more: the outbox and the next steps use it. A failed status goes to every item of
+  // the step, and their sequences are dropped; a row that is not finite fails its own item alone
+  // (INTERNAL).
   void FinishStep(const absl::Status& status, std::shared_ptr<const float[]> contexts);
 
   // When PlanStep must be called again although nothing was submitted; InfiniteFuture: never.
   absl::Time NextWakeUp() const { return table_.NextExpiry(); }
 
-  // A step has something to compute as it is now.
-  bool has_work() const { return !ready_.empty() || !opening_.empty(); }
+  // There is something to compute, or being computed.
+  bool has_work() const { return !ready_.empty() || !opening_.empty() || !under_way_.empty(); }
+  // Blocks that a step planned now would have, about.
+  int64_t plannable_blocks() const;
 
   BlockOutbox& outbox() { return outbox_; }
   BlockSchedulerLoad load() const;
@@ -113,10 +120,14 @@ class BlockScheduler {
 
  private:
   struct StepEntry {
-    BlockSequence* sequence;
+    BlockSequence* sequence;  // null: nobody wants it any more
     int64_t first_block;
     int64_t blocks;
     int64_t rows;
+  };
+  struct StepUnderWay {
+    std::vector<StepEntry> entries;  // as its chunks were
+    int64_t context_rows = 0;
   };
   // What a step prefills of a prompt.
   struct PrefillShare {
@@ -172,22 +183,34 @@ class BlockScheduler {
   void Erase(BlockSequence& sequence, const absl::Status& status, bool suspended = false);
   void Suspend(BlockSequence& sequence);
   void RemoveFromLists(BlockSequence& sequence);
+  // What steps under way compute for the sequence is not wanted any more.
+  void Abandon(BlockSequence& sequence);
   void DropExpired(absl::Time now);
 
-  void PlanDecode();
-  void PlanPrefill();
+  size_t DecodeBlocks() const;
+  void PlanDecode(StepUnderWay& plan);
+  void PlanPrefill(StepUnderWay& plan);
+  static void AddEntry(StepUnderWay& plan, BlockSequence& sequence, int64_t first_block,
+                       int64_t blocks, int64_t rows);
   void SharePrefill();
   // Gives the prompt at most `budget` blocks more of the step; returns how many.
   int64_t Prefill(PrefillShare& share, int64_t budget);
   // The next page of the prompt is among what the step prefills of another one: it will be had for
   // nothing.
   bool IsPrefilledByAnother(const BlockSequence& sequence) const;
+  // Of one that is open: its head wants the row of the block that is there.
+  bool AsksForLastRow(const BlockSequence& sequence) const;
   // Pages for one more block; false when the sequence itself had to give way.
   bool Grow(BlockSequence& sequence);
+  void FinishEntry(const StepEntry& entry, absl::Span<const float> rows);
   void FinishDecode(const StepEntry& entry, absl::Span<const float> rows);
   void FinishPrefill(const StepEntry& entry, absl::Span<const float> rows);
   int64_t BlocksOf(const BlockSequence& sequence) const {
     return static_cast<int64_t>(sequence.tokens.size()) / options_.block_length;
+  }
+  // Blocks of its pages that are computed when the steps under way are done.
+  static int64_t PlannedBlocks(const BlockSequence& sequence) {
+    return sequence.kv.blocks() + sequence.blocks_under_way;
   }
 
   const BlockSchedulerOptions options_;
@@ -198,7 +221,8 @@ class BlockScheduler {
   std::vector<BlockSequence*> opening_;  // to be prefilled, by prefill_turn
   std::vector<PrefillShare> shares_;     // of the step that is planned, as in opening_
   std::vector<PrefillShare*> by_need_;   // of these
-  std::vector<StepEntry> entries_;       // of the step under way, as in step_.chunks
+  std::deque<StepUnderWay> under_way_;   // oldest first; their addresses are stable
+  std::vector<StepUnderWay> spare_;      // for their memory
   BlockStep step_;
   BlockOutbox outbox_;
   int64_t open_ = 0;     // sequences that are kOpen

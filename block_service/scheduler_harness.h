@@ -3,7 +3,9 @@
 #define BLOCKSERVE_BLOCK_SERVICE_SCHEDULER_HARNESS_H_
 
 #include <algorithm>
+#include <deque>
 #include <map>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -43,8 +45,9 @@ class SchedulerHarness {
     return options;
   }
 
-  explicit SchedulerHarness(BlockSchedulerOptions options = DefaultOptions())
-      : engine(options.block_length, options.vocab_size),
+  // `in_flight`: steps that Begin may have begun at a time.
+  explicit SchedulerHarness(BlockSchedulerOptions options = DefaultOptions(), int32_t in_flight = 1)
+      : engine(options.block_length, options.vocab_size, in_flight),
         scheduler(WithCopies(std::move(options), engine)) {
     scheduler.OpenStream(1, kGateway, now);
   }
@@ -93,9 +96,8 @@ class SchedulerHarness {
     return Submit(std::move(item));
   }
 
-  // One step; false when there was nothing to run. The last step's plan is in `decoded`,
-  // `prefilled`.
-  bool Step() {
+  // Begins a step; false when there was nothing to run. Its plan is in `decoded`, `prefilled`.
+  bool Begin() {
     const BlockStep& step = scheduler.PlanStep(now);
     decoded = step.decode_blocks;
     prefilled = step.prefill_blocks;
@@ -103,11 +105,28 @@ class SchedulerHarness {
     if (runs) {
       const size_t values = static_cast<size_t>(step.context_rows) * TestBlockEngine::kWidth;
       const auto contexts = std::make_shared<float[]>(values);
-      const absl::Status status = engine.Step(step.chunks, absl::MakeSpan(contexts.get(), values));
-      scheduler.FinishStep(status, contexts);
+      const absl::Status status = engine.Start(step.chunks, absl::MakeSpan(contexts.get(), values));
+      under_way.push_back({contexts, status});
     }
     Collect();
     EXPECT_TRUE(scheduler.CheckInvariants().ok()) << scheduler.CheckInvariants();
+    return runs;
+  }
+  // Finishes the step that was begun first.
+  void End() {
+    auto [contexts, status] = std::move(under_way.front());
+    under_way.pop_front();
+    if (status.ok()) status = engine.Finish();
+    scheduler.FinishStep(status, std::move(contexts));
+    Collect();
+    EXPECT_TRUE(scheduler.CheckInvariants().ok()) << scheduler.CheckInvariants();
+  }
+  // Finishes what was begun, then a whole step; false when there was nothing to run.
+  bool Step() {
+    bool runs = !under_way.empty();
+    while (!under_way.empty()) End();
+    runs |= Begin();
+    while (!under_way.empty()) End();
     return runs;
   }
   int RunUntilIdle() {
@@ -141,6 +160,7 @@ class SchedulerHarness {
   uint64_t last_id = 0;
   std::map<uint64_t, Answer> answers;
   int32_t decoded = 0, prefilled = 0;
+  std::deque<std::pair<std::shared_ptr<const float[]>, absl::Status>> under_way;
 
  private:
   static BlockSchedulerOptions WithCopies(BlockSchedulerOptions options, TestBlockEngine& engine) {

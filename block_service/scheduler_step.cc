@@ -20,60 +20,89 @@ absl::Status NonFinite() {
 const BlockStep& BlockScheduler::PlanStep(absl::Time now) {
   DropExpired(now);
   ++steps_planned_;
-  entries_.clear();
   step_.chunks.clear();
   step_.context_rows = 0;
   step_.decode_blocks = 0;
   step_.prefill_blocks = 0;
-  PlanDecode();
-  PlanPrefill();
+  StepUnderWay plan;
+  if (!spare_.empty()) {
+    plan = std::move(spare_.back());
+    spare_.pop_back();
+  }
+  PlanDecode(plan);
+  PlanPrefill(plan);
+  plan.context_rows = step_.context_rows;
+  if (plan.entries.empty()) {
+    spare_.push_back(std::move(plan));
+  } else {
+    under_way_.push_back(std::move(plan));
+  }
   return step_;
 }
 
-void BlockScheduler::PlanDecode() {
+int64_t BlockScheduler::plannable_blocks() const {
+  int64_t prefill = 0;
+  for (const BlockSequence* sequence : opening_) {
+    prefill += BlocksOf(*sequence) - PlannedBlocks(*sequence);
+    if (prefill >= options_.prefill_chunk_blocks) break;
+  }
+  return static_cast<int64_t>(DecodeBlocks()) +
+         std::min<int64_t>(prefill, options_.prefill_chunk_blocks);
+}
+
+size_t BlockScheduler::DecodeBlocks() const {
   const int64_t group = (open_ + options_.groups - 1) / options_.groups;
-  const size_t most = static_cast<size_t>(std::max<int64_t>(group, options_.min_group_blocks));
+  return std::min(ready_.size(),
+                  static_cast<size_t>(std::max<int64_t>(group, options_.min_group_blocks)));
+}
+
+void BlockScheduler::AddEntry(StepUnderWay& plan, BlockSequence& sequence, int64_t first_block,
+                              int64_t blocks, int64_t rows) {
+  plan.entries.push_back({&sequence, first_block, blocks, rows});
+  sequence.steps_under_way += 1;
+  sequence.blocks_under_way += blocks;
+}
+
+void BlockScheduler::PlanDecode(StepUnderWay& plan) {
   // Pages first: growing may suspend sequences that are ready themselves.
-  for (size_t i = 0; i < std::min(ready_.size(), most);) {
+  for (size_t i = 0; i < DecodeBlocks();) {
     const size_t before = ready_.size();
     const bool grown = Grow(*ready_[i]);
     i = grown && ready_.size() == before ? i + 1 : 0;
   }
-  const size_t taken = std::min(ready_.size(), most);
+  const size_t taken = DecodeBlocks();
   for (size_t i = 0; i < taken; ++i) {
     BlockSequence& sequence = *ready_[i];
-    const int64_t index = sequence.kv.blocks();
-    const bool again = index < BlocksOf(sequence);
+    const bool again = AsksForLastRow(sequence);
+    const KvSequence& kv = again ? sequence.kv_again : sequence.kv;
+    const int64_t index = kv.blocks();
     BlockChunk& chunk = step_.chunks.emplace_back();
     chunk.tokens =
         again
             ? absl::MakeConstSpan(sequence.tokens).last(static_cast<size_t>(options_.block_length))
             : absl::MakeConstSpan(std::get<AppendCall>(sequence.queue.front().call).tokens);
     chunk.first_block = index;
-    chunk.pages = sequence.kv.pages();
+    chunk.pages = kv.pages();
     chunk.first_context = index;
-    entries_.push_back({&sequence, index, 1, 1});
+    AddEntry(plan, sequence, index, 1, 1);
     step_.context_rows += 1;
     step_.decode_blocks += 1;
   }
   ready_.erase(ready_.begin(), ready_.begin() + static_cast<std::ptrdiff_t>(taken));
 }
 
-bool BlockScheduler::Grow(BlockSequence& sequence) {
+bool BlockScheduler::AsksForLastRow(const BlockSequence& sequence) const {
   const auto* append = std::get_if<AppendCall>(&sequence.queue.front().call);
+  return append == nullptr || append->block_index < BlocksOf(sequence);
+}
+
+bool BlockScheduler::Grow(BlockSequence& sequence) {
   const int64_t blocks = BlocksOf(sequence);
-  // What is at the head asks for the row of a block that is there: compute that block again, in a
-  // page of its own, since the one that holds it may be shared.
-  const bool again = append == nullptr || append->block_index < blocks;
+  const bool again = AsksForLastRow(sequence);
   while (true) {
-    bool has_pages = false;
-    if (!again) {
-      has_pages = pool_.Reserve(sequence.kv, blocks + 1);
-    } else if (sequence.kv.blocks() < blocks) {
-      has_pages = true;
-    } else {
-      has_pages = pool_.Fork(sequence.kv, blocks - 1, 1, &sequence.kv);
-    }
+    const bool has_pages = again ? !sequence.kv_again.pages().empty() ||
+                                       pool_.Fork(sequence.kv, blocks - 1, 1, &sequence.kv_again)
+                                 : pool_.Reserve(sequence.kv, blocks + 1);
     if (has_pages) return true;
     if (FreePages(1)) continue;
     BlockSequence* newest = table_.NewestUnprotected(sequence);
@@ -102,7 +131,7 @@ void BlockScheduler::SharePrefill() {
   const auto need = [this](const PrefillShare* share) {
     const BlockSequence& sequence = *share->sequence;
     return std::make_pair(sequence.priority_rank,
-                          BlocksOf(sequence) - sequence.kv.blocks() - share->blocks);
+                          BlocksOf(sequence) - PlannedBlocks(sequence) - share->blocks);
   };
   std::stable_sort(by_need_.begin(), by_need_.end(),
                    [&](const PrefillShare* a, const PrefillShare* b) { return need(a) < need(b); });
@@ -114,20 +143,20 @@ void BlockScheduler::SharePrefill() {
 
 int64_t BlockScheduler::Prefill(PrefillShare& share, int64_t budget) {
   BlockSequence& sequence = *share.sequence;
-  if (share.blocks == 0) {
+  if (share.blocks == 0 && sequence.steps_under_way == 0) {
     // What another prompt has computed since this one was admitted need not be computed again.
     sequence.cached_blocks +=
         pool_.ShareCached(sequence.kv, sequence.tokens, sequence.first_context);
-    if (IsPrefilledByAnother(sequence)) return 0;
   }
-  const int64_t missing = BlocksOf(sequence) - sequence.kv.blocks() - share.blocks;
+  if (share.blocks == 0 && IsPrefilledByAnother(sequence)) return 0;
+  const int64_t missing = BlocksOf(sequence) - PlannedBlocks(sequence) - share.blocks;
   const int64_t count = std::min(missing, budget);
   share.blocks += count;
   return count;
 }
 
 bool BlockScheduler::IsPrefilledByAnother(const BlockSequence& sequence) const {
-  const int64_t first = sequence.kv.blocks();
+  const int64_t first = PlannedBlocks(sequence);
   const int64_t end = first + options_.page_blocks;
   if (!options_.prefix_cache || first % options_.page_blocks != 0 || end > sequence.first_context) {
     return false;
@@ -135,19 +164,19 @@ bool BlockScheduler::IsPrefilledByAnother(const BlockSequence& sequence) const {
   const auto page_end = sequence.tokens.begin() + end * options_.block_length;
   return std::any_of(shares_.begin(), shares_.end(), [&](const PrefillShare& share) {
     const BlockSequence& other = *share.sequence;
-    return share.blocks > 0 && other.kv.cache_pool() == sequence.kv.cache_pool() &&
-           other.kv.blocks() <= first && other.kv.blocks() + share.blocks >= end &&
+    return &other != &sequence && other.kv.cache_pool() == sequence.kv.cache_pool() &&
+           other.kv.blocks() <= first && PlannedBlocks(other) + share.blocks >= end &&
            std::equal(sequence.tokens.begin(), page_end, other.tokens.begin());
   });
 }
 
-void BlockScheduler::PlanPrefill() {
+void BlockScheduler::PlanPrefill(StepUnderWay& plan) {
   if (opening_.empty()) return;
   SharePrefill();
   for (const PrefillShare& share : shares_) {
     if (share.blocks == 0) continue;
     BlockSequence* const sequence = share.sequence;
-    const int64_t first = sequence->kv.blocks();
+    const int64_t first = PlannedBlocks(*sequence);
     const int64_t count = share.blocks;
     const int64_t rows =
         std::max<int64_t>(first + count - std::max(first, sequence->first_context), 0);
@@ -158,7 +187,7 @@ void BlockScheduler::PlanPrefill() {
     chunk.first_block = first;
     chunk.pages = sequence->kv.pages();
     chunk.first_context = sequence->first_context;
-    entries_.push_back({sequence, first, count, rows});
+    AddEntry(plan, *sequence, first, count, rows);
     step_.context_rows += rows;
     step_.prefill_blocks += static_cast<int32_t>(count);
   }
@@ -166,42 +195,52 @@ void BlockScheduler::PlanPrefill() {
 
 void BlockScheduler::FinishStep(const absl::Status& status,
                                 std::shared_ptr<const float[]> contexts) {
-  // What follows may start nothing that touches `entries_`, but sequences end on the way.
-  std::vector<StepEntry> entries = std::exchange(entries_, {});
-  step_.chunks.clear();
+  // Stays among those under way to the end: sequences of it that end on the way are taken out.
+  StepUnderWay& step = under_way_.front();
   const size_t width = static_cast<size_t>(options_.context_width);
-  absl::Span<const float> left(contexts.get(), static_cast<size_t>(step_.context_rows) * width);
+  absl::Span<const float> left(contexts.get(), static_cast<size_t>(step.context_rows) * width);
   if (status.ok() && !left.empty()) {
     outbox_.kept.push_back(contexts);
     recent_.Add(std::move(contexts));
   }
-  for (const StepEntry& entry : entries) {
-    if (!status.ok()) {
-      Erase(*entry.sequence, status);
-      continue;
-    }
+  for (StepEntry& entry : step.entries) {
     const absl::Span<const float> rows = left.subspan(0, static_cast<size_t>(entry.rows) * width);
     left.remove_prefix(rows.size());
-    if (!AllFinite(rows)) {
-      Erase(*entry.sequence, NonFinite());
-    } else if (entry.sequence->state == State::kOpening) {
-      FinishPrefill(entry, rows);
+    if (entry.sequence == nullptr) continue;
+    if (!status.ok()) {
+      Erase(*entry.sequence, status);
     } else {
-      FinishDecode(entry, rows);
+      FinishEntry(std::exchange(entry, {}), rows);
     }
   }
-  entries.clear();
-  entries_ = std::move(entries);
+  step.entries.clear();
+  spare_.push_back(std::move(step));
+  under_way_.pop_front();
+}
+
+void BlockScheduler::FinishEntry(const StepEntry& entry, absl::Span<const float> rows) {
+  BlockSequence& sequence = *entry.sequence;
+  sequence.steps_under_way -= 1;
+  sequence.blocks_under_way -= entry.blocks;
+  if (!AllFinite(rows)) {
+    Erase(sequence, NonFinite());
+  } else if (sequence.state == State::kOpening) {
+    FinishPrefill(entry, rows);
+  } else {
+    FinishDecode(entry, rows);
+  }
 }
 
 void BlockScheduler::FinishDecode(const StepEntry& entry, absl::Span<const float> rows) {
   BlockSequence& sequence = *entry.sequence;
   const BlockWorkItem& head = sequence.queue.front();
-  if (BlocksOf(sequence) == entry.first_block) {
+  if (AsksForLastRow(sequence)) {
+    sequence.kv_again = KvSequence();
+  } else {
     const auto& tokens = std::get<AppendCall>(head.call).tokens;
     sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
+    pool_.Commit(sequence.kv, sequence.tokens, 1);
   }
-  pool_.Commit(sequence.kv, sequence.tokens, 1);
   recent_.Keep(rows, sequence.last_row);
   ReplyRows(head, entry.first_block, rows, /*last=*/true, /*cached_blocks=*/0);
   const auto* open = std::get_if<OpenCall>(&head.call);
@@ -237,12 +276,27 @@ absl::Status BlockScheduler::CheckInvariants() const {
       return std::count(list.begin(), list.end(), &sequence);
     };
     const bool opening = sequence.state == State::kOpening;
-    const bool works = sequence.state == State::kOpen && !sequence.queue.empty();
+    int32_t steps = 0;
+    int64_t blocks = 0;
+    for (const StepUnderWay& step : under_way_) {
+      for (const StepEntry& entry : step.entries) {
+        if (entry.sequence != &sequence) continue;
+        ++steps;
+        blocks += entry.blocks;
+      }
+    }
+    const bool works = sequence.state == State::kOpen && !sequence.queue.empty() && steps == 0;
     if (in(opening_) != opening || in(ready_) != works) {
       status = absl::InternalError(
           absl::StrCat("sequence ", sequence.key.sequence, " is not in the lists of its state"));
     }
-    if (sequence.state == State::kOpen && sequence.kv.blocks() > BlocksOf(sequence)) {
+    if (steps != sequence.steps_under_way || blocks != sequence.blocks_under_way ||
+        (steps > 0 && sequence.queue.empty())) {
+      status = absl::InternalError(absl::StrCat(
+          "sequence ", sequence.key.sequence, " has ", blocks, " blocks in ", steps,
+          " steps under way, not ", sequence.blocks_under_way, " in ", sequence.steps_under_way));
+    }
+    if (sequence.state == State::kOpen && sequence.kv.blocks() != BlocksOf(sequence)) {
       status = absl::InternalError(absl::StrCat("sequence ", sequence.key.sequence, " holds ",
                                                 sequence.kv.blocks(), " blocks of ",
                                                 BlocksOf(sequence)));

@@ -29,7 +29,13 @@ struct BlockSequence {
   KvSequence kv;
   std::vector<int32_t> tokens;  // [blocks, L]; while opening, all of the prompt's
   LastRow last_row;             // context of the last block, where it is known
-  ItemQueue queue;              // in order of arrival
+  // Where it is asked for and not known: all blocks but the last, and room to compute that again.
+  // The page that holds it may be shared.
+  KvSequence kv_again;
+  ItemQueue queue;  // in order of arrival
+  // Of it, in steps that are under way: when decoding, the block of queue.front().
+  int32_t steps_under_way = 0;
+  int64_t blocks_under_way = 0;
 
   // While opening.
   int64_t first_context = 0;  // rows are wanted from here on

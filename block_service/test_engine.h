@@ -1,17 +1,23 @@
 // A block engine for tests of the policy: cheap, exact, and honest about pages. It keeps one 64-bit
 // number per block in its pages and computes a context row from what it reads there through the
-// page table, so that a wrong page, a missing copy or a skipped block shows in the row.
+// page table, so that a wrong page, a missing copy or a skipped block shows in the row. Rows are
+// there when their step is finished, and not before.
 #ifndef BLOCKSERVE_BLOCK_SERVICE_TEST_ENGINE_H_
 #define BLOCKSERVE_BLOCK_SERVICE_TEST_ENGINE_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <deque>
+#include <functional>
 #include <limits>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "gtest/gtest.h"
 #include "model/engine.h"
 
 namespace blockserve {
@@ -22,7 +28,8 @@ class TestBlockEngine final : public BlockEngine {
   // A block that begins with this id gives a row that is not finite.
   static constexpr int32_t kPoison = 99;
 
-  TestBlockEngine(int32_t block_length, int32_t vocab_size) {
+  TestBlockEngine(int32_t block_length, int32_t vocab_size, int32_t in_flight = 1)
+      : in_flight_(in_flight) {
     config_.block_length = block_length;
     config_.vocab_size = vocab_size;
     config_.block.hidden_size = kWidth;
@@ -55,10 +62,10 @@ class TestBlockEngine final : public BlockEngine {
     for (int32_t i = blocks; i < page_blocks_; ++i) Slot(to, i) = kUnwritten;
     ++copies_;
   }
-  absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override {
+  int32_t max_in_flight() const override { return in_flight_; }
+  absl::Status Start(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override {
     stepping_thread_ = std::this_thread::get_id();
-    steps_.fetch_add(1);
-    size_t out = 0;
+    StepUnderWay step{contexts, {}};
     const int64_t length = config_.block_length;
     for (const BlockChunk& chunk : chunks) {
       const int64_t count = static_cast<int64_t>(chunk.tokens.size()) / length;
@@ -75,23 +82,49 @@ class TestBlockEngine final : public BlockEngine {
         }
         std::vector<float> row = ToRow(state);
         if (tokens[0] == kPoison) row[0] = std::numeric_limits<float>::quiet_NaN();
-        for (const float value : row) contexts[out++] = value;
+        step.values.insert(step.values.end(), row.begin(), row.end());
       }
     }
+    EXPECT_EQ(step.values.size(), contexts.size());
+    if (!refusal_.ok() && accepted_-- == 0) return std::exchange(refusal_, absl::OkStatus());
+    under_way_.push_back(std::move(step));
+    most_under_way_ = std::max(most_under_way_, static_cast<int32_t>(under_way_.size()));
+    EXPECT_LE(most_under_way_, in_flight_);
+    steps_.fetch_add(1);
+    return absl::OkStatus();
+  }
+  absl::Status Finish() override {
+    if (before_finish_) before_finish_();
+    const StepUnderWay step = std::move(under_way_.front());
+    under_way_.pop_front();
+    std::copy(step.values.begin(), step.values.end(), step.contexts.begin());
     return next_status_;
   }
 
   void FailNextSteps(absl::Status status) { next_status_ = std::move(status); }
+  // So many steps from now one is not even begun.
+  void RefuseStep(int64_t after, absl::Status status) {
+    accepted_ = after;
+    refusal_ = std::move(status);
+  }
+  // Called before each step is finished, on the loop's thread.
+  void SetBeforeFinish(std::function<void()> call) { before_finish_ = std::move(call); }
   absl::Status Lost() const override { return lost_; }
   // From the next step on.
   void Lose(absl::Status why) { lost_ = next_status_ = std::move(why); }
   int64_t computed_blocks() const { return computed_blocks_; }
+  int32_t most_under_way() const { return most_under_way_; }
   int64_t copies() const { return copies_; }
-  int64_t steps() const { return steps_.load(); }                       // from any thread
+  int64_t steps() const { return steps_.load(); }                       // begun; from any thread
   std::thread::id stepping_thread() const { return stepping_thread_; }  // of the last step
 
  private:
   static constexpr uint64_t kUnwritten = 0xdeadbeefdeadbeefu;
+
+  struct StepUnderWay {
+    absl::Span<float> contexts;
+    std::vector<float> values;
+  };
 
   static uint64_t Mix(uint64_t state, uint64_t value) {
     state = (state ^ value) * 0x9e3779b97f4a7c15u;
@@ -119,6 +152,12 @@ class TestBlockEngine final : public BlockEngine {
   }
 
   ModelConfig config_;
+  const int32_t in_flight_;
+  std::deque<StepUnderWay> under_way_;
+  std::function<void()> before_finish_;
+  absl::Status refusal_;
+  int64_t accepted_ = 0;  // steps before it
+  int32_t most_under_way_ = 0;
   int32_t page_blocks_ = 0;
   std::vector<uint64_t> kv_;  // [pages, page_blocks]
   absl::Status next_status_;

@@ -97,7 +97,8 @@ void CpuBlockEngine::CopyPage(int32_t from, int32_t to, int32_t blocks) {
   if (from != to && blocks > 0) kv_.CopyPage(from, to);
 }
 
-absl::Status CpuBlockEngine::Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) {
+absl::Status CpuBlockEngine::Start(absl::Span<const BlockChunk> chunks,
+                                   absl::Span<float> contexts) {
   absl::Status status =
       ValidateBlockChunks(config_, kv_.num_pages(), kv_.layout().page_blocks, chunks, contexts);
   if (!status.ok()) return status;

@@ -30,7 +30,7 @@ class CpuBlockEngine final : public BlockEngine {
   int64_t KvBytesPerPage(int32_t page_blocks) const override;
   void CopyPage(int32_t from, int32_t to, int32_t blocks) override;
   // Errors: INVALID_ARGUMENT naming the chunk, before anything is computed.
-  absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;
+  absl::Status Start(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;
 
  private:
   // A position of the step that runs now.

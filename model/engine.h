@@ -63,7 +63,21 @@ class BlockEngine {
   // in a chunk, go to `contexts` [wanted rows, D] float32. With bf16 arithmetics the values are
   // rounded to bfloat16, so that sending them as bfloat16 loses nothing. A chunk of non-finite
   // values does not harm the others. Not thread-safe.
-  virtual absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) = 0;
+  absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) {
+    absl::Status status = Start(chunks, contexts);
+    return status.ok() ? Finish() : status;
+  }
+
+  // The same in two halves, for what an engine computes beside the host: so many steps may be under
+  // way at a time. They run in the order of their starts, and CopyPage runs where it is called
+  // among them. Where that is 1, Start computes. Step must not be called while one is under way.
+  virtual int32_t max_in_flight() const { return 1; }
+  // Begins a step. `chunks`, and what they point at, may change as soon as it returns; `contexts`
+  // stay until its Finish. Unless it returns OK, no step was begun.
+  virtual absl::Status Start(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) = 0;
+  // Waits for the step that was started first of those under way: its contexts are there, unless
+  // it returns an error.
+  virtual absl::Status Finish() { return absl::OkStatus(); }
 
   // OK, or why no later step can succeed: the device is lost until the process is started anew.
   virtual absl::Status Lost() const { return absl::OkStatus(); }

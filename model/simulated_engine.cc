@@ -14,8 +14,6 @@
 namespace blockserve {
 namespace {
 
-using SteadyTime = std::chrono::steady_clock::time_point;
-
 uint64_t Mix(uint64_t hash, uint64_t value) {
   hash = (hash ^ value) * 0x9e3779b97f4a7c15u;
   return hash ^ (hash >> 29);
@@ -54,13 +52,18 @@ void FillContext(uint64_t state, absl::Span<float> row) {
   }
 }
 
-// When a step that begins at `begin` is done. What the hashes take is part of it.
-SteadyTime CountStep(const StepTable& table, int64_t rows, SteadyTime begin, SimulatedWork& work) {
+// When the step is done. What the hashes take is part of it.
+SimulatedDevice::Time RunStep(const StepTable& table, int64_t rows, SimulatedDevice& device,
+                              SimulatedWork& work) {
   const absl::Duration time = table.Time(rows);
   work.steps.fetch_add(1, std::memory_order_relaxed);
   work.rows.fetch_add(rows, std::memory_order_relaxed);
   work.busy_us.fetch_add(absl::ToInt64Microseconds(time), std::memory_order_relaxed);
-  return begin + absl::ToChronoNanoseconds(time);
+  return device.Run(std::chrono::steady_clock::now(), time);
+}
+
+std::shared_ptr<SimulatedDevice> OrOwn(std::shared_ptr<SimulatedDevice> device) {
+  return device != nullptr ? std::move(device) : std::make_shared<SimulatedDevice>();
 }
 
 }  // namespace
@@ -115,11 +118,24 @@ absl::Duration StepTable::Time(int64_t rows) const {
   return absl::Milliseconds(std::max(0.0, t0 + slope * static_cast<double>(rows - r0)));
 }
 
+SimulatedDevice::Time SimulatedDevice::Run(Time begin, absl::Duration time) {
+  MutexLock lock(&mutex_);
+  free_ = std::max(free_, begin) + absl::ToChronoNanoseconds(time);
+  return free_;
+}
+
+SimulatedTokenEngine::SimulatedTokenEngine(ModelConfig config, StepTable table, int32_t max_rows,
+                                           int32_t in_flight,
+                                           std::shared_ptr<SimulatedDevice> device)
+    : config_(std::move(config)),
+      table_(std::move(table)),
+      max_rows_(max_rows),
+      in_flight_(in_flight),
+      device_(OrOwn(std::move(device))) {}
+
 void SimulatedTokenEngine::Start(absl::Span<const TokenRow> rows,
                                  absl::Span<TokenRowResult> results) {
-  SteadyTime begin = std::chrono::steady_clock::now();
-  if (!ends_.empty()) begin = std::max(begin, ends_.back());
-  ends_.push_back(CountStep(table_, static_cast<int64_t>(rows.size()), begin, work_));
+  ends_.push_back(RunStep(table_, static_cast<int64_t>(rows.size()), *device_, work_));
   for (size_t i = 0; i < rows.size(); ++i) DecodeRow(rows[i], results[i]);
 }
 
@@ -168,6 +184,13 @@ void SimulatedTokenEngine::DecodeRow(const TokenRow& row, TokenRowResult& result
   }
 }
 
+SimulatedBlockEngine::SimulatedBlockEngine(ModelConfig config, StepTable table, int32_t in_flight,
+                                           std::shared_ptr<SimulatedDevice> device)
+    : config_(std::move(config)),
+      table_(std::move(table)),
+      in_flight_(in_flight),
+      device_(OrOwn(std::move(device))) {}
+
 absl::Status SimulatedBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks) {
   page_blocks_ = page_blocks;
   kv_.assign(static_cast<size_t>(num_pages) * static_cast<size_t>(page_blocks), 0);
@@ -178,19 +201,21 @@ void SimulatedBlockEngine::CopyPage(int32_t from, int32_t to, int32_t blocks) {
   for (int32_t i = 0; i < blocks; ++i) Slot(to, i) = Slot(from, i);
 }
 
-absl::Status SimulatedBlockEngine::Step(absl::Span<const BlockChunk> chunks,
-                                        absl::Span<float> contexts) {
-  const SteadyTime begin = std::chrono::steady_clock::now();
+absl::Status SimulatedBlockEngine::Start(absl::Span<const BlockChunk> chunks,
+                                         absl::Span<float> contexts) {
   const auto length = static_cast<size_t>(config_.block_length);
-  const auto width = static_cast<size_t>(config_.block.hidden_size);
   int64_t blocks = 0;
+  for (const BlockChunk& chunk : chunks) {
+    blocks += static_cast<int64_t>(chunk.tokens.size() / length);
+  }
+  ends_.push_back(RunStep(table_, blocks, *device_, work_));
+  const auto width = static_cast<size_t>(config_.block.hidden_size);
   size_t out = 0;
   for (const BlockChunk& chunk : chunks) {
     const auto slot = [&](int64_t block) -> uint64_t& {
       return Slot(chunk.pages[static_cast<size_t>(block / page_blocks_)], block % page_blocks_);
     };
     const auto count = static_cast<int64_t>(chunk.tokens.size() / length);
-    blocks += count;
     uint64_t hash = chunk.first_block > 0 ? slot(chunk.first_block - 1) : 0;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t block = chunk.first_block + i;
@@ -203,7 +228,12 @@ absl::Status SimulatedBlockEngine::Step(absl::Span<const BlockChunk> chunks,
       out += width;
     }
   }
-  std::this_thread::sleep_until(CountStep(table_, blocks, begin, work_));
+  return absl::OkStatus();
+}
+
+absl::Status SimulatedBlockEngine::Finish() {
+  std::this_thread::sleep_until(ends_.front());
+  ends_.pop_front();
   return absl::OkStatus();
 }
 

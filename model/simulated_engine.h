@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +18,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "common/mutex.h"
 #include "model/config.h"
 #include "model/engine.h"
 
@@ -27,6 +29,8 @@ class StepTable {
  public:
   // Every step takes no time.
   StepTable() = default;
+  // So many milliseconds, and so many for each row.
+  StepTable(double step, double row) : points_{{1, step + row}, {2, step + 2 * row}} {}
 
   // A number of milliseconds for every step, or the path of a file: one "rows milliseconds" a line
   // (blanks or a comma between them), rows rising; # begins a comment. INVALID_ARGUMENT, NOT_FOUND:
@@ -53,17 +57,28 @@ inline Arithmetic SimulatedArithmetic(const ModelConfig& config) {
   return config.torch_dtype == "bfloat16" ? Arithmetic::kBf16 : Arithmetic::kF32;
 }
 
+// A card that computes: steps that are given to it follow one another, whichever engine they are
+// of. Thread-safe.
+class SimulatedDevice {
+ public:
+  using Time = std::chrono::steady_clock::time_point;
+
+  // A step is given to it at `begin`; returns when it is done.
+  Time Run(Time begin, absl::Duration time);
+
+ private:
+  Mutex mutex_;
+  Time free_ ABSL_GUARDED_BY(mutex_);  // when the last step is done
+};
+
 // Tokens are a function of the row alone: context, forced tokens, seed, choice, position, and
 // greedy or not. Stop ids, the limit, min_tokens_position and vocab_limit are kept; other
 // parameters of sampling do not matter. Log-probabilities are numbers in (-10, 0).
 class SimulatedTokenEngine final : public TokenEngine {
  public:
-  // `in_flight` batches may be under way, as on a device: their steps follow one another.
-  SimulatedTokenEngine(ModelConfig config, StepTable table, int32_t max_rows, int32_t in_flight = 1)
-      : config_(std::move(config)),
-        table_(std::move(table)),
-        max_rows_(max_rows),
-        in_flight_(in_flight) {}
+  // `in_flight` batches may be under way. `device`: one of its own where null.
+  SimulatedTokenEngine(ModelConfig config, StepTable table, int32_t max_rows, int32_t in_flight = 1,
+                       std::shared_ptr<SimulatedDevice> device = nullptr);
 
   const ModelConfig& config() const override { return config_; }
   Arithmetic arithmetic() const override { return SimulatedArithmetic(config_); }
@@ -87,8 +102,8 @@ class SimulatedTokenEngine final : public TokenEngine {
   const StepTable table_;
   const int32_t max_rows_;
   const int32_t in_flight_;
-  // When the batches under way are done, oldest first.
-  std::deque<std::chrono::steady_clock::time_point> ends_;
+  const std::shared_ptr<SimulatedDevice> device_;
+  std::deque<SimulatedDevice::Time> ends_;  // of the batches under way, oldest first
   SimulatedWork work_;
 };
 
@@ -96,8 +111,9 @@ class SimulatedTokenEngine final : public TokenEngine {
 // number for each block.
 class SimulatedBlockEngine final : public BlockEngine {
  public:
-  SimulatedBlockEngine(ModelConfig config, StepTable table)
-      : config_(std::move(config)), table_(std::move(table)) {}
+  // As of the token engine.
+  SimulatedBlockEngine(ModelConfig config, StepTable table, int32_t in_flight = 1,
+                       std::shared_ptr<SimulatedDevice> device = nullptr);
 
   const ModelConfig& config() const override { return config_; }
   Arithmetic arithmetic() const override { return SimulatedArithmetic(config_); }
@@ -107,7 +123,9 @@ class SimulatedBlockEngine final : public BlockEngine {
   }
   void CopyPage(int32_t from, int32_t to, int32_t blocks) override;
   // Rows of the table are blocks of a step, prefilled and decoded ones alike.
-  absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;
+  int32_t max_in_flight() const override { return in_flight_; }
+  absl::Status Start(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;
+  absl::Status Finish() override;
 
   const SimulatedWork& work() const { return work_; }
 
@@ -119,8 +137,11 @@ class SimulatedBlockEngine final : public BlockEngine {
 
   const ModelConfig config_;
   const StepTable table_;
+  const int32_t in_flight_;
+  const std::shared_ptr<SimulatedDevice> device_;
   int32_t page_blocks_ = 0;
   std::vector<uint64_t> kv_;  // [pages, page_blocks]: hash of all blocks up to this one
+  std::deque<SimulatedDevice::Time> ends_;  // of the steps under way, oldest first
   SimulatedWork work_;
 };
 

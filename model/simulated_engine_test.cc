@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <fstream>
 
 namespace blockserve {
@@ -34,6 +35,7 @@ TEST(StepTable, ReadsFilesAndDrawsStraightLinesBetweenTheirRows) {
   EXPECT_EQ(table->Time(10), absl::Milliseconds(17));
   EXPECT_EQ(StepTable::Parse("1.5")->Time(1000), absl::Milliseconds(1.5));
   EXPECT_EQ(StepTable().Time(5), absl::ZeroDuration());
+  EXPECT_EQ(StepTable(0.5, 0.25).Time(100), absl::Milliseconds(25.5));
 }
 
 TEST(StepTable, FaultsNameTheLine) {
@@ -44,6 +46,17 @@ TEST(StepTable, FaultsNameTheLine) {
   EXPECT_FALSE(StepTable::Parse(TempFile("empty", "# nothing\n")).ok());
   EXPECT_FALSE(StepTable::Parse("-1").ok());
   EXPECT_EQ(StepTable::Parse("/no/such/table").status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST(SimulatedDevice, StepsFollowOneAnotherWhoeverTheyAreOf) {
+  SimulatedDevice device;
+  const auto at = [](int milliseconds) {
+    return SimulatedDevice::Time() + std::chrono::milliseconds(milliseconds);
+  };
+  EXPECT_EQ(device.Run(at(100), absl::Milliseconds(3)), at(103));
+  EXPECT_EQ(device.Run(at(101), absl::Milliseconds(2)), at(105));
+  EXPECT_EQ(device.Run(at(105), absl::ZeroDuration()), at(105));
+  EXPECT_EQ(device.Run(at(109), absl::Milliseconds(1)), at(110));
 }
 
 std::vector<float> Contexts(SimulatedBlockEngine& engine, const std::vector<int32_t>& tokens,

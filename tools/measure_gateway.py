@@ -8,6 +8,8 @@ lost process of token workers costs. Needs the built programs alone.
   tools/measure_gateway.py --token-workers 3 --processes 3 --scale                # 1 -> 3 -> 1
   tools/measure_gateway.py --width 768 --max-rows 1024 --concurrency 1024 --output-tokens 512
                                                   # what each thread takes at a GPU's batch sizes
+  tools/measure_gateway.py --one-card --token-in-flight 2 --block-in-flight 2 --block-steps FILE …
+                                                  # how much of a GPU's time the tiers use
 
 Prints one JSON object; --out FILE appends it to a file of JSON lines.
 """
@@ -133,6 +135,7 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     model = pathlib.Path(options.model)
     if options.width:
         model = shaped_model(model, options.width, folder)
+    block_length = json.loads((model / "config.json").read_text())["block_length"]
     groups = [options.token_workers // options.processes] * options.processes
     groups[0] += options.token_workers - sum(groups)
     tokens, stats = [], []
@@ -140,10 +143,12 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     next_port = free_range(options.block_replicas, 20000)
     blocks = [f"127.0.0.1:{next_port + i}" for i in range(options.block_replicas)]
     stats.append(folder / "blocks.json")
-    replicas = processes.start("blockserve-simulate", f"--model={model}",
-                               f"--block-replicas={options.block_replicas}", f"--block-listen={blocks[0]}",
-                               f"--block-steps={options.block_steps}", f"--stats={stats[0]}",
-                               wait_for="ready")
+    block_flags = [f"--block-replicas={options.block_replicas}", f"--block-listen={blocks[0]}",
+                   f"--block-steps={options.block_steps}", f"--block-in-flight={options.block_in_flight}",
+                   f"--groups={options.groups}"]
+    replicas = None if options.one_card else processes.start(
+        "blockserve-simulate", f"--model={model}", *block_flags, f"--stats={stats[0]}",
+        wait_for="ready")
     workers, commands = [], []
     for index, count in enumerate(groups):
         next_port = free_range(count, next_port + options.block_replicas + 1)
@@ -152,7 +157,8 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
         commands.append(["blockserve-simulate", f"--model={model}", f"--token-workers={count}",
                          f"--token-listen=127.0.0.1:{next_port}",
                          f"--token-steps={options.token_steps}", f"--max-rows={options.max_rows}",
-                         f"--stats={stats[-1]}"])
+                         f"--token-in-flight={options.token_in_flight}", f"--stats={stats[-1]}",
+                         *(["--one-card", *block_flags] if options.one_card else [])])
         if index == 0 or not options.scale:
             workers.append(processes.start(*commands[-1], wait_for="ready"))
         next_port += count
@@ -179,6 +185,8 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     time.sleep(options.warmup)
     measured = {"gateway": gateway, "block replicas": replicas, "token workers": workers[0],
                 "load": load}
+    if replicas is None:
+        measured = {"gateway": gateway, "both tiers": workers[0], "load": load}
     begin_threads = {name: thread_cpu_seconds(process.pid) for name, process in measured.items()}
     begin_cpu, begin = cpu_seconds(gateway.pid), time.monotonic()
     if options.kill_after:
@@ -203,11 +211,15 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     counted = [json.loads(path.read_text()) for path in stats if path.exists()]
     rows = [one["rows"] for part in counted for one in part["token_workers"]]
     steps = [one["rows"] for part in counted for one in part["block_replicas"]]
+    engines = {tier: [one for part in counted for one in part[tier]]
+               for tier in ("token_workers", "block_replicas")}
     tokens_per_s = result["output_tokens_per_s"]
     return {
         "token_workers": options.token_workers, "block_replicas": options.block_replicas,
         "protocol": options.protocol, "concurrency": options.concurrency, "rate": options.rate,
         "token_steps": options.token_steps, "block_steps": options.block_steps,
+        "one_card": options.one_card, "token_in_flight": options.token_in_flight,
+        "block_in_flight": options.block_in_flight, "groups": options.groups,
         "width": options.width, "output_tokens": options.output_tokens,
         "tokens_per_s": tokens_per_s, "requests_per_s": result["requests_per_s"],
         "failed": result["requests"]["failed"], "errors": result["errors"],
@@ -225,6 +237,13 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
                            for key in ("p50", "p99", "max")},
         "rows_of_workers": spread(rows) if rows else None,
         "blocks_of_replicas": spread(steps) if steps else None,
+        "rows_of_a_step": {tier: round(sum(one["rows"] for one in parts) /
+                                       max(1, sum(one["steps"] for one in parts)), 1)
+                           for tier, parts in engines.items()},
+        # What the tokens of a second took of the engines' time, over both tiers.
+        "engine_seconds_per_s":
+            round(sum(one["busy_s"] for parts in engines.values() for one in parts)
+                  / (sum(rows) * block_length) * tokens_per_s, 3) if sum(rows) else None,
         "tokens_each_second": [second["output_tokens"] for second in result["seconds"]],
     }
 
@@ -241,6 +260,13 @@ def main() -> int:
     parser.add_argument("--token-steps", default="0", help="ms, or a table: blockserve-simulate")
     parser.add_argument("--block-steps", default="0")
     parser.add_argument("--max-rows", type=int, default=64)
+    parser.add_argument("--one-card", action="store_true",
+                        help="both tiers in one process, their steps one after another")
+    parser.add_argument("--token-in-flight", type=int, default=1,
+                        help="batches that a worker's engine takes at a time: 2 as on a GPU")
+    parser.add_argument("--block-in-flight", type=int, default=1,
+                        help="steps that a replica's engine takes at a time: 2 as on a GPU")
+    parser.add_argument("--groups", type=int, default=2, help="of sequences, in the block tier")
     parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
     parser.add_argument("--concurrency", type=int, default=256)
     parser.add_argument("--rate", type=float, default=0, help="open loop instead")
@@ -257,6 +283,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.processes < 1 or options.processes > options.token_workers:
         parser.error("--processes must be 1 to --token-workers")
+    if options.one_card and options.processes > 1:
+        parser.error("--one-card is one process: without --processes")
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         processes = Processes(pathlib.Path(options.programs), folder)

@@ -334,16 +334,18 @@ absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows,
   return status;
 }
 
-absl::Status CudaBlockEngine::StartBatch(float* contexts) {
+absl::Status CudaBlockEngine::StartBatch(StepUnderWay& step, float* contexts) {
   absl::Status status = EnsurePositions(batch_.last_position() + 1);
-  if (status.ok() && ring_.full()) status = FinishOldest();
   if (!status.ok()) return status;
+  if (ring_.full()) FinishOldest();
   Staging& staging = staging_[ring_.Start()];
+  ++step.batches;
+  staging.step = &step;
   staging.contexts = contexts;
   staging.num_wanted = batch_.num_wanted();
   const bool decodes = batch_.decodes();
-  const int32_t step = ladder_.StepFor(batch_.num_rows());
-  const int32_t rows = decodes ? ladder_.sizes()[step] : batch_.num_rows();
+  const int32_t size = ladder_.StepFor(batch_.num_rows());
+  const int32_t rows = decodes ? ladder_.sizes()[size] : batch_.num_rows();
   const int64_t bytes =
       batch_.Pack(rows, BlockIoLayout(config_.block_length, rows), staging.host_io.as<uint8_t>());
   status = cuda::CopyToDevice(staging.io.data(), staging.host_io.data(), bytes, stream_.get());
@@ -357,7 +359,7 @@ absl::Status CudaBlockEngine::StartBatch(float* contexts) {
     timer_->Begin(StepTimer::kBlockStep);
   }
   if (decodes && !profiling) {
-    status = staging.graphs[step].Launch(stream_.get());
+    status = staging.graphs[size].Launch(stream_.get());
   } else {
     const bool all = staging.num_wanted == rows;
     status = EnqueueBatch(staging, rows, all || decodes ? -1 : staging.num_wanted,
@@ -373,11 +375,17 @@ absl::Status CudaBlockEngine::StartBatch(float* contexts) {
   return status;
 }
 
-absl::Status CudaBlockEngine::FinishOldest() {
+void CudaBlockEngine::FinishOldest() {
   Staging& staging = staging_[ring_.oldest()];
   ring_.Finish();
-  absl::Status status = staging.done.Synchronize();
-  if (!status.ok()) return status;
+  --staging.step->batches;
+  if (absl::Status status = staging.done.Synchronize(); !status.ok()) {
+    // It must not read or write the buffers while the next batch does.
+    (void)stream_.Synchronize();
+    staging.step->status.Update(status);
+    return;
+  }
+  if (staging.contexts == nullptr) return;
   const int64_t width = config_.block.hidden_size;
   for (int32_t row = 0; row < staging.num_wanted; ++row) {
     float* to = staging.contexts + row * width;
@@ -388,14 +396,14 @@ absl::Status CudaBlockEngine::FinishOldest() {
     }
     FloatsFromBf16(staging.host_contexts.as<uint16_t>() + row * stack_.stride(), width, to);
   }
-  return status;
 }
 
-absl::Status CudaBlockEngine::RunChunks(absl::Span<const BlockChunk> chunks, float* contexts) {
+absl::Status CudaBlockEngine::StartBatches(StepUnderWay& step, absl::Span<const BlockChunk> chunks,
+                                           float* contexts) {
   absl::Status status = cuda::SetDevice(device_);
   const auto start = [&] {
     const int64_t rows = batch_.num_wanted();
-    status = StartBatch(contexts);
+    status = StartBatch(step, contexts);
     contexts += rows * config_.block.hidden_size;
   };
   for (const BlockChunk& chunk : chunks) {
@@ -411,24 +419,40 @@ absl::Status CudaBlockEngine::RunChunks(absl::Span<const BlockChunk> chunks, flo
     }
   }
   if (status.ok() && !batch_.empty()) start();
-  while (status.ok() && !ring_.empty()) status = FinishOldest();
   return status;
 }
 
-absl::Status CudaBlockEngine::Step(absl::Span<const BlockChunk> chunks,
-                                   absl::Span<float> contexts) {
+absl::Status CudaBlockEngine::Start(absl::Span<const BlockChunk> chunks,
+                                    absl::Span<float> contexts) {
   absl::Status status =
       ValidateBlockChunks(config_, num_pages_, kv_layout_.page_blocks, chunks, contexts);
   if (status.ok()) status = lost_;
   if (!status.ok()) return status;
-  status = RunChunks(chunks, contexts.data());
+  StepUnderWay& step = under_way_.emplace_back();
+  status = StartBatches(step, chunks, contexts.data());
   if (status.ok()) return status;
   // Nothing of this step is used; what is still in flight must not write where the next one does.
   batch_.Clear();
-  while (!ring_.empty()) ring_.Finish();
   (void)stream_.Synchronize();
+  for (Staging& staging : staging_) {
+    if (staging.step == &step) staging.contexts = nullptr;
+  }
+  while (step.batches > 0) FinishOldest();
+  under_way_.pop_back();
+  return Failure(status);
+}
+
+absl::Status CudaBlockEngine::Finish() {
+  StepUnderWay& step = under_way_.front();
+  while (step.batches > 0) FinishOldest();
+  const absl::Status status = std::move(step.status);
+  under_way_.pop_front();
+  return status.ok() ? status : Failure(status);
+}
+
+absl::Status CudaBlockEngine::Failure(const absl::Status& why) {
   if (absl::Status device = cuda::CheckDevice(device_); !device.ok()) Lose(device.message());
-  return absl::UnavailableError(absl::StrCat(device_name_, " failed: ", status.message()));
+  return absl::UnavailableError(absl::StrCat(device_name_, " failed: ", why.message()));
 }
 
 void CudaBlockEngine::Lose(absl::string_view why) {

@@ -4,6 +4,7 @@
 #define BLOCKSERVE_MODEL_CUDA_BLOCK_ENGINE_CUDA_H_
 
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,11 +36,17 @@ class CudaBlockEngine final : public BlockEngine {
   int64_t KvBytesPerPage(int32_t page_blocks) const override;
   int64_t DefaultKvBytes() const override;
   void CopyPage(int32_t from, int32_t to, int32_t blocks) override;
-  // UNAVAILABLE when the device failed: another replica may run the chunks.
-  absl::Status Step(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;
+  int32_t max_in_flight() const override { return static_cast<int32_t>(staging_.size()); }
+  // Both are UNAVAILABLE when the device failed: another replica may run the chunks.
+  absl::Status Start(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;
+  absl::Status Finish() override;
   absl::Status Lost() const override { return lost_; }
 
  private:
+  struct StepUnderWay {
+    int32_t batches = 0;  // that are in flight
+    absl::Status status;  // of those that are done
+  };
   // What a batch brings and takes. All batches run on one stream, one after the other; while one
   // runs, the host fills the next.
   struct Staging {
@@ -48,7 +55,8 @@ class CudaBlockEngine final : public BlockEngine {
     cuda::PinnedBuffer host_contexts;  // [max_rows, D padded] t
     cuda::DeviceBuffer io;             // BlockIoLayout
     std::vector<cuda::Graph> graphs;   // decoding from this buffer, of each step of the ladder
-    float* contexts = nullptr;         // where the caller wants them
+    StepUnderWay* step = nullptr;      // that the batch is a part of
+    float* contexts = nullptr;         // where the caller wants them; null: nowhere any more
     int32_t num_wanted = 0;
   };
 
@@ -70,9 +78,13 @@ class CudaBlockEngine final : public BlockEngine {
   // attention reads, or hardly anything.
   absl::Status EnqueueBatch(const Staging& staging, int32_t rows, int32_t wanted, int32_t singles,
                             const StepProfile& profile) const;
-  absl::Status StartBatch(float* contexts);
-  absl::Status FinishOldest();
-  absl::Status RunChunks(absl::Span<const BlockChunk> chunks, float* contexts);
+  absl::Status StartBatch(StepUnderWay& step, float* contexts);
+  // Of the batches in flight; tells its step.
+  void FinishOldest();
+  absl::Status StartBatches(StepUnderWay& step, absl::Span<const BlockChunk> chunks,
+                            float* contexts);
+  // What a step is told that failed by `why`; the device is looked at.
+  absl::Status Failure(const absl::Status& why);
   void Lose(absl::string_view why);
 
   ModelConfig config_;
@@ -103,6 +115,7 @@ class CudaBlockEngine final : public BlockEngine {
   cuda::DeviceBuffer kv_;  // [layers][num_pages_] pages
   absl::Status lost_;
   BlockBatch batch_;
+  std::deque<StepUnderWay> under_way_;  // oldest first; their addresses are stable
   std::vector<Staging> staging_;
   LaneRing ring_;
 };

@@ -245,6 +245,74 @@ TEST(CudaEngines, BatchesUnderWayTogetherAreThoseOneAfterAnother) {
   }
 }
 
+// As above, of the block engine: later steps read what earlier ones write, and pages are copied
+// between them. One of the steps takes three batches.
+TEST(CudaEngines, StepsUnderWayTogetherAreThoseOneAfterAnother) {
+  TestModelOptions options;
+  options.max_rows = 8;
+  options.num_pages = 16;
+  options.page_blocks = 4;
+  absl::StatusOr<std::unique_ptr<TestModel>> model =
+      TestModel::Load("tests/golden/concat_l4", options);
+  ASSERT_TRUE(model.ok()) << model.status();
+  BlockEngine& engine = (*model)->block();
+  ASSERT_EQ(engine.max_in_flight(), 2);
+  const auto width = static_cast<size_t>(engine.config().block.hidden_size);
+  std::vector<int32_t> tokens;
+  for (int32_t i = 0; i < 24 * 4; ++i) tokens.push_back((i * 7 + i / 5) % 100);
+  struct Part {
+    int64_t first_block;
+    int64_t blocks;
+    std::vector<int32_t> pages;
+  };
+  const std::vector<std::vector<Part>> steps = {
+      {{0, 11, {0, 1, 2}}},                                          // a prompt
+      {{11, 9, {0, 1, 2, 3, 4}}, {0, 10, {8, 9, 10}}},               // its rest, and another one
+      {{20, 1, {0, 1, 2, 3, 4, 5}}, {10, 1, {8, 9, 10}}},            // decoding
+      {{19, 1, {0, 1, 2, 3, 6}}},                                    // in a copied page
+      {{21, 1, {0, 1, 2, 3, 4, 5}}, {20, 1, {0, 1, 2, 3, 6, 11}}}};  // and on from both
+  const auto run = [&](size_t in_flight) {
+    std::vector<std::vector<float>> contexts(steps.size());
+    size_t under_way = 0;
+    for (size_t s = 0; s < steps.size(); ++s) {
+      if (under_way == in_flight) {
+        EXPECT_TRUE(engine.Finish().ok());
+        --under_way;
+      }
+      if (s == 3) engine.CopyPage(4, 6, 3);
+      // Of the caller, who has other uses for them as soon as the step is begun.
+      std::vector<int32_t> own_tokens = tokens;
+      std::vector<Part> parts = steps[s];
+      std::vector<BlockChunk> chunks;
+      size_t rows = 0;
+      for (const Part& part : parts) {
+        BlockChunk& chunk = chunks.emplace_back();
+        chunk.tokens = absl::MakeConstSpan(own_tokens)
+                           .subspan(static_cast<size_t>(part.first_block) * 4,
+                                    static_cast<size_t>(part.blocks) * 4);
+        chunk.first_block = part.first_block;
+        chunk.pages = part.pages;
+        rows += static_cast<size_t>(part.blocks);
+      }
+      contexts[s].resize(rows * width);
+      EXPECT_TRUE(engine.Start(chunks, absl::MakeSpan(contexts[s])).ok());
+      ++under_way;
+      std::fill(own_tokens.begin(), own_tokens.end(), -1);
+      for (Part& part : parts) std::fill(part.pages.begin(), part.pages.end(), -1);
+    }
+    for (; under_way > 0; --under_way) EXPECT_TRUE(engine.Finish().ok());
+    return contexts;
+  };
+  const std::vector<std::vector<float>> expected = run(1);
+  EXPECT_EQ(run(2), expected);
+  const auto row = [&](size_t step, size_t index) {
+    return std::vector<float>(expected[step].begin() + index * width,
+                              expected[step].begin() + (index + 1) * width);
+  };
+  EXPECT_EQ(row(4, 1), row(2, 0)) << "the copied page has what the page has";
+  EXPECT_EQ(row(1, 9), row(0, 0)) << "the other prompt begins alike";
+}
+
 TEST(CudaFailures, ACallThatFailsOnceFailsItsRowsAloneWhicheverItIs) {
   TestModelOptions options;
   options.max_rows = 128;  // two batches in flight
@@ -312,6 +380,14 @@ class CudaBlockFailures : public testing::Test {
     chunk.first_block = block;
     return engine().Step({&chunk, 1}, absl::MakeSpan(contexts));
   }
+  absl::Status Start(int32_t page, std::vector<float>& contexts) {
+    contexts.assign(engine().config().block.hidden_size, 0.0f);
+    BlockChunk chunk;
+    chunk.tokens = tokens_;
+    chunk.pages = {&page, 1};
+    chunk.first_block = 3;
+    return engine().Start({&chunk, 1}, absl::MakeSpan(contexts));
+  }
   static constexpr int64_t kLater = 33000;  // beyond the first rotary tables
 
   const std::vector<int32_t> tokens_ = {1, 2, 3, 4};
@@ -342,6 +418,38 @@ TEST_F(CudaBlockFailures, ACallThatFailsOnceFailsItsStepAloneWhicheverItIs) {
     EXPECT_EQ(contexts, later) << "after call " << call;
   }
   EXPECT_GT(failures, 15);
+}
+
+TEST_F(CudaBlockFailures, ACallThatFailsOnceFailsOneOfTheStepsUnderWay) {
+  ASSERT_TRUE(Load().ok());
+  std::vector<float> expected, first, second;
+  ASSERT_TRUE(Step(3, expected).ok());
+  int failures[2] = {0, 0};
+  for (int64_t call = 0;; ++call) {
+    {
+      const cuda::emulation::CallFailures failure(call, 1);
+      // What Start refuses was not begun.
+      const absl::Status starts[2] = {Start(0, first), Start(4, second)};
+      int failed = 0;
+      for (const int step : {0, 1}) {
+        const absl::Status status = starts[step].ok() ? engine().Finish() : starts[step];
+        if (status.ok()) {
+          EXPECT_EQ(step == 0 ? first : second, expected) << "by call " << call;
+          continue;
+        }
+        EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status << " by call " << call;
+        ++failures[step];
+        ++failed;
+      }
+      if (!failure.any()) break;
+      EXPECT_EQ(failed, 1) << "by call " << call;
+    }
+    EXPECT_TRUE(engine().Lost().ok()) << engine().Lost();
+    ASSERT_TRUE(Step(3, first).ok()) << "after call " << call;
+    EXPECT_EQ(first, expected) << "after call " << call;
+  }
+  EXPECT_GT(failures[0], 3);
+  EXPECT_GT(failures[1], 3);
 }
 
 TEST_F(CudaBlockFailures, ALostDeviceAndAPageThatWasNotCopiedAreSaid) {
