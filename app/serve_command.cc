@@ -64,7 +64,7 @@ int RunServe(const Arguments& arguments) {
   flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
             &stall_bound);
   AddAdmissionFlags(flags, options.gateway);
-  AddGrpcFlags(flags, options.gateway);
+  AddStreamFlags(flags, options.gateway);
   AddHttpFlags(flags, options.http);
   AddSecurityFlags(flags, options.tls, options.gateway);
   AddObservabilityFlags(flags, options.gateway, logging, metrics_flags);

@@ -45,6 +45,7 @@ struct BenchConfig {
   bool tiers = false;
   int32_t groups = 1;
   int32_t gateways = 1;
+  int32_t stream_interval = 1;
   Workload workload = {.prompt_tokens = 128, .generate_tokens = 512, .sequences = 64};
   EngineRunOptions run;
 
@@ -74,6 +75,8 @@ void BenchConfig::AddFlags(FlagTable& flags) {
             &groups);
   flags.Add("gateways", "with --tiers: so many; one takes some hundred thousand tokens/s",
             &gateways);
+  flags.Add("stream_interval", "with --tiers: tokens of a sequence that are sent together",
+            &stream_interval);
   flags.AddChoice("format", "table or json", {"table", "json"}, &format);
 }
 
@@ -93,6 +96,7 @@ absl::Status BenchConfig::Validate() const {
         OutOfRange("threads", threads, 0, kMaxThreads), OutOfRange("repeat", repeat, 1, 1000),
         OutOfRange("warmup", warmup, 0, 1000), OutOfRange("groups", groups, 1, tiers ? 64 : 2),
         OutOfRange("gateways", gateways, 1, tiers ? 64 : 1),
+        OutOfRange("stream-interval", stream_interval, 1, tiers ? 1024 : 1),
         OutOfRange("token-rows", run.batching.token_rows, 1, 4096),
         OutOfRange("prefill-chunk", run.batching.prefill_blocks, 1, 65536)}) {
     if (!status.ok()) return status;
@@ -257,6 +261,7 @@ absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
   options.served.threads = config.threads;
   options.served.groups = config.groups;
   options.served.gateways = config.gateways;
+  options.served.stream_interval = config.stream_interval;
   options.served.token_rows = static_cast<int>(config.run.batching.token_rows);
   options.served.sequences = config.workload.sequences;
   // Room for all sequences with their last pages half empty, and for the cache of earlier runs.

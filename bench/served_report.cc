@@ -97,6 +97,7 @@ absl::StatusOr<ordered_json> RunServedBench(
   json["generate"] = options.workload.generate_tokens;
   json["sequences"] = options.workload.sequences;
   json["gateways"] = options.served.gateways;
+  json["stream_interval"] = options.served.stream_interval;
   return json;
 }
 

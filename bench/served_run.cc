@@ -136,11 +136,13 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Start(const ServedOpti
   if (options.allow_long_contexts) block.push_back("--allow-long-contexts");
   block.push_back(absl::StrCat("--max-sequences=", std::max<int64_t>(256, options.sequences)));
   const std::string max_rows = absl::StrCat("--max-rows=", options.token_rows);
-  std::vector<std::string> gateway = {model, "--log-level=warning"};
+  const std::string interval = absl::StrCat("--stream-interval=", options.stream_interval);
+  std::vector<std::string> gateway = {model, "--log-level=warning", interval};
   if (options.allow_long_contexts) gateway.push_back("--allow-long-contexts");
   int gateways = options.gateways;  // that are processes of their own
   if (!three_processes) {
     block.push_back(max_rows);
+    block.push_back(interval);
     block.insert(block.begin(), "serve");
     --gateways;
     if (gateways > 0) {

@@ -29,6 +29,7 @@ struct ServedOptions {
   // One gateway runs its policy on one thread, which a GPU's tokens can be too many for. The first
   // one of the one process is its own.
   int gateways = 1;
+  int stream_interval = 1;  // tokens of a sequence that are sent together
   int token_rows = 64;
   int64_t kv_memory_mib = 0;
   bool allow_long_contexts = false;

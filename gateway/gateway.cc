@@ -82,6 +82,10 @@ absl::Status GatewayConfig::Validate() const {
   if (slow_reader_timeout <= absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--slow-reader-timeout must be more than 0");
   }
+  if (stream_interval < 1 || stream_interval > kMaxStreamInterval) {
+    return absl::InvalidArgumentError(absl::StrCat("--stream-interval is ", stream_interval,
+                                                   "; it must be 1 to ", kMaxStreamInterval));
+  }
   if (grpc_write_threads < 1 || grpc_write_threads > 64) {
     return absl::InvalidArgumentError(
         absl::StrCat("--grpc-write-threads is ", grpc_write_threads, "; it must be 1 to 64"));
@@ -188,6 +192,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
     validator_options.model_name = folder.filename().string();
   }
   validator_options.allow_beyond_positions = config.allow_beyond_positions;
+  validator_options.stream_interval = config.stream_interval;
   impl->validator =
       std::make_unique<RequestValidator>(impl->model, impl->tokenizer.get(), validator_options);
 

@@ -62,6 +62,7 @@ struct GatewayConfig {
   int32_t max_starting_requests = 64;  // admitted, and without their first block yet
   int32_t max_live_choices = 16384;    // of all admitted requests together
   double max_live_batches = 3;     // likewise, in best batches of all token workers; 0: no limit
+  int32_t stream_interval = 1;     // GenerateRequest.stream_interval of requests that name none
   int32_t grpc_write_threads = 1;  // that write the streams of gRPC's clients
   std::string limits_file;         // of keys (gateway/limits_file.h); empty: no limits
 

@@ -82,7 +82,7 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Add("tier_tls_key", "PEM file: its key", &gateway.tier_tls.key);
   flags.Add("tier_tls_name", "name in the tiers' certificates; default: their host",
             &gateway.tier_tls.server_name);
-  AddGrpcFlags(flags, gateway);
+  AddStreamFlags(flags, gateway);
   AddHttpFlags(flags, http);
   AddSecurityFlags(flags, server.tls, gateway);
   AddObservabilityFlags(flags, gateway, logging, metrics);

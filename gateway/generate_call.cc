@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "gateway/call_metadata.h"
+#include "gateway/gathering_sink.h"
 #include "rpc/status.h"
 
 namespace blockserve {
@@ -44,7 +45,9 @@ bool GenerateCall::gone() const {
 
 void GenerateCall::Begin(absl::StatusOr<GenerationRequest> request) {
   if (!request.ok()) return OnDone(request.status(), {});
-  const GenerationId id = core_->Generate(*std::move(request), shared_from_this());
+  std::shared_ptr<GenerationSink> sink =
+      Gathering(shared_from_this(), request->stream_interval, request->n);
+  const GenerationId id = core_->Generate(*std::move(request), std::move(sink));
   bool gone = false;
   bool resume = false;
   {

@@ -64,6 +64,7 @@ struct GenerationRequest {
   uint32_t priority = 2;
   std::string cache_salt;         // KV is shared with requests of the same one alone; empty: none
   bool own_prefix_cache = false;  // and of the same key; set on admission
+  int32_t stream_interval = 1;    // tokens of a choice that are sent together; of the front
   absl::Time deadline;            // by the core's clock
   std::optional<ResumeState> resume;
   RequestOrigin origin;

@@ -20,8 +20,11 @@ void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway) {
             &gateway.limits_file);
 }
 
-void AddGrpcFlags(FlagTable& flags, GatewayConfig& gateway) {
-  flags.Subject("gRPC");
+void AddStreamFlags(FlagTable& flags, GatewayConfig& gateway) {
+  flags.Subject("Streams");
+  flags.Add("stream_interval",
+            "tokens of a choice that are sent together, of requests that name none",
+            &gateway.stream_interval);
   flags.Add("grpc_write_threads", "threads that write the streams of gRPC clients",
             &gateway.grpc_write_threads);
 }

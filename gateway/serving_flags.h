@@ -14,7 +14,7 @@ namespace blockserve {
 
 // Each begins a subject of its own. What is given must outlive the table.
 void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway);
-void AddGrpcFlags(FlagTable& flags, GatewayConfig& gateway);
+void AddStreamFlags(FlagTable& flags, GatewayConfig& gateway);
 // Everything but the address.
 void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http);
 void AddSecurityFlags(FlagTable& flags, ServerTlsFiles& tls, GatewayConfig& gateway);

@@ -356,6 +356,13 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
   if (!sampling.ok()) return sampling.status();
   out.sampling = *std::move(sampling);
   if (absl::Status status = Stop(request.stop(), out); !status.ok()) return status;
+  out.stream_interval =
+      request.has_stream_interval() ? request.stream_interval() : options_.stream_interval;
+  if (absl::Status status =
+          CheckRange("stream_interval", out.stream_interval, 1, kMaxStreamInterval);
+      !status.ok()) {
+    return status;
+  }
   out.n = request.has_n() ? request.n() : 1;
   if (absl::Status status = CheckRange("n", out.n, 1, kMaxChoices); !status.ok()) return status;
   if (request.has_logprobs()) {

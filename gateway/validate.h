@@ -33,6 +33,7 @@ inline constexpr int32_t kMaxLogitBias = 1024;   // entries
 inline constexpr float kLargestLogitBias = 100;  // either way
 inline constexpr int32_t kMaxRequestIdBytes = 128;
 inline constexpr int32_t kMaxCacheSaltBytes = 256;
+inline constexpr int32_t kMaxStreamInterval = 1024;
 inline constexpr int32_t kMaxIdentityBytes = 256;  // of a model id or numeric id
 inline constexpr absl::Duration kDefaultDeadline = absl::Minutes(10);
 
@@ -40,6 +41,7 @@ struct ValidatorOptions {
   std::string model_name;  // what requests may call the model, beside its id
   // Texts beyond the positions that the model was trained on are served: rotary positions go on.
   bool allow_beyond_positions = false;
+  int32_t stream_interval = 1;  // of requests that name none
 };
 
 // Thread-safe: nothing changes after construction.

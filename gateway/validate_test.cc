@@ -76,6 +76,7 @@ TEST_F(ValidateTest, FillsInEveryDefault) {
   EXPECT_EQ(result->alignment, Alignment::kEnd);
   EXPECT_EQ(result->priority, static_cast<uint32_t>(v1::PRIORITY_NORMAL));
   EXPECT_EQ(result->cache_salt, "");
+  EXPECT_EQ(result->stream_interval, 1);
   EXPECT_FALSE(result->own_prefix_cache);
   EXPECT_EQ(result->logprobs, std::nullopt);
   EXPECT_THAT(result->stop_ids, ElementsAre(0));
@@ -98,6 +99,7 @@ TEST_F(ValidateTest, KeepsWhatIsGiven) {
   request.set_logprobs(20);
   request.set_priority(v1::PRIORITY_BATCH);
   request.set_cache_salt(std::string(256, 's'));
+  request.set_stream_interval(1024);
   request.mutable_stop()->set_max_tokens(7);
   request.mutable_stop()->set_min_tokens(7);
   request.mutable_stop()->set_ignore_eos(true);
@@ -117,6 +119,7 @@ TEST_F(ValidateTest, KeepsWhatIsGiven) {
   EXPECT_EQ(result->logprobs, 20);
   EXPECT_EQ(result->priority, 3u);
   EXPECT_EQ(result->cache_salt, std::string(256, 's'));
+  EXPECT_EQ(result->stream_interval, 1024);
   EXPECT_EQ(result->max_tokens, 7);
   EXPECT_EQ(result->min_tokens, 7);
   EXPECT_THAT(result->stop_ids, ElementsAre(9));
@@ -238,6 +241,8 @@ TEST_F(ValidateTest, RefusesEveryBadValueNamingItsField) {
       {"request_id", [](auto& r) { r.set_request_id("line\nbreak"); }},
       {"request_id", [](auto& r) { r.set_request_id("\xC3\xA4"); }},
       {"priority", [](auto& r) { r.set_priority(static_cast<v1::Priority>(9)); }},
+      {"stream_interval", [](auto& r) { r.set_stream_interval(0); }},
+      {"stream_interval", [](auto& r) { r.set_stream_interval(1025); }},
       {"cache_salt", [](auto& r) { r.set_cache_salt(""); }},
       {"cache_salt", [](auto& r) { r.set_cache_salt(std::string(257, 's')); }},
       {"alignment", [](auto& r) { r.set_alignment(static_cast<v1::Alignment>(-1)); }},

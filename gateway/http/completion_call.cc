@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
+#include "gateway/gathering_sink.h"
 
 namespace blockserve {
 namespace {
@@ -57,11 +58,15 @@ CompletionCall::CompletionCall(GenerationCore* core, const Tokenizer* tokenizer,
       seed_(job.seed),
       resume_(std::move(job.resume)),
       n_(wanted_.request.has_n() ? wanted_.request.n() : 1),
+      event_per_token_(!wanted_.per_block),
       head_(std::move(job.head)) {
   for (HttpPromptJob& prompt : job.prompts) {
     Prompt& made = prompts_.emplace_back();
     made.job = std::move(prompt);
     made.usage.prompt_tokens = static_cast<int64_t>(made.job.ids.size());
+    if (made.job.generation.has_value() && made.job.generation->stream_interval > 1) {
+      event_per_token_ = false;
+    }
   }
   choices_.resize(prompts_.size() * static_cast<size_t>(n_));
 }
@@ -88,8 +93,11 @@ void CompletionCall::Begin() {
 }
 
 void CompletionCall::Generate(size_t prompt) {
-  prompts_[prompt].running = core_->Generate(*std::move(prompts_[prompt].job.generation),
-                                             std::make_shared<Sink>(shared_from_this(), prompt));
+  GenerationRequest& request = *prompts_[prompt].job.generation;
+  std::shared_ptr<GenerationSink> sink = std::make_shared<Sink>(shared_from_this(), prompt);
+  // A whole answer is gathered here.
+  if (wanted_.stream) sink = Gathering(std::move(sink), request.stream_interval, request.n);
+  prompts_[prompt].running = core_->Generate(std::move(request), std::move(sink));
 }
 
 void CompletionCall::Enqueue(size_t prompt, Event event) {
@@ -223,9 +231,15 @@ void CompletionCall::TakeBlock(size_t prompt, const BlockEvent& block,
   }
   const absl::string_view text = output.text();
   size_t text_begin = 0;
-  const size_t step = wanted_.per_block ? std::max<size_t>(size, 1) : 1;
-  for (size_t begin = 0; begin < size; begin += step) {
-    const size_t end = std::min(begin + step, size);
+  size_t end = 0;
+  for (size_t begin = 0; begin < size; begin = end) {
+    end = event_per_token_ ? begin + 1 : size;
+    if (resume_.has_value()) {
+      // Another gateway may have cut the stream elsewhere (--stream-interval).
+      const size_t index = prompt * static_cast<size_t>(n_) + output.choice();
+      const int64_t left = resume_->tokens[index] - choice.tokens;
+      if (left > 0) end = std::min(end, begin + static_cast<size_t>(left));
+    }
     const bool last = end == size;
     const size_t text_end =
         last ? text.size() : static_cast<size_t>(block.detail.text_ends[end - 1]);

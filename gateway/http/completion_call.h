@@ -111,6 +111,7 @@ class CompletionCall final : public std::enable_shared_from_this<CompletionCall>
   const uint64_t seed_;
   const std::optional<HttpEventId> resume_;
   const int32_t n_;
+  bool event_per_token_ = true;
   OpenAiHead head_;
   std::string tiers_;  // hash of the ids of model and tiers
   std::vector<Prompt> prompts_;

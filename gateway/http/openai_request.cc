@@ -180,9 +180,13 @@ void ReadStreamOptions(JsonFields& fields, HttpCompletion& out) {
   out.continuous_usage = inner.Bool("continuous_usage_stats").value_or(false);
   out.per_block = inner.Bool("per_block").value_or(false);
   out.include_worker = inner.Bool("include_worker").value_or(false);
+  if (const auto interval = inner.Integer("stream_interval", 1, kMaxStreamInterval)) {
+    out.request.set_stream_interval(static_cast<int32_t>(*interval));
+  }
   if (!inner.status().ok()) {
-    const std::string field = FieldOfMessage(inner.status().message());
-    return fields.Fail(field, "must be true or false");
+    const absl::string_view message = inner.status().message();
+    const std::string field = FieldOfMessage(message);
+    return fields.Fail(field, message.substr(field.size() + 2));
   }
   for (std::string& name : inner.Unknown()) out.unknown_fields.push_back(std::move(name));
 }

@@ -36,7 +36,7 @@ struct HttpCompletion {
   bool stream = false;
   bool include_usage = false;
   bool continuous_usage = false;
-  bool per_block = false;       // one event per block instead of per token
+  bool per_block = false;       // one event per block, or what is sent together, not per token
   bool include_worker = false;  // events say which token worker wrote them
   bool return_token_ids = false;
   std::vector<std::string> unknown_fields;

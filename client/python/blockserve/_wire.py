@@ -77,6 +77,7 @@ def generate_request(prompt: Prompt,
         request_id=get("request_id"), model=get("model"), n=get("n"), seed=get("seed"),
         logprobs=get("logprobs"), alignment=_lookup(_ALIGNMENTS, get("alignment"), "alignment"),
         priority=_lookup(_PRIORITIES, get("priority"), "priority"), cache_salt=get("cache_salt"),
+        stream_interval=get("stream_interval"),
         sampling=pb.SamplingParameters(
             temperature=get("temperature"), top_k=get("top_k"), top_p=get("top_p"),
             min_p=get("min_p"), repetition_penalty=get("repetition_penalty"),

@@ -31,6 +31,7 @@ class GenerateParameters(TypedDict, total=False):
     logprobs: Optional[int]  # each token's log-probability, and the so many best: 0 to 20
     priority: Optional[str]  # "high", "normal" or "batch"
     cache_salt: Optional[str]  # KV is shared with requests of the same salt alone
+    stream_interval: Optional[int]  # tokens of a choice that come together, but for its first block
     model: Optional[str]
     request_id: Optional[str]
 

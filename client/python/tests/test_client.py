@@ -92,11 +92,12 @@ def test_every_parameter_reaches_its_field_zeros_included(served):
         "text", max_tokens=9, temperature=0.0, top_k=0, top_p=0.5, min_p=0.25,
         repetition_penalty=1.5, presence_penalty=0.0, frequency_penalty=-1.0, logit_bias={4: -2.0},
         stop=["x", "y"], stop_token_ids=[8], min_tokens=2, ignore_eos=True, n=3, seed=0,
-        alignment="none", logprobs=0, priority="batch", cache_salt="ours", model="m", request_id="id")
+        alignment="none", logprobs=0, priority="batch", cache_salt="ours", stream_interval=16, model="m",
+        request_id="id")
     request = scripted.requests[0]
     assert request == pb.GenerateRequest(
         request_id="id", model="m", text="text", n=3, seed=0, logprobs=0,
-        alignment=pb.ALIGNMENT_NONE, priority=pb.PRIORITY_BATCH, cache_salt="ours",
+        alignment=pb.ALIGNMENT_NONE, priority=pb.PRIORITY_BATCH, cache_salt="ours", stream_interval=16,
         sampling=pb.SamplingParameters(
             temperature=0.0, top_k=0, top_p=0.5, min_p=0.25, repetition_penalty=1.5,
             presence_penalty=0.0, frequency_penalty=-1.0,
