@@ -105,6 +105,8 @@ class Client:
             request = pb.GenerateRequest()
             request.CopyFrom(template.request)
             request.request_id = record.name
+            if disturb and self._draw.random() < 0.3:  # the answer is the same, in other pieces
+                request.stream_interval = self._draw.choice((2, 9, 40))
             if started is not None:
                 record.resumes += 1
                 request.resume.started.CopyFrom(started)

@@ -51,6 +51,8 @@ def errands(seed: int) -> list[Errand]:
         Errand("HTTP stream", done, body(stream=True)),
         Errand("HTTP stream, n=3", done, body(stream=True, n=3)),
         Errand("HTTP stream, stop string", done, body(stream=True, stop=["e", "zz"], ignore_eos=False)),
+        Errand("HTTP stream, larger events", done,
+               body(stream=True, n=2, stream_options={"stream_interval": 10})),
         Errand("HTTP, whole", done, body(n=2)),
         Errand("HTTP, echo", done, body(echo=True, max_tokens=0, prompt=long_text[:2000])),
         Errand("HTTP, two prompts", done, body(prompt=clients.STARTS[:2])),
