@@ -6,6 +6,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <memory>
 #include <set>
 #include <vector>
 
@@ -25,7 +27,9 @@ void Require(bool holds) {
 
 class Replica {
  public:
-  Replica() : engine_(2, 100), scheduler_(Options()) { scheduler_.OpenStream(1, 7, now_); }
+  Replica() : engine_(2, 100, /*in_flight=*/2), scheduler_(Options()) {
+    scheduler_.OpenStream(1, 7, now_);
+  }
 
   void Submit(v1::BlockRequest& request) {
     // The gateway's ids are its own affair, but an answer is found by them.
@@ -33,19 +37,27 @@ class Replica {
     scheduler_.Submit(ToItem(request, 1, 7, now_), now_);
     Collect();
   }
+  // Begins a step where there is something to compute, and leaves it under way while the next
+  // message is read.
   void Step() {
     const BlockStep& step = scheduler_.PlanStep(now_);
-    if (!step.chunks.empty()) {
+    const bool begun = !step.chunks.empty();
+    if (begun) {
       const size_t values = static_cast<size_t>(step.context_rows) * TestBlockEngine::kWidth;
       const auto rows = std::make_shared<float[]>(values);
-      const absl::Status status = engine_.Step(step.chunks, absl::MakeSpan(rows.get(), values));
-      scheduler_.FinishStep(status, rows);
-      idle_ = false;
-    } else {
-      idle_ = true;
+      Require(engine_.Start(step.chunks, absl::MakeSpan(rows.get(), values)).ok());
+      under_way_.push_back(rows);
     }
+    idle_ = under_way_.empty();
     Collect();
     Require(scheduler_.CheckInvariants().ok());
+    if (under_way_.size() == 2 || (!begun && !idle_)) {
+      const absl::Status status = engine_.Finish();
+      scheduler_.FinishStep(status, under_way_.front());
+      under_way_.pop_front();
+      Collect();
+      Require(scheduler_.CheckInvariants().ok());
+    }
     now_ += absl::Milliseconds(5);
   }
   bool idle() const { return idle_; }
@@ -80,6 +92,7 @@ class Replica {
   TestBlockEngine engine_;
   absl::Time now_ = absl::UnixEpoch();
   BlockScheduler scheduler_;
+  std::deque<std::shared_ptr<const float[]>> under_way_;
   std::set<uint64_t> waiting_;
   bool idle_ = false;
 };
