@@ -26,6 +26,7 @@ BlockServiceConfig BlockConfigOf(const EmbeddedOptions& options) {
   config.max_sequences = options.max_sequences;
   config.prefill_chunk = options.prefill_chunk;
   config.prefix_cache = options.prefix_cache;
+  if (options.groups != 0) config.groups = options.groups;
   config.allow_long_contexts = options.gateway.allow_beyond_positions;
   config.metrics = options.metrics;
   return config;
@@ -95,7 +96,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   block_config.device = device;
   block_config.arithmetic = arithmetic;
   // On the CPU the tiers take turns on one pool: two groups would only halve the batches.
-  block_config.groups = choice->cuda_device >= 0 ? 2 : 1;
+  if (options.groups == 0) block_config.groups = choice->cuda_device >= 0 ? 2 : 1;
   absl::StatusOr<std::unique_ptr<BlockService>> block =
       BlockService::Create(block_config, *embedded->checkpoint_, embedded->pool_.get());
   if (!block.ok()) return block.status();

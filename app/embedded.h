@@ -36,6 +36,9 @@ struct EmbeddedOptions {
   int32_t max_sequences = 0;
   int32_t prefill_chunk = 0;
   int32_t max_rows = 0;
+  // Of sequences, that take turns at the two decoders; 0: 1 where these share the CPU's cores, on a
+  // device 2.
+  int32_t groups = 0;
   bool prefix_cache = true;
   // Where clients are served; empty: by channel() alone.
   std::string grpc_address;

@@ -135,6 +135,7 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Start(const ServedOpti
   block.push_back(absl::StrCat("--kv-memory-mib=", options.kv_memory_mib));
   if (options.allow_long_contexts) block.push_back("--allow-long-contexts");
   block.push_back(absl::StrCat("--max-sequences=", std::max<int64_t>(256, options.sequences)));
+  block.push_back(absl::StrCat("--groups=", options.groups));
   const std::string max_rows = absl::StrCat("--max-rows=", options.token_rows);
   const std::string interval = absl::StrCat("--stream-interval=", options.stream_interval);
   std::vector<std::string> gateway = {model, "--log-level=warning", interval};
@@ -158,7 +159,6 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Start(const ServedOpti
       return status;
     }
   } else {
-    block.push_back(absl::StrCat("--groups=", options.groups));
     absl::StatusOr<std::string> block_address =
         served->StartProgram("blockserve-block", block, "--listen");
     if (!block_address.ok()) return block_address.status();

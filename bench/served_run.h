@@ -23,7 +23,7 @@ struct ServedOptions {
   std::string device = "auto";
   std::string arithmetic = "auto";
   int threads = 0;  // of each process that computes; 0: one for each core
-  // Of the block service of three processes that share their cores: 1, since the tiers cannot work
+  // Of sequences, in the block service: 1 where the tiers share their cores, since they cannot work
   // at the same time anyway, and two groups would only halve the batches.
   int groups = 1;
   // One gateway runs its policy on one thread, which a GPU's tokens can be too many for. The first

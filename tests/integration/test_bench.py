@@ -60,3 +60,14 @@ def test_one_process_and_three_give_the_same_tokens():
     assert report["three_of_one"] == pytest.approx(
         report["three_processes"]["output_tokens_per_s"] /
         report["one_process"]["output_tokens_per_s"])
+
+
+def test_more_gateways_groups_and_larger_events_give_the_same_tokens():
+    result = bench("--model=tests/golden/concat_l4", "--prompt=21", "--generate=20", "--sequences=4", "--threads=1",
+                   "--tiers", "--gateways=2", "--groups=2", "--stream-interval=8", "--format=json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["same_tokens"] is True
+    assert (report["gateways"], report["stream_interval"]) == (2, 8)
+    refused = bench("--model=tests/golden/concat_l4", "--stream-interval=8")
+    assert refused.returncode == 2 and "--stream-interval" in refused.stderr
