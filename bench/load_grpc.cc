@@ -44,9 +44,10 @@ void AddCommon(const GrpcTargetOptions& options, grpc::ClientContext& context) {
   }
 }
 
-v1::GenerateRequest ToRequest(const RequestSpec& spec, const std::string& model) {
+v1::GenerateRequest ToRequest(const RequestSpec& spec, const GrpcTargetOptions& options) {
   v1::GenerateRequest request;
-  request.set_model(model);
+  request.set_model(options.model);
+  if (options.stream_interval > 0) request.set_stream_interval(options.stream_interval);
   if (spec.text.empty()) {
     request.mutable_tokens()->mutable_ids()->Add(spec.tokens.begin(), spec.tokens.end());
   } else {
@@ -90,8 +91,7 @@ class GrpcTransport final : public LoadTransport {
     AddCommon(options_, call->context);
     call->context.set_deadline(ToSystemTime(deadline));
     v1::Generation::Stub& stub = *stubs_[next_stub_++ % stubs_.size()];
-    call->reader =
-        stub.PrepareAsyncGenerate(&call->context, ToRequest(spec, options_.model), &queue_);
+    call->reader = stub.PrepareAsyncGenerate(&call->context, ToRequest(spec, options_), &queue_);
     call->reader->StartCall(call);
   }
 

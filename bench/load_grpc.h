@@ -21,8 +21,9 @@ struct GrpcTargetOptions {
   std::string model;                   // of the requests; empty: whatever is served
   std::string api_key;                 // sent as "authorization: Bearer KEY"; empty: none
   std::shared_ptr<grpc::ChannelCredentials> credentials;  // never null
-  std::string server_name;  // in the server's certificate; empty: the host of its address
-  int connections = 1;      // of one transport to each address; streams take turns
+  std::string server_name;      // in the server's certificate; empty: the host of its address
+  int connections = 1;          // of one transport to each address; streams take turns
+  int32_t stream_interval = 0;  // asked for; 0: not
 };
 
 // Waits until every server answers, and tells what the first one serves. UNAVAILABLE and others:

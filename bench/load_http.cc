@@ -91,9 +91,9 @@ void SetHead(const HttpTargetOptions& options, http::request<Body>& request) {
   }
 }
 
-std::string ToBody(const RequestSpec& spec, const std::string& model) {
+std::string ToBody(const RequestSpec& spec, const HttpTargetOptions& options) {
   nlohmann::json body;
-  body["model"] = model;
+  body["model"] = options.model;
   if (spec.text.empty()) {
     body["prompt"] = spec.tokens;
   } else {
@@ -105,6 +105,10 @@ std::string ToBody(const RequestSpec& spec, const std::string& model) {
   body["n"] = spec.n;
   body["stream"] = true;
   body["stream_options"] = {{"include_usage", true}};
+  if (options.stream_interval > 0) {
+    body["stream_options"]["stream_interval"] = options.stream_interval;
+    body["return_token_ids"] = true;
+  }
   if (spec.ignore_eos) body["ignore_eos"] = true;
   return body.dump();
 }
@@ -137,7 +141,7 @@ class HttpTransport final : public LoadTransport {
   void Start(const RequestSpec& spec, int64_t deadline, RequestObserver* observer) override {
     auto call = std::make_shared<Call>(*this, observer, deadline);
     calls_.insert(call);
-    call->Prepare(ToBody(spec, options_.model));
+    call->Prepare(ToBody(spec, options_));
     // Nothing of it is called from within.
     asio::post(context_, [call] { call->Begin(/*fresh=*/false); });
   }

@@ -20,8 +20,9 @@ struct HttpTargetOptions {
   std::string host;
   std::string port;
   std::string path = "/v1/completions";
-  std::string model;    // of the requests; never empty
-  std::string api_key;  // sent as "Authorization: Bearer KEY"; empty: none
+  std::string model;            // of the requests; never empty
+  std::string api_key;          // sent as "Authorization: Bearer KEY"; empty: none
+  int32_t stream_interval = 0;  // asked for, with token ids to count by; 0: not
   // None: plain.
   std::shared_ptr<boost::asio::ssl::context> tls;
   std::string server_name;  // in the server's certificate; empty: `host`

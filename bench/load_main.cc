@@ -19,6 +19,8 @@
 ABSL_FLAG(std::string, grpc, "", "servers to load, over gRPC: host:port, or several with commas");
 ABSL_FLAG(std::string, http, "", "or over HTTP, as OpenAI's clients do: http(s)://host:port");
 ABSL_FLAG(std::string, model, "", "model that requests ask for; empty: what is served");
+ABSL_FLAG(int32_t, stream_interval, 0,
+          "tokens of a choice that the server is to send together; 0: as it does by itself");
 ABSL_FLAG(std::string, api_key_file, "", "file that holds the API key that requests carry");
 ABSL_FLAG(std::string, tls_ca, "", "PEM file of the server's CA, or system; empty: plaintext");
 ABSL_FLAG(std::string, tls_cert, "", "PEM file of a certificate to show to the server");
@@ -205,12 +207,17 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
     if (!key.ok()) return NameFlag("--api-key-file", key.status());
     target.grpc.api_key = *std::move(key);
   }
+  target.grpc.stream_interval = absl::GetFlag(FLAGS_stream_interval);
+  if (target.grpc.stream_interval < 0) {
+    return absl::InvalidArgumentError("--stream-interval must be 0 or more");
+  }
   if (!http.empty()) {
     auto parsed = ParseHttpTarget(http);
     if (!parsed.ok()) return NameFlag("--http", parsed.status());
     target.http = *std::move(parsed);
     target.http.model = target.grpc.model;
     target.http.api_key = target.grpc.api_key;
+    target.http.stream_interval = target.grpc.stream_interval;
     target.over_http = true;
   }
   if (absl::Status status = ReadTls(target); !status.ok()) return status;
@@ -285,14 +292,19 @@ int Main(int argc, char** argv) {
   const ProgramUsage usage = {
       "blockserve-load --grpc HOST:PORT (--concurrency N | --rate R | --trace FILE | --sweep …)\n"
       "Sends requests to a server and measures the answers (docs/load_testing.md).",
-      {"grpc",       "http",          "model",         "api_key_file", "tls_ca",
-       "tls_cert",   "tls_key",       "tls_name",      "concurrency",  "rate",
-       "arrivals",   "trace",         "sweep",         "duration",     "requests",
-       "warmup",     "prompt_tokens", "output_tokens", "prompts",      "shared_prefix",
-       "n",          "temperature",   "ignore_eos",    "seed",         "timeout",
-       "objectives", "max_in_flight", "threads",       "connections",  "start_at",
-       "max_failed", "label",         "json",          "csv",          "html",
-       "merge",      "compare",       "progress"}};
+      {"grpc",         "http",          "model",
+       "api_key_file", "tls_ca",        "tls_cert",
+       "tls_key",      "tls_name",      "concurrency",
+       "rate",         "arrivals",      "trace",
+       "sweep",        "duration",      "requests",
+       "warmup",       "prompt_tokens", "output_tokens",
+       "prompts",      "shared_prefix", "n",
+       "temperature",  "ignore_eos",    "seed",
+       "timeout",      "objectives",    "max_in_flight",
+       "threads",      "connections",   "start_at",
+       "max_failed",   "label",         "json",
+       "csv",          "html",          "merge",
+       "compare",      "progress",      "stream_interval"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const absl::StatusOr<int> code = Run(rest, absl::StrJoin(argv, argv + argc, " "));
   if (code.ok()) return *code;

@@ -180,6 +180,7 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     load = processes.start("blockserve-load", target, *rate,
                            f"--warmup={options.warmup}s", f"--duration={options.duration}s",
                            f"--prompt-tokens={options.prompt_tokens}",
+                           f"--stream-interval={options.stream_interval}",
                            f"--output-tokens={options.output_tokens}", f"--json={out}",
                            "--noprogress")
     time.sleep(options.warmup)
@@ -220,7 +221,7 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
         "token_steps": options.token_steps, "block_steps": options.block_steps,
         "one_card": options.one_card, "token_in_flight": options.token_in_flight,
         "block_in_flight": options.block_in_flight, "groups": options.groups,
-        "width": options.width, "output_tokens": options.output_tokens,
+        "width": options.width, "stream_interval": options.stream_interval, "output_tokens": options.output_tokens,
         "tokens_per_s": tokens_per_s, "requests_per_s": result["requests_per_s"],
         "failed": result["requests"]["failed"], "errors": result["errors"],
         "usage_wrong": result["usage_check"]["wrong"],
@@ -266,6 +267,8 @@ def main() -> int:
                         help="batches that a worker's engine takes at a time: 2 as on a GPU")
     parser.add_argument("--block-in-flight", type=int, default=1,
                         help="steps that a replica's engine takes at a time: 2 as on a GPU")
+    parser.add_argument("--stream-interval", type=int, default=0,
+                        help="tokens of a choice that are sent together; 0: every block")
     parser.add_argument("--groups", type=int, default=2, help="of sequences, in the block tier")
     parser.add_argument("--protocol", choices=("grpc", "http"), default="grpc")
     parser.add_argument("--concurrency", type=int, default=256)

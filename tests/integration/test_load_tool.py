@@ -87,6 +87,9 @@ def test_the_same_requests_have_the_same_answers_whatever_the_load(server, tmp_p
     load(*asked, "--concurrency=1", f"--json={one}")
     load(*asked, "--rate=500", "--threads=2", f"--json={two}")
     assert result_of(one)["output_hash"] == result_of(two)["output_hash"]
+    larger = tmp_path / "larger.json"
+    load(*asked, "--concurrency=4", "--stream-interval=7", f"--json={larger}")
+    assert result_of(larger)["output_hash"] == result_of(one)["output_hash"]
     compared = load("--compare", str(one), str(two)).stdout
     assert "output tokens/s" in compared and "differs: loop" in compared
     merged = tmp_path / "merged.json"
@@ -103,12 +106,13 @@ def test_over_http_events_are_counted_against_usage(launcher, tmp_path):
     port, out = harness.free_port(), tmp_path / "http.json"
     launcher.serve(harness.GOLDEN / "concat_l4", "--arithmetic=f32",
                    f"--http-address=127.0.0.1:{port}").wait_until_ready()
-    load(f"--http=http://127.0.0.1:{port}", "--concurrency=4", "--requests=20", "--n=2",
-         f"--json={out}", "--max-failed=0", "--prompt-tokens=uniform:2:9",
-         "--output-tokens=uniform:3:11", "--noprogress")
-    result = result_of(out)
-    assert result["usage_check"] == {"checked": 20, "wrong": 0}
-    assert result["target"]["protocol"] == "http"
+    for more in ([], ["--stream-interval=6"]):
+        load(f"--http=http://127.0.0.1:{port}", "--concurrency=4", "--requests=20", "--n=2",
+             f"--json={out}", "--max-failed=0", "--prompt-tokens=uniform:2:9",
+             "--output-tokens=uniform:3:30", "--noprogress", *more)
+        result = result_of(out)
+        assert result["usage_check"] == {"checked": 20, "wrong": 0}
+        assert result["target"]["protocol"] == "http"
 
 
 def test_a_trace_is_played_with_its_lengths(server, tmp_path):
