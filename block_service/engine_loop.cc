@@ -7,6 +7,7 @@
 #include "common/logging.h"
 #include "common/lost_device.h"
 #include "common/thread_name.h"
+#include "model/batch_beside.h"
 
 namespace blockserve {
 namespace {
@@ -16,8 +17,6 @@ constexpr absl::Duration kLongestWait = absl::Hours(1);
 // The loop is at most so many turns ahead of the one that is being delivered: enough that neither
 // waits for the other where they take alike, and few rows to keep.
 constexpr size_t kTurnsWaiting = 2;
-// Fewer blocks are not worth a step beside another one: their time is that of reading the weights.
-constexpr int64_t kFewestBlocksBeside = 64;
 // Fewer replies than this are delivered before a thread that is woken for them would begin.
 constexpr size_t kFewReplies = 32;
 
@@ -215,8 +214,8 @@ bool EngineLoop::MayStart() const {
   if (under_way_.empty()) return true;
   if (static_cast<int32_t>(under_way_.size()) >= engine_.max_in_flight()) return false;
   const StepUnderWay& newest = under_way_.back();
-  const int64_t like_newest = (newest.decode_blocks + newest.prefill_blocks) / 2;
-  return scheduler_.plannable_blocks() >= std::max(kFewestBlocksBeside, like_newest);
+  return IsWorthABatchBeside(scheduler_.plannable_blocks(),
+                             newest.decode_blocks + newest.prefill_blocks);
 }
 
 bool EngineLoop::StartStep() {
@@ -245,8 +244,8 @@ void EngineLoop::FinishOldest() {
   EndProcessIfLost(engine_.Lost());
   const absl::Time end = clock_.Now();
   // Those that are under way together share the engine.
-  const absl::Time begin = std::max(step.begin, last_end_);
-  last_end_ = standing_since_ = end;
+  const absl::Time begin = std::max(step.begin, standing_since_);
+  standing_since_ = end;
   busy_.Add(begin, end);
   ++counters_.load.steps;
   metrics_.Step(step.decode_blocks, step.prefill_blocks, step.gap, end - begin);

@@ -159,9 +159,7 @@ class EngineLoop {
   void HandleItems(StreamItems items);
   // Starts a step or finishes one, or both; false where there is none of either.
   bool Work();
-  // Whether what waits is to be started now: at once where nothing is under way; beside another
-  // step only what is worth the reading of the weights, and about as large, so that the two stay
-  // so.
+  // Whether what waits is to be started now: at once where nothing is under way.
   bool MayStart() const;
   // False where nothing can be computed now.
   bool StartStep();
@@ -188,8 +186,9 @@ class EngineLoop {
   BlockScheduler scheduler_;
   BusyMeter busy_;
   std::deque<StepUnderWay> under_way_;  // started and not finished, oldest first
-  absl::Time last_end_;                 // of the step finished last
-  absl::Time standing_since_;           // since then the engine has stood although there was work
+  // The end of the step finished last, or when work came after it: since then the engine has stood
+  // although there was work, unless a step is under way.
+  absl::Time standing_since_;
   std::shared_ptr<Sinks> sinks_ = std::make_shared<Sinks>();  // changed by ChangeSinks alone
   std::map<uint64_t, StreamId> latest_;                       // of each gateway, by its incarnation
   std::deque<StreamItems> held_;                              // until the part hash is known

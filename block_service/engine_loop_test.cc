@@ -2,7 +2,6 @@
 #include "block_service/engine_loop.h"
 
 #include <atomic>
-#include <chrono>
 #include <map>
 #include <memory>
 #include <thread>
@@ -292,9 +291,8 @@ void RunManySequences(BlockMailbox& mailbox, StreamId stream, int sequences, int
 
 TEST(EngineLoop, ManySequencesOfAnEngineThatTakesTwoStepsAtATime) {
   Fixture fixture(nullptr, {}, 2);
-  // So that what comes meanwhile is enough for a step beside it.
-  fixture.engine.SetBeforeFinish(
-      [] { std::this_thread::sleep_for(std::chrono::microseconds(200)); });
+  // What comes meanwhile may be enough for a step beside it.
+  fixture.engine.SetBeforeFinish([] { std::this_thread::yield(); });
   std::vector<std::thread> gateways;
   for (StreamId stream = 1; stream <= 2; ++stream) {
     gateways.emplace_back(

@@ -531,14 +531,13 @@ void BlockScheduler::RemoveFromLists(BlockSequence& sequence) {
 }
 
 void BlockScheduler::Abandon(BlockSequence& sequence) {
-  for (auto step = under_way_.begin(); sequence.steps_under_way > 0; ++step) {
+  for (auto step = under_way_.begin(); sequence.blocks_under_way > 0; ++step) {
     for (StepEntry& entry : step->entries) {
       if (entry.sequence != &sequence) continue;
       entry.sequence = nullptr;
-      sequence.steps_under_way -= 1;
+      sequence.blocks_under_way -= entry.blocks;
     }
   }
-  sequence.blocks_under_way = 0;
   sequence.kv_again = KvSequence();
 }
 

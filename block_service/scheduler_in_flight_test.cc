@@ -16,6 +16,15 @@ BlockSchedulerOptions Chunks(int32_t prefill_chunk_blocks) {
   return options;
 }
 
+// Sequence 1, of three blocks, has its fourth computed: the append's id.
+uint64_t BeginFourthBlock(Harness& harness) {
+  harness.Open(1, Prompt(3, 1), 4);
+  harness.RunUntilIdle();
+  const uint64_t append = harness.Append(1, 3, {1, 1});
+  EXPECT_TRUE(harness.Begin());
+  return append;
+}
+
 TEST(SchedulerInFlight, APromptGoesOnInTheNextStep) {
   Harness harness(Chunks(4), 3);
   const std::vector<int32_t> prompt = Prompt(10, 1);
@@ -86,10 +95,7 @@ TEST(SchedulerInFlight, PagesOfASequenceThatEndsMeanwhileAreAnothersInTheNextSte
 
 TEST(SchedulerInFlight, ABlockThatIsCancelledMeanwhileIsNotAppended) {
   Harness harness(Harness::DefaultOptions(), 2);
-  harness.Open(1, Prompt(3, 1), 4);
-  harness.RunUntilIdle();
-  const uint64_t cancelled = harness.Append(1, 3, {1, 1});
-  EXPECT_TRUE(harness.Begin());
+  const uint64_t cancelled = BeginFourthBlock(harness);
   const uint64_t instead = harness.Append(1, 3, {2, 2});
   harness.Cancel(cancelled);
   EXPECT_EQ(harness.code(cancelled), StatusCode::kCancelled);
@@ -157,10 +163,7 @@ TEST(SchedulerInFlight, APrefixThatIsUnderWayIsWaitedForAndShared) {
 
 TEST(SchedulerInFlight, AForkWaitsForTheBlockThatIsUnderWay) {
   Harness harness(Harness::DefaultOptions(), 2);
-  harness.Open(1, Prompt(3, 1), 4);
-  harness.RunUntilIdle();
-  const uint64_t append = harness.Append(1, 3, {1, 1});
-  EXPECT_TRUE(harness.Begin());
+  const uint64_t append = BeginFourthBlock(harness);
   const uint64_t before = harness.Fork(2, 1, 3, 4);
   const uint64_t at_it = harness.Fork(3, 1, 4, 4);
   EXPECT_EQ(harness.code(before), StatusCode::kOk) << "its blocks are there";

@@ -59,7 +59,6 @@ size_t BlockScheduler::DecodeBlocks() const {
 void BlockScheduler::AddEntry(StepUnderWay& plan, BlockSequence& sequence, int64_t first_block,
                               int64_t blocks, int64_t rows) {
   plan.entries.push_back({&sequence, first_block, blocks, rows});
-  sequence.steps_under_way += 1;
   sequence.blocks_under_way += blocks;
 }
 
@@ -143,7 +142,7 @@ void BlockScheduler::SharePrefill() {
 
 int64_t BlockScheduler::Prefill(PrefillShare& share, int64_t budget) {
   BlockSequence& sequence = *share.sequence;
-  if (share.blocks == 0 && sequence.steps_under_way == 0) {
+  if (share.blocks == 0 && sequence.blocks_under_way == 0) {
     // What another prompt has computed since this one was admitted need not be computed again.
     sequence.cached_blocks +=
         pool_.ShareCached(sequence.kv, sequence.tokens, sequence.first_context);
@@ -220,7 +219,6 @@ void BlockScheduler::FinishStep(const absl::Status& status,
 
 void BlockScheduler::FinishEntry(const StepEntry& entry, absl::Span<const float> rows) {
   BlockSequence& sequence = *entry.sequence;
-  sequence.steps_under_way -= 1;
   sequence.blocks_under_way -= entry.blocks;
   if (!AllFinite(rows)) {
     Erase(sequence, NonFinite());
@@ -276,25 +274,21 @@ absl::Status BlockScheduler::CheckInvariants() const {
       return std::count(list.begin(), list.end(), &sequence);
     };
     const bool opening = sequence.state == State::kOpening;
-    int32_t steps = 0;
     int64_t blocks = 0;
     for (const StepUnderWay& step : under_way_) {
       for (const StepEntry& entry : step.entries) {
-        if (entry.sequence != &sequence) continue;
-        ++steps;
-        blocks += entry.blocks;
+        if (entry.sequence == &sequence) blocks += entry.blocks;
       }
     }
-    const bool works = sequence.state == State::kOpen && !sequence.queue.empty() && steps == 0;
+    const bool works = sequence.state == State::kOpen && !sequence.queue.empty() && blocks == 0;
     if (in(opening_) != opening || in(ready_) != works) {
       status = absl::InternalError(
           absl::StrCat("sequence ", sequence.key.sequence, " is not in the lists of its state"));
     }
-    if (steps != sequence.steps_under_way || blocks != sequence.blocks_under_way ||
-        (steps > 0 && sequence.queue.empty())) {
-      status = absl::InternalError(absl::StrCat(
-          "sequence ", sequence.key.sequence, " has ", blocks, " blocks in ", steps,
-          " steps under way, not ", sequence.blocks_under_way, " in ", sequence.steps_under_way));
+    if (blocks != sequence.blocks_under_way || (blocks > 0 && sequence.queue.empty())) {
+      status =
+          absl::InternalError(absl::StrCat("sequence ", sequence.key.sequence, " has ", blocks,
+                                           " blocks under way, not ", sequence.blocks_under_way));
     }
     if (sequence.state == State::kOpen && sequence.kv.blocks() != BlocksOf(sequence)) {
       status = absl::InternalError(absl::StrCat("sequence ", sequence.key.sequence, " holds ",

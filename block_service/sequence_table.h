@@ -34,7 +34,6 @@ struct BlockSequence {
   KvSequence kv_again;
   ItemQueue queue;  // in order of arrival
   // Of it, in steps that are under way: when decoding, the block of queue.front().
-  int32_t steps_under_way = 0;
   int64_t blocks_under_way = 0;
 
   // While opening.

@@ -46,12 +46,8 @@ class GatheringSink final : public GenerationSink {
       choice.detail.text_ends.push_back(static_cast<int32_t>(joined.text().size()) + end);
     }
     choice.detail.ends_choice = detail.ends_choice;
-    joined.mutable_tokens()->MergeFrom(output.tokens());
-    joined.mutable_text()->append(output.text());
-    for (v1::TokenLogprobs& logprobs : *output.mutable_logprobs()) {
-      *joined.add_logprobs() = std::move(logprobs);
-    }
-    joined.set_worker(std::move(*output.mutable_worker()));
+    joined.set_worker(output.worker());
+    AppendOutput(std::move(output), joined);
   }
 
   void Pass(Choice& choice) {
@@ -64,6 +60,14 @@ class GatheringSink final : public GenerationSink {
 };
 
 }  // namespace
+
+void AppendOutput(v1::Output more, v1::Output& output) {
+  output.mutable_tokens()->MergeFrom(more.tokens());
+  output.mutable_text()->append(more.text());
+  for (v1::TokenLogprobs& logprobs : *more.mutable_logprobs()) {
+    *output.add_logprobs() = std::move(logprobs);
+  }
+}
 
 std::shared_ptr<GenerationSink> Gathering(std::shared_ptr<GenerationSink> sink, int32_t tokens,
                                           int32_t choices) {

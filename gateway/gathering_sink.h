@@ -10,6 +10,10 @@
 
 namespace blockserve {
 
+// Moves the tokens, text and log-probabilities of `more`, which follow those of `output`, behind
+// them.
+void AppendOutput(v1::Output more, v1::Output& output);
+
 // A sink before `sink`: it is told the first block of each choice at once, later ones when they are
 // `tokens` tokens together, and what is left before the choice's end, or before the error that ends
 // the stream. Joined blocks are an Output as if they were one block; its worker is that of the

@@ -15,17 +15,13 @@ namespace {
 // it or another worker wrote it.
 bool AppendBlock(v1::GenerateResponse& from, v1::GenerateResponse& into) {
   if (!from.has_output() || !into.has_output()) return false;
-  v1::Output& more = *from.mutable_output();
+  const v1::Output& more = from.output();
   v1::Output& output = *into.mutable_output();
   if (more.choice() != output.choice() || more.worker() != output.worker() ||
       more.position() != output.position() + output.tokens_size()) {
     return false;
   }
-  output.mutable_tokens()->MergeFrom(more.tokens());
-  output.mutable_text()->append(more.text());
-  for (v1::TokenLogprobs& logprobs : *more.mutable_logprobs()) {
-    *output.add_logprobs() = std::move(logprobs);
-  }
+  AppendOutput(std::move(*from.mutable_output()), output);
   return true;
 }
 

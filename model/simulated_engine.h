@@ -122,8 +122,8 @@ class SimulatedBlockEngine final : public BlockEngine {
     return page_blocks * static_cast<int64_t>(sizeof(uint64_t));
   }
   void CopyPage(int32_t from, int32_t to, int32_t blocks) override;
-  // Rows of the table are blocks of a step, prefilled and decoded ones alike.
   int32_t max_in_flight() const override { return in_flight_; }
+  // Rows of the table are blocks of a step, prefilled and decoded ones alike.
   absl::Status Start(absl::Span<const BlockChunk> chunks, absl::Span<float> contexts) override;
   absl::Status Finish() override;
 

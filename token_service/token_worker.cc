@@ -5,12 +5,10 @@
 
 #include "common/lost_device.h"
 #include "common/thread_name.h"
+#include "model/batch_beside.h"
 
 namespace blockserve {
 namespace {
-
-// Fewer are not worth a batch beside another one: their time is that of reading the weights.
-constexpr int32_t kFewestRowsBeside = 64;
 
 // Batches whose answers wait to be sent; a worker that is further ahead waits.
 constexpr size_t kMostUndelivered = 2;
@@ -157,8 +155,8 @@ bool TokenWorker::MayStart() const {
   if (queue_.waiting() == 0) return false;
   if (in_flight_.empty()) return true;
   if (static_cast<int32_t>(in_flight_.size()) >= engine_.max_in_flight()) return false;
-  const auto newest = static_cast<int32_t>(in_flight_.back().queued.size());
-  return queue_.waiting() >= std::min(batch_rows_, std::max(kFewestRowsBeside, newest / 2));
+  const auto newest = static_cast<int64_t>(in_flight_.back().queued.size());
+  return queue_.waiting() >= batch_rows_ || IsWorthABatchBeside(queue_.waiting(), newest);
 }
 
 void TokenWorker::Run() {

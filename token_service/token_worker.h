@@ -80,9 +80,7 @@ class TokenWorker {
   };
 
   void Run();
-  // Whether what waits is to be started now: at once where nothing is under way; beside another
-  // batch only what is worth the reading of the weights, and about as large, so that the two stay
-  // so.
+  // Whether what waits is to be started now: at once where nothing is under way.
   bool MayStart() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void StartBatch(std::vector<QueuedRow> queued);
   void FinishOldest();

@@ -184,10 +184,9 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
                            f"--output-tokens={options.output_tokens}", f"--json={out}",
                            "--noprogress")
     time.sleep(options.warmup)
-    measured = {"gateway": gateway, "block replicas": replicas, "token workers": workers[0],
-                "load": load}
-    if replicas is None:
-        measured = {"gateway": gateway, "both tiers": workers[0], "load": load}
+    tiers = ({"both tiers": workers[0]} if options.one_card
+             else {"block replicas": replicas, "token workers": workers[0]})
+    measured = {"gateway": gateway, **tiers, "load": load}
     begin_threads = {name: thread_cpu_seconds(process.pid) for name, process in measured.items()}
     begin_cpu, begin = cpu_seconds(gateway.pid), time.monotonic()
     if options.kill_after:
@@ -210,10 +209,9 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     result = json.loads(out.read_text())
     processes.stop()
     counted = [json.loads(path.read_text()) for path in stats if path.exists()]
-    rows = [one["rows"] for part in counted for one in part["token_workers"]]
-    steps = [one["rows"] for part in counted for one in part["block_replicas"]]
     engines = {tier: [one for part in counted for one in part[tier]]
                for tier in ("token_workers", "block_replicas")}
+    rows, steps = ([one["rows"] for one in parts] for parts in engines.values())
     tokens_per_s = result["output_tokens_per_s"]
     return {
         "token_workers": options.token_workers, "block_replicas": options.block_replicas,

@@ -372,21 +372,17 @@ class CudaBlockFailures : public testing::Test {
     return absl::OkStatus();
   }
   BlockEngine& engine() { return model_->block(); }
-  absl::Status Step(int64_t block, std::vector<float>& contexts) {
+  absl::Status Start(int64_t block, absl::Span<const int32_t> pages, std::vector<float>& contexts) {
     contexts.assign(engine().config().block.hidden_size, 0.0f);
     BlockChunk chunk;
     chunk.tokens = tokens_;
-    chunk.pages = pages_;
+    chunk.pages = pages;
     chunk.first_block = block;
-    return engine().Step({&chunk, 1}, absl::MakeSpan(contexts));
-  }
-  absl::Status Start(int32_t page, std::vector<float>& contexts) {
-    contexts.assign(engine().config().block.hidden_size, 0.0f);
-    BlockChunk chunk;
-    chunk.tokens = tokens_;
-    chunk.pages = {&page, 1};
-    chunk.first_block = 3;
     return engine().Start({&chunk, 1}, absl::MakeSpan(contexts));
+  }
+  absl::Status Step(int64_t block, std::vector<float>& contexts) {
+    const absl::Status status = Start(block, pages_, contexts);
+    return status.ok() ? engine().Finish() : status;
   }
   static constexpr int64_t kLater = 33000;  // beyond the first rotary tables
 
@@ -429,7 +425,7 @@ TEST_F(CudaBlockFailures, ACallThatFailsOnceFailsOneOfTheStepsUnderWay) {
     {
       const cuda::emulation::CallFailures failure(call, 1);
       // What Start refuses was not begun.
-      const absl::Status starts[2] = {Start(0, first), Start(4, second)};
+      const absl::Status starts[2] = {Start(3, {0}, first), Start(3, {4}, second)};
       int failed = 0;
       for (const int step : {0, 1}) {
         const absl::Status status = starts[step].ok() ? engine().Finish() : starts[step];
