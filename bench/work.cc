@@ -59,6 +59,7 @@ Storage StorageOf(Arithmetic arithmetic, bool bf16_file) {
     case Arithmetic::kBf16:
     case Arithmetic::kBf16Dot:
     case Arithmetic::kCudaBf16:
+    case Arithmetic::kCudaBf16Own:
     case Arithmetic::kCudaBf16Fast:
       break;
   }

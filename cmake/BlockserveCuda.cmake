@@ -43,5 +43,5 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 # The first that knows Blackwell.
 find_package(CUDAToolkit 12.8 REQUIRED)
 set(BLOCKSERVE_HAVE_CUDA ON)
-set(BLOCKSERVE_CUDA_ARITHMETICS " cuda-f32 cuda-bf16 cuda-bf16-fast")
+set(BLOCKSERVE_CUDA_ARITHMETICS " cuda-f32 cuda-bf16 cuda-bf16-own cuda-bf16-fast")
 message(NOTICE "CUDA engines: on (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES})")

@@ -19,6 +19,8 @@ absl::string_view ArithmeticName(Arithmetic arithmetic) {
       return "cuda-f32";
     case Arithmetic::kCudaBf16:
       return "cuda-bf16";
+    case Arithmetic::kCudaBf16Own:
+      return "cuda-bf16-own";
     case Arithmetic::kCudaBf16Fast:
       return "cuda-bf16-fast";
   }
@@ -31,7 +33,7 @@ absl::StatusOr<Arithmetic> ParseArithmetic(absl::string_view name) {
   }
   return absl::InvalidArgumentError(absl::StrCat("arithmetic is \"", name.substr(0, 60),
                                                  "\"; known are auto, f32, bf16, bf16dot, int8, "
-                                                 "cuda-f32, cuda-bf16 and cuda-bf16-fast"));
+                                                 "cuda-f32, cuda-bf16, cuda-bf16-own and cuda-bf16-fast"));
 }
 
 }  // namespace blockserve

@@ -20,14 +20,17 @@ enum class Arithmetic {
   // the numeric id tells apart.
   kCudaF32,   // float32 weights, KV and arithmetic
   kCudaBf16,  // bfloat16 weights, KV, context rows and inputs of products; sums float32
+  // As kCudaBf16, with products by kernels of our own: no cuBLASLt, whose version changes no bit.
+  kCudaBf16Own,
   // As kCudaBf16, with whichever matrix product is fastest for the number of rows: not
   // batch-invariant, so a response may depend on the requests beside it.
   kCudaBf16Fast,
 };
 
 inline constexpr Arithmetic kAllArithmetics[] = {
-    Arithmetic::kF32,     Arithmetic::kBf16,     Arithmetic::kBf16Dot,     Arithmetic::kInt8,
-    Arithmetic::kCudaF32, Arithmetic::kCudaBf16, Arithmetic::kCudaBf16Fast};
+    Arithmetic::kF32,         Arithmetic::kBf16,        Arithmetic::kBf16Dot,
+    Arithmetic::kInt8,        Arithmetic::kCudaF32,     Arithmetic::kCudaBf16,
+    Arithmetic::kCudaBf16Own, Arithmetic::kCudaBf16Fast};
 
 // Whether embedding tables, KV and context rows are bfloat16.
 inline bool StoresBf16(Arithmetic arithmetic) {
@@ -40,9 +43,9 @@ inline bool IsBatchInvariant(Arithmetic arithmetic) {
 }
 
 absl::string_view ArithmeticName(Arithmetic arithmetic);
-// "f32", "bf16", "bf16dot", "int8", "cuda-f32", "cuda-bf16", "cuda-bf16-fast". Errors:
-// INVALID_ARGUMENT listing the names. "auto" is resolved by the caller, who knows device and
-// checkpoint (ChooseEngine in model/device.h).
+// "f32", "bf16", "bf16dot", "int8", "cuda-f32", "cuda-bf16", "cuda-bf16-own", "cuda-bf16-fast".
+// Errors: INVALID_ARGUMENT listing the names. "auto" is resolved by the caller, who knows device
+// and checkpoint (ChooseEngine in model/device.h).
 absl::StatusOr<Arithmetic> ParseArithmetic(absl::string_view name);
 
 }  // namespace blockserve

@@ -44,8 +44,8 @@ absl::Status ValidateDeviceFlags(absl::string_view device, absl::string_view ari
   return absl::InvalidArgumentError(
       absl::StrCat("--arithmetic ", arithmetic, " does not run on ", "--device ", device, "; ",
                    IsCuda(*kind) ? "the CPU's are f32, bf16, bf16dot and int8"
-                                 : "a CUDA device's are cuda-f32, cuda-bf16 "
-                                   "and cuda-bf16-fast"));
+                                 : "a CUDA device's are cuda-f32, cuda-bf16, "
+                                   "cuda-bf16-own and cuda-bf16-fast"));
 }
 
 absl::StatusOr<EngineChoice> ChooseEngine(absl::string_view device, absl::string_view arithmetic,

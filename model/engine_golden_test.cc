@@ -217,7 +217,19 @@ void Golden::ExpectNear(Arithmetic arithmetic, double tolerance) {
 
 TEST_P(Golden, Bf16StaysNear) { ExpectNear(kTestedBf16, kBf16Tolerance); }
 
-#ifndef BLOCKSERVE_TEST_CUDA
+#ifdef BLOCKSERVE_TEST_CUDA
+using GoldenOfOwnProducts = Golden;
+TEST_P(GoldenOfOwnProducts, StayNear) { ExpectNear(Arithmetic::kCudaBf16Own, kBf16Tolerance); }
+#ifdef BLOCKSERVE_CUDA_EMULATED
+// Tensor cores take their emulation minutes.
+INSTANTIATE_TEST_SUITE_P(Folders, GoldenOfOwnProducts,
+                         testing::Values("concat_l4", "concat_l2_sharded"));
+#else
+INSTANTIATE_TEST_SUITE_P(Folders, GoldenOfOwnProducts,
+                         testing::Values("concat_l4", "concat_l2_sharded", "widths_differ_l8",
+                                         "summation", "sequential_residual", "vanilla"));
+#endif
+#else
 TEST_P(Golden, Bf16DotStaysNear) {
   const std::string why = WhyNotHere(Arithmetic::kBf16Dot);
   if (!why.empty()) GTEST_SKIP() << why;

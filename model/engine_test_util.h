@@ -23,7 +23,12 @@ namespace blockserve {
 #ifdef BLOCKSERVE_TEST_CUDA
 inline constexpr Arithmetic kTestedF32 = Arithmetic::kCudaF32;
 inline constexpr Arithmetic kTestedBf16 = Arithmetic::kCudaBf16;
+#ifdef BLOCKSERVE_CUDA_EMULATED  // where tensor cores' products take minutes
 inline constexpr Arithmetic kTestedArithmetics[] = {Arithmetic::kCudaF32, Arithmetic::kCudaBf16};
+#else
+inline constexpr Arithmetic kTestedArithmetics[] = {Arithmetic::kCudaF32, Arithmetic::kCudaBf16,
+                                                    Arithmetic::kCudaBf16Own};
+#endif
 #else
 inline constexpr Arithmetic kTestedF32 = Arithmetic::kF32;
 inline constexpr Arithmetic kTestedBf16 = Arithmetic::kBf16;

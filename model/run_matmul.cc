@@ -41,6 +41,7 @@ WeightFormat WeightFormatOf(Arithmetic arithmetic, ElementType stored) {
       return stored == ElementType::kBf16 ? WeightFormat::kBf16 : WeightFormat::kF32;
     case Arithmetic::kCudaF32:
     case Arithmetic::kCudaBf16:
+    case Arithmetic::kCudaBf16Own:
     case Arithmetic::kCudaBf16Fast:
       break;  // the CUDA engines keep their weights on the device
     case Arithmetic::kBf16:

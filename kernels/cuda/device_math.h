@@ -45,7 +45,12 @@ __device__ inline uint32_t PackBf16(float low, float high) {
   return static_cast<uint32_t>(Bf16Bits(low)) | static_cast<uint32_t>(Bf16Bits(high)) << 16;
 }
 
-// Four elements at a multiple of 16 bytes, or 8 for bfloat16; eight at a multiple of 16.
+// Two elements at a multiple of 8 bytes; four at a multiple of 16, or 8 for bfloat16; eight at a
+// multiple of 16.
+__device__ inline void Store2(float* p, const float* v) {
+  CheckAligned(p, 8);
+  *reinterpret_cast<uint2*>(p) = uint2{__float_as_uint(v[0]), __float_as_uint(v[1])};
+}
 __device__ inline void Load4(const float* p, float* out) {
   CheckAligned(p, 16);
   const float4 v = *reinterpret_cast<const float4*>(p);

@@ -23,6 +23,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/attention.h"
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda/matmul_tiles.h"
 #include "kernels/cuda/row_kernels.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/sample.h"
@@ -42,6 +43,8 @@ namespace {
 constexpr ElementType kType = ElementType::kBf16;
 constexpr int64_t kElement = 2;
 constexpr int kRunsOfAGraph = 20;
+constexpr MatmulMode kModes[] = {MatmulMode::kPinned, MatmulMode::kFastest, MatmulMode::kOwn};
+constexpr const char* kModeNames[] = {"pinned", "fastest", "own"};
 
 class Benchmark {
  public:
@@ -51,18 +54,20 @@ class Benchmark {
     absl::StatusOr<Stream> stream = Stream::Create(WorkspaceBytes(MatmulMode::kFastest));
     absl::StatusOr<Event> begin = Event::Create(true);
     absl::StatusOr<Event> end = Event::Create(true);
-    absl::StatusOr<std::shared_ptr<const MatmulLibrary>> library = MatmulLibrary::Load();
-    for (const absl::Status& status :
-         {stream.status(), begin.status(), end.status(), library.status()}) {
+    for (const absl::Status& status : {stream.status(), begin.status(), end.status()}) {
       if (!status.ok()) return status;
+    }
+    for (const MatmulMode mode : kModes) {
+      absl::StatusOr<std::shared_ptr<const MatmulLibrary>> library = MatmulLibrary::Load(mode);
+      if (!library.ok()) return library.status();
+      libraries_.push_back(*std::move(library));
     }
     stream_ = *std::move(stream);
     begin_ = *std::move(begin);
     end_ = *std::move(end);
-    library_ = *std::move(library);
-    std::printf("%s, compute capability %d.%d, cuBLASLt %lld, %lld rows, bfloat16\n",
-                device->name.c_str(), device->major, device->minor,
-                static_cast<long long>(library_->version()), static_cast<long long>(rows_));
+    std::printf("%s, compute capability %d.%d, %s, %lld rows, bfloat16\n", device->name.c_str(),
+                device->major, device->minor, libraries_.front()->name().c_str(),
+                static_cast<long long>(rows_));
     std::printf("%-44s %10s %10s %9s %9s\n", "", "median us", "p99 us", "GB/s", "TFLOP/s");
     for (const auto step :
          {&Benchmark::Products, &Benchmark::RowKernels, &Benchmark::AttentionOverPages,
@@ -155,21 +160,18 @@ class Benchmark {
     return median;
   }
 
-  // Whether the first row of y by itself has the bits that it has among all.
-  absl::StatusOr<bool> SameAlone(const MatmulPlan& plan, const MatmulShape& shape, const void* x,
-                                 const void* w, const void* bias, void* y) {
-    const int64_t row_bytes = shape.n * ElementBytes(shape.output);
-    std::vector<uint8_t> rows[2] = {std::vector<uint8_t>(row_bytes),
-                                    std::vector<uint8_t>(row_bytes)};
-    const int64_t counts[2] = {rows_, 1};
-    for (int i = 0; i < 2; ++i) {
-      Keep(FillZero(y, row_bytes, stream_.get()));
-      Keep(plan.Run(x, w, bias, y, counts[i], stream_));
-      Keep(CopyToHost(rows[i].data(), y, row_bytes, stream_.get()));
-      Keep(stream_.Synchronize());
-    }
+  // The first row of y, computed among so many.
+  absl::StatusOr<std::vector<uint8_t>> FirstRow(const MatmulPlan& plan, const MatmulShape& shape,
+                                                const void* x, const void* w, const void* bias,
+                                                void* y, int64_t rows) {
+    std::vector<uint8_t> row(shape.n * ElementBytes(shape.output));
+    const auto row_bytes = static_cast<int64_t>(row.size());
+    Keep(FillZero(y, row_bytes, stream_.get()));
+    Keep(plan.Run(x, w, bias, y, rows, stream_));
+    Keep(CopyToHost(row.data(), y, row_bytes, stream_.get()));
+    Keep(stream_.Synchronize());
     if (!status_.ok()) return status_;
-    return rows[0] == rows[1];
+    return row;
   }
 
   absl::Status Products() {
@@ -180,11 +182,12 @@ class Benchmark {
       ElementType output;
       bool bias;
       bool accumulate;
+      bool gelu = false;  // in the tiles
     };
     for (const Product& p :
          {Product{"query_key_value", 3 * width_, width_, kType, true, false},
           Product{"attention.dense", width_, width_, ElementType::kF32, true, true},
-          Product{"dense_h_to_4h", inner_, width_, kType, true, false},
+          Product{"dense_h_to_4h", inner_, width_, kType, true, false, true},
           Product{"dense_4h_to_h", width_, inner_, ElementType::kF32, true, true},
           Product{"embed_out", vocab_, width_, ElementType::kF32, false, false}}) {
       const MatmulShape shape{p.n, p.k, kType, p.output, p.bias, p.accumulate};
@@ -197,29 +200,56 @@ class Benchmark {
           static_cast<double>((rows_ * p.k + p.n * p.k) * kElement) +
           static_cast<double>(rows_ * p.n * ElementBytes(p.output)) * (p.accumulate ? 2 : 1);
       const double operations = 2.0 * static_cast<double>(rows_ * p.n) * static_cast<double>(p.k);
-      double medians[2] = {0, 0};
-      for (const MatmulMode mode : {MatmulMode::kPinned, MatmulMode::kFastest}) {
-        const bool pinned = mode == MatmulMode::kPinned;
-        absl::StatusOr<std::unique_ptr<const MatmulPlan>> plan =
-            MatmulPlan::Create(library_, shape, rows_, mode);
+      double medians[std::size(kModes)] = {};
+      std::vector<uint8_t> pinned_row;
+      for (size_t i = 0; i < std::size(kModes); ++i) {
+        absl::StatusOr<std::unique_ptr<const MatmulPlan>> plan = libraries_[i]->Plan(shape, rows_);
         if (!plan.ok()) return plan.status();
-        const absl::StatusOr<bool> same = SameAlone(**plan, shape, x, w, bias, y);
-        if (!same.ok()) return same.status();
-        if (pinned && !*same) {
+        const absl::StatusOr<std::vector<uint8_t>> among =
+            FirstRow(**plan, shape, x, w, bias, y, rows_);
+        const absl::StatusOr<std::vector<uint8_t>> alone =
+            FirstRow(**plan, shape, x, w, bias, y, 1);
+        if (!alone.ok()) return alone.status();
+        if (kModes[i] != MatmulMode::kFastest && *among != *alone) {
           // Told at the end: the other figures are wanted all the same.
           invariant_ = absl::InternalError(absl::StrCat(
-              p.name, ": the pinned algorithm is not batch-invariant: ", (*plan)->description()));
+              p.name, ", ", kModeNames[i], ": not batch-invariant: ", (*plan)->description()));
           std::printf("%s\n", std::string(invariant_.message()).c_str());
         }
         const absl::StatusOr<double> median =
-            Time(absl::StrCat(p.name, pinned ? ", pinned" : ", fastest"), bytes, operations,
+            Time(absl::StrCat(p.name, ", ", kModeNames[i]), bytes, operations,
                  [&] { return (*plan)->Run(x, w, bias, y, rows_, stream_); });
         if (!median.ok()) return median.status();
-        medians[pinned ? 0 : 1] = *median;
+        medians[i] = *median;
         std::printf("    %s\n", (*plan)->description().c_str());
+        if (kModes[i] == MatmulMode::kPinned) pinned_row = *among;
+        if (kModes[i] == MatmulMode::kOwn) {
+          std::printf("    the bits are %s\n",
+                      *among == pinned_row ? "those of the pinned algorithm" : "its own");
+        }
       }
       if (medians[1] > 0) {
-        std::printf("    pinned takes %.2f times the fastest\n", medians[0] / medians[1]);
+        std::printf("    pinned takes %.2f times the fastest, own %.2f times\n",
+                    medians[0] / medians[1], medians[2] / medians[1]);
+      }
+      // What ChooseMatmulTile chooses among.
+      for (int32_t tile = 0; tile < kNumMatmulTiles; ++tile) {
+        TiledMatmulArgs args;
+        args.rows = rows_;
+        args.n = p.n;
+        args.k = p.k;
+        args.x = x;
+        args.w = w;
+        args.bias = bias;
+        args.output = p.output;
+        args.y = y;
+        args.gelu = p.gelu;
+        args.accumulate = p.accumulate;
+        const absl::StatusOr<double> median =
+            Time(absl::StrCat(p.name, p.gelu ? " with GELU, own " : ", own ",
+                              kMatmulTiles[tile].rows, " x ", kMatmulTiles[tile].columns),
+                 bytes, operations, [&] { return TiledMatmul(args, tile, stream_.get()); });
+        if (!median.ok()) return median.status();
       }
       buffers_.clear();
     }
@@ -374,7 +404,7 @@ class Benchmark {
   Stream stream_;
   Event begin_;
   Event end_;
-  std::shared_ptr<const MatmulLibrary> library_;
+  std::vector<std::shared_ptr<const MatmulLibrary>> libraries_;  // of kModes
   std::vector<DeviceBuffer> buffers_;
 };
 

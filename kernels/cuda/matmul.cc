@@ -4,10 +4,16 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/matmul_libraries.h"
 
 namespace blockserve::cuda {
 
-absl::Status ValidateMatmul(const MatmulShape& shape, int64_t max_rows) {
+absl::StatusOr<std::shared_ptr<const MatmulLibrary>> MatmulLibrary::Load(MatmulMode mode) {
+  return mode == MatmulMode::kOwn ? LoadOwnMatmul() : LoadCublasLt(mode);
+}
+
+absl::StatusOr<std::unique_ptr<const MatmulPlan>> MatmulLibrary::Plan(const MatmulShape& shape,
+                                                                      int64_t max_rows) const {
   if (shape.n < 1 || shape.k < 1 || shape.n % kElementPadding != 0 ||
       shape.k % kElementPadding != 0 || max_rows < 1) {
     return absl::InvalidArgumentError(absl::StrCat("a product of up to ", max_rows,
@@ -17,7 +23,10 @@ absl::Status ValidateMatmul(const MatmulShape& shape, int64_t max_rows) {
   if (shape.output == ElementType::kBf16 && shape.type == ElementType::kF32) {
     return absl::InvalidArgumentError("a product of float32 with results in bfloat16");
   }
-  return absl::OkStatus();
+  if (shape.gelu && !HasGelu(mode_)) {
+    return absl::InvalidArgumentError(absl::StrCat("a product with GELU by ", name()));
+  }
+  return MakePlan(shape, max_rows);
 }
 
 absl::Status MatmulPlan::Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,

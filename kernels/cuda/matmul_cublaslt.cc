@@ -1,4 +1,4 @@
-// kernels/cuda/matmul.h on cuBLASLt.
+// MatmulMode::kPinned and kFastest, on cuBLASLt.
 //
 // cuBLASLt sees column-major matrices: y^T [n, rows] = W [n, k] x^T [k, rows], so that the rows of
 // a batch are its columns.
@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/matmul.h"
+#include "kernels/cuda/matmul_libraries.h"
 #include "kernels/cuda/matmul_pinning.h"
 
 namespace blockserve::cuda {
@@ -48,8 +49,9 @@ struct Functions {
 #undef BLOCKSERVE_MEMBER
 };
 
-class Library final : public MatmulLibrary {
+class Library final : public MatmulLibrary, public std::enable_shared_from_this<Library> {
  public:
+  explicit Library(MatmulMode mode) : MatmulLibrary(mode) {}
   ~Library() override {
     // The library itself stays loaded: CUDA's do not take being unloaded.
     if (handle_ != nullptr) f.cublasLtDestroy(handle_);
@@ -79,7 +81,7 @@ class Library final : public MatmulLibrary {
     return Status(f.cublasLtCreate(&handle_), "cublasLtCreate");
   }
 
-  int64_t version() const override { return static_cast<int64_t>(f.cublasLtGetVersion()); }
+  std::string name() const override { return absl::StrCat("cuBLASLt ", f.cublasLtGetVersion()); }
   cublasLtHandle_t handle() const { return handle_; }
 
   absl::Status Status(cublasStatus_t status, absl::string_view call) const {
@@ -91,6 +93,9 @@ class Library final : public MatmulLibrary {
   Functions f;
 
  private:
+  absl::StatusOr<std::unique_ptr<const MatmulPlan>> MakePlan(const MatmulShape& shape,
+                                                             int64_t max_rows) const override;
+
   cublasLtHandle_t handle_ = nullptr;
 };
 
@@ -142,10 +147,10 @@ struct Description {
   }
 };
 
-class Plan final : public MatmulPlan {
+class LtPlan final : public MatmulPlan {
  public:
-  Plan(std::shared_ptr<const Library> library, const MatmulShape& shape, int64_t max_rows,
-       MatmulMode mode)
+  LtPlan(std::shared_ptr<const Library> library, const MatmulShape& shape, int64_t max_rows,
+         MatmulMode mode)
       : MatmulPlan(shape, mode, max_rows,
                    mode == MatmulMode::kPinned ? kMaxPinnedRows : PadRows(max_rows)),
         workspace_bytes_(WorkspaceBytes(mode)),
@@ -320,24 +325,22 @@ class Plan final : public MatmulPlan {
   std::vector<Choice> algorithms_;  // ascending; one when pinned
 };
 
-}  // namespace
-
-absl::StatusOr<std::shared_ptr<const MatmulLibrary>> MatmulLibrary::Load() {
-  auto library = std::make_shared<Library>();
-  if (absl::Status status = library->Open(); !status.ok()) return status;
-  return library;
-}
-
-absl::StatusOr<std::unique_ptr<const MatmulPlan>> MatmulPlan::Create(
-    std::shared_ptr<const MatmulLibrary> library, const MatmulShape& shape, int64_t max_rows,
-    MatmulMode mode) {
-  if (absl::Status status = ValidateMatmul(shape, max_rows); !status.ok()) return status;
-  auto plan = std::make_unique<Plan>(std::static_pointer_cast<const Library>(std::move(library)),
-                                     shape, max_rows, mode);
-  const absl::Status chosen = mode == MatmulMode::kPinned ? plan->ChoosePinnedAlgorithm()
-                                                          : plan->ChooseFastestAlgorithms(max_rows);
+absl::StatusOr<std::unique_ptr<const MatmulPlan>> Library::MakePlan(const MatmulShape& shape,
+                                                                    int64_t max_rows) const {
+  auto plan = std::make_unique<LtPlan>(shared_from_this(), shape, max_rows, mode());
+  const absl::Status chosen = mode() == MatmulMode::kPinned
+                                  ? plan->ChoosePinnedAlgorithm()
+                                  : plan->ChooseFastestAlgorithms(max_rows);
   if (!chosen.ok()) return chosen;
   return plan;
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const MatmulLibrary>> LoadCublasLt(MatmulMode mode) {
+  auto library = std::make_shared<Library>(mode);
+  if (absl::Status status = library->Open(); !status.ok()) return status;
+  return library;
 }
 
 }  // namespace blockserve::cuda

@@ -1,6 +1,8 @@
 #include "kernels/cuda/matmul.h"
 
 #include <cmath>
+#include <map>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/device_test_util.h"
@@ -15,10 +17,13 @@ class Matmul : public DeviceTypeTest {
   void SetUp() override {
     DeviceTypeTest::SetUp();
     if (IsSkipped() || HasFatalFailure()) return;
-    absl::StatusOr<std::shared_ptr<const MatmulLibrary>> library = MatmulLibrary::Load();
-    // Where there is a device, a skip would pass for a proof.
-    ASSERT_TRUE(library.ok()) << library.status();
-    library_ = *std::move(library);
+    for (const MatmulMode mode : {MatmulMode::kPinned, MatmulMode::kFastest, MatmulMode::kOwn}) {
+      absl::StatusOr<std::shared_ptr<const MatmulLibrary>> library = MatmulLibrary::Load(mode);
+      // Where there is a device, a skip would pass for a proof.
+      ASSERT_TRUE(library.ok()) << library.status();
+      EXPECT_EQ((*library)->mode(), mode);
+      libraries_.emplace(mode, *std::move(library));
+    }
     absl::StatusOr<Stream> with_workspace = Stream::Create(WorkspaceBytes(MatmulMode::kFastest));
     ASSERT_TRUE(with_workspace.ok()) << with_workspace.status();
     workspace_stream_ = *std::move(with_workspace);
@@ -27,7 +32,7 @@ class Matmul : public DeviceTypeTest {
   std::unique_ptr<const MatmulPlan> Plan(const MatmulShape& shape, int64_t max_rows,
                                          MatmulMode mode = MatmulMode::kPinned) const {
     absl::StatusOr<std::unique_ptr<const MatmulPlan>> plan =
-        MatmulPlan::Create(library_, shape, max_rows, mode);
+        libraries_.at(mode)->Plan(shape, max_rows);
     EXPECT_TRUE(plan.ok()) << plan.status();
     return plan.ok() ? *std::move(plan) : nullptr;
   }
@@ -52,13 +57,24 @@ class Matmul : public DeviceTypeTest {
     return result;
   }
 
-  std::shared_ptr<const MatmulLibrary> library_;
-  Stream workspace_stream_;  // for either mode
+  // Those whose rows do not depend on the batch.
+  std::vector<MatmulMode> InvariantModes() const {
+    if (!bf16()) return {MatmulMode::kPinned};
+    return {MatmulMode::kPinned, MatmulMode::kOwn};
+  }
+
+  std::map<MatmulMode, std::shared_ptr<const MatmulLibrary>> libraries_;
+  Stream workspace_stream_;  // for every mode
 };
 
 TEST_P(Matmul, IsWithinTheErrorBoundOfItsSums) {
   std::mt19937 random(8);
-  for (const auto& [n, k] : std::vector<std::pair<int64_t, int64_t>>{{48, 64}, {128, 112}}) {
+  for (const auto& [n, k, mode] :
+       std::vector<std::tuple<int64_t, int64_t, MatmulMode>>{{48, 64, MatmulMode::kPinned},
+                                                             {128, 112, MatmulMode::kPinned},
+                                                             {48, 64, MatmulMode::kOwn},
+                                                             {128, 112, MatmulMode::kOwn}}) {
+    if (mode == MatmulMode::kOwn && !bf16()) continue;
     for (const ElementType output : {ElementType::kF32, ElementType::kBf16}) {
       if (output == ElementType::kBf16 && !bf16()) continue;
       for (const bool with_bias : {false, true}) {
@@ -68,8 +84,9 @@ TEST_P(Matmul, IsWithinTheErrorBoundOfItsSums) {
           const int64_t rows = 5;
           SCOPED_TRACE(absl::StrCat(rows, " x ", k, " -> ", n, ", bias ", with_bias,
                                     ", accumulate ", accumulate));
-          const std::unique_ptr<const MatmulPlan> plan = Plan(shape, rows);
+          const std::unique_ptr<const MatmulPlan> plan = Plan(shape, rows, mode);
           ASSERT_NE(plan, nullptr);
+          SCOPED_TRACE(plan->description());
           const std::vector<float> x = Stored(Normal(random, rows * k));
           const std::vector<float> w = Stored(Normal(random, n * k));
           std::vector<float> bias = Normal(random, n);
@@ -94,7 +111,7 @@ TEST_P(Matmul, IsWithinTheErrorBoundOfItsSums) {
 
 // What the determinism contract rests on: every row of a large batch has the bits that it has in
 // batches of any size and at any place.
-TEST_P(Matmul, PinnedRowsDoNotDependOnTheBatch) {
+TEST_P(Matmul, RowsDoNotDependOnTheBatch) {
   std::mt19937 random(9);
   const ElementType f32 = ElementType::kF32;
 #ifdef BLOCKSERVE_CUDA_EMULATED
@@ -115,22 +132,24 @@ TEST_P(Matmul, PinnedRowsDoNotDependOnTheBatch) {
   for (const MatmulShape& shape : shapes) {
     const auto [n, k] = std::pair(shape.n, shape.k);
     SCOPED_TRACE(absl::StrCat("k = ", k, ", n = ", n));
-    const std::unique_ptr<const MatmulPlan> plan = Plan(shape, most);
-    ASSERT_NE(plan, nullptr);
     const std::vector<float> x = Normal(random, most * k);
     const DeviceBuffer w = UploadAs(type(), Normal(random, n * k));
     const DeviceBuffer bias =
         shape.bias ? UploadAs(shape.output, Normal(random, n)) : DeviceBuffer();
     const std::vector<float> before =
         shape.accumulate ? Normal(random, most * n) : std::vector<float>(most * n);
-    const std::vector<float> all = Run(*plan, shape, x, w, bias, before, most);
-    for (const int64_t rows : {1, 2, 63, 64, 65, 127, 128, 130, 256, 257, 511, 640}) {
-      if (rows > most) continue;
-      // The last rows, so that they come to lie elsewhere in the batch.
-      const std::vector<float> some = Run(*plan, shape, Rows(x, k, most - rows, rows), w, bias,
-                                          Rows(before, n, most - rows, rows), rows);
-      EXPECT_TRUE(SameBits(some, absl::MakeConstSpan(all).subspan((most - rows) * n, rows * n)))
-          << rows << " rows, " << plan->description();
+    for (const MatmulMode mode : InvariantModes()) {
+      const std::unique_ptr<const MatmulPlan> plan = Plan(shape, most, mode);
+      ASSERT_NE(plan, nullptr);
+      const std::vector<float> all = Run(*plan, shape, x, w, bias, before, most);
+      for (const int64_t rows : {1, 2, 63, 64, 65, 127, 128, 130, 256, 257, 511, 640}) {
+        if (rows > most) continue;
+        // The last rows, so that they come to lie elsewhere in the batch.
+        const std::vector<float> some = Run(*plan, shape, Rows(x, k, most - rows, rows), w, bias,
+                                            Rows(before, n, most - rows, rows), rows);
+        EXPECT_TRUE(SameBits(some, absl::MakeConstSpan(all).subspan((most - rows) * n, rows * n)))
+            << rows << " rows, " << plan->description();
+      }
     }
   }
 }
@@ -193,9 +212,15 @@ TEST_P(Matmul, TheFastestModeComputesTheSameProduct) {
 TEST_P(Matmul, ShapesOutsideTheContractAreRefused) {
   for (const MatmulShape& shape : {MatmulShape{8, 16, type()}, MatmulShape{16, 24, type()},
                                    MatmulShape{16, 16, ElementType::kF32, ElementType::kBf16}}) {
-    EXPECT_EQ(MatmulPlan::Create(library_, shape, 1, MatmulMode::kPinned).status().code(),
-              absl::StatusCode::kInvalidArgument);
+    for (const auto& [mode, library] : libraries_) {
+      EXPECT_EQ(library->Plan(shape, 1).status().code(), absl::StatusCode::kInvalidArgument);
+    }
   }
+  MatmulShape gelu{16, 16, type()};
+  gelu.gelu = true;
+  EXPECT_EQ(libraries_.at(MatmulMode::kPinned)->Plan(gelu, 1).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(libraries_.at(MatmulMode::kOwn)->Plan(gelu, 1).ok(), bf16());
   const MatmulShape shape{16, 16, type()};
   const std::unique_ptr<const MatmulPlan> plan = Plan(shape, 64);
   ASSERT_NE(plan, nullptr);

@@ -31,7 +31,6 @@ struct DeviceInfo {
   std::string name;
   int32_t major = 0;  // compute capability
   int32_t minor = 0;
-  int32_t multiprocessors = 0;
   int64_t total_bytes = 0;
   int64_t free_bytes = 0;      // now
   int32_t driver_version = 0;  // of CUDA, e.g. 13000
@@ -46,6 +45,8 @@ absl::StatusOr<DeviceInfo> GetDeviceInfo(int32_t device);
 // Makes `device` the one that later calls of this thread mean. Each thread that calls anything here
 // or a kernel needs it once.
 absl::Status SetDevice(int32_t device);
+// Of the current device.
+absl::StatusOr<int32_t> CountMultiprocessors();
 // OK where the device still computes, to be asked after a call has failed: a fault of the hardware,
 // or an access beyond memory, fails every later call of this process. Waits for all of its streams.
 absl::Status CheckDevice(int32_t device);

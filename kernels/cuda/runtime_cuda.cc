@@ -61,7 +61,6 @@ absl::StatusOr<DeviceInfo> GetDeviceInfo(int32_t device) {
   info.name = properties.name;
   info.major = properties.major;
   info.minor = properties.minor;
-  info.multiprocessors = properties.multiProcessorCount;
   size_t free_bytes = 0;
   size_t total_bytes = 0;
   status = CudaStatus(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
@@ -80,6 +79,18 @@ absl::StatusOr<DeviceInfo> GetDeviceInfo(int32_t device) {
 
 absl::Status SetDevice(int32_t device) {
   return CudaStatus(cudaSetDevice(device), "cudaSetDevice");
+}
+
+absl::StatusOr<int32_t> CountMultiprocessors() {
+  int device = 0;
+  int count = 0;
+  absl::Status status = CudaStatus(cudaGetDevice(&device), "cudaGetDevice");
+  if (status.ok()) {
+    status = CudaStatus(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+                        "cudaDeviceGetAttribute");
+  }
+  if (!status.ok()) return status;
+  return count;
 }
 
 absl::Status CheckDevice(int32_t device) {

@@ -37,8 +37,7 @@ CudaBlockEngine::CudaBlockEngine(const ModelConfig& config, const EngineOptions&
     : config_(config),
       arithmetic_(options.arithmetic),
       type_(StoresBf16(options.arithmetic) ? cuda::ElementType::kBf16 : cuda::ElementType::kF32),
-      mode_(IsBatchInvariant(options.arithmetic) ? cuda::MatmulMode::kPinned
-                                                 : cuda::MatmulMode::kFastest),
+      mode_(MatmulModeOf(options.arithmetic)),
       device_(options.cuda_device),
       max_rows_(options.max_rows),
       ladder_(options.max_rows),
@@ -69,7 +68,7 @@ absl::Status CudaBlockEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
                      info->free_bytes);
   if (!status.ok()) return status;
   std::shared_ptr<const cuda::MatmulLibrary> library;
-  status = MoveInto(cuda::MatmulLibrary::Load(), library);
+  status = MoveInto(cuda::MatmulLibrary::Load(mode_), library);
   if (status.ok()) status = MoveInto(cuda::Stream::Create(cuda::WorkspaceBytes(mode_)), stream_);
   if (!status.ok()) return status;
 
@@ -86,7 +85,7 @@ absl::Status CudaBlockEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
                table_);
   if (status.ok()) {
     status = MoveInto(DeviceStack::Load(*loader, vanilla ? "gpt_neox." : "block_decoder.gpt_neox.",
-                                        config_.block, library, mode_, max_rows_),
+                                        config_.block, *library, max_rows_),
                       stack_);
   }
   if (status.ok()) status = MoveInto(stack_.Allocate(max_rows_, max_rows_), activations_);
@@ -108,7 +107,7 @@ absl::Status CudaBlockEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
   shape.type = type_;
   shape.output = cuda::ElementType::kF32;
   shape.bias = true;
-  status = MoveInto(cuda::MatmulPlan::Create(library, shape, max_rows_, mode_), projection_plan_);
+  status = MoveInto(library->Plan(shape, max_rows_), projection_plan_);
   if (!status.ok()) return status;
   return MoveInto(cuda::DeviceBuffer::Allocate(cuda::PadRows(max_rows_) * projection_.k *
                                                cuda::ElementBytes(type_)),

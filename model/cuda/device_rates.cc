@@ -66,16 +66,14 @@ absl::Status FillRandom(const cuda::DeviceBuffer& buffer, cuda::ElementType type
   return status.ok() ? done : status;
 }
 
-absl::StatusOr<double> ProductFlopPerSecond(
-    const std::shared_ptr<const cuda::MatmulLibrary>& library, const cuda::Stream& stream,
-    cuda::ElementType type) {
+absl::StatusOr<double> ProductFlopPerSecond(const cuda::MatmulLibrary& library,
+                                            const cuda::Stream& stream, cuda::ElementType type) {
   cuda::MatmulShape shape;
   shape.n = kSide;
   shape.k = kSide;
   shape.type = type;
   shape.output = type;
-  const absl::StatusOr<std::unique_ptr<const cuda::MatmulPlan>> plan =
-      cuda::MatmulPlan::Create(library, shape, kSide, cuda::MatmulMode::kFastest);
+  const absl::StatusOr<std::unique_ptr<const cuda::MatmulPlan>> plan = library.Plan(shape, kSide);
   if (!plan.ok()) return plan.status();
   const int64_t bytes = kSide * kSide * cuda::ElementBytes(type);
   cuda::DeviceBuffer buffers[3];
@@ -103,7 +101,7 @@ absl::StatusOr<CudaDeviceRates> MeasureCudaDevice(int32_t device) {
   const absl::StatusOr<cuda::DeviceInfo> info = cuda::GetDeviceInfo(device);
   if (!info.ok()) return info.status();
   const absl::StatusOr<std::shared_ptr<const cuda::MatmulLibrary>> library =
-      cuda::MatmulLibrary::Load();
+      cuda::MatmulLibrary::Load(cuda::MatmulMode::kFastest);
   if (!library.ok()) return library.status();
   const absl::StatusOr<cuda::Stream> stream =
       cuda::Stream::Create(cuda::WorkspaceBytes(cuda::MatmulMode::kFastest));
@@ -112,13 +110,13 @@ absl::StatusOr<CudaDeviceRates> MeasureCudaDevice(int32_t device) {
   rates.name = info->name;
   rates.memory_bytes = info->total_bytes;
   rates.libraries = absl::StrCat("driver ", info->driver_version, ", runtime ",
-                                 info->runtime_version, ", cuBLASLt ", (*library)->version());
+                                 info->runtime_version, ", ", (*library)->name());
   const absl::StatusOr<double> f32 =
-      ProductFlopPerSecond(*library, *stream, cuda::ElementType::kF32);
+      ProductFlopPerSecond(**library, *stream, cuda::ElementType::kF32);
   if (!f32.ok()) return f32.status();
   rates.f32_flop_per_s = *f32;
   const absl::StatusOr<double> bf16 =
-      ProductFlopPerSecond(*library, *stream, cuda::ElementType::kBf16);
+      ProductFlopPerSecond(**library, *stream, cuda::ElementType::kBf16);
   if (!bf16.ok()) return bf16.status();
   rates.bf16_flop_per_s = *bf16;
 

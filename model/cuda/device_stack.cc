@@ -18,10 +18,15 @@ absl::Status MoveInto(absl::StatusOr<T> value, T& target) {
 
 }  // namespace
 
-absl::StatusOr<DeviceStack> DeviceStack::Load(
-    const DeviceLoader& loader, const std::string& prefix, const StackConfig& config,
-    const std::shared_ptr<const cuda::MatmulLibrary>& library, cuda::MatmulMode mode,
-    int64_t max_rows) {
+cuda::MatmulMode MatmulModeOf(Arithmetic arithmetic) {
+  if (arithmetic == Arithmetic::kCudaBf16Own) return cuda::MatmulMode::kOwn;
+  return IsBatchInvariant(arithmetic) ? cuda::MatmulMode::kPinned : cuda::MatmulMode::kFastest;
+}
+
+absl::StatusOr<DeviceStack> DeviceStack::Load(const DeviceLoader& loader, const std::string& prefix,
+                                              const StackConfig& config,
+                                              const cuda::MatmulLibrary& library,
+                                              int64_t max_rows) {
   if (config.rotary_dims() % 2 != 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("rotary_pct: ", config.rotary_pct, " of a head of ", config.head_size(),
@@ -47,7 +52,7 @@ absl::StatusOr<DeviceStack> DeviceStack::Load(
 
   const int64_t width = stack.stride();
   const int64_t inner = cuda::PadElements(config.intermediate_size);
-  const auto plan = [&](int64_t n, int64_t k, bool accumulate,
+  const auto plan = [&](int64_t n, int64_t k, bool accumulate, bool gelu,
                         std::unique_ptr<const cuda::MatmulPlan>& target) {
     cuda::MatmulShape shape;
     shape.n = n;
@@ -56,12 +61,14 @@ absl::StatusOr<DeviceStack> DeviceStack::Load(
     shape.output = accumulate ? cuda::ElementType::kF32 : stack.type_;
     shape.bias = true;
     shape.accumulate = accumulate;
-    return MoveInto(cuda::MatmulPlan::Create(library, shape, max_rows, mode), target);
+    shape.gelu = gelu;
+    return MoveInto(library.Plan(shape, max_rows), target);
   };
-  status = plan(stack.qkv_stride(), width, false, stack.qkv_);
-  if (status.ok()) status = plan(width, width, true, stack.dense_);
-  if (status.ok()) status = plan(inner, width, false, stack.up_);
-  if (status.ok()) status = plan(width, inner, true, stack.down_);
+  stack.up_has_gelu_ = cuda::HasGelu(library.mode());
+  status = plan(stack.qkv_stride(), width, false, false, stack.qkv_);
+  if (status.ok()) status = plan(width, width, true, false, stack.dense_);
+  if (status.ok()) status = plan(inner, width, false, stack.up_has_gelu_, stack.up_);
+  if (status.ok()) status = plan(width, inner, true, false, stack.down_);
   if (!status.ok()) return status;
   return stack;
 }
@@ -184,7 +191,7 @@ absl::StatusOr<const float*> DeviceStack::Run(int64_t rows, const int32_t* wante
     matmul(*dense_, layer.dense, attended, x);
     if (!parallel) norm(layer.mlp_norm, mlp_normed, nullptr, nullptr);
     matmul(*up_, layer.up, mlp_normed, activations.intermediate.data());
-    if (status.ok()) {
+    if (status.ok() && !up_has_gelu_) {
       status = cuda::Gelu(type_, activations.intermediate.data(),
                           rows * cuda::PadElements(config_.intermediate_size), stream);
     }

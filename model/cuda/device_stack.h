@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/runtime.h"
+#include "model/arithmetic.h"
 #include "model/config.h"
 #include "model/cuda/device_weights.h"
 #include "model/cuda/step_profile.h"
@@ -33,13 +34,15 @@ struct StackActivations {
   cuda::DeviceBuffer attended_wanted;    // [wanted, width] t
 };
 
+// Of a CUDA arithmetic.
+cuda::MatmulMode MatmulModeOf(Arithmetic arithmetic);
+
 class DeviceStack {
  public:
-  // As DecoderStack::Load. Products are made for up to `max_rows` rows.
+  // As DecoderStack::Load. Products are of `library`, for up to `max_rows` rows.
   static absl::StatusOr<DeviceStack> Load(const DeviceLoader& loader, const std::string& prefix,
                                           const StackConfig& config,
-                                          const std::shared_ptr<const cuda::MatmulLibrary>& library,
-                                          cuda::MatmulMode mode, int64_t max_rows);
+                                          const cuda::MatmulLibrary& library, int64_t max_rows);
   absl::StatusOr<StackActivations> Allocate(int64_t rows, int64_t wanted) const;
 
   const StackConfig& config() const { return config_; }
@@ -80,6 +83,7 @@ class DeviceStack {
   std::unique_ptr<const cuda::MatmulPlan> qkv_;
   std::unique_ptr<const cuda::MatmulPlan> dense_;
   std::unique_ptr<const cuda::MatmulPlan> up_;
+  bool up_has_gelu_ = false;
   std::unique_ptr<const cuda::MatmulPlan> down_;
 };
 

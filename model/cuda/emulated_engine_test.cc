@@ -99,15 +99,19 @@ TEST(CudaEngines, ARowWithListsBeyondTheDevicesRoomIsRefusedAlone) {
   EXPECT_EQ(results[0].tokens, results[2].tokens);
 }
 
-TEST(CudaEngines, FastArithmeticRunsUnderItsOwnName) {
-  TestModelOptions options;
-  options.arithmetic = Arithmetic::kCudaBf16Fast;
-  absl::StatusOr<std::unique_ptr<TestModel>> model =
-      TestModel::Load("tests/golden/concat_l4", options);
-  ASSERT_TRUE(model.ok()) << model.status();
-  EXPECT_THAT(*ProbeNumericId((*model)->token()), testing::StartsWith("cuda-bf16-fast-"));
-  EXPECT_THAT(*ProbeNumericId((*model)->block()), testing::StartsWith("cuda-bf16-fast-"));
-  EXPECT_FALSE(IsBatchInvariant((*model)->token().arithmetic()));
+TEST(CudaEngines, OtherProductsRunUnderNamesOfTheirOwn) {
+  for (const auto& [arithmetic, name] : {std::pair{Arithmetic::kCudaBf16Own, "cuda-bf16-own-"},
+                                         {Arithmetic::kCudaBf16Fast, "cuda-bf16-fast-"}}) {
+    TestModelOptions options;
+    options.arithmetic = arithmetic;
+    absl::StatusOr<std::unique_ptr<TestModel>> model =
+        TestModel::Load("tests/golden/concat_l4", options);
+    ASSERT_TRUE(model.ok()) << model.status();
+    EXPECT_THAT(*ProbeNumericId((*model)->token()), testing::StartsWith(name));
+    EXPECT_THAT(*ProbeNumericId((*model)->block()), testing::StartsWith(name));
+    EXPECT_EQ(IsBatchInvariant((*model)->token().arithmetic()),
+              arithmetic == Arithmetic::kCudaBf16Own);
+  }
 }
 
 TEST(CudaEngines, AProfiledBlockIsTheSameBlockAndTellsEveryPart) {

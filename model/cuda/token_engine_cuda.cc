@@ -52,8 +52,7 @@ CudaTokenEngine::CudaTokenEngine(const ModelConfig& config, const EngineOptions&
     : config_(config),
       arithmetic_(options.arithmetic),
       type_(StoresBf16(options.arithmetic) ? cuda::ElementType::kBf16 : cuda::ElementType::kF32),
-      mode_(IsBatchInvariant(options.arithmetic) ? cuda::MatmulMode::kPinned
-                                                 : cuda::MatmulMode::kFastest),
+      mode_(MatmulModeOf(options.arithmetic)),
       device_(options.cuda_device),
       max_rows_(options.max_rows),
       lane_rows_(LaneRowsFor(options.max_rows)),
@@ -100,7 +99,7 @@ absl::Status CudaTokenEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
                      absl::StrCat(DeviceName(device_), " (", info->name, ")"), info->free_bytes);
   if (!status.ok()) return status;
   std::shared_ptr<const cuda::MatmulLibrary> library;
-  status = MoveInto(cuda::MatmulLibrary::Load(), library);
+  status = MoveInto(cuda::MatmulLibrary::Load(mode_), library);
   if (!status.ok()) return status;
 
   ThreadPool::Turn turn(pool);
@@ -119,7 +118,7 @@ absl::Status CudaTokenEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
     shape.type = type_;
     shape.output = cuda::ElementType::kF32;
     shape.bias = bias;
-    return MoveInto(cuda::MatmulPlan::Create(library, shape, max_rows, mode_), target);
+    return MoveInto(library->Plan(shape, max_rows), target);
   };
 
   MatrixForm head;
@@ -141,8 +140,8 @@ absl::Status CudaTokenEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
                       table_);
   }
   if (status.ok()) {
-    status = MoveInto(DeviceStack::Load(*loader, prefix + "gpt_neox.", config_.token, library,
-                                        mode_, int64_t{lane_rows_} * lead()),
+    status = MoveInto(DeviceStack::Load(*loader, prefix + "gpt_neox.", config_.token, *library,
+                                        int64_t{lane_rows_} * lead()),
                       stack_);
   }
   if (!status.ok()) return status;

@@ -1,6 +1,6 @@
-// kernels/cuda/matmul.h as plain loops: what stands in for cuBLASLt where kernels run emulated. It
-// shows that products are called with the right operands, and that a pinned plan depends on its
-// shape alone; nothing about cuBLASLt's own algorithms.
+// MatmulMode::kPinned and kFastest as plain loops: what stands in for cuBLASLt where kernels run
+// emulated. It shows that products are called with the right operands, and that a pinned plan
+// depends on its shape alone; nothing about cuBLASLt's own algorithms.
 #include <limits>
 #include <optional>
 #include <vector>
@@ -8,16 +8,11 @@
 #include "absl/strings/str_cat.h"
 #include "common/bf16.h"
 #include "kernels/cuda/emulation/emulator.h"
-#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/matmul_libraries.h"
 #include "kernels/cuda/matmul_pinning.h"
 
 namespace blockserve::cuda {
 namespace {
-
-class EmulatedLibrary final : public MatmulLibrary {
- public:
-  int64_t version() const override { return 0; }
-};
 
 using Bf16Bits = uint16_t;
 float ToFloat(float x) { return x; }
@@ -131,24 +126,29 @@ class EmulatedPlan final : public MatmulPlan {
   std::optional<Algorithm> pinned_;
 };
 
+class EmulatedLibrary final : public MatmulLibrary {
+ public:
+  explicit EmulatedLibrary(MatmulMode mode) : MatmulLibrary(mode) {}
+  std::string name() const override { return "emulated cuBLASLt"; }
+
+ private:
+  absl::StatusOr<std::unique_ptr<const MatmulPlan>> MakePlan(const MatmulShape& shape,
+                                                             int64_t max_rows) const override {
+    std::optional<Algorithm> pinned;
+    if (mode() == MatmulMode::kPinned) {
+      const absl::StatusOr<std::optional<Algorithm>> chosen = ChoosePinned<Algorithm>(
+          [](int64_t rows) { return absl::StatusOr<std::vector<Algorithm>>(Propose(rows)); }, Runs);
+      if (!chosen.ok()) return chosen.status();
+      pinned = *chosen;
+    }
+    return std::make_unique<const EmulatedPlan>(shape, max_rows, pinned);
+  }
+};
+
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<const MatmulLibrary>> MatmulLibrary::Load() {
-  return std::make_shared<const EmulatedLibrary>();
-}
-
-absl::StatusOr<std::unique_ptr<const MatmulPlan>> MatmulPlan::Create(
-    std::shared_ptr<const MatmulLibrary> /*library*/, const MatmulShape& shape, int64_t max_rows,
-    MatmulMode mode) {
-  if (absl::Status status = ValidateMatmul(shape, max_rows); !status.ok()) return status;
-  std::optional<Algorithm> pinned;
-  if (mode == MatmulMode::kPinned) {
-    const absl::StatusOr<std::optional<Algorithm>> chosen = ChoosePinned<Algorithm>(
-        [](int64_t rows) { return absl::StatusOr<std::vector<Algorithm>>(Propose(rows)); }, Runs);
-    if (!chosen.ok()) return chosen.status();
-    pinned = *chosen;
-  }
-  return std::make_unique<const EmulatedPlan>(shape, max_rows, pinned);
+absl::StatusOr<std::shared_ptr<const MatmulLibrary>> LoadCublasLt(MatmulMode mode) {
+  return std::make_shared<const EmulatedLibrary>(mode);
 }
 
 }  // namespace blockserve::cuda

@@ -148,13 +148,14 @@ absl::StatusOr<DeviceInfo> GetDeviceInfo(int32_t device) {
   if (device != 0) return absl::NotFoundError(absl::StrCat("there is no CUDA device ", device));
   DeviceInfo info;
   info.name = "emulated on the CPU";
-  info.multiprocessors = 1;
   info.total_bytes = emulation::DeviceMemoryTotal();
   info.free_bytes = emulation::DeviceMemoryFree();
   return info;
 }
 
 absl::Status SetDevice(int32_t device) { return GetDeviceInfo(device).status(); }
+
+absl::StatusOr<int32_t> CountMultiprocessors() { return 1; }
 
 absl::Status CheckDevice(int32_t device) {
   if (absl::Status status = SetDevice(device); !status.ok()) return status;
