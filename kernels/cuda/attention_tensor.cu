@@ -51,6 +51,7 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
                           int count, SequenceRow sequence, TensorShared<kSize>& shared) {
   using S = Shape<kSize>;
   constexpr bool kSingle = kTilesOrNone == 0;
+  if constexpr (kSingle) count = 1;  // as the compiler is to know
   constexpr int kTiles = kSingle ? 1 : kTilesOrNone;
   constexpr int kHalves = kSingle ? 1 : 2;  // rows 0 to 7 and 8 to 15 of a tile
   const int head = blockIdx.y;
@@ -161,6 +162,7 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
     }
     // Whether a tile has queries, and any of them sees this chunk.
     const auto sees = [&](int m) {
+      if (kSingle) return true;
       return m * kTile < count && first <= sequence.position + m * kTile + kTile - 1;
     };
 
@@ -290,8 +292,14 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
   }
 }
 
+// Of a multiprocessor at least so many blocks at a time; 0: as many as come. Decoding waits for
+// memory, and heads of these sizes are a few registers from one block more.
+constexpr int MinBlocks(int size, int tiles_or_none) {
+  return (size == 48 || size == 64) && tiles_or_none == 0 ? 5 : 0;
+}
+
 template <int kSize, int kTilesOrNone>
-__global__ void __launch_bounds__(Shape<kSize>::kThreads)
+__global__ void __launch_bounds__(Shape<kSize>::kThreads, MinBlocks(kSize, kTilesOrNone))
     TensorAttentionKernel(BlockAttentionArgs args, KvStrides strides) {
   auto& shared = *static_cast<TensorShared<kSize>*>(BlockMemory());
   constexpr int kQueries = kTilesOrNone == 0 ? 1 : kTilesOrNone * kTile;

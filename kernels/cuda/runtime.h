@@ -114,7 +114,7 @@ class Graph {
   ~Graph();
 
   bool captured() const { return executable_ != nullptr; }
-  // Runs it with the pointers and values it was captured with.
+  // Runs it with the pointers and values it was captured with, at the priority of `stream`.
   absl::Status Launch(StreamHandle stream) const;
 
  private:
@@ -125,12 +125,16 @@ class Graph {
 
 class Event;
 
+// Whose blocks of threads a multiprocessor takes first where kernels of several streams wait.
+enum class StreamPriority { kUsual, kFirst };
+
 class Stream {
  public:
   Stream() = default;
   // `workspace_bytes` of device memory come with it, for whatever runs on it: its work is done one
   // after another. RESOURCE_EXHAUSTED as DeviceBuffer.
-  static absl::StatusOr<Stream> Create(int64_t workspace_bytes = 0);
+  static absl::StatusOr<Stream> Create(int64_t workspace_bytes = 0,
+                                       StreamPriority priority = StreamPriority::kUsual);
   Stream(Stream&& other) noexcept { *this = std::move(other); }
   Stream& operator=(Stream&& other) noexcept {
     std::swap(stream_, other.stream_);

@@ -98,7 +98,13 @@ absl::Status CheckDevice(int32_t device) {
   // What earlier work has left behind is told once; what is told again is there to stay.
   Ignore(cudaDeviceSynchronize());
   Ignore(cudaGetLastError());
-  return CudaStatus(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  const cudaError_t error = cudaDeviceSynchronize();
+  // Another thread captures a graph, which a lost device would not let it.
+  if (error == cudaErrorStreamCaptureUnsupported) {
+    Ignore(cudaGetLastError());
+    return absl::OkStatus();
+  }
+  return CudaStatus(error, "cudaDeviceSynchronize");
 }
 
 absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(int64_t size_bytes) {
@@ -144,11 +150,17 @@ absl::Status Graph::Launch(StreamHandle stream) const {
   return CudaStatus(cudaGraphLaunch(executable_, stream), "cudaGraphLaunch");
 }
 
-absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes) {
+absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes, StreamPriority priority) {
+  int usual = 0;
+  int first = 0;
+  absl::Status status = CudaStatus(cudaDeviceGetStreamPriorityRange(&usual, &first),
+                                   "cudaDeviceGetStreamPriorityRange");
+  if (!status.ok()) return status;
   Stream stream;
-  const absl::Status status =
-      CudaStatus(cudaStreamCreateWithFlags(&stream.stream_, cudaStreamNonBlocking),
-                 "cudaStreamCreateWithFlags");
+  status =
+      CudaStatus(cudaStreamCreateWithPriority(&stream.stream_, cudaStreamNonBlocking,
+                                              priority == StreamPriority::kFirst ? first : usual),
+                 "cudaStreamCreateWithPriority");
   if (!status.ok()) return status;
   if (workspace_bytes > 0) {
     absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Allocate(workspace_bytes);
@@ -186,7 +198,11 @@ absl::StatusOr<Graph> Stream::EndCapture() const {
   status = CudaStatus(cudaGraphInstantiate(&executable, captured, 0), "cudaGraphInstantiate");
   Ignore(cudaGraphDestroy(captured));
   if (!status.ok()) return status;
-  return Graph(executable);
+  Graph graph(executable);
+  // Now, where there is memory for it, and not when it is launched for the first time.
+  status = CudaStatus(cudaGraphUpload(executable, stream_), "cudaGraphUpload");
+  if (!status.ok()) return status;
+  return graph;
 }
 
 absl::StatusOr<Event> Event::Create(bool timed) {

@@ -70,6 +70,7 @@ absl::Status CudaBlockEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
   std::shared_ptr<const cuda::MatmulLibrary> library;
   status = MoveInto(cuda::MatmulLibrary::Load(mode_), library);
   if (status.ok()) status = MoveInto(cuda::Stream::Create(cuda::WorkspaceBytes(mode_)), stream_);
+  if (status.ok()) status = MoveInto(cuda::Stream::Create(), copies_);
   if (!status.ok()) return status;
 
   ThreadPool::Turn turn(pool);
@@ -162,6 +163,7 @@ absl::Status CudaBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks)
   for (Staging& staging : staging_) {
     staging = Staging();
     status = MoveInto(cuda::Event::Create(), staging.done);
+    if (status.ok()) status = MoveInto(cuda::Event::Create(), staging.computed);
     if (status.ok()) {
       status = MoveInto(cuda::PinnedBuffer::Allocate(io_bytes), staging.host_io);
     }
@@ -169,6 +171,8 @@ absl::Status CudaBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks)
       status = MoveInto(cuda::PinnedBuffer::Allocate(context_bytes), staging.host_contexts);
     }
     if (status.ok()) status = MoveInto(cuda::DeviceBuffer::Allocate(io_bytes), staging.io);
+    if (status.ok())
+      status = MoveInto(cuda::DeviceBuffer::Allocate(context_bytes), staging.contexts);
     if (!status.ok()) {
       num_pages_ = 0;
       return status;
@@ -328,7 +332,7 @@ absl::Status CudaBlockEngine::EnqueueBatch(const Staging& staging, int32_t rows,
                  contexts, activations_, attention, stream_, profile);
   if (!x.ok()) return x.status();
   if (contexts == 0) return absl::OkStatus();
-  status = stack_.FinalNorm(contexts, *x, type_, activations_.normed.data(), stream);
+  status = stack_.FinalNorm(contexts, *x, type_, staging.contexts.data(), stream);
   profile.Lap(StepTimer::kRows);
   return status;
 }
@@ -340,7 +344,7 @@ absl::Status CudaBlockEngine::StartBatch(StepUnderWay& step, float* contexts) {
   Staging& staging = staging_[ring_.Start()];
   ++step.batches;
   staging.step = &step;
-  staging.contexts = contexts;
+  staging.to = contexts;
   staging.num_wanted = batch_.num_wanted();
   const bool decodes = batch_.decodes();
   const int32_t size = ladder_.StepFor(batch_.num_rows());
@@ -364,14 +368,23 @@ absl::Status CudaBlockEngine::StartBatch(StepUnderWay& step, float* contexts) {
     status = EnqueueBatch(staging, rows, all || decodes ? -1 : staging.num_wanted,
                           decodes ? rows : batch_.leading_singles(), profile);
   }
+  // The next batch computes while they are copied.
+  if (status.ok()) status = staging.computed.Record(stream_.get());
+  if (status.ok()) status = copies_.Wait(staging.computed);
   if (status.ok() && staging.num_wanted > 0) {
-    status = cuda::CopyToHost(staging.host_contexts.data(), activations_.normed.data(),
+    status = cuda::CopyToHost(staging.host_contexts.data(), staging.contexts.data(),
                               staging.num_wanted * stack_.stride() * cuda::ElementBytes(type_),
-                              stream_.get());
+                              copies_.get());
   }
-  if (status.ok()) status = staging.done.Record(stream_.get());
+  if (status.ok()) status = staging.done.Record(copies_.get());
   batch_.Clear();
   return status;
+}
+
+void CudaBlockEngine::Drain() const {
+  // Of a failure there is nothing more to tell.
+  (void)stream_.Synchronize();
+  (void)copies_.Synchronize();
 }
 
 void CudaBlockEngine::FinishOldest() {
@@ -380,14 +393,14 @@ void CudaBlockEngine::FinishOldest() {
   --staging.step->batches;
   if (absl::Status status = staging.done.Synchronize(); !status.ok()) {
     // It must not read or write the buffers while the next batch does.
-    (void)stream_.Synchronize();
+    Drain();
     staging.step->status.Update(status);
     return;
   }
-  if (staging.contexts == nullptr) return;
+  if (staging.to == nullptr) return;
   const int64_t width = config_.block.hidden_size;
   for (int32_t row = 0; row < staging.num_wanted; ++row) {
-    float* to = staging.contexts + row * width;
+    float* to = staging.to + row * width;
     if (type_ == cuda::ElementType::kF32) {
       std::memcpy(to, staging.host_contexts.as<float>() + row * stack_.stride(),
                   width * sizeof(float));
@@ -432,9 +445,9 @@ absl::Status CudaBlockEngine::Start(absl::Span<const BlockChunk> chunks,
   if (status.ok()) return status;
   // Nothing of this step is used; what is still in flight must not write where the next one does.
   batch_.Clear();
-  (void)stream_.Synchronize();
+  Drain();
   for (Staging& staging : staging_) {
-    if (staging.step == &step) staging.contexts = nullptr;
+    if (staging.step == &step) staging.to = nullptr;
   }
   while (step.batches > 0) FinishOldest();
   under_way_.pop_back();

@@ -48,15 +48,17 @@ class CudaBlockEngine final : public BlockEngine {
     absl::Status status;  // of those that are done
   };
   // What a batch brings and takes. All batches run on one stream, one after the other; while one
-  // runs, the host fills the next.
+  // runs, the host fills the next, and the contexts of the one before are copied.
   struct Staging {
     cuda::Event done;
     cuda::PinnedBuffer host_io;
     cuda::PinnedBuffer host_contexts;  // [max_rows, D padded] t
     cuda::DeviceBuffer io;             // BlockIoLayout
-    std::vector<cuda::Graph> graphs;   // decoding from this buffer, of each step of the ladder
-    StepUnderWay* step = nullptr;      // that the batch is a part of
-    float* contexts = nullptr;         // where the caller wants them; null: nowhere any more
+    cuda::DeviceBuffer contexts;       // [max_rows, D padded] t
+    cuda::Event computed;
+    std::vector<cuda::Graph> graphs;  // decoding from this buffer, of each step of the ladder
+    StepUnderWay* step = nullptr;     // that the batch is a part of
+    float* to = nullptr;              // where the caller wants contexts; null: nowhere any more
     int32_t num_wanted = 0;
   };
 
@@ -74,11 +76,13 @@ class CudaBlockEngine final : public BlockEngine {
   // Of both stagings, for tables of so many positions.
   absl::Status CaptureGraphs(int64_t positions);
   // Gives the positions in `staging` to the stream; contexts of the wanted ones end up in
-  // activations_.normed. `wanted` < 0: all of them. The first `singles` rows share nothing that
+  // staging.contexts. `wanted` < 0: all of them. The first `singles` rows share nothing that
   // attention reads, or hardly anything.
   absl::Status EnqueueBatch(const Staging& staging, int32_t rows, int32_t wanted, int32_t singles,
                             const StepProfile& profile) const;
   absl::Status StartBatch(StepUnderWay& step, float* contexts);
+  // Waits for everything that was given to the device.
+  void Drain() const;
   // Of the batches in flight; tells its step.
   void FinishOldest();
   absl::Status StartBatches(StepUnderWay& step, absl::Span<const BlockChunk> chunks,
@@ -98,6 +102,7 @@ class CudaBlockEngine final : public BlockEngine {
   StepTimer* timer_;  // may be null
 
   cuda::Stream stream_;
+  cuda::Stream copies_;  // of contexts, to the host
   cuda::DeviceBuffer table_;
   DeviceMatrix projection_;  // Projection::kProjectionLayer only, as the two below
   std::unique_ptr<const cuda::MatmulPlan> projection_plan_;

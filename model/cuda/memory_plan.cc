@@ -71,9 +71,10 @@ MemoryPlan PlanBlockEngine(const ModelConfig& config, cuda::ElementType type, in
                                                         ElementBytes(type);
   const int64_t gathered = int64_t{config.embedding_width} * config.block_length;
   plan.activations = StackActivationBytes(config.block, type, max_rows, max_rows, true);
-  // Tokens, positions and wanted rows in, contexts out.
+  // Tokens, positions and wanted rows in, contexts out, of two batches in flight.
   plan.activations +=
-      max_rows * (4 * int64_t{config.block_length} + 12 + PadElements(width) * ElementBytes(type));
+      2 * max_rows *
+      (4 * int64_t{config.block_length} + 12 + PadElements(width) * ElementBytes(type));
   if (config.projection == Projection::kProjectionLayer) {
     plan.weights += Matrix(width, gathered, type);
     plan.activations += PadRows(max_rows) * PadElements(gathered) * ElementBytes(type);

@@ -169,7 +169,10 @@ absl::Status CudaTokenEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
 }
 
 absl::Status CudaTokenEngine::AllocateLane(Lane& lane) const {
-  absl::Status status = MoveInto(cuda::Stream::Create(cuda::WorkspaceBytes(mode_)), lane.stream);
+  // Where the block decoder is on the same device its attention has enough blocks of threads to
+  // keep every other kernel waiting, many times over; the token decoder's are short.
+  absl::Status status = MoveInto(
+      cuda::Stream::Create(cuda::WorkspaceBytes(mode_), cuda::StreamPriority::kFirst), lane.stream);
   if (status.ok()) status = MoveInto(cuda::Event::Create(), lane.done);
   const auto device = [&](int64_t bytes, cuda::DeviceBuffer& target) {
     if (status.ok()) status = MoveInto(cuda::DeviceBuffer::Allocate(bytes), target);

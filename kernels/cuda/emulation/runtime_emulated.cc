@@ -215,7 +215,7 @@ absl::Status Graph::Launch(StreamHandle stream) const {
   });
 }
 
-absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes) {
+absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes, StreamPriority /*priority*/) {
   Stream stream;
   if (workspace_bytes > 0) {
     absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Allocate(workspace_bytes);
