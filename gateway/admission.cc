@@ -24,6 +24,10 @@ absl::Status Refused(std::string message, absl::Duration retry_after) {
                         std::clamp(retry_after, kShortestRetry, kLongestRetry));
 }
 
+absl::Status BeyondLimit(std::string message, absl::Duration retry_after) {
+  return WithKeyLimit(Refused(std::move(message), retry_after));
+}
+
 std::string NameOf(const std::string& key) {
   return key.empty() ? "requests without a key" : absl::StrCat("key '", key, "'");
 }
@@ -121,14 +125,14 @@ absl::Status Admission::CheckKey(const Key& key, const AdmissionRequest& request
                                                    limits.max_requests, " in flight"));
   }
   if (limits.max_requests > 0 && key.requests >= limits.max_requests) {
-    return Refused(
+    return BeyondLimit(
         absl::StrCat(NameOf(name), ": ", key.requests, " requests are in flight, the most allowed"),
         wait);
   }
   if (limits.max_tokens > 0 && key.tokens + request.tokens > limits.max_tokens) {
-    return Refused(absl::StrCat(NameOf(name), ": ", key.tokens, " tokens are in flight, of ",
-                                limits.max_tokens, " allowed"),
-                   wait);
+    return BeyondLimit(absl::StrCat(NameOf(name), ": ", key.tokens, " tokens are in flight, of ",
+                                    limits.max_tokens, " allowed"),
+                       wait);
   }
   return request.first_of_call ? RateOf(key, name) : absl::OkStatus();
 }
@@ -136,8 +140,8 @@ absl::Status Admission::CheckKey(const Key& key, const AdmissionRequest& request
 absl::Status Admission::RateOf(const Key& key, const std::string& name) {
   const double rate = key.limits.requests_per_second;
   if (rate <= 0 || key.allowance >= 1) return absl::OkStatus();
-  return Refused(absl::StrCat(NameOf(name), ": more than ", rate, " requests in a second"),
-                 absl::Seconds((1 - key.allowance) / rate));
+  return BeyondLimit(absl::StrCat(NameOf(name), ": more than ", rate, " requests in a second"),
+                     absl::Seconds((1 - key.allowance) / rate));
 }
 
 absl::Status Admission::CheckRate(const std::string& key, absl::Time now) {

@@ -94,11 +94,13 @@ class Admission {
       : options_(options), live_limit_(options.live) {}
 
   // OK: it is queued under `id`, which is new. Otherwise it is refused, and nothing is kept of it:
-  // RESOURCE_EXHAUSTED with a retry-after (gateway/retry_after.h); INVALID_ARGUMENT for what could
-  // not be served even by itself; DEADLINE_EXCEEDED.
+  // RESOURCE_EXHAUSTED with a retry-after, marked where a limit of the key is why
+  // (gateway/retry_after.h); INVALID_ARGUMENT for what could not be served even by itself;
+  // DEADLINE_EXCEEDED.
   absl::Status Submit(uint64_t id, const AdmissionRequest& request, absl::Time now);
 
-  // Whether the key's rate grants a request now: OK, or RESOURCE_EXHAUSTED with a retry-after.
+  // Whether the key's rate grants a request now: OK, or RESOURCE_EXHAUSTED with a retry-after,
+  // marked.
   absl::Status CheckRate(const std::string& key, absl::Time now);
   // Takes a request of the key's rate that is not submitted: it was refused for what it is, or
   // costs work of another kind. Beyond what the rate grants, the next ones wait for longer.

@@ -143,6 +143,7 @@ TEST_F(AdmissionTest, RefusesAtOnceWhenTheQueueIsFullAndTellsWhenToComeAgain) {
   EXPECT_EQ(refusal.code(), absl::StatusCode::kResourceExhausted);
   ASSERT_TRUE(RetryAfter(refusal).has_value());
   EXPECT_GE(*RetryAfter(refusal), absl::Seconds(1));
+  EXPECT_FALSE(IsOfKeyLimit(refusal));
 }
 
 TEST_F(AdmissionTest, OneKeyCannotFillTheQueueAlone) {
@@ -246,6 +247,7 @@ TEST_F(AdmissionTest, LimitsRequestsInFlightByKey) {
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("key 'small': 2 requests are in flight"));
   EXPECT_TRUE(RetryAfter(refused).has_value());
+  EXPECT_TRUE(IsOfKeyLimit(refused));
   EXPECT_TRUE(Submit("other").ok()) << "each key has its own";
   admission_->Finished(1, /*whole=*/true, now_);
   EXPECT_TRUE(Submit("small").ok());
@@ -275,6 +277,7 @@ TEST_F(AdmissionTest, LimitsTokensInFlightByKey) {
   ASSERT_TRUE(Submit("a", 2, 600).ok());
   const absl::Status later = Submit("a", 2, 600);
   EXPECT_TRUE(RetryAfter(later).has_value()) << later;
+  EXPECT_TRUE(IsOfKeyLimit(later));
   const absl::Status never = Submit("a", 2, 1001);
   EXPECT_EQ(never.code(), absl::StatusCode::kInvalidArgument) << never;
   EXPECT_TRUE(Submit("a", 2, 400).ok());
@@ -289,6 +292,7 @@ TEST_F(AdmissionTest, LimitsTheRateByKeyAndTellsWhenTheNextIsDue) {
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(Submit("a").ok()) << i;
   const absl::Status refused = Submit("a");
   EXPECT_THAT(std::string(refused.message()), HasSubstr("more than 2 requests in a second"));
+  EXPECT_TRUE(IsOfKeyLimit(refused));
   // What is over does not give the rate back.
   for (uint64_t id = 1; id <= 3; ++id) admission_->Finished(id, /*whole=*/true, now_);
   EXPECT_FALSE(Submit("a").ok());

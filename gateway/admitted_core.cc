@@ -357,7 +357,7 @@ absl::Status AdmittedCore::TakeFromRate(const std::string& key) {
 
 void AdmittedCore::OnAnswered(RequestMethod method, const absl::Status& status,
                               absl::Duration time) {
-  metrics_.Requests(method, status.code()).Add();
+  metrics_.CountOver(method, status);
   if (status.ok()) {
     metrics_.seconds[static_cast<size_t>(method)].Observe(absl::ToDoubleSeconds(time));
   }
@@ -369,7 +369,7 @@ void AdmittedCore::OnRefused(const RefusedRequest& refused) {
     MutexLock lock(&mutex_);
     admission_.Charge(refused.key, now);
   }
-  metrics_.Requests(refused.method, refused.status.code()).Add();
+  metrics_.CountOver(refused.method, refused.status);
   if (!options_.log_requests) return;
   LogEvent(LogLevel::kInfo, "request refused",
            {{"request_id", refused.request_id},

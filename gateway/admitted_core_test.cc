@@ -14,6 +14,7 @@
 namespace blockserve {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 class AdmittedCoreTest : public CoreFixture {
@@ -82,7 +83,25 @@ TEST_F(AdmittedCoreTest, TooManyEndRefusedAtOnceAndTheOthersInFull) {
   }
   EXPECT_EQ(ok + refused, 500);
   EXPECT_EQ(Count(absl::StatusCode::kResourceExhausted), refused);
+  EXPECT_EQ(metrics_.refused_for_room.Value(), refused);
+  EXPECT_EQ(metrics_.refused_by_limit.Value(), 0);
   ExpectNothingLeft();
+}
+
+TEST_F(AdmittedCoreTest, WhatALimitOfItsKeyRefusesIsNotCountedAsWantOfRoom) {
+  admitted_options_.admission.limits["a"].max_requests = 2;
+  Make(1, 1);
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 5; ++i) {
+    GenerationRequest request = Request(5, 20, i);
+    request.key = "a";
+    streams.push_back(Ask(request));
+  }
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(Count(absl::StatusCode::kResourceExhausted), 3);
+  EXPECT_THAT(registry_.RenderText(),
+              AllOf(HasSubstr("blockserve_gateway_requests_refused_total{reason=\"limit\"} 3\n"),
+                    HasSubstr("blockserve_gateway_requests_refused_total{reason=\"room\"} 0\n")));
 }
 
 TEST_F(AdmittedCoreTest, WhatCouldNotEndInTimeBesideTheOthersIsRefusedAtOnce) {

@@ -16,6 +16,13 @@ inline constexpr MetricDefinition kRequests = {
     "status code).",
     {"method", "outcome"},
     80};
+inline constexpr MetricDefinition kRefused = {
+    MetricKind::kCounter,
+    "blockserve_gateway_requests_refused_total",
+    "Requests that ended RESOURCE_EXHAUSTED, by reason: limit (their key is beyond a limit of its "
+    "own), room (all else).",
+    {"reason"},
+    2};
 inline constexpr MetricDefinition kQueueSeconds = {
     MetricKind::kHistogram,
     "blockserve_gateway_queue_seconds",
@@ -151,6 +158,7 @@ inline constexpr MetricDefinition kReopened = {
     5};
 
 inline constexpr const MetricDefinition* kGatewayMetrics[] = {&kRequests,
+                                                              &kRefused,
                                                               &kQueueSeconds,
                                                               &kFirstTokenSeconds,
                                                               &kInterTokenSeconds,

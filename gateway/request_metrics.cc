@@ -6,11 +6,14 @@
 #include "absl/strings/ascii.h"
 #include "common/status_catalogue.h"
 #include "gateway/metric_definitions.h"
+#include "gateway/retry_after.h"
 
 namespace blockserve {
 
 RequestMetrics::RequestMetrics(MetricRegistry& registry)
-    : queue_seconds(registry.Histogram(kQueueSeconds)),
+    : refused_by_limit(registry.Counter(kRefused, {"limit"})),
+      refused_for_room(registry.Counter(kRefused, {"room"})),
+      queue_seconds(registry.Histogram(kQueueSeconds)),
       first_token_seconds(registry.Histogram(kFirstTokenSeconds)),
       inter_token_seconds(registry.Histogram(kInterTokenSeconds)),
       prompt_tokens(registry.Counter(kPromptTokens)),
@@ -37,6 +40,12 @@ const MetricCounter& RequestMetrics::Requests(RequestMethod method,
                                               absl::StatusCode outcome) const {
   const auto& counters = requests[static_cast<size_t>(method)];
   return counters[static_cast<size_t>(StatusCodeToWire(LookUpStatus(outcome).code))];
+}
+
+void RequestMetrics::CountOver(RequestMethod method, const absl::Status& outcome) const {
+  Requests(method, outcome.code()).Add();
+  if (!absl::IsResourceExhausted(outcome)) return;
+  (IsOfKeyLimit(outcome) ? refused_by_limit : refused_for_room).Add();
 }
 
 }  // namespace blockserve

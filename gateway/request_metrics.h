@@ -16,9 +16,12 @@ struct RequestMetrics {
   explicit RequestMetrics(MetricRegistry& registry);
 
   const MetricCounter& Requests(RequestMethod method, absl::StatusCode outcome) const;
+  // Counts one that is over: RESOURCE_EXHAUSTED by its reason too.
+  void CountOver(RequestMethod method, const absl::Status& outcome) const;
 
   std::array<std::array<MetricCounter, 17>, kRequestMethods> requests;  // by google.rpc.Code
   std::array<MetricHistogram, kRequestMethods> seconds;
+  MetricCounter refused_by_limit, refused_for_room;
   MetricHistogram queue_seconds, first_token_seconds, inter_token_seconds;
   MetricCounter prompt_tokens, cached_prompt_tokens, completion_tokens;
   std::array<MetricGauge, 3> queued;  // high, normal, batch

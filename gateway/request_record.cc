@@ -32,7 +32,7 @@ void RequestRecord::Tokens(uint32_t choice, int tokens, absl::Time now,
 void RequestRecord::Finish(const absl::Status& outcome, absl::Time now,
                            const RequestMetrics& metrics, bool log) const {
   const absl::Duration total = now - arrived;
-  metrics.Requests(method, outcome.code()).Add();
+  metrics.CountOver(method, outcome);
   metrics.cached_prompt_tokens.Add(static_cast<double>(usage.cached_prompt_tokens()));
   if (outcome.ok()) {
     metrics.seconds[static_cast<size_t>(method)].Observe(absl::ToDoubleSeconds(total));

@@ -1,4 +1,5 @@
-// When a refused client may come again, carried by the status that refuses it.
+// What the status of a refusal carries: when its client may come again, and whether a limit of its
+// key is why.
 #ifndef BLOCKSERVE_GATEWAY_RETRY_AFTER_H_
 #define BLOCKSERVE_GATEWAY_RETRY_AFTER_H_
 
@@ -15,6 +16,7 @@
 namespace blockserve {
 
 inline constexpr absl::string_view kRetryAfterPayload = "blockserve.v1/retry-after-ms";
+inline constexpr absl::string_view kKeyLimitPayload = "blockserve.v1/key-limit";
 
 inline absl::Status WithRetryAfter(absl::Status status, absl::Duration wait) {
   status.SetPayload(kRetryAfterPayload, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(wait))));
@@ -29,6 +31,15 @@ inline std::optional<absl::Duration> RetryAfter(const absl::Status& status) {
     return std::nullopt;
   }
   return absl::Milliseconds(milliseconds);
+}
+
+// The key has had what its limits allow: there may be room for others.
+inline absl::Status WithKeyLimit(absl::Status status) {
+  status.SetPayload(kKeyLimitPayload, absl::Cord());
+  return status;
+}
+inline bool IsOfKeyLimit(const absl::Status& status) {
+  return status.GetPayload(kKeyLimitPayload).has_value();
 }
 
 // As HTTP's Retry-After wants it: whole seconds, at least one.
