@@ -101,6 +101,18 @@ def test_stages_that_are_copied_from_exist():
         assert (harness.ROOT / path).exists(), path
 
 
+def test_docker_podman_and_buildah_leave_out_the_same_files():
+    """docker does not read .containerignore; podman and buildah read .dockerignore where there is no other."""
+    assert not (harness.ROOT / ".containerignore").exists()
+    lines = (harness.ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    left_out = {line for line in lines if line and not line.startswith("#")}
+    assert {".git", "build*", "dist", "bench/results"} <= left_out
+    folders = {folder.name for folder in harness.ROOT.iterdir() if (folder / "CMakeLists.txt").exists()}
+    assert not {name for name in folders - {"tests"} if name in left_out}
+    for path in re.findall(r"(?m)^COPY (?!--from)(\S+) ", containerfile()):
+        assert path == "." or path.split("/")[0] not in left_out, path
+
+
 def test_the_manifests_run_images_that_the_containerfile_makes():
     names = set()
     for path in (harness.ROOT / "k8s").rglob("*.yaml"):
