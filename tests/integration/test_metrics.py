@@ -70,6 +70,12 @@ def test_every_expression_of_the_dashboard_uses_metrics_that_exist():
     used = {name for expression in expressions
             for name in re.findall(r"\b(?:blockserve|process)_\w+", expression)}
     assert used - known == set()
+    # The namespace that is chosen bears on all of them.
+    variables = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert variables == {"datasource", "namespace"}
+    for expression in expressions:
+        assert re.findall(r"\b(?:blockserve|process)_\w+(?!\w|\{namespace=~\"\$namespace\")",
+                          expression) == [], expression
     # And what matters most is on it.
     assert {"blockserve_gateway_time_to_first_token_seconds_bucket", "blockserve_block_kv_pages",
             "blockserve_token_busy_ratio", "blockserve_gateway_requests_total"} <= used
