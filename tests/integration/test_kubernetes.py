@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 K8S = harness.ROOT / "k8s"
-OVERLAYS = ["cpu", "gpu", "dev", "keda"]
+OVERLAYS = ["cpu", "gpu", "dev", "keda", "second-model"]
 # Kinds of other projects' operators: kubernetes-validate has no schema of them.
 NOT_VALIDATED = {"ServiceMonitor", "PrometheusRule", "ScaledObject"}
 TIERS = {"gateway": "Deployment", "block": "StatefulSet", "token": "Deployment"}
@@ -37,16 +37,23 @@ def kustomize_command():
     return None
 
 
-@functools.lru_cache
-def built(overlay):
+def namespace_of(overlay):
+    return "blockserve-second" if overlay == "second-model" else "blockserve"
+
+
+def built_from(folder):
     command = kustomize_command()
     if command is None:
         pytest.skip("neither kubectl from 1.27 on nor kustomize is installed")
-    result = subprocess.run([*command, str(K8S / "overlays" / overlay)], text=True,
-                            capture_output=True, check=False)
+    result = subprocess.run([*command, str(folder)], text=True, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "deprecated" not in result.stderr.lower(), result.stderr
     return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+@functools.lru_cache
+def built(overlay):
+    return built_from(K8S / "overlays" / overlay)
 
 
 def of_kind(overlay, *kinds):
@@ -121,7 +128,9 @@ def test_names_that_objects_refer_to_exist(overlay):
     documents = built(overlay)
     assert len({(d["kind"], d["metadata"]["name"]) for d in documents}) == len(documents)
     namespaces = {d["metadata"].get("namespace") for d in documents if d["kind"] != "Namespace"}
-    assert namespaces == {"blockserve"}
+    assert namespaces == {namespace_of(overlay)}
+    made = [d["metadata"]["name"] for d in of_kind(overlay, "Namespace")]
+    assert made == [namespace_of(overlay)]
     accounts = {d["metadata"]["name"] for d in of_kind(overlay, "ServiceAccount")}
     labels = {tier: workload(overlay, tier)["spec"]["template"]["metadata"]["labels"]
               for tier in TIERS}
@@ -319,6 +328,67 @@ def test_hpa_and_keda_scale_within_the_same_bounds_and_just_as_gently():
         assert len(keda[name]["triggers"]) == len(hpa["metrics"])
 
 
+def test_a_keda_query_without_a_result_is_no_zero():
+    """With KEDA's default a tier whose gateways are not scraped is scaled down to the least."""
+    for scaled in of_kind("keda", "ScaledObject"):
+        assert scaled["spec"]["fallback"]["replicas"] > scaled["spec"]["minReplicaCount"]
+        for trigger in scaled["spec"]["triggers"]:
+            assert trigger["type"] == "prometheus"
+            assert trigger["metadata"]["ignoreNullValues"] == "false"
+
+
+# ---- another model beside the first
+
+def asked_of(documents):
+    """What Prometheus is asked by rules and scalers."""
+    for document in documents:
+        if document["kind"] == "PrometheusRule":
+            yield from (rule["expr"] for group in document["spec"]["groups"]
+                        for rule in group["rules"])
+        if document["kind"] == "ScaledObject":
+            yield from (trigger["metadata"]["query"] for trigger in document["spec"]["triggers"])
+
+
+def of_overlay_on(base, folder):
+    """Documents of overlays/second-model, built on another overlay in a copy of k8s/."""
+    shutil.copytree(K8S, folder / "k8s")
+    overlay = folder / "k8s" / "overlays" / "second-model"
+    text = (overlay / "kustomization.yaml").read_text()
+    assert text.count("  - ../cpu\n") == 1
+    (overlay / "kustomization.yaml").write_text(text.replace("  - ../cpu\n", f"  - ../{base}\n"))
+    return built_from(overlay)
+
+
+@pytest.mark.parametrize("base", ["cpu", "gpu", "keda"])
+def test_a_second_model_shares_nothing_with_the_first(base, tmp_path):
+    second = of_overlay_on(base, tmp_path)
+    # A kind, a namespace and a name are one object: nothing of the first is written over.
+    place = {(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in second}
+    assert len(place) == len(second)
+    assert not place & {(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"])
+                        for d in built(base)}
+    for document in second:
+        # Selectors, claims, secrets and names of Services hold within a namespace; a full name would not.
+        assert ".blockserve" not in json.dumps(document.get("spec", {})), document["metadata"]["name"]
+    first = list(asked_of(built(base)))
+    assert list(asked_of(second)) == [
+        query.replace('namespace="blockserve"', 'namespace="blockserve-second"') for query in first]
+    assert len(first) >= 14
+    dashboards = [d for d in second if d["kind"] == "ConfigMap"]
+    assert not dashboards, "two of one uid"
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "gpu", "keda"])
+def test_what_prometheus_is_asked_is_of_one_namespace_which_it_names_once(overlay):
+    for query in asked_of(built(overlay)):
+        assert query.count('namespace="') == 1, query
+        assert re.match(r'[^"]*\{namespace="blockserve"', query), query
+        # The other operands are joined by it.
+        others = [name for name, labels in re.findall(r"\b(blockserve_\w+)(\{[^}]*\})?", query)
+                  if "namespace=" not in labels]
+        assert not others or query.count("by (namespace") >= 2, query
+
+
 # ---- metrics
 
 METRIC = re.compile(r"\b(?:blockserve|process)_[a-z_]+\b")
@@ -370,7 +440,7 @@ def test_metrics_that_are_asked_for_exist(metrics):
     known = set().union(*map(families, metrics.values()))
     for where, query in queries():
         names = set(METRIC.findall(query))
-        assert names, (where, query)
+        assert names or "kube_pod_" in query, (where, query)
         assert names <= known, (where, names - known)
 
 
@@ -379,6 +449,8 @@ def test_states_and_outcomes_that_are_asked_for_exist(metrics):
     for state in ("used", "free", "cached"):
         assert re.search(rf'blockserve_block_kv_pages{{[^}}]*state="{state}"', everything)
     assert re.search(r'blockserve_gateway_requests_total{[^}]*outcome="ok"', everything)
+    for reason in ("limit", "room"):
+        assert re.search(rf'requests_refused_total{{[^}}]*reason="{reason}"', everything)
 
 
 def test_outcomes_in_alerts_are_status_codes():
@@ -439,6 +511,40 @@ def test_hpa_keda_and_the_simulated_day_steer_to_the_same_number_of_rows():
     assert shown.group(1) == target
 
 
+@pytest.mark.parametrize("overlay", ["cpu", "gpu"])
+def test_the_token_tier_is_busy_at_twice_the_rows_that_the_scaler_steers_to(overlay):
+    (target,) = [float(d["spec"]["metrics"][0]["external"]["target"]["averageValue"])
+                 for d in of_kind(overlay, "HorizontalPodAutoscaler")
+                 if d["metadata"]["name"] == "blockserve-token"]
+    (expression,) = [rule["expr"] for d in of_kind(overlay, "PrometheusRule")
+                     for group in d["spec"]["groups"] for rule in group["rules"]
+                     if rule["alert"] == "BlockserveTokenTierBusy"]
+    assert "blockserve_gateway_rows{" in expression
+    assert float(expression.rsplit(">", 1)[1]) == 2 * target
+
+
+def test_alerts_of_requests_count_neither_slow_readers_nor_limits_of_keys():
+    expressions = {rule["alert"]: rule["expr"] for d in of_kind("cpu", "PrometheusRule")
+                   for group in d["spec"]["groups"] for rule in group["rules"]}
+    assert "aborted" not in expressions["BlockserveRequestsFail"]
+    assert 'blockserve_gateway_requests_refused_total{namespace="blockserve",reason="room"}' in (
+        expressions["BlockserveRequestsRefused"])
+
+
+@every_overlay
+def test_gateways_audit_a_small_share_so_that_a_bad_worker_is_found(overlay):
+    flags = arguments(overlay, "gateway")
+    assert 0 < float(flags["--audit-fraction"]) <= 0.01
+    assert 0 < float(flags["--audit-context-fraction"]) <= 0.001
+    assert "--audit-hold" not in flags
+
+
+def test_a_crash_while_the_model_loads_is_seen_by_what_kubernetes_counts():
+    """The metrics port opens after the model is loaded."""
+    expressions = [query for _, query in queries()]
+    assert any("kube_pod_container_status_restarts_total" in query for query in expressions)
+
+
 @every_overlay
 def test_clients_reach_grpc_and_http_of_the_gateway_and_no_other_port_of_it(overlay):
     (service,) = [s["spec"] for s in of_kind(overlay, "Service")
@@ -452,6 +558,20 @@ def test_clients_reach_grpc_and_http_of_the_gateway_and_no_other_port_of_it(over
     flags = arguments(overlay, "gateway")
     assert flags["--listen"] == f"0.0.0.0:{offered['grpc']}"
     assert flags["--http-listen"] == f"0.0.0.0:{offered['http']}"
+
+
+def test_the_label_of_the_docs_is_put_on_what_prometheus_selects_by_it(tmp_path):
+    text = (harness.ROOT / "docs" / "operations.md").read_text()
+    (example,) = re.findall(r"(?s)```yaml\n(labels:.*?)```", text)
+    shutil.copytree(K8S, tmp_path / "k8s")
+    (tmp_path / "kustomization.yaml").write_text("resources: [k8s/overlays/cpu]\n" + example)
+    labelled = built_from(tmp_path)
+    found = [d for d in labelled if d["kind"] in ("ServiceMonitor", "PrometheusRule")]
+    assert len(found) == 3
+    assert all(d["metadata"]["labels"]["release"] == "kube-prometheus-stack" for d in found)
+    # And on nothing that selects: a StatefulSet's selector cannot be changed afterwards.
+    specs = {(d["kind"], d["metadata"]["name"]): d.get("spec") for d in labelled}
+    assert specs == {(d["kind"], d["metadata"]["name"]): d.get("spec") for d in built("cpu")}
 
 
 def test_grafana_is_given_the_dashboard():

@@ -61,7 +61,7 @@ def test_the_page_has_every_alert_and_no_other():
 
 def test_the_page_has_every_overlay_and_the_graces_of_the_manifests():
     overlays = {path.name for path in (harness.ROOT / "k8s" / "overlays").iterdir()}
-    assert set(re.findall(r"(?m)^\| `(\w+)` \| (?:a cluster|production)", PAGE)) == overlays
+    assert set(re.findall(r"(?m)^\| `([\w-]+)` \| (?:a cluster|production)", PAGE)) == overlays
     for tier, grace in re.findall(r"(?m)^\| (gateway|block|token) \|[^|]*\| (\d+) s", PAGE):
         manifest = (harness.ROOT / "k8s" / "base" / f"{tier}.yaml").read_text()
         assert f"terminationGracePeriodSeconds: {grace}\n" in manifest
