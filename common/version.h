@@ -8,7 +8,7 @@ namespace blockserve {
 
 // "0.1.0".
 absl::string_view Version();
-// Commit of the source tree when the build was configured, or "unknown" outside a git tree.
+// Commit of the source tree when this was built, or "unknown" outside a git tree.
 absl::string_view Commit();
 // Names of the arithmetics that were compiled in: "f32 bf16 bf16dot int8".
 absl::string_view CompiledArithmetics();

@@ -2,6 +2,7 @@
 against three processes; help, version and bad usage of every program; health and reflection."""
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -285,3 +286,31 @@ def test_health_and_reflection_of_all_three_tiers(launcher):
             assert f"blockserve.v1.{service}" in reflected.get_services()
             pool = descriptor_pool.DescriptorPool(reflected)
             assert pool.FindServiceByName(f"blockserve.v1.{service}").methods
+
+
+def test_the_commit_in_the_programs_is_that_of_the_build_and_not_of_the_configuration(tmp_path):
+    source, target = tmp_path / "version.cc.in", tmp_path / "version.cc"
+    source.write_text("@PROJECT_VERSION@ @BLOCKSERVE_COMMIT@")
+    environment = {**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}
+
+    def git(*words):
+        return subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=n@example.org", *words],
+                              cwd=tmp_path, text=True, capture_output=True, check=True).stdout.strip()
+
+    def written(commit=""):
+        subprocess.run(["cmake", f"-DSOURCE={source}", f"-DTARGET={target}", "-DPROJECT_VERSION=1.2.3",
+                        f"-DBLOCKSERVE_COMMIT={commit}", "-P",
+                        str(harness.ROOT / "cmake" / "WriteVersion.cmake")],
+                       cwd="/", env=environment, check=True)
+        return target.read_text().strip()
+
+    assert written() == "1.2.3 unknown"
+    git("init", "-q")
+    for change in ("one", "two"):
+        git("commit", "-q", "--allow-empty", "-m", change)
+        assert written() == f"1.2.3 {git('rev-parse', '--short=12', 'HEAD')}"
+    # What is the same is not compiled again.
+    at = target.stat().st_mtime_ns
+    written()
+    assert target.stat().st_mtime_ns == at
+    assert written("abc") == "1.2.3 abc"
