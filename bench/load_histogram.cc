@@ -63,14 +63,6 @@ int64_t LoadHistogram::Percentile(double percent) const {
   return max_;
 }
 
-double LoadHistogram::ShareUpTo(int64_t micros) const {
-  if (count_ == 0 || micros < 0) return 0;
-  const auto last = static_cast<size_t>(BucketOf(std::min(micros, kLargest)));
-  int64_t seen = 0;
-  for (size_t i = 0; i < counts_.size() && i <= last; ++i) seen += counts_[i];
-  return static_cast<double>(seen) / static_cast<double>(count_);
-}
-
 std::vector<std::pair<int32_t, int64_t>> LoadHistogram::Buckets() const {
   std::vector<std::pair<int32_t, int64_t>> buckets;
   for (size_t i = 0; i < counts_.size(); ++i) {

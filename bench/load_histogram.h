@@ -26,8 +26,6 @@ class LoadHistogram {
   // The smallest value that `percent` of 100 of the values do not exceed, rounded up to the end of
   // its bucket; never more than max(). 0 where nothing was added.
   int64_t Percentile(double percent) const;
-  // Share of the values that are at most `micros` (of whole buckets); 0 where nothing was added.
-  double ShareUpTo(int64_t micros) const;
 
   // The buckets that are not empty: (index, count), by index.
   std::vector<std::pair<int32_t, int64_t>> Buckets() const;

@@ -22,10 +22,6 @@ inline constexpr MetricDefinition kProcessStartTime = {
 inline constexpr MetricDefinition kProcessOpenFiles = {MetricKind::kGauge, "process_open_fds",
                                                        "Open files and sockets."};
 
-inline constexpr const MetricDefinition* kProcessMetrics[] = {
-    &kBuildInfo, &kProcessResidentBytes, &kProcessCpuSeconds, &kProcessStartTime,
-    &kProcessOpenFiles};
-
 }  // namespace blockserve
 
 #endif  // BLOCKSERVE_COMMON_METRIC_DEFINITIONS_H_

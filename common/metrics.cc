@@ -56,9 +56,6 @@ double MetricCounter::Value() const { return series_ == nullptr ? 0 : series_->V
 void MetricGauge::Set(double value) const {
   if (series_ != nullptr) series_->Set(value);
 }
-void MetricGauge::Add(double amount) const {
-  if (series_ != nullptr) series_->Increment(amount);
-}
 double MetricGauge::Value() const { return series_ == nullptr ? 0 : series_->Value(); }
 void MetricHistogram::Observe(double value) const {
   if (series_ != nullptr) series_->Observe(value);

@@ -46,11 +46,7 @@ inline constexpr double kStepBucketsSeconds[] = {0.00005, 0.0001, 0.00025, 0.000
                                                  0.005,   0.01,   0.025,   0.05,   0.1,   0.25,
                                                  0.5,     1,      2.5,     10};
 // Rows, blocks or sequences of a batch.
-inline constexpr double kBatchBuckets[] = {1, 2, 4, 8, 16, 32, 64, 128,
-                                           256, 512, 1024, 2048, 4096};
-// Tokens of a request.
-inline constexpr double kTokenBuckets[] = {1,    4,    16,   64,   128,   256,  512,
-                                           1024, 2048, 4096, 8192, 16384, 65536};
+inline constexpr double kBatchBuckets[] = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096};
 
 // Handles: cheap to copy, thread-safe, valid as long as their registry. One that was made by the
 // default constructor counts nothing: parts work without a registry.
@@ -70,7 +66,6 @@ class MetricGauge {
  public:
   MetricGauge() = default;
   void Set(double value) const;
-  void Add(double amount) const;
   double Value() const;
 
  private:

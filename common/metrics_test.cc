@@ -15,6 +15,8 @@ constexpr double kBuckets[] = {0.1, 1};
 constexpr MetricDefinition kSteps = {MetricKind::kCounter, "test_steps_total", "Steps done."};
 constexpr MetricDefinition kRows = {
     MetricKind::kGauge, "test_rows", "Rows by worker.", {"worker"}, /*max_series=*/2};
+constexpr MetricDefinition kRowsDone = {
+    MetricKind::kCounter, "test_rows_total", "Rows done.", {"worker"}, /*max_series=*/2};
 constexpr MetricDefinition kWait = {
     MetricKind::kHistogram, "test_wait_seconds", "Waits.", {}, /*max_series=*/1, kBuckets};
 
@@ -42,11 +44,11 @@ TEST(Metrics, TellsDeclaredMetricsBeforeTheyHaveASeries) {
 
 TEST(Metrics, BoundsTheSeriesOfLabels) {
   MetricRegistry registry;
-  for (int i = 0; i < 1000; ++i) registry.Gauge(kRows, {absl::StrCat("w", i)}).Add(1);
+  for (int i = 0; i < 1000; ++i) registry.Counter(kRowsDone, {absl::StrCat("w", i)}).Add(1);
   const std::string text = registry.RenderText();
-  EXPECT_THAT(text, HasSubstr("test_rows{worker=\"w1\"} 1\n"));
+  EXPECT_THAT(text, HasSubstr("test_rows_total{worker=\"w1\"} 1\n"));
   EXPECT_THAT(text, Not(HasSubstr("w2")));
-  EXPECT_THAT(text, HasSubstr("test_rows{worker=\"other\"} 998\n"));
+  EXPECT_THAT(text, HasSubstr("test_rows_total{worker=\"other\"} 998\n"));
 }
 
 TEST(Metrics, ForgetsRemovedSeriesAndHasRoomForOthersAgain) {

@@ -343,6 +343,5 @@ void Gateway::ReadStatus(std::function<void(DeploymentStatus)> done) {
 }
 void Gateway::Stop() { impl_->Stop(); }
 std::shared_ptr<const Progress> Gateway::progress() const { return impl_->loop.progress(); }
-int64_t Gateway::live_requests() const { return impl_->admitted->live_requests(); }
 
 }  // namespace blockserve

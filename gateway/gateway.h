@@ -109,8 +109,6 @@ class Gateway {
   // later are told the same. Idempotent.
   void Stop();
 
-  // Requests not yet over.
-  int64_t live_requests() const;
   // Of the loop's thread, for liveness.
   std::shared_ptr<const Progress> progress() const;
 

@@ -226,7 +226,6 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
 }
 
 const std::string& HttpServer::address() const { return impl_->address; }
-int64_t HttpServer::connections() const { return impl_->connections.load(); }
 void HttpServer::StartDraining() { impl_->StartDraining(); }
 void HttpServer::Shutdown(absl::Duration grace) { impl_->Shutdown(grace); }
 

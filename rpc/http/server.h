@@ -46,7 +46,6 @@ class HttpServer {
 
   // As bound, port 0 resolved.
   const std::string& address() const;
-  int64_t connections() const;
 
   // Connections between two requests are closed, the others when theirs is answered. New ones are
   // taken, so that who has not heard of the end is told, and closed after one answer.
