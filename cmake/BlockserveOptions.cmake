@@ -10,7 +10,7 @@ set(CMAKE_POSITION_INDEPENDENT_CODE ON)
 set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
 
 # No contraction anywhere: the kernels write their fused multiply-adds out, so that every machine and
-# every compiler adds in the same order (DESIGN: determinism).
+# every compiler adds in the same order (docs/architecture.md, Same bits).
 add_compile_options(
   "$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off;-Wall;-Wextra;-Wno-unused-parameter;-fno-math-errno>")
 if(CMAKE_BUILD_TYPE STREQUAL "Release")

@@ -11,7 +11,7 @@ import history
 
 # A stall may outlast its fault: who was frozen has a queue when it wakes up.
 AFTER_S = 1.0
-# Longest stalls that DESIGN.md section 5 allows, seconds.
+# Longest stalls that are allowed, seconds: the goals of docs/failures.md.
 GOALS = {
     "token killed": 1.0,
     "token frozen": 3.0,
