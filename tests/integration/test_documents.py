@@ -7,12 +7,17 @@ import subprocess
 import harness
 import pytest
 
-DOCUMENTS = ["README.md", "docs/architecture.md", "docs/development.md", "docs/failures.md",
-             "docs/http_api.md", "docs/metrics.md", "docs/operations.md", "docs/resume.md",
-             "docs/sampling.md", "docs/security.md",
-             "client/python/README.md"]
+# Every page of docs/, and every README.
+DOCUMENTS = sorted(
+    str(path.relative_to(harness.ROOT))
+    for folder in [harness.ROOT, *harness.ROOT.iterdir()]
+    if folder.is_dir() and not folder.name.startswith((".", "build", "dist"))
+    for path in (folder.glob("*.md") if folder == harness.ROOT else folder.rglob("*.md"))
+    if not any(part.startswith(".") for part in path.relative_to(harness.ROOT).parts))
 FILE = re.compile(r"`([\w./-]+\.(?:cc|h|py|proto|md|cmake|json))`")
-LINK = re.compile(r"\]\((?!https?:)([\w./-]+)\)")
+# Files of a model folder, and what programs write, wherever it is.
+WRITTEN = {"config.json", "tokenizer.json", "chat_format.json", "stats.json", "results/results.json"}
+LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
 COMMAND = re.compile(r"build/bin/(blockserve(?:-\w+)?)((?: [^\n|]*?(?:\\\n[^\n|]*)*)?)$", re.MULTILINE)
 
 
@@ -21,21 +26,36 @@ def texts():
         yield name, (harness.ROOT / name).read_text(encoding="utf-8")
 
 
+def test_every_page_is_looked_at():
+    assert {"README.md", "docs/gpu.md", "docs/performance.md", "kernels/cuda/README.md", "tools/README.md",
+            "client/python/README.md", "models/demo-block/README.md"} <= set(DOCUMENTS)
+
+
 def test_files_that_are_named_exist():
     known = {path.name for folder in harness.ROOT.iterdir()
              if folder.is_dir() and not folder.name.startswith((".", "build"))
              for path in folder.rglob("*") if path.is_file()}
+    known |= {path.name for path in harness.ROOT.iterdir() if path.is_file()}
     missing = []
     for name, text in texts():
         for path in FILE.findall(text):
-            exists = (harness.ROOT / path).exists() if "/" in path else path in known
-            # Files of a model folder, wherever it is.
-            if not exists and path not in ("config.json", "tokenizer.json", "chat_format.json"):
+            places = [harness.ROOT / path, (harness.ROOT / name).parent / path]
+            exists = any(map(pathlib.Path.exists, places)) if "/" in path else path in known
+            if not exists and path not in WRITTEN:
                 missing.append(f"{name}: {path}")
-        for path in LINK.findall(text):
-            if not ((harness.ROOT / name).parent / path).exists():
+        for path, heading in LINK.findall(text):
+            target = (harness.ROOT / name).parent / path if path else harness.ROOT / name
+            if not target.exists():
                 missing.append(f"{name}: link to {path}")
+            elif heading and heading not in headings(target):
+                missing.append(f"{name}: link to {path}#{heading}")
     assert not missing
+
+
+def headings(page):
+    """As GitHub names them in links."""
+    return {re.sub(r"[^\w -]", "", line.lstrip("#").strip().lower()).replace(" ", "-")
+            for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("#")}
 
 
 def test_commands_of_the_readme_have_flags_that_exist():
