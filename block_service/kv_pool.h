@@ -2,8 +2,8 @@
 //
 // A page holds the KV of `page_blocks` consecutive blocks. Sequences refer to pages through tables;
 // full pages may be shared. A full page is named by its content: its own tokens and the page before
-// it, down to the start. KV is a pure function of exactly that (docs/architecture.md, Same bits), so
-// two pages of one name hold the same bits, and any sequence that begins alike may use either.
+// it, down to the start. KV is a pure function of exactly that (docs/architecture.md, Same bits),
+// so two pages of one name hold the same bits, and any sequence that begins alike may use either.
 //
 // Names are of one cache pool each (CachePoolId): a page is found by sequences of the pool that
 // named it, and by no others. Hashes only lead to it: pool, tokens and the page before are compared
