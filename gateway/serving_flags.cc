@@ -36,7 +36,7 @@ void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http) {
             &http.server.threads);
   flags.Add("http_max_connections", "HTTP connections; more are answered 503",
             &http.server.max_connections);
-  flags.Add("http_max_header_bytes", "of an HTTP request; more: 431",
+  flags.Add("http_max_header_bytes", "of an HTTP request, 65535 at most; more: 431",
             &limits.read.max_header_bytes);
   flags.Add("http_max_body_bytes", "of an HTTP request; more: 413", &limits.read.max_body_bytes);
   flags.Add("http_header_timeout", "for a request's headers", &limits.header_timeout);

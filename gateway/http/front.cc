@@ -22,7 +22,7 @@ absl::Status HttpFrontOptions::Validate() const {
        {within("--http-threads", server.threads, 1, 64),
         within("--http-max-connections", server.max_connections, 1, 1 << 20),
         within("--http-max-header-bytes", static_cast<int64_t>(limits.read.max_header_bytes), 256,
-               1 << 20),
+               kMostHeaderBytes),
         within("--http-max-body-bytes", static_cast<int64_t>(limits.read.max_body_bytes), 1,
                int64_t{1} << 30),
         positive("--http-header-timeout", limits.header_timeout),

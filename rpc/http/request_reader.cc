@@ -1,9 +1,11 @@
 #include "rpc/http/request_reader.h"
 
+#include <algorithm>
 #include <boost/asio/buffer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -68,7 +70,6 @@ HttpRequestReader::HttpRequestReader(HttpReadLimits limits)
     : limits_(limits), parser_(std::make_unique<Parser>()) {
   parser_->parser.header_limit(static_cast<std::uint32_t>(limits_.max_header_bytes));
   parser_->parser.body_limit(limits_.max_body_bytes);
-  parser_->parser.eager(true);
 }
 
 HttpRequestReader::~HttpRequestReader() = default;
@@ -77,12 +78,6 @@ HttpRequestReader::State HttpRequestReader::Fail(int status, std::string message
   failure_status_ = status;
   failure_ = std::move(message);
   return state_ = State::kFailed;
-}
-
-HttpRequest HttpRequestReader::Head() const {
-  HttpRequest head = request_;
-  if (state_ == State::kBody) head.fields = parser_->parser.get().base();
-  return head;
 }
 
 bool HttpRequestReader::TakeExpectation() {
@@ -105,77 +100,88 @@ HttpRequestReader::State HttpRequestReader::Feed(absl::string_view bytes) {
   auto& parser = parser_->parser;
   size_t taken = 0;
   while (taken < pending_.size() && !parser.is_done()) {
+    // The parser takes lines, chunk headers and trailers as a whole, so this bounds each, and with
+    // them what waits here. The header's parts it does not add up.
+    const size_t room = limits_.max_header_bytes - (header_seen_ ? 0 : header_bytes_);
+    if (room == 0) return FailToParse(http::error::header_limit);
+    const size_t piece = std::min(pending_.size() - taken, room);
     boost::system::error_code error;
-    const size_t n =
-        parser.put(boost::asio::buffer(pending_.data() + taken, pending_.size() - taken), error);
+    size_t n = 0;
+    try {
+      n = parser.put(boost::asio::buffer(pending_.data() + taken, piece), error);
+    } catch (const std::length_error&) {
+      error = http::error::header_limit;  // of one field: the parser's own
+    }
     taken += n;
+    if (!header_seen_) header_bytes_ += n;
     if (error == http::error::need_more) {
       error = {};
-      if (n == 0) break;
+      if (n == 0 && piece == room) error = http::error::header_limit;
+      if (n == 0 && !error) break;
     }
-    if (error == http::error::header_limit) {
-      return Fail(431, absl::StrCat("request line and headers have more than ",
-                                    limits_.max_header_bytes, " bytes"));
-    }
-    if (error == http::error::body_limit) {
-      return Fail(413, absl::StrCat("the body has more than ", limits_.max_body_bytes, " bytes"));
-    }
-    if (error == http::error::bad_version)
-      return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
-    if (error) return Fail(400, absl::StrCat("not an HTTP request: ", error.message()));
+    if (error) return FailToParse(error);
     if (!header_seen_ && parser.is_header_done()) {
       header_seen_ = true;
-      state_ = State::kBody;
-      const auto& message = parser.get();
-      const auto version = message.version();
-      if (version != 11 && version != 10) {
-        return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
-      }
-      const auto hosts = message.count(http::field::host);
-      if (hosts > 1 || (hosts == 0 && version == 11)) {
-        return Fail(400, "there must be one Host header");
-      }
-      // Beast does not look at both: who does may see another end of the request than we do.
-      if (message.count(http::field::transfer_encoding) > 0) {
-        if (message.count(http::field::content_length) > 0) {
-          return Fail(400, "Content-Length and Transfer-Encoding exclude each other");
-        }
-        if (!parser.chunked()) return Fail(501, "of transfer encodings only chunked is known");
-      }
-      const boost::beast::string_view expect = message[http::field::expect];
-      if (!expect.empty()) {
-        if (!absl::EqualsIgnoreCase({expect.data(), expect.size()}, "100-continue")) {
-          return Fail(417, "of expectations only 100-continue is known");
-        }
-        expects_continue_ = version == 11;
-      }
-      const boost::beast::string_view target = message.target();
-      if (!ReadTarget({target.data(), target.size()}, request_)) {
-        return Fail(400, "the path has a % that two hexadecimal digits do not follow");
-      }
-      const boost::beast::string_view method = message.method_string();
-      request_.method = std::string(method.data(), method.size());
+      if (TakeHeader() == State::kFailed) return state_;
     }
   }
   pending_.erase(0, taken);
-  if (!parser.is_done()) {
-    // The parser takes whole lines, and looks at its limit only when it has one.
-    if (!header_seen_ && pending_.size() > limits_.max_header_bytes) {
-      return Fail(431, absl::StrCat("request line and headers have more than ",
-                                    limits_.max_header_bytes, " bytes"));
-    }
-    return state_;
-  }
-  return Finish();
+  if (!parser.is_done()) return state_;
+  request_.body = std::move(parser.get().body());
+  return state_ = State::kDone;
 }
 
-HttpRequestReader::State HttpRequestReader::Finish() {
-  http::request<http::string_body> message = parser_->parser.release();
-  request_.http_1_0 = message.version() == 10;
+HttpRequestReader::State HttpRequestReader::FailToParse(boost::system::error_code error) {
+  if (error == http::error::header_limit) {
+    return Fail(431, absl::StrCat(header_seen_ ? "a chunk's header or the trailers have"
+                                               : "request line and headers have",
+                                  " more than ", limits_.max_header_bytes, " bytes"));
+  }
+  if (error == http::error::body_limit) {
+    return Fail(413, absl::StrCat("the body has more than ", limits_.max_body_bytes, " bytes"));
+  }
+  if (error == http::error::bad_version) return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
+  return Fail(400, absl::StrCat("not an HTTP request: ", error.message()));
+}
+
+HttpRequestReader::State HttpRequestReader::TakeHeader() {
+  auto& parser = parser_->parser;
+  auto& message = parser.get();
+  const auto version = message.version();
+  if (version != 11 && version != 10) {
+    return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
+  }
+  const auto hosts = message.count(http::field::host);
+  if (hosts > 1 || (hosts == 0 && version == 11)) {
+    return Fail(400, "there must be one Host header");
+  }
+  // Beast does not look at these: who does may see another end of the request than we do.
+  if (message.count(http::field::transfer_encoding) > 0) {
+    if (version == 10) return Fail(400, "HTTP/1.0 has no Transfer-Encoding");
+    if (message.count(http::field::content_length) > 0) {
+      return Fail(400, "Content-Length and Transfer-Encoding exclude each other");
+    }
+    if (!parser.chunked()) return Fail(501, "of transfer encodings only chunked is known");
+  }
+  const boost::beast::string_view expect = message[http::field::expect];
+  if (!expect.empty()) {
+    if (!absl::EqualsIgnoreCase({expect.data(), expect.size()}, "100-continue")) {
+      return Fail(417, "of expectations only 100-continue is known");
+    }
+    expects_continue_ = version == 11;
+  }
+  const boost::beast::string_view target = message.target();
+  if (!ReadTarget({target.data(), target.size()}, request_)) {
+    return Fail(400, "the path has a % that two hexadecimal digits do not follow");
+  }
+  const boost::beast::string_view method = message.method_string();
+  request_.method = std::string(method.data(), method.size());
+  request_.http_1_0 = version == 10;
   request_.keep_alive = message.keep_alive();
-  request_.body = std::move(message.body());
+  // Trailers come into the parser's fields: none of ours, and so none that says anything here.
   request_.fields = std::move(static_cast<http::fields&>(message.base()));
-  return state_ = State::kDone;
+  parser.eager(true);
+  return state_ = State::kBody;
 }
 
 }  // namespace blockserve

@@ -3,6 +3,7 @@
 #ifndef BLOCKSERVE_RPC_HTTP_REQUEST_READER_H_
 #define BLOCKSERVE_RPC_HTTP_REQUEST_READER_H_
 
+#include <boost/system/error_code.hpp>
 #include <cstddef>
 #include <memory>
 #include <string>
@@ -13,9 +14,13 @@
 namespace blockserve {
 
 struct HttpReadLimits {
-  size_t max_header_bytes = 16 << 10;  // request line and headers
-  size_t max_body_bytes = 4 << 20;     // after chunked transfer is undone
+  // Request line and headers together; of a chunked body each chunk's header, and all trailers.
+  // At most kMostHeaderBytes.
+  size_t max_header_bytes = 16 << 10;
+  size_t max_body_bytes = 4 << 20;  // after chunked transfer is undone
 };
+// A header of more the parser cannot hold.
+inline constexpr size_t kMostHeaderBytes = 65535;
 
 class HttpRequestReader {
  public:
@@ -41,9 +46,8 @@ class HttpRequestReader {
   // What came after the end of the request: more than a client may send before it has its answer.
   bool has_surplus() const { return state_ == State::kDone && !pending_.empty(); }
 
+  // Whole but for the body while that comes. What trailers say is not part of it.
   HttpRequest& request() { return request_; }
-  // While the body comes: all of the request but the body, keep_alive and http_1_0.
-  HttpRequest Head() const;
   // 400, 413, 417, 431, 501 or 505, and what is wrong.
   int failure_status() const { return failure_status_; }
   const std::string& failure() const { return failure_; }
@@ -52,11 +56,14 @@ class HttpRequestReader {
   struct Parser;
 
   State Fail(int status, std::string message);
-  State Finish();
+  State FailToParse(boost::system::error_code error);
+  // What the header says, once it is whole.
+  State TakeHeader();
 
   const HttpReadLimits limits_;
   std::unique_ptr<Parser> parser_;
   std::string pending_;  // not taken by the parser yet
+  size_t header_bytes_ = 0;
   bool expects_continue_ = false;
   bool header_seen_ = false;
   State state_ = State::kIdle;

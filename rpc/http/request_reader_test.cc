@@ -53,7 +53,7 @@ TEST(HttpRequestReader, TellsTheHeadWhileTheBodyComes) {
   HttpRequestReader reader({});
   EXPECT_EQ(reader.Feed("POST /a HTTP/1.1\r\nHost: b\r\nContent-Length: 4\r\n\r\nbo"),
             State::kBody);
-  const HttpRequest head = reader.Head();
+  const HttpRequest& head = reader.request();
   EXPECT_EQ(head.method, "POST");
   EXPECT_EQ(head.path, "/a");
   EXPECT_EQ(head.header("Host"), "b");
@@ -95,6 +95,80 @@ TEST(HttpRequestReader, BoundsHeaderAndBody) {
   EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789"), 0);
 }
 
+constexpr char kChunked[] = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+TEST(HttpRequestReader, BoundsAHeaderThatComesLineByLine) {
+  HttpReadLimits limits;
+  limits.max_header_bytes = 2000;
+  HttpRequestReader reader(limits);
+  reader.Feed("GET / HTTP/1.1\r\n");
+  int lines = 0;
+  while (lines < 100 && reader.Feed(absl::StrCat("X: ", std::string(95, 'a'), "\r\n")) ==
+                            HttpRequestReader::State::kHeader) {
+    ++lines;
+  }
+  EXPECT_EQ(reader.failure_status(), 431);
+  EXPECT_LE(lines, 20);
+}
+
+// In pieces, as a connection brings them.
+int StatusInPieces(HttpReadLimits limits, const std::string& bytes, size_t* taken_bytes) {
+  HttpRequestReader reader(limits);
+  for (size_t at = 0; at < bytes.size(); at += 1000) {
+    const State state = reader.Feed(absl::string_view(bytes).substr(at, 1000));
+    *taken_bytes = at + 1000;
+    if (state == State::kFailed) return reader.failure_status();
+  }
+  return 0;
+}
+
+TEST(HttpRequestReader, HoldsNoMoreOfChunkHeadersAndTrailersThanOfHeaders) {
+  HttpReadLimits limits;
+  limits.max_header_bytes = 2000;
+  const std::string endless(100'000, 'a');
+  for (const std::string& rest :
+       {absl::StrCat("1;", endless), absl::StrCat("1\r\n{\r\n1;x=", endless),
+        absl::StrCat("0\r\nX: ", endless), absl::StrCat("0\r\n", endless)}) {
+    size_t taken_bytes = 0;
+    EXPECT_EQ(StatusInPieces(limits, absl::StrCat(kChunked, rest), &taken_bytes), 431);
+    EXPECT_LE(taken_bytes, 4000u) << rest.substr(0, 20);
+  }
+  std::string many = absl::StrCat(kChunked, "1\r\n{\r\n0\r\n");
+  for (int i = 0; i < 1000; ++i)
+    absl::StrAppend(&many, "X", i, ": ", std::string(100, 'a'), "\r\n");
+  size_t taken_bytes = 0;
+  EXPECT_EQ(StatusInPieces(limits, many, &taken_bytes), 431);
+  EXPECT_LE(taken_bytes, 4000u);
+}
+
+TEST(HttpRequestReader, AFieldThatTheParserCannotHoldIsRefused) {
+  for (const size_t most : {kMostHeaderBytes, size_t{1} << 20}) {
+    HttpReadLimits limits;
+    limits.max_header_bytes = most;
+    for (const std::string& bytes :
+         {absl::StrCat(kChunked, "0\r\nX: ", std::string(70'000, 'a'), "\r\n\r\n"),
+          absl::StrCat(kChunked, "0\r\n", std::string(70'000, 'a'), ": x\r\n\r\n"),
+          absl::StrCat("GET / HTTP/1.1\r\nHost: a\r\nX: ", std::string(70'000, 'a'), "\r\n\r\n")}) {
+      HttpRequestReader reader(limits);
+      ASSERT_EQ(reader.Feed(bytes), State::kFailed);
+      EXPECT_EQ(reader.failure_status(), 431);
+    }
+  }
+}
+
+TEST(HttpRequestReader, WhatTrailersSayIsNoHeader) {
+  HttpRequestReader reader({});
+  ASSERT_EQ(reader.Feed(absl::StrCat(kChunked,
+                                     "1\r\n{\r\n0\r\nX-Request-Id: evil\r\n"
+                                     "Connection: close\r\nHost: b\r\n\r\n")),
+            State::kDone)
+      << reader.failure();
+  EXPECT_EQ(reader.request().body, "{");
+  EXPECT_EQ(reader.request().header("X-Request-Id"), "");
+  EXPECT_EQ(reader.request().header("Host"), "a");
+  EXPECT_TRUE(reader.request().keep_alive);
+}
+
 TEST(HttpRequestReader, RefusesWhatIsNoPlainHttp1Request) {
   const auto status_of = [](const std::string& bytes) {
     HttpRequestReader reader({});
@@ -114,6 +188,7 @@ TEST(HttpRequestReader, RefusesWhatIsNoPlainHttp1Request) {
   EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n"), 501);
   EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 1\r\n\r\n"),
             417);
+  EXPECT_EQ(status_of("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), 400);
   EXPECT_EQ(status_of("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), 505);
 }
 

@@ -209,7 +209,7 @@ void HttpSession::OnRequestBytes(absl::string_view bytes) {
   if (after == State::kBody) {
     SetDeadline(context_->limits.body_timeout);
     if (context_->check_head) {
-      const std::optional<HttpResponse> refusal = context_->check_head(reader_->Head());
+      const std::optional<HttpResponse> refusal = context_->check_head(reader_->request());
       if (refusal.has_value()) return RespondAndClose(*refusal);
     }
     if (reader_->TakeExpectation()) {

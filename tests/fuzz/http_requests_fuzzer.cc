@@ -79,6 +79,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   if (reader.state() != HttpRequestReader::State::kDone) return 0;
   blockserve::Require(reader.request().body.size() <= 4096);
+  size_t header_bytes = 0;
+  for (const auto& field : reader.request().fields) {
+    header_bytes += field.name_string().size() + field.value().size();
+  }
+  blockserve::Require(header_bytes <= 1024);
   blockserve::CheckBody(reader.request().body, reader.request().path.size() % 2 == 1);
   return 0;
 }

@@ -15,6 +15,7 @@ from prometheus_client import parser
 LIMITS = ["--http-max-header-bytes=2048", "--http-max-body-bytes=4096", "--http-header-timeout=500ms",
           "--http-body-timeout=500ms", "--http-write-timeout=500ms", "--http-max-connections=1100",
           "--http-threads=2"]
+CHUNKED = b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 LONG = {"prompt": "Once", "ignore_eos": True, "max_tokens": 1500, "stream": True, "seed": 1}
 
 
@@ -40,6 +41,8 @@ def ask_raw(server, data):
     (b"GET /health HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 4096 + b"\r\n\r\n", 431),
     (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n" + b"a" * 5000, 413),
     (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1400\r\n" + b"a" * 5120, 413),
+    (CHUNKED + b"0\r\nX: " + b"a" * 70000 + b"\r\n\r\n", 431),
+    (CHUNKED + b"1;" + b"a" * 70000, 431),
     (b"GET /health HTTP/1.1\r\nHo", 408),
     (b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{", 408),
     (b"nonsense\r\n\r\n", 400),
