@@ -253,6 +253,12 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   LogInfo(absl::StrCat("block part: ", parts.numeric_id, ", ", *pages, " KV pages of ",
                        config.page_blocks, " blocks (",
                        (*pages * engine.KvBytesPerPage(config.page_blocks)) >> 20, " MiB)"));
+  if (options.max_positions > 0 && *pages * config.page_blocks < options.max_positions) {
+    LogWarning(absl::StrCat("the KV has room for texts of ",
+                            *pages * config.page_blocks * model.block_length,
+                            " tokens, the model for ", options.max_positions * model.block_length,
+                            ": longer ones are refused (--kv-memory-mib)"));
+  }
   impl->loop->Start();
   impl->hasher = std::thread([mailbox = impl->loop->mailbox(), hash = std::move(parts.hash_part)] {
     mailbox->Post(PartHashKnown{hash()});

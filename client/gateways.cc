@@ -88,6 +88,8 @@ bool RetryState::AfterFailure(const absl::Status& status) {
   if (!full && !unavailable) return false;
   const RetryPolicy& policy = gateways_->policy();
   const std::optional<absl::Duration> told = RetryAfterOf(status);
+  // Larger than is ever allowed: generation.proto.
+  if (full && !told.has_value()) return false;
   const bool lost = unavailable && !told.has_value();
   const absl::Time now = absl::Now();
   absl::MutexLock lock(&mutex_);

@@ -188,6 +188,7 @@ TEST(ClientResume, AGatewayThatRefusesIsNotWaitedForWhileThereAreOthers) {
 TEST(ClientResume, CallsThatFindNoRoomAreMadeAgain) {
   Gateway gateway({-grpc::StatusCode::RESOURCE_EXHAUSTED, -grpc::StatusCode::UNAVAILABLE, kAll,
                    -grpc::StatusCode::UNAVAILABLE, 0});
+  gateway.retry_after = "0";
   const auto client = Connect({&gateway});
   const Result result = Read(*client);
   EXPECT_THAT(result.tokens, kEveryToken);
@@ -213,6 +214,7 @@ TEST(ClientResume, ALostGatewayIsTriedForLongerThanOneThatRefuses) {
                 -grpc::StatusCode::UNAVAILABLE, kAll});
   EXPECT_THAT(Read(*Connect({&lost})).tokens, kEveryToken);
   Gateway full(Plan(9, -grpc::StatusCode::RESOURCE_EXHAUSTED));
+  full.retry_after = "0";
   EXPECT_EQ(Read(*Connect({&full})).status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(full.requests.size(), 6u);
 }
@@ -292,6 +294,12 @@ TEST(ClientResume, WhatIsFinalIsNotTriedAgain) {
     EXPECT_EQ(static_cast<int>(Read(*Connect({&gateway})).status.code()), static_cast<int>(code));
     EXPECT_EQ(gateway.requests.size(), 1u);
   }
+}
+
+TEST(ClientResume, WhatIsLargerThanIsEverAllowedIsNotTriedAgain) {
+  Gateway gateway({-grpc::StatusCode::RESOURCE_EXHAUSTED, kAll});
+  EXPECT_EQ(Read(*Connect({&gateway})).status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(gateway.requests.size(), 1u);
 }
 
 TEST(ClientResume, OptionsAreChecked) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -144,14 +145,15 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   bool has_room_for_sequence() const {
     return max_sequences <= 0 || static_cast<int64_t>(sequences.size()) < max_sequences;
   }
-  bool fits_blocks(int64_t blocks) const {
-    if (max_blocks > 0 && blocks > max_blocks) return false;
-    return pages <= 0 || blocks <= pages * page_blocks;
+  // Of the longest text that it could hold.
+  int64_t capacity_blocks() const {
+    const int64_t most = pages > 0 ? pages * page_blocks : std::numeric_limits<int64_t>::max();
+    return max_blocks > 0 ? std::min<int64_t>(most, max_blocks) : most;
   }
   // As its admission does: the reserve counts up to the model's positions, which are all that it
   // can have meant where it takes fewer blocks than its pool has.
   bool fits_reserve(int64_t blocks, int64_t reserve_blocks) const {
-    if (!fits_blocks(blocks)) return false;
+    if (blocks > capacity_blocks()) return false;
     const int64_t pool_blocks = pages * page_blocks;
     return pages <= 0 || (max_blocks > 0 && max_blocks < pool_blocks) ||
            blocks + reserve_blocks <= pool_blocks;

@@ -58,6 +58,7 @@ struct SequenceSpec {
   std::string request_key;
   std::vector<uint64_t> not_by;  // incarnations of replicas that must not hold it
   std::string traceparent;
+  absl::string_view text_field = "prompt";  // what its client calls the text
   // The row of the last block (scoring: of each block asked for, once and in order).
   std::function<void(int64_t block, ContextRowPtr row)> on_context;
   // The sequence is gone, and the request with it. Nothing more is called.
@@ -122,6 +123,9 @@ class BlockTier {
   const AuditStats& audit_stats() const { return audit_stats_; }
   std::vector<WorkerStatus> WorkerStatuses() const;
   int64_t sequences() const { return static_cast<int64_t>(sequences_.size()); }
+  // Tokens of the longest text, prompt and output, that a replica of the group could hold with any
+  // alignment; INT64_MAX: none says that it has a limit.
+  int64_t CapacityTokens(const TierGroup& group) const;
   int64_t waiting() const { return static_cast<int64_t>(queue_.waiting().size()); }
   // Called whenever a replica comes or goes.
   void set_on_change(std::function<void()> on_change) { on_change_ = std::move(on_change); }
@@ -218,7 +222,10 @@ class BlockTier {
   void Pump();
   void Flush();
   Replica* Choose(const Sequence& sequence);
-  bool CouldEverFit(const Sequence& sequence) const;
+  // OK where one of the replicas that are there could hold the text with what may come, or none is
+  // there. Else INVALID_ARGUMENT naming the field (context_length.h); UNAVAILABLE of a text under
+  // way, which a replica that is lost could hold.
+  absl::Status CheckCapacity(const Sequence& sequence) const;
   // Opens it under the wire id that it has.
   void SendOpen(uint64_t handle, Sequence& sequence);
   void SendFork(uint64_t handle, Sequence& sequence);

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "gateway/block_replica.h"
 #include "gateway/block_tier.h"
+#include "gateway/context_length.h"
 #include "gateway/remaining.h"
 
 namespace blockserve {
@@ -35,9 +36,8 @@ void BlockTier::Pump() {
     ++next;  // what follows may take the sequence out of the queue
     Sequence& sequence = *sequences_.at(handle);
     if (blocked.contains(sequence.spec.group)) continue;
-    if (!CouldEverFit(sequence)) {
-      Fail(handle, absl::ResourceExhaustedError(absl::StrCat(
-                       "a text of ", BlocksOf(sequence), " blocks fits no block service's KV")));
+    if (absl::Status status = CheckCapacity(sequence); !status.ok()) {
+      Fail(handle, std::move(status));
       continue;
     }
     Replica* const replica = Choose(sequence);
@@ -67,8 +67,8 @@ void BlockTier::Flush() {
 BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
   const int64_t blocks = BlocksOf(sequence);
   const int64_t reserve = ReserveOf(sequence);
-  // A replica whose KV is too small for what may come would refuse for good. Where all are, one of
-  // them is asked, so that the client hears its reason.
+  // A replica whose KV is too small for what may come would refuse for good. Where only one that
+  // may not hold the sequence is larger, another is asked nevertheless.
   const bool somebody_fits =
       std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& replica) {
         return MayHold(*replica, sequence.spec) && replica->fits_reserve(blocks, reserve);
@@ -109,14 +109,40 @@ bool BlockTier::HasOneAlone(const Replica& replica) const {
   });
 }
 
-bool BlockTier::CouldEverFit(const Sequence& sequence) const {
-  bool somebody = false;
+absl::Status BlockTier::CheckCapacity(const Sequence& sequence) const {
+  const int64_t blocks = BlocksOf(sequence);
+  const int64_t reserve = ReserveOf(sequence);
+  int64_t most = 0;
   for (const std::unique_ptr<Replica>& replica : replicas_) {
     if (!Suits(*replica, sequence.spec)) continue;
-    somebody = true;
-    if (replica->fits_blocks(BlocksOf(sequence))) return true;
+    if (replica->fits_reserve(blocks, reserve)) return absl::OkStatus();
+    most = std::max(most, replica->capacity_blocks());
   }
-  return !somebody;
+  if (most == 0) return absl::OkStatus();
+  if (sequence.begun) {
+    return absl::UnavailableError(
+        absl::StrCat("no block service that is there has KV for a text of ", blocks + reserve,
+                     " blocks; one that had is gone"));
+  }
+  const bool text_fits = blocks < most;
+  return WithContextLengthExceeded(absl::InvalidArgumentError(
+      absl::StrCat(text_fits ? absl::string_view("stop.max_tokens") : sequence.spec.text_field,
+                   ": the text needs ", (blocks + (text_fits ? reserve : 0)) * block_length_,
+                   " tokens of KV, pads included; the largest block service has room for ",
+                   most * block_length_)));
+}
+
+int64_t BlockTier::CapacityTokens(const TierGroup& group) const {
+  int64_t most = 0;
+  for (const std::unique_ptr<Replica>& replica : replicas_) {
+    if (replica->member.usable() && replica->member.group == group) {
+      most = std::max(most, replica->capacity_blocks());
+    }
+  }
+  if (most == 0 || most > std::numeric_limits<int64_t>::max() / block_length_) {
+    return std::numeric_limits<int64_t>::max();
+  }
+  return (most - 1) * block_length_ + 1;  // before which there are at most block_length_ - 1 pads
 }
 
 v1::BlockRequest& BlockTier::AddItem(Replica& replica, BlockCall call, uint64_t handle,

@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "gateway/block_replica.h"
 #include "gateway/block_tier.h"
+#include "gateway/retry_after.h"
 
 namespace blockserve {
 
@@ -11,7 +12,7 @@ absl::StatusOr<uint64_t> BlockTier::Open(SequenceSpec spec) {
   if (queue_.new_items() >= options_.max_queued) {
     Pump();  // some of those that wait may have come in this very turn
     if (queue_.new_items() >= options_.max_queued) {
-      return absl::ResourceExhaustedError(
+      return NoRoomYet(
           absl::StrCat(queue_.new_items(), " requests wait for room already; try again later"));
     }
   }

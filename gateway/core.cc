@@ -1,12 +1,14 @@
 #include "gateway/core.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gateway/generation_run.h"
 #include "gateway/retry.h"
+#include "gateway/retry_after.h"
 #include "gateway/scoring_run.h"
 #include "model/fingerprint.h"
 
@@ -100,12 +102,12 @@ void Core::Begin(GenerationId id, std::unique_ptr<Run> owned) {
     return run.End(absl::DeadlineExceededError("the deadline passed before the request began"));
   }
   if (live_choices_ > options_.max_live_choices) {
-    return run.End(absl::ResourceExhaustedError(
+    return run.End(NoRoomYet(
         absl::StrCat(live_choices_ - run.choices(), " choices are being generated already")));
   }
   if (TryBind(run)) return;
   if (static_cast<int64_t>(unbound_.size()) >= options_.tier.max_queued) {
-    return run.End(absl::ResourceExhaustedError(
+    return run.End(NoRoomYet(
         absl::StrCat(unbound_.size(), " requests wait for a tier already; try again later")));
   }
   unbound_.insert({run.priority(), id});
@@ -212,6 +214,11 @@ void Core::FillModelStatus(v1::GetModelResponse& response) const {
   response.set_token_numeric_id(status_.token_numeric_id);
   response.set_block_services(status_.block_services);
   response.set_token_workers(status_.token_workers);
+  // What the model could hold, and the KV does not.
+  const int64_t most = status_.capacity_tokens;
+  if (most > 0 && (response.max_tokens() == 0 || most < response.max_tokens())) {
+    response.set_max_tokens(most);
+  }
 }
 
 void Core::Publish() {
@@ -223,7 +230,11 @@ void Core::Publish() {
   Status status;
   status.block_services = blocks.workers();
   status.token_workers = tokens.workers();
-  if (block.has_value()) status.block_numeric_id = block->numeric_id;
+  if (block.has_value()) {
+    status.block_numeric_id = block->numeric_id;
+    const int64_t capacity = block_tier_.CapacityTokens(*block);
+    if (capacity < std::numeric_limits<int64_t>::max()) status.capacity_tokens = capacity;
+  }
   if (token.has_value()) status.token_numeric_id = token->numeric_id;
   if (pair.has_value()) {
     status.model_id = ModelId(expected_.config_hash, expected_.tokenizer_hash, block->part_hash,

@@ -77,6 +77,7 @@ class Core final : public GenerationCore {
     std::string token_numeric_id;
     int32_t block_services = 0;
     int32_t token_workers = 0;
+    int64_t capacity_tokens = 0;  // of a text, in the block services' KV; 0: no limit is known
   };
 
   Loop& loop_;

@@ -4,7 +4,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "gateway/context_length.h"
 #include "gateway/core_fixture.h"
+#include "gateway/retry_after.h"
 #include "gateway/scoring_run.h"
 
 namespace blockserve {
@@ -199,12 +201,14 @@ TEST_F(CoreTest, ATextGoesToAReplicaThatCanHoldAllOfItsOutput) {
   ASSERT_TRUE(RunUntilDone({small}));
   ExpectExact(small);
   EXPECT_EQ(blocks_[0]->opens, 1);
-  // Nobody else is there: the client hears the replica's reason.
+  // Nobody else is there: no replica is asked what cannot be had.
   blocks_[1]->Kill();
   const Stream refused = Generate(Request(8, 400, 3));
   ASSERT_TRUE(RunUntilDone({refused}, absl::Seconds(1)));
   EXPECT_EQ(refused.sink->status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(refused.sink->status.message(), HasSubstr("reserve_blocks"));
+  EXPECT_THAT(refused.sink->status.message(), HasSubstr("stop.max_tokens: "));
+  EXPECT_TRUE(IsContextLengthExceeded(refused.sink->status));
+  EXPECT_EQ(blocks_[0]->opens, 1);
 }
 
 TEST_F(CoreTest, AReplicaWhoseContextsAreOfAnUnknownTypeIsNotUsed) {
@@ -285,7 +289,8 @@ TEST_F(CoreTest, DeadlineEndsARequestThatWaitsForRoom) {
   MakeCore(1, 1);
   blocks_[0]->pages = 2;
   Connect();
-  const Stream first = Generate(Request(20, 400000, 13));
+  const Stream first = Generate(Request(20, 12, 13));
+  first.sink->wants_more = false;
   loop_.Advance(absl::Seconds(1));
   GenerationRequest request = Request(20, 4, 14);
   request.deadline = loop_.Now() + absl::Seconds(2);
@@ -314,7 +319,8 @@ TEST_F(CoreTest, BeyondTheQueuesBoundRequestsAreRefusedAtOnce) {
   blocks_[0]->pages = 1;
   Connect();
   std::vector<Stream> streams;
-  streams.push_back(Generate(Request(8, 4000, 0)));
+  streams.push_back(Generate(Request(8, 8, 0)));
+  streams[0].sink->wants_more = false;
   loop_.Advance(absl::Milliseconds(50));
   for (uint64_t i = 1; i < 8; ++i) {
     streams.push_back(Generate(Request(8, 4, i)));
@@ -325,9 +331,12 @@ TEST_F(CoreTest, BeyondTheQueuesBoundRequestsAreRefusedAtOnce) {
   for (const Stream& stream : streams) {
     if (stream.sink->done == 0) continue;
     EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(RetryAfter(stream.sink->status).has_value());
     ++refused;
   }
   EXPECT_GE(refused, 3);
+  streams[0].sink->wants_more = true;
+  core_->Resume(streams[0].id);
   ASSERT_TRUE(RunUntilDone(streams));
   int served = 0;
   for (const Stream& stream : streams) served += stream.sink->status.ok() ? 1 : 0;
@@ -358,7 +367,33 @@ TEST_F(CoreTest, ATextThatFitsNowhereIsRefused) {
   Connect();
   const Stream stream = Generate(Request(100, 4, 1));
   ASSERT_TRUE(RunUntilDone({stream}, absl::Seconds(1)));
-  EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(stream.sink->status.message(), HasSubstr("prompt: "));
+  EXPECT_TRUE(IsContextLengthExceeded(stream.sink->status));
+  EXPECT_FALSE(RetryAfter(stream.sink->status).has_value());
+  EXPECT_EQ(blocks_[0]->opens, 0);
+}
+
+TEST_F(CoreTest, TheModelsLimitIsThatOfTheLargestKv) {
+  MakeCore(2, 1);
+  blocks_[0]->pages = 2;
+  blocks_[1]->pages = 10;  // of 4 blocks of 4 tokens: 160
+  Connect();
+  v1::GetModelResponse response;
+  response.set_max_tokens(1000);
+  core_->FillModelStatus(response);
+  EXPECT_EQ(response.max_tokens(), 157) << "up to three pads come before it";
+  const int64_t most = response.max_tokens();
+  for (const Alignment alignment : {Alignment::kEnd, Alignment::kStart, Alignment::kNone}) {
+    GenerationRequest request = Request(most - 9, 9, 1);
+    request.alignment = alignment;
+    const Stream stream = Generate(request);
+    ASSERT_TRUE(RunUntilDone({stream}));
+    EXPECT_TRUE(stream.sink->status.ok()) << stream.sink->status;
+  }
+  response.set_max_tokens(100);
+  core_->FillModelStatus(response);
+  EXPECT_EQ(response.max_tokens(), 100);
 }
 
 TEST_F(CoreTest, DrainingRefusesNewRequestsAndFinishesOldOnes) {

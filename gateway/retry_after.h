@@ -18,9 +18,18 @@ namespace blockserve {
 inline constexpr absl::string_view kRetryAfterPayload = "blockserve.v1/retry-after-ms";
 inline constexpr absl::string_view kKeyLimitPayload = "blockserve.v1/key-limit";
 
+// Room for a request opens quickly.
+inline constexpr absl::Duration kRoomOpensAfter = absl::Seconds(1);
+
 inline absl::Status WithRetryAfter(absl::Status status, absl::Duration wait) {
   status.SetPayload(kRetryAfterPayload, absl::Cord(absl::StrCat(absl::ToInt64Milliseconds(wait))));
   return status;
+}
+
+// RESOURCE_EXHAUSTED, of what may be had a little later. Without a time it would say that it never
+// can be.
+inline absl::Status NoRoomYet(absl::string_view message) {
+  return WithRetryAfter(absl::ResourceExhaustedError(message), kRoomOpensAfter);
 }
 
 // None where the status does not tell.

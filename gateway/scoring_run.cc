@@ -61,6 +61,7 @@ void ScoringRun::Start(const Binding& binding) {
   spec.deadline = request_.deadline;
   spec.request_key = request_.request_id;
   spec.traceparent = request_.origin.traceparent;
+  spec.text_field = "continuation";
   spec.on_context = [this](int64_t block, ContextRowPtr row) {
     if (over()) return;
     cached_blocks_ = environment_.block_tier->cached_blocks(sequence_);

@@ -170,7 +170,8 @@ class Attempts:
         code, told = error.code(), retry_after(error)
         # CANCELLED: a gateway that stops cuts off who does not read what it is told.
         lost = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        if not lost and code != grpc.StatusCode.RESOURCE_EXHAUSTED:
+        # RESOURCE_EXHAUSTED without a time: larger than is ever allowed.
+        if not lost and (code != grpc.StatusCode.RESOURCE_EXHAUSTED or told is None):
             return None
         now = time.monotonic()
         lost = lost and told is None

@@ -40,8 +40,8 @@ class Error(Exception):
     """A call that failed: the gRPC status code, the server's message, and the request's id.
 
     `started` is the first message of the stream where one had come. UNAVAILABLE, and
-    RESOURCE_EXHAUSTED after a while, are worth another try; no other code is. `retry_after`: the
-    seconds after which the gateway wants to be asked again, where it tells.
+    RESOURCE_EXHAUSTED with a `retry_after`, are worth another try; no other code is. `retry_after`:
+    the seconds after which the gateway wants to be asked again, where it tells.
     """
 
     def __init__(self, code: grpc.StatusCode, message: str, request_id: str = "",

@@ -120,7 +120,7 @@ def test_a_broken_stream_goes_on_elsewhere_and_starts_once(serve, kind):
 
 @kinds
 def test_a_call_that_is_refused_for_want_of_room_is_made_again(serve, kind):
-    gateway = serve(grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE, 9)
+    gateway = serve((grpc.StatusCode.RESOURCE_EXHAUSTED, "0"), grpc.StatusCode.UNAVAILABLE, 9)
     events, resumes = generate(kind, gateway.address)
     assert tokens_of(events) == TOKENS and resumes == 0
 
@@ -139,10 +139,18 @@ def test_a_lost_gateway_is_tried_for_longer_than_one_that_refuses(serve, kind):
     lost = serve(1, *[grpc.StatusCode.UNAVAILABLE] * 8, 9)
     events, _ = generate(kind, lost.address)
     assert tokens_of(events) == TOKENS
-    full = serve(*[grpc.StatusCode.RESOURCE_EXHAUSTED] * 9)
+    full = serve(*[(grpc.StatusCode.RESOURCE_EXHAUSTED, "0")] * 9)
     with pytest.raises(blockserve.Error) as caught:
         generate(kind, full.address)
-    assert caught.value.retry_after is None and len(full.requests) == 6
+    assert caught.value.retry_after == 0 and len(full.requests) == 6
+
+
+@kinds
+def test_what_is_larger_than_is_ever_allowed_is_not_tried_again(serve, kind):
+    gateway = serve(grpc.StatusCode.RESOURCE_EXHAUSTED, 9)
+    with pytest.raises(blockserve.Error) as caught:
+        generate(kind, gateway.address)
+    assert caught.value.retry_after is None and len(gateway.requests) == 1
 
 
 class Failure(grpc.RpcError):
