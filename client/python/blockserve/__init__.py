@@ -4,7 +4,9 @@ from blockserve._connection import Tls
 from blockserve.aio import AsyncClient, AsyncStream
 from blockserve.client import Client, Stream
 from blockserve.types import (
+    ArgumentError,
     Choice,
+    ClosedError,
     Completion,
     Error,
     Event,
@@ -19,10 +21,12 @@ from blockserve.types import (
 )
 
 __all__ = [
+    "ArgumentError",
     "AsyncClient",
     "AsyncStream",
     "Choice",
     "Client",
+    "ClosedError",
     "Completion",
     "Error",
     "Event",

@@ -12,6 +12,8 @@ from typing import Optional, Sequence, Union
 
 import grpc
 
+from blockserve import types
+
 # A long Score with 20 best ids per token, or a long text's ids, pass gRPC's default of 4 MiB.
 _MAX_MESSAGE_BYTES = 64 << 20
 _MAX_BACKOFF_S = 2.0
@@ -112,7 +114,10 @@ class Settings:
                    (*channel_options, *options))
 
     def limit(self, timeout: Optional[float]) -> Optional[float]:
-        return self.timeout if timeout is None else timeout
+        timeout = self.timeout if timeout is None else timeout
+        if timeout is not None and not isinstance(timeout, (int, float)):
+            raise types.ArgumentError(f"timeout is {timeout!r}: it must be seconds")
+        return timeout
 
 
 class Current:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Mapping, Optional, Sequence, Union
+import contextlib
+from typing import TYPE_CHECKING, Iterator, Mapping, Optional, Sequence, Union
 
 import grpc
 
@@ -33,11 +34,45 @@ _FINISH_REASONS = {
 }
 
 
+# Where the parameters of a generation go that are one field each: the message in the request, and
+# the field in it.
+_FIELDS = {
+    **{name: ("", name) for name in ("request_id", "model", "n", "seed", "logprobs", "cache_salt",
+                                     "stream_interval")},
+    **{name: ("sampling", name) for name in (
+        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
+        "frequency_penalty")},
+    **{name: ("stop", name) for name in ("max_tokens", "min_tokens", "ignore_eos")},
+    "stop_token_ids": ("stop", "token_ids"),
+}
+
+
 def _lookup(table: Mapping[Optional[str], int], name: Optional[str], field: str) -> int:
-    if name not in table:
+    if name is not None and not isinstance(name, str) or name not in table:
         known = ", ".join(sorted(key for key in table if key))
-        raise ValueError(f"{field} is {name!r}: use one of {known}")
+        raise types.ArgumentError(f"{field} is {name!r}: use one of {known}")
     return table[name]
+
+
+@contextlib.contextmanager
+def argument(name: str) -> Iterator[None]:
+    """What protobuf does not take is told as this argument's."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError) as error:
+        raise types.ArgumentError(f"{name}: {error}") from None
+
+
+def _set(message, field: str, value, name: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, (bytes, bytearray)):  # protobuf takes them for text, or for ids
+        raise types.ArgumentError(f"{name}: must not be {type(value).__name__}")
+    with argument(name):
+        if hasattr(getattr(message, field), "extend"):
+            getattr(message, field).extend(value)
+        else:
+            setattr(message, field, value)
 
 
 def make_error(error: grpc.RpcError, request_id: str,
@@ -58,50 +93,71 @@ def _read_usage(usage: pb.Usage) -> types.Usage:
     return types.Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_prompt_tokens)
 
 
-def _set_prompt(message, prompt: Prompt, text_field: str, tokens_field: str) -> None:
+def _set_prompt(message, prompt: Prompt, text_field: str, tokens_field: str, name: str) -> None:
     if isinstance(prompt, str):
-        setattr(message, text_field, prompt)
+        _set(message, text_field, prompt, name)
+    elif prompt is None:
+        raise types.ArgumentError(f"{name}: must be a text or token ids, not None")
     else:
         getattr(message, tokens_field).SetInParent()
-        getattr(message, tokens_field).ids.extend(prompt)
+        _set(getattr(message, tokens_field), "ids", prompt, name)
 
 
 def generate_request(prompt: Prompt,
                      **parameters: Unpack[types.GenerateParameters]) -> pb.GenerateRequest:
     unknown = parameters.keys() - types.GenerateParameters.__annotations__.keys()
     if unknown:
-        raise TypeError(f"unknown parameters of a generation: {', '.join(sorted(unknown))}")
+        raise types.ArgumentError(
+            f"unknown parameters of a generation: {', '.join(sorted(unknown))}")
     get = parameters.get
-    stop = get("stop") or ()
     request = pb.GenerateRequest(
-        request_id=get("request_id"), model=get("model"), n=get("n"), seed=get("seed"),
-        logprobs=get("logprobs"), alignment=_lookup(_ALIGNMENTS, get("alignment"), "alignment"),
-        priority=_lookup(_PRIORITIES, get("priority"), "priority"), cache_salt=get("cache_salt"),
-        stream_interval=get("stream_interval"),
-        sampling=pb.SamplingParameters(
-            temperature=get("temperature"), top_k=get("top_k"), top_p=get("top_p"),
-            min_p=get("min_p"), repetition_penalty=get("repetition_penalty"),
-            presence_penalty=get("presence_penalty"), frequency_penalty=get("frequency_penalty"),
-            logit_bias=[pb.LogitBias(token=token, bias=bias)
-                        for token, bias in (get("logit_bias") or {}).items()]),
-        stop=pb.StopConditions(
-            max_tokens=get("max_tokens"), min_tokens=get("min_tokens"),
-            strings=[stop] if isinstance(stop, str) else stop, token_ids=get("stop_token_ids") or (),
-            ignore_eos=get("ignore_eos")))
-    _set_prompt(request, prompt, "text", "tokens")
+        alignment=_lookup(_ALIGNMENTS, get("alignment"), "alignment"),
+        priority=_lookup(_PRIORITIES, get("priority"), "priority"),
+        sampling=pb.SamplingParameters(), stop=pb.StopConditions())
+    for name, (part, field) in _FIELDS.items():
+        _set(getattr(request, part) if part else request, field, get(name), name)
+    stop = get("stop")
+    _set(request.stop, "strings", [stop] if isinstance(stop, str) else stop, "stop")
+    with argument("logit_bias"):
+        for token, bias in (get("logit_bias") or {}).items():
+            request.sampling.logit_bias.add(token=token, bias=bias)
+    _set_prompt(request, prompt, "text", "tokens", "prompt")
     return request
 
 
 def score_request(continuation: Prompt, *, context: Optional[Prompt], alignment: Optional[str],
                   top_logprobs: int, priority: Optional[str], cache_salt: Optional[str],
                   model: str, request_id: str) -> pb.ScoreRequest:
-    request = pb.ScoreRequest(
-        request_id=request_id, model=model, top_logprobs=top_logprobs,
-        alignment=_lookup(_ALIGNMENTS, alignment, "alignment"),
-        priority=_lookup(_PRIORITIES, priority, "priority"), cache_salt=cache_salt)
-    _set_prompt(request, continuation, "continuation_text", "continuation_tokens")
+    request = pb.ScoreRequest(alignment=_lookup(_ALIGNMENTS, alignment, "alignment"),
+                              priority=_lookup(_PRIORITIES, priority, "priority"))
+    for name, value in (("top_logprobs", top_logprobs), ("cache_salt", cache_salt),
+                        ("model", model), ("request_id", request_id)):
+        _set(request, name, value, name)
+    _set_prompt(request, continuation, "continuation_text", "continuation_tokens", "continuation")
     if context is not None:
-        _set_prompt(request, context, "context_text", "context_tokens")
+        _set_prompt(request, context, "context_text", "context_tokens", "context")
+    return request
+
+
+def tokenize_request(text: str, model: str) -> pb.TokenizeRequest:
+    request = pb.TokenizeRequest()
+    _set(request, "text", text, "text")
+    _set(request, "model", model, "model")
+    return request
+
+
+def detokenize_request(tokens: Sequence[int], skip_special_tokens: bool,
+                       model: str) -> pb.DetokenizeRequest:
+    request = pb.DetokenizeRequest()
+    _set(request, "tokens", tokens, "tokens")
+    _set(request, "skip_special_tokens", skip_special_tokens, "skip_special_tokens")
+    _set(request, "model", model, "model")
+    return request
+
+
+def model_request(model: str) -> pb.GetModelRequest:
+    request = pb.GetModelRequest()
+    _set(request, "model", model, "model")
     return request
 
 

@@ -102,6 +102,7 @@ class AsyncClient:
             else grpc.aio.secure_channel(one, settings.credentials, settings.options)
             for one in settings.addresses]
         self._stubs = [generation_pb2_grpc.GenerationStub(channel) for channel in self._channels]
+        self._closed = False
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -110,12 +111,14 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        self._closed = True
         for channel in self._channels:
             await channel.close()
 
     def stream(self, prompt: Prompt, *, timeout: Optional[float] = None,
                **parameters: Unpack[types.GenerateParameters]) -> AsyncStream:
         """Starts a generation after `prompt`, a text or token ids."""
+        self._check_open()
         request = _wire.generate_request(prompt, **parameters)
         return AsyncStream(self, request, self._settings.limit(timeout))
 
@@ -140,20 +143,24 @@ class AsyncClient:
 
     async def tokenize(self, text: str, *, model: str = "",
                        timeout: Optional[float] = None) -> list[int]:
-        request = pb.TokenizeRequest(model=model, text=text)
+        request = _wire.tokenize_request(text, model)
         return list((await self._call("Tokenize", request, timeout)).tokens)
 
     async def detokenize(self, tokens: Sequence[int], *, skip_special_tokens: bool = False,
                          model: str = "", timeout: Optional[float] = None) -> str:
-        request = pb.DetokenizeRequest(model=model, tokens=tokens,
-                                       skip_special_tokens=skip_special_tokens)
+        request = _wire.detokenize_request(tokens, skip_special_tokens, model)
         return (await self._call("Detokenize", request, timeout)).text
 
     async def model(self, *, model: str = "", timeout: Optional[float] = None) -> types.Model:
         """What is served."""
-        return _wire.read_model(await self._call("GetModel", pb.GetModelRequest(model=model), timeout))
+        return _wire.read_model(await self._call("GetModel", _wire.model_request(model), timeout))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise types.ClosedError()
 
     async def _call(self, method: str, request, timeout: Optional[float], request_id: str = ""):
+        self._check_open()
         attempts = _connection.Attempts(self._settings, self._current, self._settings.limit(timeout))
         while True:
             seconds = attempts.begin()

@@ -129,6 +129,7 @@ class Client:
     def stream(self, prompt: Prompt, *, timeout: Optional[float] = None,
                **parameters: Unpack[types.GenerateParameters]) -> Stream:
         """Starts a generation after `prompt`, a text or token ids."""
+        self._check_open()
         request = _wire.generate_request(prompt, **parameters)
         return Stream(self, request, self._settings.limit(timeout))
 
@@ -153,20 +154,24 @@ class Client:
 
     def tokenize(self, text: str, *, model: str = "",
                  timeout: Optional[float] = None) -> list[int]:
-        request = pb.TokenizeRequest(model=model, text=text)
+        request = _wire.tokenize_request(text, model)
         return list((self._call("Tokenize", request, timeout)).tokens)
 
     def detokenize(self, tokens: Sequence[int], *, skip_special_tokens: bool = False,
                    model: str = "", timeout: Optional[float] = None) -> str:
-        request = pb.DetokenizeRequest(model=model, tokens=tokens,
-                                       skip_special_tokens=skip_special_tokens)
+        request = _wire.detokenize_request(tokens, skip_special_tokens, model)
         return (self._call("Detokenize", request, timeout)).text
 
     def model(self, *, model: str = "", timeout: Optional[float] = None) -> types.Model:
         """What is served."""
-        return _wire.read_model(self._call("GetModel", pb.GetModelRequest(model=model), timeout))
+        return _wire.read_model(self._call("GetModel", _wire.model_request(model), timeout))
+
+    def _check_open(self) -> None:
+        if self._closed.is_set():
+            raise types.ClosedError()
 
     def _call(self, method: str, request, timeout: Optional[float], request_id: str = ""):
+        self._check_open()
         attempts = _connection.Attempts(self._settings, self._current, self._settings.limit(timeout))
         while True:
             seconds = attempts.begin()

@@ -54,6 +54,20 @@ class Error(Exception):
         self.retry_after = retry_after
 
 
+class ArgumentError(Error, TypeError, ValueError):
+    """An argument that cannot be sent: INVALID_ARGUMENT, told before anything is."""
+
+    def __init__(self, message: str):
+        super().__init__(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+class ClosedError(Error):
+    """A call of a client that has been closed: FAILED_PRECONDITION."""
+
+    def __init__(self) -> None:
+        super().__init__(grpc.StatusCode.FAILED_PRECONDITION, "the client is closed")
+
+
 class TopLogprob(NamedTuple):
     token: int
     logprob: float  # natural, raw, over the whole vocabulary

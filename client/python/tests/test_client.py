@@ -217,6 +217,57 @@ def test_an_unknown_parameter_is_refused_by_name_before_anything_is_sent(served)
     assert scripted.requests == []
 
 
+@pytest.mark.parametrize("arguments, name", [
+    ({"prompt": b"abc"}, "prompt"), ({"prompt": None}, "prompt"), ({"prompt": 7}, "prompt"),
+    ({"prompt": ["a"]}, "prompt"), ({"prompt": [2**40]}, "prompt"), ({"prompt": "\ud800"}, "prompt"),
+    ({"temperature": "hot"}, "temperature"), ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": 2**40}, "max_tokens"), ({"seed": -1}, "seed"), ({"n": "2"}, "n"),
+    ({"stop": [7]}, "stop"), ({"stop": b"x"}, "stop"), ({"stop_token_ids": "12"}, "stop_token_ids"),
+    ({"stop_token_ids": 7}, "stop_token_ids"), ({"logit_bias": [1]}, "logit_bias"),
+    ({"logit_bias": {"a": 1}}, "logit_bias"), ({"priority": 3}, "priority"),
+    ({"alignment": ["end"]}, "alignment"), ({"model": 7}, "model"), ({"timeout": "1"}, "timeout"),
+])
+def test_an_argument_that_cannot_be_sent_is_named(served, arguments, name):
+    client, scripted = served
+    with pytest.raises(blockserve.ArgumentError, match=f"INVALID_ARGUMENT: {name}\\b") as caught:
+        client.generate(**{"prompt": "a", **arguments})
+    assert isinstance(caught.value, blockserve.Error)
+    assert scripted.requests == []
+
+
+def test_the_other_calls_name_their_arguments(served):
+    client, scripted = served
+    for call, name in ((lambda: client.tokenize(b"a"), "text"), (lambda: client.tokenize(7), "text"),
+                       (lambda: client.detokenize("abc"), "tokens"),
+                       (lambda: client.detokenize(b"abc"), "tokens"),
+                       (lambda: client.score(b"a"), "continuation"),
+                       (lambda: client.score("a", context=7), "context"),
+                       (lambda: client.score("a", top_logprobs="2"), "top_logprobs"),
+                       (lambda: client.model(model=7), "model")):
+        with pytest.raises(blockserve.ArgumentError, match=name):
+            call()
+    assert scripted.requests == []
+
+
+def test_a_closed_client_says_so(served):
+    client, scripted = served
+    client.close()
+    for call in (lambda: client.generate("a"), lambda: client.stream("a"), client.model,
+                 lambda: client.tokenize("a")):
+        with pytest.raises(blockserve.ClosedError, match="closed"):
+            call()
+
+    async def closed():
+        other = blockserve.AsyncClient("x:1")
+        await other.close()
+        with pytest.raises(blockserve.ClosedError):
+            other.stream("a")
+        with pytest.raises(blockserve.ClosedError):
+            await other.tokenize("a")
+
+    asyncio.run(closed())
+
+
 def test_an_unknown_alignment_is_refused_by_name_before_anything_is_sent(served):
     client, scripted = served
     with pytest.raises(ValueError, match="alignment is 'left'"):

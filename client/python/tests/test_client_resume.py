@@ -199,7 +199,7 @@ def test_addresses_where_nobody_ever_answered_are_given_up_soon(monkeypatch):
         pauses = simulated(monkeypatch, [LOST] * 99, addresses=addresses, answered=False)
         assert len(pauses) == tries and sum(pauses) < 10
     # A refusal is an answer.
-    pauses = simulated(monkeypatch, [Failure(FULL), *[LOST] * 99], answered=False)
+    pauses = simulated(monkeypatch, [Failure(FULL, "0"), *[LOST] * 99], answered=False)
     assert 28 <= sum(pauses[1:]) < 30
 
 
@@ -248,7 +248,7 @@ def test_a_wait_that_a_gateway_asked_for_is_no_part_of_a_loss(monkeypatch):
 @pytest.mark.parametrize("told, waits", [("7", 7.0), ("0", None), ("", None), ("soon", None),
                                          ("-1", None), ("nan", None), ("1e300", None)])
 def test_a_retry_after_that_is_none_is_passed_over(monkeypatch, told, waits):
-    (pause,) = simulated(monkeypatch, [Failure(FULL, told)])
+    (pause,) = simulated(monkeypatch, [Failure(grpc.StatusCode.UNAVAILABLE, told)])
     assert pause == waits if waits else 0.05 <= pause <= 0.1
 
 
