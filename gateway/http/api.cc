@@ -22,6 +22,9 @@ namespace {
 constexpr absl::string_view kModelsPath = "/v1/models";
 constexpr size_t kMaxLoggedFields = 256;
 constexpr size_t kMaxLoggedFieldBytes = 64;
+// One client is not to fill what is logged for all.
+constexpr size_t kMaxLoggedFieldsOfRequest = 16;
+constexpr absl::string_view kEverything = "*";  // the path of OPTIONS that asks for no path
 
 bool NeedsKey(absl::string_view path) {
   return absl::StartsWith(path, "/v1/") || path == "/tokenize" || path == "/detokenize" ||
@@ -42,7 +45,19 @@ absl::string_view MethodOf(absl::string_view path) {
 }
 
 absl::string_view MethodsOf(absl::string_view path) {
+  if (path == kEverything) return "GET, HEAD, POST, OPTIONS";
   return MethodOf(path) == "GET" ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
+}
+
+// Which headers a page may send that is let in: those that its browser asks for, since client
+// libraries have many of their own ("x-stainless-lang", …).
+std::string AllowedHeaders(const HttpRequest& request) {
+  const absl::string_view asked = request.header("Access-Control-Request-Headers");
+  const bool plain = std::all_of(asked.begin(), asked.end(), [](unsigned char c) {
+    return absl::ascii_isalnum(c) || c == '-' || c == '_' || c == ',' || c == ' ';
+  });
+  if (!asked.empty() && plain) return std::string(asked);
+  return "Authorization, Content-Type, Last-Event-ID, X-Request-Id, X-Request-Timeout";
 }
 
 void AppendWorkers(std::string& out, const std::vector<WorkerStatus>& workers) {
@@ -95,27 +110,23 @@ v1::GetModelResponse HttpApi::DescribeModel() const {
 
 std::optional<HttpResponse> HttpApi::CheckHead(const HttpRequest& head,
                                                std::string* key_name) const {
-  const auto refusal = [&head](HttpResponse response) {
-    const absl::string_view id = head.header(kRequestIdHeader);
-    if (!id.empty()) response.headers.emplace_back(kRequestIdHeader, id);
-    return response;
-  };
+  if (head.method == "OPTIONS" && head.path == kEverything) return std::nullopt;
   const absl::string_view allowed = MethodOf(head.path);
-  if (allowed.empty()) return refusal(OpenAiError(404, "there is no such path here"));
+  if (allowed.empty()) return OpenAiError(404, "there is no such path here");
   if (head.method == "OPTIONS") return std::nullopt;
   if (head.method != allowed && !(allowed == "GET" && head.method == "HEAD")) {
     HttpResponse response = OpenAiError(405, absl::StrCat("use ", allowed));
     response.headers.emplace_back("Allow", MethodsOf(head.path));
-    return refusal(std::move(response));
+    return response;
   }
   const absl::string_view encoding = head.header("Content-Encoding");
   if (!encoding.empty() && !absl::EqualsIgnoreCase(encoding, "identity")) {
-    return refusal(OpenAiError(415, "Content-Encoding: bodies are taken as they are, not packed",
-                               "Content-Encoding"));
+    return OpenAiError(415, "Content-Encoding: bodies are taken as they are, not packed",
+                       "Content-Encoding");
   }
   if (!options_.authenticate || !NeedsKey(head.path)) return std::nullopt;
   absl::StatusOr<std::string> name = options_.authenticate(head.header("Authorization"));
-  if (!name.ok()) return refusal(OpenAiError(name.status()));
+  if (!name.ok()) return OpenAiError(name.status());
   if (key_name != nullptr) *key_name = *std::move(name);
   return std::nullopt;
 }
@@ -133,9 +144,8 @@ void HttpApi::Handle(const std::shared_ptr<HttpExchange>& exchange) {
     response.headers = {{"Allow", std::string(MethodsOf(request.path))}};
     if (!options_.cors_origin.empty()) {
       response.headers.emplace_back("Access-Control-Allow-Methods", MethodsOf(request.path));
-      response.headers.emplace_back(
-          "Access-Control-Allow-Headers",
-          "Authorization, Content-Type, Last-Event-ID, X-Request-Id, X-Request-Timeout");
+      response.headers.emplace_back("Access-Control-Allow-Headers", AllowedHeaders(request));
+      response.headers.emplace_back("Vary", "Access-Control-Request-Headers");
       response.headers.emplace_back("Access-Control-Max-Age", "600");
     }
     return exchange->Respond(std::move(response));
@@ -265,13 +275,14 @@ void HttpApi::Refuse(const std::shared_ptr<HttpExchange>& exchange, const HttpRe
   exchange->Respond(std::move(response));
 }
 
-void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) {
+void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) const {
   std::vector<std::string> fresh;
   bool last = false;
   {
     MutexLock lock(&mutex_);
     for (const std::string& field : fields) {
       if (logged_fields_.size() >= kMaxLoggedFields) break;
+      if (fresh.size() >= kMaxLoggedFieldsOfRequest) break;
       // Names come from clients: nothing else of theirs gets into the log by this way.
       const bool is_name = field.size() <= kMaxLoggedFieldBytes &&
                            std::all_of(field.begin(), field.end(), [](unsigned char c) {
@@ -316,7 +327,9 @@ absl::StatusOr<HttpResponse> HttpApi::Tokenize(const HttpRequest& request) const
   wanted.set_model(fields.String("model").value_or(""));
   const auto prompt = fields.String("prompt");
   if (!prompt.has_value()) fields.Fail("prompt", "must be a string");
+  fields.Find("add_special_tokens");  // no tokenizer of these models adds any
   if (!fields.status().ok()) return fields.status();
+  LogUnknownFields(fields.Unknown());
   wanted.set_text(*prompt);
   const v1::GetModelResponse model = DescribeModel();
   absl::StatusOr<v1::TokenizeResponse> tokens =
@@ -346,6 +359,7 @@ absl::StatusOr<HttpResponse> HttpApi::Detokenize(const HttpRequest& request) con
   const auto ids = fields.Ids("tokens", request.body.size());
   if (!ids.has_value()) fields.Fail("tokens", "must be a list of token ids");
   if (!fields.status().ok()) return fields.status();
+  LogUnknownFields(fields.Unknown());
   wanted.mutable_tokens()->Add(ids->begin(), ids->end());
   absl::StatusOr<v1::DetokenizeResponse> text =
       backend_.validator->Detokenize(wanted, DescribeModel().model_id());

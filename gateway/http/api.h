@@ -91,15 +91,15 @@ class HttpApi {
   void Ready(const std::shared_ptr<HttpExchange>& exchange);
   void Status(const std::shared_ptr<HttpExchange>& exchange);
   v1::GetModelResponse DescribeModel() const;
-  void LogUnknownFields(const std::vector<std::string>& fields);
+  void LogUnknownFields(const std::vector<std::string>& fields) const;
 
   const HttpApiOptions options_;
   const HttpBackend backend_;
   const int64_t started_s_;  // Unix time
   const std::shared_ptr<DeploymentProbe> probe_;
   std::atomic<bool> serving_{false};
-  Mutex mutex_;
-  std::set<std::string> logged_fields_ ABSL_GUARDED_BY(mutex_);
+  mutable Mutex mutex_;
+  mutable std::set<std::string> logged_fields_ ABSL_GUARDED_BY(mutex_);
   TextWorkers text_workers_;  // last: its threads use all of the above
 };
 

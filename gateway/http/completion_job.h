@@ -31,7 +31,6 @@ struct HttpPromptJob {
   std::optional<GenerationRequest> generation;  // none where max_tokens is 0
 };
 
-inline constexpr char kRequestIdHeader[] = "X-Request-Id";
 // The id that the client gives the request, or a new one.
 std::string RequestIdOf(const HttpRequest& request);
 

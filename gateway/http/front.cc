@@ -77,6 +77,7 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
     server_options.tls = [tls = *std::move(tls)] { return tls->Current(); };
   }
   HttpApi* const api = front->api_.get();
+  server_options.request_id = RequestIdOf;
   server_options.check_head = [api](const HttpRequest& head) {
     return api->CheckHead(head, nullptr);
   };

@@ -11,6 +11,8 @@
 
 namespace blockserve {
 
+inline constexpr char kRequestIdHeader[] = "X-Request-Id";
+
 struct HttpRequest {
   // A header's value; empty where there is none.
   absl::string_view header(absl::string_view name) const {

@@ -192,6 +192,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     worker->context->headers = options.headers;
     worker->context->handler = handler;
     worker->context->check_head = options.check_head;
+    worker->context->request_id = options.request_id;
     worker->context->make_error = make_error;
     worker->context->mailbox = worker->mailbox;
     impl->workers.push_back(std::move(worker));

@@ -25,6 +25,7 @@ struct HttpServerOptions {
   HttpConnectionLimits limits;
   std::vector<std::pair<std::string, std::string>> headers;  // of every answer
   // Of HttpSessionContext.
+  std::function<std::string(const HttpRequest& request)> request_id;
   std::function<std::optional<HttpResponse>(const HttpRequest& head)> check_head;
   // Called for each new connection; null, or returning null: plain.
   std::function<std::shared_ptr<boost::asio::ssl::context>()> tls;

@@ -149,6 +149,7 @@ void HttpSession::BeginReading() {
   phase_ = Phase::kReading;
   reader_ = std::make_unique<HttpRequestReader>(context_->limits.read);
   head_only_ = http_1_0_ = streaming_ = chunked_ = answered_ = false;
+  request_id_.clear();
   stream_head_.clear();
   SetDeadline(close_after_ ? kLastChance : context_->limits.idle_timeout);
   if (!early_.empty()) {
@@ -231,6 +232,7 @@ void HttpSession::Dispatch() {
   discarded_bytes_ = 0;
   head_only_ = request.method == "HEAD";
   http_1_0_ = request.http_1_0;
+  NameRequest(request);
   exchange_ = std::make_shared<Exchange>(shared_from_this(), std::move(request));
   // Not before the handler has run: it may answer at once.
   context_->handler(exchange_);
@@ -238,7 +240,12 @@ void HttpSession::Dispatch() {
   if (phase_ == Phase::kAnswering) ReadMore();
 }
 
+void HttpSession::NameRequest(const HttpRequest& request) {
+  if (context_->request_id) request_id_ = context_->request_id(request);
+}
+
 void HttpSession::RespondAndClose(const HttpResponse& response) {
+  NameRequest(reader_ != nullptr ? reader_->request() : HttpRequest());
   phase_ = Phase::kAnswering;
   close_after_ = true;
   WriteResponse(response);
@@ -250,9 +257,12 @@ std::string HttpSession::Head(const HttpResponse& response, absl::string_view fr
   if (!response.content_type.empty()) {
     absl::StrAppend(&head, "Content-Type: ", response.content_type, "\r\n");
   }
+  bool named = request_id_.empty();
   for (const auto& [name, value] : response.headers) {
     absl::StrAppend(&head, name, ": ", value, "\r\n");
+    named = named || name == kRequestIdHeader;
   }
+  if (!named) absl::StrAppend(&head, kRequestIdHeader, ": ", request_id_, "\r\n");
   for (const auto& [name, value] : context_->headers) {
     absl::StrAppend(&head, name, ": ", value, "\r\n");
   }

@@ -54,6 +54,9 @@ struct HttpSessionContext {
   // Makes what every answer but those of the handler is: the reader's refusals, timeouts.
   std::function<HttpResponse(int status, const std::string& message)> make_error;
   std::vector<std::pair<std::string, std::string>> headers;  // of every answer
+  // Names a request, for the X-Request-Id of answers that have none; null: they stay without. Of
+  // what is no request yet `request` is empty.
+  std::function<std::string(const HttpRequest& request)> request_id;
   std::shared_ptr<HttpMailbox> mailbox;
 };
 
@@ -92,6 +95,7 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   void BeginReading();
   void Dispatch();
   void RespondAndClose(const HttpResponse& response);
+  void NameRequest(const HttpRequest& request);
   void WriteResponse(const HttpResponse& response);
   std::string Head(const HttpResponse& response, absl::string_view framing) const;
 
@@ -126,6 +130,7 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   std::shared_ptr<Exchange> exchange_;  // of the request that is being answered
   bool head_only_ = false;              // HEAD
   bool http_1_0_ = false;
+  std::string request_id_;  // of the request that is being answered; empty: answers name none
   bool streaming_ = false;
   bool chunked_ = false;
   std::string stream_head_;  // until the first write

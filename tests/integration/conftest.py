@@ -1,5 +1,6 @@
 """Fixtures of the integration tests: programs that are stopped, and checked, when a module ends."""
 
+import json
 import os
 import pathlib
 
@@ -87,3 +88,17 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("measured")
         for what, value in sorted(_largest.items()):
             terminalreporter.write_line(f"{what} {value:.1e}")
+
+
+@pytest.fixture(scope="session")
+def chat_model(demo_model, tmp_path_factory):
+    """The demo model with a role format: it answers in fairy tales, but it answers."""
+    folder = tmp_path_factory.mktemp("models") / "chat"
+    folder.mkdir()
+    for path in demo_model.iterdir():
+        (folder / path.name).symlink_to(path.resolve())
+    (folder / "chat_format.json").write_text(json.dumps({
+        "roles": {"system": {"after": "\n"}, "user": {"before": "Q: ", "after": "\n"},
+                  "assistant": {"before": "A: ", "after": "\n"}},
+        "answer": "A:", "stop": ["\nQ:"]}))
+    return folder
