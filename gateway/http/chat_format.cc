@@ -99,19 +99,24 @@ absl::StatusOr<ChatFormat> ChatFormat::Load(const std::string& model_directory) 
                    " in its folder); it continues text: use /v1/completions"));
 }
 
-absl::StatusOr<std::string> ChatFormat::Render(absl::Span<const ChatMessage> messages) const {
+absl::StatusOr<std::string> ChatFormat::Render(absl::Span<const ChatMessage> messages,
+                                               ChatEnd end) const {
   std::string text = begin_;
   for (size_t i = 0; i < messages.size(); ++i) {
-    const auto found = roles_.find(messages[i].role);
+    auto found = roles_.find(messages[i].role);
+    if (found == roles_.end() && messages[i].role == "developer") found = roles_.find("system");
     if (found == roles_.end()) {
       return FieldError(absl::StrCat("messages[", i, "].role"), "must be one of ",
                         absl::StrJoin(roles_, ", ", [](std::string* out, const auto& entry) {
                           *out += entry.first;
                         }));
     }
-    absl::StrAppend(&text, found->second.before, messages[i].content, found->second.after);
+    absl::StrAppend(&text, found->second.before, messages[i].content);
+    if (end == ChatEnd::kWithinLastMessage && i + 1 == messages.size()) return text;
+    text += found->second.after;
   }
-  return text + answer_;
+  if (end == ChatEnd::kAnswer) text += answer_;
+  return text;
 }
 
 }  // namespace blockserve

@@ -20,6 +20,13 @@ struct ChatMessage {
   std::string content;
 };
 
+// Where the text ends that the model continues.
+enum class ChatEnd {
+  kAnswer,             // at the beginning of an answer
+  kAfterLastMessage,   // before one would begin
+  kWithinLastMessage,  // which is to be continued
+};
+
 class ChatFormat {
  public:
   // Errors: INVALID_ARGUMENT naming `source` and the field.
@@ -28,8 +35,10 @@ class ChatFormat {
   // be told, which differs where there is a Jinja template instead.
   static absl::StatusOr<ChatFormat> Load(const std::string& model_directory);
 
-  // INVALID_ARGUMENT naming messages[i].role where the format has no such role.
-  absl::StatusOr<std::string> Render(absl::Span<const ChatMessage> messages) const;
+  // INVALID_ARGUMENT naming messages[i].role where the format has no such role. What "system" says
+  // newer clients have "developer" say: one stands for the other where there is none of it.
+  absl::StatusOr<std::string> Render(absl::Span<const ChatMessage> messages,
+                                     ChatEnd end = ChatEnd::kAnswer) const;
   // End the answer, beside what the request says.
   const std::vector<std::string>& stop() const { return stop_; }
 

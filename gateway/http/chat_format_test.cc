@@ -29,6 +29,13 @@ TEST(ChatFormat, PutsTextBeforeAndAfterEachRole) {
       {"system", "be kind"}, {"user", "hi"}, {"assistant", "yo"}, {"user", "bye"}};
   EXPECT_EQ(format->Render(messages).value(), "<s>[be kind]\nU: hi\nA: yo\nU: bye\nA:");
   EXPECT_EQ(format->stop(), std::vector<std::string>{"\nU:"});
+  EXPECT_EQ(format->Render(messages, ChatEnd::kAfterLastMessage).value(),
+            "<s>[be kind]\nU: hi\nA: yo\nU: bye\n");
+  EXPECT_EQ(
+      format->Render(absl::MakeSpan(messages).subspan(0, 3), ChatEnd::kWithinLastMessage).value(),
+      "<s>[be kind]\nU: hi\nA: yo");
+  EXPECT_EQ(format->Render(std::vector<ChatMessage>{{"developer", "be kind"}}).value(),
+            "<s>[be kind]\nA:");
   const std::vector<ChatMessage> with_tool = {{"user", "hi"}, {"tool", "x"}};
   EXPECT_EQ(format->Render(with_tool).status().message(),
             "messages[1].role: must be one of assistant, system, user");

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
 #include "gateway/gathering_sink.h"
+#include "gateway/http/json_fields.h"
 
 namespace blockserve {
 namespace {
@@ -54,6 +55,7 @@ CompletionCall::CompletionCall(GenerationCore* core, const Tokenizer* tokenizer,
       tokenizer_(tokenizer),
       exchange_(std::move(exchange)),
       wanted_(std::move(job.wanted)),
+      model_(std::move(job.model)),
       request_id_(std::move(job.request_id)),
       seed_(job.seed),
       resume_(std::move(job.resume)),
@@ -86,6 +88,7 @@ void CompletionCall::Begin() {
     } else if (prompt.job.generation.has_value()) {
       Generate(i);
     } else {
+      Bound(model_.model_id(), model_.block_numeric_id(), model_.token_numeric_id());
       PromptDone(i);
     }
   }
@@ -150,10 +153,16 @@ void CompletionCall::Handle(size_t prompt, Event event) {
         choice.last_block.has_value() ? *std::move(choice.last_block) : BlockEvent();
     choice.last_block.reset();
     TakeBlock(prompt, last, finished);
+    const size_t index = prompt * static_cast<size_t>(n_) + finished->choice();
+    if (resume_.has_value() && choice.tokens < resume_->tokens[index]) {
+      return Fail(FieldError("Last-Event-ID", "is beyond the end of choice ", index));
+    }
     choice.finished = std::move(*finished);
   } else if (auto* done = std::get_if<DoneEvent>(&event)) {
     prompts_[prompt].running = 0;
-    if (!done->status.ok()) return Fail(done->status);
+    if (!done->status.ok()) {
+      return Fail(NamedAsGiven(done->status, wanted_, prompt, prompts_.size()));
+    }
     prompts_[prompt].usage.completion_tokens = done->usage.completion_tokens();
     prompts_[prompt].usage.cached_tokens = done->usage.cached_prompt_tokens();
     PromptDone(prompt);
@@ -177,7 +186,9 @@ void CompletionCall::Bound(absl::string_view model_id, absl::string_view block_i
 void CompletionCall::OnScore(size_t prompt, absl::StatusOr<v1::ScoreResponse> response) {
   Prompt& at = prompts_[prompt];
   at.running = 0;
-  if (!response.ok()) return Fail(response.status());
+  if (!response.ok()) {
+    return Fail(NamedAsGiven(response.status(), wanted_, prompt, prompts_.size()));
+  }
   Bound(response->model_id(), response->block_numeric_id(), response->token_numeric_id());
   if (over_) return;
   at.usage.cached_tokens = response->usage().cached_prompt_tokens();
@@ -199,7 +210,7 @@ void CompletionCall::BeginChoice(size_t prompt, Choice& choice, std::string& tex
   choice.begun = true;
   const Prompt& at = prompts_[prompt];
   if (wanted_.request.has_logprobs()) {
-    choice.logprobs.emplace(tokenizer_, wanted_.chat);
+    choice.logprobs.emplace(tokenizer_, wanted_.chat, wanted_.tokens_as_ids);
     for (int i = 0; at.score.has_value() && i < at.score->tokens_size(); ++i) {
       choice.logprobs->Add(at.score->tokens(i), at.score->logprobs(i));
     }
@@ -218,7 +229,7 @@ void CompletionCall::TakeBlock(size_t prompt, const BlockEvent& block,
     if (!choice.begun) BeginChoice(prompt, choice, echoed);
     choice.text += echoed;
     choice.text += output.text();
-    if (finished != nullptr) choice.text += finished->text();
+    choice.text += LastText(finished);
     choice.tokens += static_cast<int64_t>(size);
     for (size_t i = 0; i < size; ++i) {
       const int at = static_cast<int>(i);
@@ -245,12 +256,18 @@ void CompletionCall::TakeBlock(size_t prompt, const BlockEvent& block,
         last ? text.size() : static_cast<size_t>(block.detail.text_ends[end - 1]);
     const absl::string_view piece = text.substr(text_begin, text_end - text_begin);
     text_begin = text_end;
-    if (last && finished != nullptr && !finished->text().empty()) {
-      WriteEvent(prompt, block, begin, end, absl::StrCat(piece, finished->text()), finished);
+    const v1::Finished* const ends = last ? finished : nullptr;
+    if (const std::string more = LastText(ends); !more.empty()) {
+      WriteEvent(prompt, block, begin, end, absl::StrCat(piece, more), ends);
     } else {
-      WriteEvent(prompt, block, begin, end, piece, last ? finished : nullptr);
+      WriteEvent(prompt, block, begin, end, piece, ends);
     }
   }
+}
+
+std::string CompletionCall::LastText(const v1::Finished* finished) const {
+  if (finished == nullptr) return "";
+  return absl::StrCat(finished->text(), wanted_.include_stop ? finished->stop_string() : "");
 }
 
 void CompletionCall::WriteEvent(size_t prompt, const BlockEvent& block, size_t begin, size_t end,

@@ -80,6 +80,8 @@ absl::StatusOr<HttpPromptJob> MakePromptJob(const RequestValidator& validator,
   absl::StatusOr<ScoringRequest> scoring = validator.Scoring(scored, model_id, deadline);
   if (!scoring.ok()) return scoring.status();
   job.ids = scoring->tokens;
+  // Of an empty prompt the token that stands for it is no part of the text.
+  if (prompt.text.has_value() ? prompt.text->empty() : prompt.ids.empty()) return job;
   if (request.has_logprobs()) job.scoring = *std::move(scoring);
   if (prompt.text.has_value()) {
     job.text = *std::move(prompt.text);
@@ -95,6 +97,36 @@ absl::StatusOr<HttpPromptJob> MakePromptJob(const RequestValidator& validator,
     }
   }
   return job;
+}
+
+// Of each prompt its last tokens, where the request says so.
+absl::Status Truncate(const HttpJobContext& context, HttpCompletion& wanted) {
+  if (!wanted.truncate_prompt_tokens.has_value()) return absl::OkStatus();
+  int64_t most = *wanted.truncate_prompt_tokens;
+  if (most < 0) {
+    if (context.model.max_tokens() == 0) return absl::OkStatus();  // no limit is known
+    const int32_t otherwise = wanted.chat ? kDefaultChatTokens : kDefaultMaxTokens;
+    most = context.model.max_tokens() - wanted.max_tokens.value_or(otherwise);
+    if (most < 1) {
+      return FieldError(WithFieldNamesOf(wanted.renamed, "max_tokens"),
+                        "leaves no room for a prompt: the model can hold ",
+                        context.model.max_tokens(), " tokens");
+    }
+  }
+  const Tokenizer* const tokenizer = context.validator.tokenizer();
+  for (HttpPrompt& prompt : wanted.prompts) {
+    if (prompt.text.has_value()) {
+      if (tokenizer == nullptr) continue;  // which is refused
+      absl::StatusOr<std::vector<int32_t>> ids = tokenizer->Encode(*prompt.text);
+      if (!ids.ok()) return FieldError("prompt", ids.status().message());
+      if (static_cast<int64_t>(ids->size()) <= most) continue;
+      prompt = {std::nullopt, *std::move(ids)};
+    }
+    if (static_cast<int64_t>(prompt.ids.size()) > most) {
+      prompt.ids.erase(prompt.ids.begin(), prompt.ids.end() - most);
+    }
+  }
+  return absl::OkStatus();
 }
 
 // An answer is made in memory, on a thread that others share. About how large it may become: a
@@ -197,15 +229,22 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
   const v1::GetModelResponse& model = context.model;
   if (chat) {
     if (!context.chat_format.ok()) return context.chat_format.status();
-    absl::StatusOr<std::string> text = context.chat_format->Render(wanted.messages);
+    absl::StatusOr<std::string> text =
+        context.chat_format->Render(wanted.messages, wanted.chat_end);
     if (!text.ok()) return text.status();
     wanted.prompts = {{*std::move(text), {}}};
+  }
+  if (absl::Status status = Truncate(context, wanted); !status.ok()) return status;
+  if (chat) {
     if (!wanted.max_tokens.has_value()) {
       wanted.max_tokens = kDefaultChatTokens;
+      const HttpPrompt& prompt = wanted.prompts[0];
       const Tokenizer* tokenizer = context.validator.tokenizer();
       if (tokenizer != nullptr && model.max_tokens() > 0 &&
-          tokenizer->LeastTokens(*wanted.prompts[0].text) <= model.max_tokens()) {
-        absl::StatusOr<std::vector<int32_t>> ids = tokenizer->Encode(*wanted.prompts[0].text);
+          (!prompt.text.has_value() ||
+           tokenizer->LeastTokens(*prompt.text) <= model.max_tokens())) {
+        absl::StatusOr<std::vector<int32_t>> ids =
+            prompt.text.has_value() ? tokenizer->Encode(*prompt.text) : prompt.ids;
         const int64_t room = ids.ok() ? model.max_tokens() - static_cast<int64_t>(ids->size()) : 1;
         wanted.max_tokens =
             static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(kDefaultChatTokens, room)));
@@ -232,20 +271,7 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
       if (prompt->scoring.has_value()) priority = prompt->scoring->priority;
       if (auto status = context.check_priority(key_name, priority); !status.ok()) return status;
     }
-    if (!prompt.ok()) {
-      std::string message = WithHttpFieldName(prompt.status().message());
-      if (chat && absl::StartsWith(message, "prompt")) {
-        message = absl::StrCat("messages", absl::StripPrefix(message, "prompt"));
-      }
-      if (wanted.prompts.size() > 1 && absl::StartsWith(message, "prompt")) {
-        message = absl::StrCat("prompt[", i, "]", absl::StripPrefix(message, "prompt"));
-      }
-      absl::Status renamed(prompt.status().code(), message);
-      prompt.status().ForEachPayload([&renamed](absl::string_view type, const absl::Cord& payload) {
-        renamed.SetPayload(type, payload);
-      });
-      return renamed;
-    }
+    if (!prompt.ok()) return NamedAsGiven(prompt.status(), wanted, i, wanted.prompts.size());
     RequestOrigin origin;
     origin.trace = trace;
     origin.prompts_of_call = num_prompts;
@@ -274,6 +300,7 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
   job.head.id = absl::StrCat(chat ? "chatcmpl-" : "cmpl-", job.request_id);
   job.head.created = absl::ToUnixSeconds(absl::Now());
   job.head.model = model.name();
+  job.model = model;
   return job;
 }
 

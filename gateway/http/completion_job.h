@@ -56,6 +56,7 @@ struct HttpCompletionJob {
   uint64_t seed = 0;                  // the events' ids tell it, so that a stream can be made again
   std::optional<HttpEventId> resume;  // seed and request id are its
   std::vector<HttpPromptJob> prompts;
+  v1::GetModelResponse model;  // as it was served when the request came
 };
 
 // What making a job needs to know; all of it outlives the call.

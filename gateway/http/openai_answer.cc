@@ -17,9 +17,7 @@
 namespace blockserve {
 namespace {
 
-// Seconds after which a refused client may come again: room for a request opens quickly, a lost
-// tier takes its time.
-constexpr int kRetryRefusedSeconds = 1;
+// Seconds after which a client may come again that a lost tier has failed.
 constexpr int kRetryUnavailableSeconds = 2;
 
 absl::string_view ErrorType(int status) {
@@ -135,7 +133,6 @@ HttpResponse OpenAiError(int status, absl::string_view message, absl::string_vie
   HttpResponse response;
   response.status = status;
   response.body = ErrorObject(status, message, param, code);
-  if (status == 429) response.headers = {{"Retry-After", absl::StrCat(kRetryRefusedSeconds)}};
   if (status == 503) response.headers = {{"Retry-After", absl::StrCat(kRetryUnavailableSeconds)}};
   if (status == 401) response.headers = {{"WWW-Authenticate", "Bearer"}};
   return response;
@@ -179,8 +176,8 @@ std::string TokenText(const Tokenizer* tokenizer, int32_t id) {
   return text;
 }
 
-OpenAiLogprobs::OpenAiLogprobs(const Tokenizer* tokenizer, bool chat)
-    : tokenizer_(tokenizer), chat_(chat) {
+OpenAiLogprobs::OpenAiLogprobs(const Tokenizer* tokenizer, bool chat, bool tokens_as_ids)
+    : tokenizer_(tokenizer), names_(tokens_as_ids ? nullptr : tokenizer), chat_(chat) {
   if (tokenizer != nullptr) decoder_.emplace(*tokenizer, /*skip_special_tokens=*/false);
 }
 
@@ -200,7 +197,7 @@ void OpenAiLogprobs::Add(int32_t id, const v1::TokenLogprobs& logprobs) {
 }
 
 void OpenAiLogprobs::AddCompletion(int32_t id, const v1::TokenLogprobs& logprobs) {
-  const std::string own = TokenText(tokenizer_, id);
+  const std::string own = Name(id);
   std::string item;
   AppendJsonString(item, own);
   AppendListItem(tokens_, item);
@@ -225,7 +222,7 @@ void OpenAiLogprobs::AddCompletion(int32_t id, const v1::TokenLogprobs& logprobs
     AppendJsonFloat(item, value);
   };
   for (const v1::TopLogprob& top : logprobs.top()) {
-    add(TokenText(tokenizer_, top.token()), top.logprob());
+    add(Name(top.token()), top.logprob());
   }
   add(own, logprobs.logprob());
   item += '}';
@@ -235,7 +232,7 @@ void OpenAiLogprobs::AddCompletion(int32_t id, const v1::TokenLogprobs& logprobs
 void OpenAiLogprobs::AddChat(int32_t id, const v1::TokenLogprobs& logprobs) {
   const auto append = [&](std::string& out, int32_t token, float value) {
     out += "{\"token\":";
-    AppendJsonString(out, TokenText(tokenizer_, token));
+    AppendJsonString(out, Name(token));
     out += ",\"logprob\":";
     AppendJsonFloat(out, value);
     out += ",\"bytes\":[";

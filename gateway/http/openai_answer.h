@@ -39,8 +39,8 @@ struct OpenAiHead {
 // Collects the log-probabilities of consecutive tokens in OpenAI's form for completions or chat.
 class OpenAiLogprobs {
  public:
-  // `tokenizer` may be null.
-  OpenAiLogprobs(const Tokenizer* tokenizer, bool chat);
+  // `tokenizer` may be null. `tokens_as_ids`: every token is written "token_id:17".
+  OpenAiLogprobs(const Tokenizer* tokenizer, bool chat, bool tokens_as_ids = false);
 
   // What is added from now on was generated: special tokens have no text, and the first one comes
   // after so many characters, of which one may be for it to complete.
@@ -53,7 +53,10 @@ class OpenAiLogprobs {
   void AddCompletion(int32_t id, const v1::TokenLogprobs& logprobs);
   void AddChat(int32_t id, const v1::TokenLogprobs& logprobs);
 
+  std::string Name(int32_t id) const { return TokenText(names_, id); }
+
   const Tokenizer* tokenizer_;
+  const Tokenizer* names_;  // null: tokens have none
   bool chat_;
   std::optional<StreamDecoder> decoder_;
   int64_t offset_ = 0;  // characters before the next token

@@ -8,7 +8,9 @@
 #include <string>
 
 #include "absl/strings/strip.h"
+#include "gateway/context_length.h"
 #include "gateway/http/json_text.h"
+#include "gateway/retry_after.h"
 
 namespace blockserve {
 namespace {
@@ -46,10 +48,15 @@ TEST(OpenAiError, HasOpenAisFormAndTheRightStatus) {
   EXPECT_EQ(error["param"], "max_tokens");
   EXPECT_TRUE(error["code"].is_null());
 
-  const HttpResponse full = OpenAiError(absl::ResourceExhaustedError("full"));
+  const HttpResponse full = OpenAiError(NoRoomYet("full"));
   EXPECT_EQ(full.status, 429);
   ASSERT_EQ(full.headers.size(), 1u);
   EXPECT_EQ(full.headers[0].first, "Retry-After");
+  EXPECT_TRUE(OpenAiError(absl::ResourceExhaustedError("never")).headers.empty());
+  const HttpResponse long_text =
+      OpenAiError(WithContextLengthExceeded(absl::InvalidArgumentError("continuation: too long")));
+  EXPECT_EQ(Json::parse(long_text.body)["error"]["code"], "context_length_exceeded");
+  EXPECT_EQ(Json::parse(long_text.body)["error"]["param"], "prompt");
   EXPECT_EQ(OpenAiError(absl::UnavailableError("gone")).status, 503);
   EXPECT_EQ(OpenAiError(absl::UnavailableError("gone")).headers[0].first, "Retry-After");
   EXPECT_EQ(OpenAiError(absl::DeadlineExceededError("late")).status, 504);

@@ -6,9 +6,12 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/cord.h"
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
+#include "absl/types/span.h"
 #include "gateway/http/json_fields.h"
 #include "gateway/validate.h"
 
@@ -98,6 +101,18 @@ void ReadMessages(JsonFields& fields, HttpCompletion& out) {
   }
 }
 
+void ReadChatEnd(JsonFields& fields, HttpCompletion& out) {
+  const auto answer = fields.Bool("add_generation_prompt");
+  if (fields.Bool("continue_final_message").value_or(false)) {
+    if (answer.value_or(false)) {
+      return fields.Fail("continue_final_message", "excludes add_generation_prompt");
+    }
+    out.chat_end = ChatEnd::kWithinLastMessage;
+  } else if (!answer.value_or(true)) {
+    out.chat_end = ChatEnd::kAfterLastMessage;
+  }
+}
+
 void ReadStop(JsonFields& fields, v1::StopConditions& out) {
   const Json* stop = fields.Find("stop");
   if (stop != nullptr) {
@@ -166,7 +181,8 @@ void ReadLogprobs(JsonFields& fields, HttpCompletion& out) {
   }
   const bool wanted = fields.Bool("logprobs").value_or(false);
   const auto best = fields.Integer("top_logprobs", 0, kMaxTopLogprobs);
-  if (best.has_value() && !wanted) return fields.Fail("top_logprobs", "needs logprobs to be true");
+  if (best.value_or(0) > 0 && !wanted)
+    return fields.Fail("top_logprobs", "needs logprobs to be true");
   if (wanted) out.request.set_logprobs(static_cast<int32_t>(best.value_or(0)));
 }
 
@@ -207,6 +223,7 @@ template <int kValue>
 bool IsNumber(const Json& value) {
   return value.is_number() && value == kValue;
 }
+bool IsNotAboveZero(const Json& value) { return value.is_number() && value <= 0; }
 bool IsBoolean(const Json& value) { return value.is_boolean(); }
 bool IsEmpty(const Json& value) {  // a string, list or object
   return (value.is_string() && value.get_ref<const std::string&>().empty()) ||
@@ -240,33 +257,63 @@ constexpr UnsupportedField kUnsupported[] = {
     {"regex", IsEmpty},
     {"ebnf", IsEmpty},
     {"grammar", IsEmpty},
+    {"structural_tag", IsEmpty},
     {"allowed_token_ids", Never},  // an empty list allows nothing
     {"bad_words", IsEmptyList},
+    {"banned_strings", IsEmpty},
+    {"ban_eos_token", Is<false>},  // ignore_eos is what this has
     {"logits_processors", IsEmptyList},
+    {"custom_logit_processor", IsEmpty},
+    {"thinking_token_budget", Never},
+    // Other ends.
+    {"stop_strings", IsEmpty},
+    {"stop_regex", IsEmpty},
+    {"repetition_detection", IsEmpty},
     // Other ways to sample.
     {"use_beam_search", Is<false>},
+    {"num_beams", IsNumber<1>},
     {"length_penalty", IsNumber<1>},
+    {"samplers", Never},
     {"typical_p", IsNumber<1>},
+    {"typ_p", IsNumber<1>},
+    {"tfs_z", IsNumber<1>},
+    {"top_a", IsNumber<0>},
+    {"top_n_sigma", IsNotAboveZero},
+    {"smoothing_factor", IsNumber<0>},
+    {"no_repeat_ngram_size", IsNumber<0>},
+    {"repeat_last_n", IsNumber<-1>},  // penalties look at the whole text
     {"mirostat", IsNumber<0>},
     {"mirostat_mode", IsNumber<0>},
     {"dynatemp_range", IsNumber<0>},
     {"xtc_probability", IsNumber<0>},
     {"dry_multiplier", IsNumber<0>},
+    // Another model.
+    {"lora_path", IsEmpty},
     // Another prompt, or another text for the same tokens.
     {"prompt_embeds", Never},
-    {"truncate_prompt_tokens", Never},
+    {"truncate", Never},  // truncate_prompt_tokens is what this has
     // No tokenizer of these models adds any.
     {"add_special_tokens", IsBoolean},
     {"skip_special_tokens", Is<true>},
     {"spaces_between_special_tokens", IsBoolean},  // of those that are skipped
-    {"include_stop_str_in_output", Is<false>},
     {"no_stop_trim", Is<false>},
     // More about the prompt: `echo` with `logprobs` tells it.
     {"prompt_logprobs", Never},
+    // `logprobs` is what this has.
+    {"n_probs", IsNumber<0>},
+    {"logprob_token_ids", IsEmptyList},
 };
 
-void RefuseUnsupported(JsonFields& fields) {
-  for (const UnsupportedField& field : kUnsupported) {
+constexpr UnsupportedField kUnsupportedInChat[] = {
+    {"echo", Is<false>},
+    // The format is the model's (chat_format.json).
+    {"chat_template", IsEmpty},
+    {"chat_template_kwargs", IsEmpty},
+    {"documents", IsEmptyList},
+};
+
+void RefuseUnsupported(JsonFields& fields, absl::Span<const UnsupportedField> unsupported) {
+  for (const UnsupportedField& field : unsupported) {
     const std::string name(field.name);
     const Json* value = fields.Find(name);
     if (value != nullptr && !field.asks_for_nothing(*value)) {
@@ -275,7 +322,53 @@ void RefuseUnsupported(JsonFields& fields) {
   }
 }
 
-void ReadEnums(JsonFields& fields, v1::GenerateRequest& out) {
+// Names that other servers, or newer clients, have for a field.
+constexpr std::pair<absl::string_view, absl::string_view> kAliases[] = {
+    {"max_completion_tokens", "max_tokens"},  {"n_predict", "max_tokens"},
+    {"max_new_tokens", "max_tokens"},         {"min_new_tokens", "min_tokens"},
+    {"repeat_penalty", "repetition_penalty"},
+};
+
+// Gives each field the name that it has here, and notes the client's.
+absl::Status TakeAliases(Json& object, std::vector<RenamedField>& renamed) {
+  for (const auto& [alias, name] : kAliases) {
+    const auto given = object.find(std::string(alias));
+    if (given == object.end()) continue;
+    Json value = std::move(*given);
+    object.erase(given);
+    if (value.is_null()) continue;
+    Json& here = object[std::string(name)];
+    if (here.is_null()) {
+      here = std::move(value);
+      renamed.push_back({std::string(name), std::string(alias)});
+    } else if (here != value) {
+      return FieldError(alias, "differs from ", WithFieldNamesOf(renamed, name));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void ReadPriority(JsonFields& fields, v1::GenerateRequest& out) {
+  const Json* given = fields.Find("priority");
+  // As vLLM has them: smaller numbers come first, and 0 is the default.
+  if (given != nullptr && given->is_number()) {
+    if (const auto number = fields.Integer("priority", -kAnyInt, kAnyInt);
+        number.value_or(0) != 0) {
+      out.set_priority(*number < 0 ? v1::PRIORITY_HIGH : v1::PRIORITY_BATCH);
+    }
+    return;
+  }
+  constexpr std::pair<absl::string_view, v1::Priority> kNames[] = {
+      {"high", v1::PRIORITY_HIGH}, {"normal", v1::PRIORITY_NORMAL}, {"batch", v1::PRIORITY_BATCH}};
+  const std::optional<std::string> word = fields.String("priority");
+  if (!word.has_value()) return;
+  for (const auto& [name, priority] : kNames) {
+    if (*word == name) return out.set_priority(priority);
+  }
+  fields.Fail("priority", "must be high, normal or batch, or an integer");
+}
+
+void ReadAlignment(JsonFields& fields, v1::GenerateRequest& out) {
   if (const auto alignment = fields.String("alignment")) {
     if (*alignment == "end") {
       out.set_alignment(v1::ALIGNMENT_END);
@@ -287,46 +380,31 @@ void ReadEnums(JsonFields& fields, v1::GenerateRequest& out) {
       fields.Fail("alignment", "must be end, start or none");
     }
   }
-  if (const auto priority = fields.String("priority")) {
-    if (*priority == "high") {
-      out.set_priority(v1::PRIORITY_HIGH);
-    } else if (*priority == "normal") {
-      out.set_priority(v1::PRIORITY_NORMAL);
-    } else if (*priority == "batch") {
-      out.set_priority(v1::PRIORITY_BATCH);
-    } else {
-      fields.Fail("priority", "must be high, normal or batch");
-    }
-  }
 }
 
 }  // namespace
 
-absl::StatusOr<HttpCompletion> ParseCompletion(absl::string_view body, bool chat) {
-  absl::StatusOr<Json> parsed = ParseJsonObject(body);
-  if (!parsed.ok()) return parsed.status();
-  HttpCompletion out;
-  out.chat = chat;
-  JsonFields fields(*parsed);
-  RefuseUnsupported(fields);
+namespace {
+
+absl::Status ReadCompletion(const Json& object, HttpCompletion& out) {
+  const bool chat = out.chat;
+  JsonFields fields(object);
+  RefuseUnsupported(fields, kUnsupported);
+  if (chat) RefuseUnsupported(fields, kUnsupportedInChat);
   if (const auto model = fields.String("model")) out.request.set_model(*model);
   if (chat) {
     ReadMessages(fields, out);
+    ReadChatEnd(fields, out);
   } else {
     ReadPrompts(fields, out);
+    out.echo = fields.Bool("echo").value_or(false);
+  }
+  if (const auto most = fields.Integer("truncate_prompt_tokens", -1, kAnyInt)) {
+    if (*most == 0) fields.Fail("truncate_prompt_tokens", "must be -1, or at least 1");
+    out.truncate_prompt_tokens = static_cast<int32_t>(*most);
   }
   const auto max_tokens = fields.Integer("max_tokens", 0, kAnyInt);
   if (max_tokens.has_value()) out.max_tokens = static_cast<int32_t>(*max_tokens);
-  if (chat) {
-    if (const auto most = fields.Integer("max_completion_tokens", 0, kAnyInt)) {
-      if (out.max_tokens.has_value() && *most != *out.max_tokens) {
-        fields.Fail("max_completion_tokens", "differs from max_tokens");
-      }
-      out.max_tokens = static_cast<int32_t>(*most);
-    }
-  } else {
-    out.echo = fields.Bool("echo").value_or(false);
-  }
   if (out.max_tokens == 0 && !out.echo)
     fields.Fail("max_tokens", "must be at least 1 without echo");
   const auto n = fields.Integer("n", 1, kMaxChoices);
@@ -341,10 +419,16 @@ absl::StatusOr<HttpCompletion> ParseCompletion(absl::string_view body, bool chat
   ReadLogprobs(fields, out);
   ReadStop(fields, *out.request.mutable_stop());
   ReadSampling(fields, *out.request.mutable_sampling());
-  if (const auto seed = fields.Bits("seed")) out.request.set_seed(*seed);
+  out.include_stop = fields.Bool("include_stop_str_in_output").value_or(false);
+  // -1 is what vLLM and llama.cpp say for "any".
+  if (const Json* seed = fields.Find("seed"); seed != nullptr && *seed != -1) {
+    if (const auto bits = fields.Bits("seed")) out.request.set_seed(*bits);
+  }
   out.return_token_ids = fields.Bool("return_token_ids").value_or(false);
+  out.tokens_as_ids = fields.Bool("return_tokens_as_token_ids").value_or(false);
   if (const auto salt = fields.String("cache_salt")) out.request.set_cache_salt(*salt);
-  ReadEnums(fields, out.request);
+  ReadAlignment(fields, out.request);
+  ReadPriority(fields, out.request);
   if (fields.status().ok() && (out.echo || chat)) {
     if (out.request.alignment() != v1::ALIGNMENT_UNSPECIFIED &&
         out.request.alignment() != v1::ALIGNMENT_START) {
@@ -353,9 +437,32 @@ absl::StatusOr<HttpCompletion> ParseCompletion(absl::string_view body, bool chat
     out.request.set_alignment(v1::ALIGNMENT_START);
   }
   fields.Find("user");  // accepted, and of no effect
-  if (!fields.status().ok()) return fields.status();
   for (std::string& name : fields.Unknown()) out.unknown_fields.push_back(std::move(name));
+  return fields.status();
+}
+
+}  // namespace
+
+absl::StatusOr<HttpCompletion> ParseCompletion(absl::string_view body, bool chat) {
+  absl::StatusOr<Json> object = ParseJsonObject(body);
+  if (!object.ok()) return object.status();
+  HttpCompletion out;
+  out.chat = chat;
+  if (absl::Status status = TakeAliases(*object, out.renamed); !status.ok()) return status;
+  if (absl::Status status = ReadCompletion(*object, out); !status.ok()) {
+    return absl::Status(status.code(), WithFieldNamesOf(out.renamed, status.message()));
+  }
   return out;
+}
+
+std::string WithFieldNamesOf(absl::Span<const RenamedField> renamed, absl::string_view message) {
+  for (const RenamedField& field : renamed) {
+    absl::string_view rest = message;
+    if (absl::ConsumePrefix(&rest, field.name) && (rest.empty() || rest.front() == ':')) {
+      return absl::StrCat(field.given, rest);
+    }
+  }
+  return std::string(message);
 }
 
 std::string FieldOfMessage(absl::string_view message) {
@@ -370,6 +477,21 @@ std::string FieldOfMessage(absl::string_view message) {
   return std::string(field);
 }
 
+absl::Status NamedAsGiven(const absl::Status& status, const HttpCompletion& wanted, size_t index,
+                          size_t prompts) {
+  const std::string message = WithFieldNamesOf(wanted.renamed, WithHttpFieldName(status.message()));
+  absl::string_view rest = message;
+  const bool of_prompt = absl::ConsumePrefix(&rest, "prompt");
+  absl::Status named(status.code(), of_prompt && wanted.chat ? absl::StrCat("messages", rest)
+                                    : of_prompt && prompts > 1
+                                        ? absl::StrCat("prompt[", index, "]", rest)
+                                        : message);
+  status.ForEachPayload([&named](absl::string_view type, const absl::Cord& payload) {
+    named.SetPayload(type, payload);
+  });
+  return named;
+}
+
 std::string WithHttpFieldName(absl::string_view message) {
   // HTTP's entries have no numbers; the message names the token.
   if (absl::StartsWith(message, "sampling.logit_bias[")) {
@@ -380,6 +502,7 @@ std::string WithHttpFieldName(absl::string_view message) {
       {"prompt.tokens", "prompt"},
       {"continuation_text", "prompt"},
       {"continuation_tokens", "prompt"},
+      {"continuation", "prompt"},
       {"stop.strings", "stop"},
       {"stop.token_ids", "stop_token_ids"},
       {"stop.", ""},

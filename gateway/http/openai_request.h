@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "blockserve/v1/generation.pb.h"
 #include "gateway/http/chat_format.h"
 
@@ -25,10 +26,19 @@ struct HttpPrompt {
   std::vector<int32_t> ids;  // where there is no text
 };
 
+// A field that the client gave by another name than `name`, which messages begin with.
+struct RenamedField {
+  std::string name;
+  std::string given;
+};
+
 struct HttpCompletion {
   bool chat = false;
   std::vector<HttpPrompt> prompts;    // at least one; not for chat
   std::vector<ChatMessage> messages;  // chat alone
+  ChatEnd chat_end = ChatEnd::kAnswer;
+  // Of each prompt the last so many tokens are taken; -1: as many as fit.
+  std::optional<int32_t> truncate_prompt_tokens;
   // Everything but the prompt and max_tokens.
   v1::GenerateRequest request;
   std::optional<int32_t> max_tokens;  // 0 with echo alone
@@ -39,15 +49,23 @@ struct HttpCompletion {
   bool per_block = false;       // one event per block, or what is sent together, not per token
   bool include_worker = false;  // events say which token worker wrote them
   bool return_token_ids = false;
+  bool tokens_as_ids = false;  // in log-probabilities tokens are "token_id:17"
+  bool include_stop = false;   // the text ends with the stop string that ended it
+  std::vector<RenamedField> renamed;
   std::vector<std::string> unknown_fields;
 };
 
 // INVALID_ARGUMENT, the message beginning with the field's name as the client knows it.
 absl::StatusOr<HttpCompletion> ParseCompletion(absl::string_view body, bool chat);
 
+// A message that begins with a field, or a field, by the name that the client gave it.
+std::string WithFieldNamesOf(absl::Span<const RenamedField> renamed, absl::string_view message);
 // The field's name in a message of the validator ("stop.max_tokens: …") as OpenAI's clients know it
 // ("max_tokens: …").
 std::string WithHttpFieldName(absl::string_view message);
+// A status of prompt `index` of so many with the names that the client of `wanted` knows.
+absl::Status NamedAsGiven(const absl::Status& status, const HttpCompletion& wanted, size_t index,
+                          size_t prompts);
 // The field that such a message begins with; empty where it begins with none.
 std::string FieldOfMessage(absl::string_view message);
 

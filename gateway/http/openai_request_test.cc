@@ -49,7 +49,7 @@ TEST(ParseCompletion, FillsEveryFieldOfTheRequest) {
       Parsed(R"({"model":"m","prompt":"a","max_tokens":7,"n":2,"best_of":2,
     "echo":true,"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true,
     "per_block":true,"include_worker":true,"stream_interval":16},"logprobs":3,"stop":["x","y"],"stop_token_ids":[4,5],
-    "ignore_eos":true,"min_tokens":2,"seed":-1,"temperature":0.5,"top_p":0.25,"top_k":-1,
+    "ignore_eos":true,"min_tokens":2,"seed":-2,"temperature":0.5,"top_p":0.25,"top_k":-1,
     "min_p":0.125,"repetition_penalty":1.5,"presence_penalty":0.75,"frequency_penalty":-0.75,
     "logit_bias":{"12":-100,"13":1.5},"alignment":"start","priority":"batch",
     "return_token_ids":true,"user":"somebody","cache_salt":"ours"})");
@@ -65,7 +65,7 @@ TEST(ParseCompletion, FillsEveryFieldOfTheRequest) {
   EXPECT_EQ(request.stop().token_ids(0), 4);
   EXPECT_TRUE(request.stop().ignore_eos());
   EXPECT_EQ(request.stop().min_tokens(), 2);
-  EXPECT_EQ(request.seed(), ~uint64_t{0});
+  EXPECT_EQ(request.seed(), ~uint64_t{1});
   EXPECT_EQ(request.sampling().temperature(), 0.5f);
   EXPECT_EQ(request.sampling().top_p(), 0.25f);
   EXPECT_EQ(request.sampling().top_k(), 0);
@@ -104,9 +104,10 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
       EXPECT_EQ(refused(absl::StrCat("\"", field, "\":", value)), field) << value;
     }
   }
-  for (const char* field : {"structured_outputs", "guided_json", "guided_choice", "json_schema",
-                            "use_beam_search", "prompt_embeds", "truncate_prompt_tokens",
-                            "include_stop_str_in_output", "prompt_logprobs", "bad_words"}) {
+  for (const char* field :
+       {"structured_outputs", "guided_json", "guided_choice", "json_schema", "use_beam_search",
+        "prompt_embeds", "truncate", "samplers", "stop_strings", "stop_regex", "lora_path",
+        "structural_tag", "prompt_logprobs", "bad_words", "banned_strings"}) {
     for (const char* value : {"[7]", "{\"a\":1}", "\"required\"", "7"}) {
       EXPECT_EQ(refused(absl::StrCat("\"", field, "\":", value)), field) << value;
     }
@@ -115,6 +116,14 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
   EXPECT_EQ(refused(R"("skip_special_tokens":false)"), "skip_special_tokens");
   EXPECT_EQ(refused(R"("length_penalty":1.5)"), "length_penalty");
   EXPECT_EQ(refused(R"("mirostat":true)"), "mirostat");
+  for (const char* field : {"typ_p", "tfs_z", "top_n_sigma", "top_a", "smoothing_factor",
+                            "num_beams", "no_repeat_ngram_size", "n_probs", "repeat_last_n"}) {
+    EXPECT_EQ(refused(absl::StrCat("\"", field, "\":0.5")), field);
+  }
+  EXPECT_EQ(refused(R"("max_completion_tokens":"7")"), "max_completion_tokens");
+  EXPECT_EQ(refused(R"("max_completion_tokens":7,"max_tokens":8)"), "max_completion_tokens");
+  EXPECT_EQ(refused(R"("n_predict":-1)"), "n_predict");
+  EXPECT_EQ(refused(R"("truncate_prompt_tokens":0)"), "truncate_prompt_tokens");
   EXPECT_EQ(refused(R"("response_format":{"type":"json_object"})"), "response_format");
   EXPECT_EQ(refused(R"("response_format":{"type":"text","schema":{}})"), "response_format");
   EXPECT_EQ(refused(R"("modalities":["text","audio"])"), "modalities");
@@ -141,7 +150,8 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
   EXPECT_EQ(refused(R"("logit_bias":{"13":-1e300})"), "logit_bias[\"13\"]");
   EXPECT_EQ(refused(R"("alignment":"middle")"), "alignment");
   EXPECT_EQ(refused(R"("echo":true,"alignment":"end")"), "alignment");
-  EXPECT_EQ(refused(R"("priority":1)"), "priority");
+  EXPECT_EQ(refused(R"("priority":1.5)"), "priority");
+  EXPECT_EQ(refused(R"("priority":"urgent")"), "priority");
   EXPECT_EQ(refused(R"("cache_salt":7)"), "cache_salt");
   EXPECT_EQ(refused(R"("seed":1.5)"), "seed");
 }
@@ -155,11 +165,63 @@ TEST(ParseCompletion, WhatIsNotServedMayBeSentWithTheValueThatAsksForNothing) {
         R"("guided_json":null,"structured_outputs":{},"grammar":"","regex":"","bad_words":[])",
         R"("use_beam_search":false,"length_penalty":1.0,"typical_p":1,"mirostat":0)",
         R"("add_special_tokens":false,"skip_special_tokens":true)",
+        R"("top_n_sigma":-1,"typ_p":1.0,"tfs_z":1,"top_a":0,"num_beams":1,"n_probs":0)",
+        R"("banned_strings":[],"stop_strings":[],"lora_path":"","repetition_detection":{})",
         R"("include_stop_str_in_output":false,"spaces_between_special_tokens":true)"}) {
     const HttpCompletion parsed = Parsed(absl::StrCat(R"({"prompt":"a",)", fields, "}"));
     EXPECT_EQ(parsed.prompts.size(), 1u) << fields;
     EXPECT_TRUE(parsed.unknown_fields.empty()) << fields;
   }
+}
+
+TEST(ParseCompletion, TakesTheNamesThatOtherServersHave) {
+  for (const char* field : {"max_completion_tokens", "n_predict", "max_new_tokens"}) {
+    const HttpCompletion parsed = Parsed(absl::StrCat(R"({"prompt":"a",")", field, "\":7}"));
+    EXPECT_EQ(parsed.max_tokens, 7) << field;
+    EXPECT_TRUE(parsed.unknown_fields.empty()) << field;
+    const absl::Status status =
+        NamedAsGiven(absl::InvalidArgumentError("stop.max_tokens: too many"), parsed, 0, 1);
+    EXPECT_EQ(status.message(), absl::StrCat(field, ": too many"));
+  }
+  EXPECT_EQ(Parsed(R"({"prompt":"a","max_completion_tokens":7,"max_tokens":7})").max_tokens, 7);
+  const HttpCompletion others =
+      Parsed(R"({"prompt":"a","repeat_penalty":1.5,"min_new_tokens":3,"n_predict":null})");
+  EXPECT_EQ(others.request.sampling().repetition_penalty(), 1.5f);
+  EXPECT_EQ(others.request.stop().min_tokens(), 3);
+  EXPECT_FALSE(others.max_tokens.has_value());
+}
+
+TEST(ParseCompletion, TakesWhatVllmsClientsSay) {
+  const auto priority = [](int number) {
+    return Parsed(absl::StrCat(R"({"prompt":"a","priority":)", number, "}")).request.priority();
+  };
+  EXPECT_EQ(priority(0), v1::PRIORITY_UNSPECIFIED);
+  EXPECT_EQ(priority(3), v1::PRIORITY_BATCH);
+  EXPECT_EQ(priority(-3), v1::PRIORITY_HIGH);
+  EXPECT_FALSE(Parsed(R"({"prompt":"a","seed":-1})").request.has_seed());
+  const HttpCompletion parsed = Parsed(
+      R"({"prompt":"a","truncate_prompt_tokens":-1,"include_stop_str_in_output":true,
+          "return_tokens_as_token_ids":true})");
+  EXPECT_EQ(parsed.truncate_prompt_tokens, -1);
+  EXPECT_TRUE(parsed.include_stop && parsed.tokens_as_ids);
+}
+
+TEST(ParseCompletion, AChatEndsWhereItIsToldTo) {
+  const auto chat = [](absl::string_view fields) {
+    return absl::StrCat(R"({"messages":[{"role":"user","content":"a"}],)", fields, "}");
+  };
+  EXPECT_EQ(Parsed(chat(R"("top_logprobs":0)"), true).chat_end, ChatEnd::kAnswer);
+  EXPECT_EQ(Parsed(chat(R"("add_generation_prompt":false)"), true).chat_end,
+            ChatEnd::kAfterLastMessage);
+  EXPECT_EQ(
+      Parsed(chat(R"("add_generation_prompt":false,"continue_final_message":true)"), true).chat_end,
+      ChatEnd::kWithinLastMessage);
+  EXPECT_EQ(Refused(chat(R"("add_generation_prompt":true,"continue_final_message":true)"), true),
+            "continue_final_message");
+  for (const char* field : {"echo", "chat_template", "chat_template_kwargs", "documents"}) {
+    EXPECT_EQ(Refused(chat(absl::StrCat("\"", field, R"(":[1])")), true), field);
+  }
+  Parsed(chat(R"("echo":false,"chat_template_kwargs":{},"documents":[])"), true);
 }
 
 TEST(ParseCompletion, RefusesWhatIsNoJsonObject) {
