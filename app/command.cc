@@ -1,5 +1,6 @@
 #include "app/command.h"
 
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <sstream>
@@ -13,6 +14,10 @@ absl::StatusOr<std::string> ReadInput(absl::string_view flag, const std::string&
   if (path == "-") {
     content << std::cin.rdbuf();
     return content.str();
+  }
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    return absl::InvalidArgumentError(absl::StrCat(flag, " ", path, " is a folder"));
   }
   std::ifstream file(path, std::ios::binary);
   // An empty file sets the output's failbit, which is no error here.

@@ -84,9 +84,14 @@ std::string Evaluation::Table(const ordered_json& json) {
   const auto rows = [&](const char* title, const char* list, const char* key) {
     absl::StrAppendFormat(&text, "\n\n%-24s %10s %8s %12s", title, "tokens", "loss", "perplexity");
     for (const ordered_json& entry : json[list]) {
-      absl::StrAppendFormat(&text, "\n%-24d %10d %8.4f %12.3f", entry[key].get<int64_t>(),
-                            entry["tokens"].get<int64_t>(), entry["loss"].get<double>(),
-                            entry["perplexity"].get<double>());
+      absl::StrAppendFormat(&text, "\n%-24d %10d ", entry[key].get<int64_t>(),
+                            entry["tokens"].get<int64_t>());
+      if (entry["tokens"] == 0) {
+        absl::StrAppendFormat(&text, "%8s %12s", "-", "-");
+      } else {
+        absl::StrAppendFormat(&text, "%8.4f %12.3f", entry["loss"].get<double>(),
+                              entry["perplexity"].get<double>());
+      }
     }
   };
   rows("position in block", "by_position_in_block", "position");

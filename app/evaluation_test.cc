@@ -55,6 +55,14 @@ TEST(Evaluation, SumsByPositionAndByContext) {
   EXPECT_THAT(Evaluation::Table(json), HasSubstr("4 tokens, loss 2.5000"));
 }
 
+TEST(Evaluation, APositionWithoutTokensHasNoLoss) {
+  Evaluation evaluation(4);
+  const std::vector<std::optional<float>> logprobs = {std::nullopt, -1.0f};
+  evaluation.Add({0, 2, 0}, logprobs, 0);
+  EXPECT_THAT(Evaluation::Table(evaluation.Json(2)),
+              HasSubstr("\n3                                 0        -            -\n"));
+}
+
 TEST(Evaluation, LeavesOutTokensThatAnEarlierWindowCounted) {
   Evaluation evaluation(4);
   const std::vector<std::optional<float>> logprobs = {std::nullopt, -100.0f, -1.0f, -3.0f};

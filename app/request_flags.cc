@@ -109,6 +109,14 @@ absl::StatusOr<v1::GenerateRequest> GenerateFlags::Request() const {
   if (absl::Status status = CheckCacheSalt(cache_salt); !status.ok()) return status;
   v1::SamplingParameters& sampling = *request.mutable_sampling();
   if (temperature.has_value()) sampling.set_temperature(*temperature);
+  // Without a temperature there is nothing to draw, which is easily forgotten.
+  for (const auto& [flag, given] :
+       {std::pair("--top-k", top_k.has_value()), std::pair("--top-p", top_p.has_value()),
+        std::pair("--min-p", min_p.has_value())}) {
+    if (given && temperature == 0.0f) {
+      return Invalid(absl::StrCat(flag, " has no effect with --temperature 0, the default"));
+    }
+  }
   if (top_k.has_value()) sampling.set_top_k(*top_k);
   if (top_p.has_value()) sampling.set_top_p(*top_p);
   if (min_p.has_value()) sampling.set_min_p(*min_p);

@@ -96,6 +96,9 @@ TEST(GenerateFlags, NameWhatIsMissingOrWrong) {
            {{"--prompt=a", "--stop=\xFF"}, "--stop is not valid UTF-8"},
            {{"--prompt=a", "--cache-salt=\xFF"}, "--cache-salt is not valid UTF-8"},
            {{"--prompt=a", "--logit-bias=5"}, "--logit-bias"},
+           {{"--prompt=a", "--top-p=0.5"}, "--top-p has no effect with --temperature 0"},
+           {{"--prompt=a", "--temperature=0", "--top-k=5"}, "--top-k"},
+           {{"--prompt=a", "--min-p=0.1"}, "--min-p"},
            {{"--prompt=a", "--alignment=left"}, "--alignment"}}) {
     auto request = Generate(arguments);
     EXPECT_EQ(request.status().code(), absl::StatusCode::kInvalidArgument);

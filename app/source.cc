@@ -1,5 +1,6 @@
 #include "app/source.h"
 
+#include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
@@ -105,7 +106,15 @@ absl::Status SourceOptions::Validate() const {
   if (timeout == absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--timeout must be more than 0");
   }
-  if (!model.has_value()) return absl::OkStatus();
+  if (!model.has_value()) {
+    const SourceOptions defaults;
+    for (const auto& [flag, given] : {std::pair("--device", device != defaults.device),
+                                      std::pair("--arithmetic", arithmetic != defaults.arithmetic),
+                                      std::pair("--threads", threads != defaults.threads)}) {
+      if (given) return absl::InvalidArgumentError(absl::StrCat(flag, " needs --model"));
+    }
+    return absl::OkStatus();
+  }
   EmbeddedOptions embedded;
   embedded.model_directory = *model;
   embedded.device = device;

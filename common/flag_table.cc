@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -123,7 +124,11 @@ void FlagTable::AddTokens(absl::string_view name, absl::string_view help,
                           std::optional<std::vector<int32_t>>* target) {
   Bind(name, help, "", [target](const std::string& text, std::string* error) {
     std::vector<int32_t> ids;
-    for (absl::string_view part : absl::StrSplit(text, ',', absl::SkipWhitespace())) {
+    if (absl::StripAsciiWhitespace(text).empty()) {
+      *target = std::move(ids);
+      return true;
+    }
+    for (absl::string_view part : absl::StrSplit(text, ',')) {
       int32_t id = 0;
       if (!absl::SimpleAtoi(part, &id)) {
         *error = absl::StrCat("'", part, "' is no token id");

@@ -119,6 +119,9 @@ TEST_F(FlagTableTest, TurnsASwitchOff) {
 }
 
 TEST_F(FlagTableTest, NamesTheFlagThatIsWrong) {
+  for (const char* tokens : {"--tokens=1,,2", "--tokens=1,2,", "--tokens=,"}) {
+    EXPECT_THAT(Error({tokens}), HasSubstr("'' is no token id")) << tokens;
+  }
   EXPECT_THAT(Error({"--max-tokens=many"}), HasSubstr("--max-tokens cannot be \"many\""));
   EXPECT_THAT(Error({"--max-tokens"}), HasSubstr("--max-tokens needs a value"));
   EXPECT_THAT(Error({"--max-tokens=99999999999"}), HasSubstr("--max-tokens"));

@@ -187,7 +187,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   ValidatorOptions validator_options;
   validator_options.model_name = config.model_name;
   if (validator_options.model_name.empty()) {
-    std::filesystem::path folder = std::filesystem::path(config.model_directory).lexically_normal();
+    std::error_code ignored;  // "." has a name, too
+    std::filesystem::path folder =
+        std::filesystem::absolute(config.model_directory, ignored).lexically_normal();
     if (!folder.has_filename()) folder = folder.parent_path();
     validator_options.model_name = folder.filename().string();
   }
