@@ -319,7 +319,10 @@ absl::StatusOr<HttpTargetOptions> ParseHttpTarget(absl::string_view text) {
     absl::ConsumePrefix(&rest, "http://");
   }
   if (const size_t slash = rest.find('/'); slash != absl::string_view::npos) {
-    if (slash + 1 < rest.size()) options.path = std::string(rest.substr(slash));
+    // Also as OpenAI's clients are given it: what is asked for lies below.
+    const absl::string_view path = absl::StripSuffix(rest.substr(slash), "/");
+    if (!path.empty()) options.path = std::string(path);
+    if (path == "/v1") options.path = "/v1/completions";
     rest = rest.substr(0, slash);
   }
   const size_t colon = rest.rfind(':');

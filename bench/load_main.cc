@@ -17,7 +17,8 @@
 #include "rpc/tls.h"
 
 ABSL_FLAG(std::string, grpc, "", "servers to load, over gRPC: host:port, or several with commas");
-ABSL_FLAG(std::string, http, "", "or over HTTP, as OpenAI's clients do: http(s)://host:port");
+ABSL_FLAG(std::string, http, "",
+          "or over HTTP, as OpenAI's clients do: http(s)://host:port, perhaps with /v1");
 ABSL_FLAG(std::string, model, "", "model that requests ask for; empty: what is served");
 ABSL_FLAG(int32_t, stream_interval, 0,
           "tokens of a choice that the server is to send together; 0: as it does by itself");

@@ -237,6 +237,11 @@ std::string ToText(const LoadReport& report) {
                         "p99", "max");
   for (const LatencyField& field : kFields) {
     const LoadHistogram& histogram = result.*field.histogram;
+    if (histogram.count() == 0) {
+      absl::StrAppendFormat(&text, "%-22s %10s %10s %10s %10s %10s\n", field.title, "-", "-", "-",
+                            "-", "-");
+      continue;
+    }
     absl::StrAppendFormat(&text, "%-22s %10.2f %10.2f %10.2f %10.2f %10.2f\n", field.title,
                           histogram.mean() / 1e3,
                           static_cast<double>(histogram.Percentile(50)) / 1e3,

@@ -237,10 +237,10 @@ int64_t SteadyMicros() {
 absl::Status LoadPlan::Validate(const WorkloadOptions& workload) const {
   const auto bad = [](auto... parts) { return absl::InvalidArgumentError(absl::StrCat(parts...)); };
   const bool open = rate > 0 || !workload.trace.empty();
+  if (rate < 0) return bad("--rate is ", rate, "; it must be above 0");
   if (concurrency < 0) return bad("--concurrency is ", concurrency, "; it must be at least 1");
   if (concurrency > 0 && open) return bad("--concurrency and an open loop exclude each other");
   if (concurrency == 0 && !open) return bad("one of --concurrency, --rate and --trace is needed");
-  if (rate < 0) return bad("--rate is ", rate, "; it must be above 0");
   if (workload.trace.empty() && open) {
     if (auto made = MakeArrivals(arrivals, rate, seed); !made.ok()) {
       return bad("--arrivals: ", made.status().message());

@@ -11,6 +11,7 @@
 #include <set>
 #include <thread>
 
+#include "absl/strings/str_format.h"
 #include "bench/load_report.h"
 
 namespace blockserve {
@@ -239,6 +240,20 @@ TEST(LoadRun, AStopEndsTheRunAndTellsWhatWasMeasured) {
       RunPlan(plan, server, [](const LoadSnapshot& snapshot) { return snapshot.ok < 10; });
   EXPECT_GE(result.ok, 10);
   EXPECT_LT(result.window_end, plan.duration_us);
+}
+
+TEST(LoadRun, APlanNamesTheFlagThatIsWrong) {
+  const Workload workload = MakeWorkload();
+  LoadPlan plan;
+  plan.rate = -1;
+  EXPECT_EQ(plan.Validate(workload.options()).message(), "--rate is -1; it must be above 0");
+}
+
+TEST(LoadReport, WithoutASuccessThereAreNoTimes) {
+  const std::string text = ToText(LoadReport());
+  EXPECT_NE(text.find(absl::StrFormat("%10s %10s %10s %10s %10s\n", "-", "-", "-", "-", "-")),
+            std::string::npos)
+      << text;
 }
 
 TEST(LoadReport, ReadsBackWhatItWroteAndMerges) {

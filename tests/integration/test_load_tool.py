@@ -107,7 +107,7 @@ def test_over_http_events_are_counted_against_usage(launcher, tmp_path):
     launcher.serve(harness.GOLDEN / "concat_l4", "--arithmetic=f32",
                    f"--http-address=127.0.0.1:{port}").wait_until_ready()
     for more in ([], ["--stream-interval=6"]):
-        load(f"--http=http://127.0.0.1:{port}", "--concurrency=4", "--requests=20", "--n=2",
+        load(f"--http=http://127.0.0.1:{port}/v1", "--concurrency=4", "--requests=20", "--n=2",
              f"--json={out}", "--max-failed=0", "--prompt-tokens=uniform:2:9",
              "--output-tokens=uniform:3:30", "--noprogress", *more)
         result = result_of(out)
