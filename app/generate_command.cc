@@ -59,7 +59,7 @@ absl::Status Generate(const GenerateOptions& options, const v1::GenerateRequest&
       (*source)->call_options());
   const absl::Duration elapsed = absl::Now() - begin;
   if (as_it_comes && output.completion_tokens() > 0) Write("\n");
-  if (!status.ok()) return (*source)->Explain(status);
+  if (!status.ok()) return (*source)->Explain(NamingTheFlag(status));
   if (as_json) {
     Write(output.Json().dump() + "\n");
     return status;

@@ -60,7 +60,13 @@ int RunKeys(const Arguments& arguments) {
   absl::StatusOr<NewApiKey> made = MakeApiKey(name, limits);
   if (!made.ok()) return ReportUsageError(kProgram, made.status());
 
+  // Who edited the file may have left its last line without an end.
+  std::ifstream before(path, std::ios::binary | std::ios::ate);
+  char last = '\n';
+  if (before && before.tellg() > 0) before.seekg(-1, std::ios::end).get(last);
+  before.close();
   std::ofstream file(path, std::ios::app);
+  if (last != '\n') file << '\n';
   file << made->line << '\n';
   file.close();
   if (!file) {

@@ -1,10 +1,13 @@
 #include "app/request_flags.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "common/utf8.h"
 
 namespace blockserve {
@@ -63,6 +66,33 @@ v1::Alignment AlignmentValue(const std::string& name) {
   if (name == "start") return v1::ALIGNMENT_START;
   if (name == "none") return v1::ALIGNMENT_NONE;
   return v1::ALIGNMENT_UNSPECIFIED;
+}
+
+absl::Status NamingTheFlag(const absl::Status& status) {
+  if (!absl::IsInvalidArgument(status)) return status;
+  const absl::string_view message = status.message();
+  const size_t end =
+      std::min(message.find_first_not_of("abcdefghijklmnopqrstuvwxyz_."), message.size());
+  if (end == 0 || end == message.size() || (message[end] != ':' && message[end] != '[')) {
+    return status;
+  }
+  absl::string_view field = message.substr(0, end);
+  static constexpr std::pair<absl::string_view, absl::string_view> kNames[] = {
+      {"stop.strings", "stop"},
+      {"stop.token_ids", "stop_tokens"},
+      {"prompt.text", "prompt"},
+      {"prompt.tokens", "prompt_tokens"},
+      {"continuation_text", "continuation"},
+      {"context_text", "prompt"},
+      {"context_tokens", "prompt_tokens"},
+  };
+  for (const auto& [theirs, ours] : kNames) {
+    if (field == theirs) field = ours;
+  }
+  absl::ConsumePrefix(&field, "stop.");
+  absl::ConsumePrefix(&field, "sampling.");
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", absl::StrReplaceAll(field, {{"_", "-"}}), message.substr(end)));
 }
 
 void GenerateFlags::AddFlags(FlagTable& flags) {

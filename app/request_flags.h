@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "blockserve/v1/generation.pb.h"
 #include "common/flag_table.h"
@@ -57,6 +58,10 @@ struct ScoreFlags {
   // flag.
   absl::StatusOr<v1::ScoreRequest> Request() const;
 };
+
+// A server's INVALID_ARGUMENT with the flag ("--max-tokens: …") in the place of the field
+// ("stop.max_tokens: …"); any other status as it is.
+absl::Status NamingTheFlag(const absl::Status& status);
 
 // "end", "start", "none"; unspecified for an empty name.
 v1::Alignment AlignmentValue(const std::string& name);

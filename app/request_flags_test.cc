@@ -106,6 +106,19 @@ TEST(GenerateFlags, NameWhatIsMissingOrWrong) {
   }
 }
 
+TEST(NamingTheFlag, PutsItInThePlaceOfTheField) {
+  const auto named = [](absl::string_view message) {
+    return std::string(NamingTheFlag(absl::InvalidArgumentError(message)).message());
+  };
+  EXPECT_EQ(named("stop.max_tokens: must be at least 1"), "--max-tokens: must be at least 1");
+  EXPECT_EQ(named("sampling.top_p: x"), "--top-p: x");
+  EXPECT_EQ(named("prompt.tokens[3]: x"), "--prompt-tokens[3]: x");
+  EXPECT_EQ(named("stop.token_ids[0]: x"), "--stop-tokens[0]: x");
+  EXPECT_EQ(named("n: x"), "--n: x");
+  EXPECT_EQ(named("the model is not: here"), "the model is not: here");
+  EXPECT_EQ(NamingTheFlag(absl::InternalError("n: x")).message(), "n: x");
+}
+
 TEST(ScoreFlags, MakeAPromptTheContextOfAContinuation) {
   auto request = Score({"--prompt=a", "--continuation-tokens=3,4", "--top-logprobs=2",
                         "--alignment=end", "--cache-salt="});

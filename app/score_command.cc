@@ -23,7 +23,7 @@ absl::Status Score(const SourceOptions& options, const v1::ScoreRequest& request
   if (!source.ok()) return source.status();
   absl::StatusOr<v1::ScoreResponse> response =
       (*source)->client().Score(request, (*source)->call_options());
-  if (!response.ok()) return (*source)->Explain(response.status());
+  if (!response.ok()) return (*source)->Explain(NamingTheFlag(response.status()));
   nlohmann::ordered_json json;
   json["tokens"] = response->tokens();
   json["logprobs"] = LogprobsJson(response->logprobs());

@@ -14,6 +14,7 @@
 #include "absl/types/span.h"
 #include "blockserve/v1/generation.pb.h"
 #include "gateway/http/chat_format.h"
+#include "gateway/http/other_servers.h"
 
 namespace blockserve {
 
@@ -24,12 +25,6 @@ inline constexpr size_t kMaxHttpMessages = 1024;
 struct HttpPrompt {
   std::optional<std::string> text;
   std::vector<int32_t> ids;  // where there is no text
-};
-
-// A field that the client gave by another name than `name`, which messages begin with.
-struct RenamedField {
-  std::string name;
-  std::string given;
 };
 
 struct HttpCompletion {
@@ -58,8 +53,6 @@ struct HttpCompletion {
 // INVALID_ARGUMENT, the message beginning with the field's name as the client knows it.
 absl::StatusOr<HttpCompletion> ParseCompletion(absl::string_view body, bool chat);
 
-// A message that begins with a field, or a field, by the name that the client gave it.
-std::string WithFieldNamesOf(absl::Span<const RenamedField> renamed, absl::string_view message);
 // The field's name in a message of the validator ("stop.max_tokens: …") as OpenAI's clients know it
 // ("max_tokens: …").
 std::string WithHttpFieldName(absl::string_view message);

@@ -500,6 +500,15 @@ def test_a_tls_file_that_cannot_be_used_is_named(program, demo_model, files):
         assert done.stderr.count("\n") == 1, done.stderr
 
 
+def test_a_key_gets_a_line_of_its_own(tmp_path):
+    keys = tmp_path / "api.keys"
+    keys.write_text("# ours")
+    for name in ("alice", "bob"):
+        keys_command(f"--name={name}", f"--file={keys}")
+    lines = keys.read_text().splitlines()
+    assert lines[0] == "# ours" and [json.loads(line)["name"] for line in lines[1:]] == ["alice", "bob"]
+
+
 def test_a_file_of_keys_that_cannot_be_used_is_named(demo_model, tmp_path):
     (tmp_path / "keys").write_text("# ours\nnot a key\n")
     done = subprocess.run(
