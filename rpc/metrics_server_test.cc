@@ -49,6 +49,17 @@ TEST(MetricsServer, ShowsTheRegistry) {
               HasSubstr("test_steps_total 3\n"));
 }
 
+TEST(MetricsServer, OutlivesAFieldThatNoParserHolds) {
+  MetricRegistry registry;
+  auto server = MetricsServer::Start({"127.0.0.1:0", {}}, registry);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const std::string chunked =
+      "POST /metrics HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+  EXPECT_THAT(Ask((*server)->address(), chunked + "0\r\nX: " + std::string(70'000, 'a')),
+              HasSubstr("HTTP/1.1 431 "));
+  EXPECT_THAT(Ask((*server)->address(), "GET /metrics HTTP/1.0"), HasSubstr("HTTP/1.1 200 "));
+}
+
 TEST(MetricsServer, SaysWhyItCannotListen) {
   MetricRegistry registry;
   auto first = MetricsServer::Start({"localhost:0", {}}, registry);
