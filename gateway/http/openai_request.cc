@@ -144,6 +144,12 @@ void ReadSampling(JsonFields& fields, v1::SamplingParameters& out) {
   if (const auto value = fields.Number("repetition_penalty")) out.set_repetition_penalty(*value);
   if (const auto value = fields.Number("presence_penalty")) out.set_presence_penalty(*value);
   if (const auto value = fields.Number("frequency_penalty")) out.set_frequency_penalty(*value);
+  // llama.cpp's, whose clients send a default of 64: of penalties that are none it says nothing.
+  const bool penalizes = out.presence_penalty() != 0 || out.frequency_penalty() != 0 ||
+                         (out.has_repetition_penalty() && out.repetition_penalty() != 1);
+  if (fields.Integer("repeat_last_n", -1, kAnyInt).value_or(-1) != -1 && penalizes) {
+    fields.Fail("repeat_last_n", "must be -1 with penalties, which look at the whole text");
+  }
   // -1 is what some clients say for "off".
   if (const auto value = fields.Integer("top_k", -1, kAnyInt)) {
     out.set_top_k(*value < 0 ? 0 : static_cast<int32_t>(*value));

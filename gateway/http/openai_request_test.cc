@@ -120,6 +120,7 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
                             "num_beams", "no_repeat_ngram_size", "n_probs", "repeat_last_n"}) {
     EXPECT_EQ(refused(absl::StrCat("\"", field, "\":0.5")), field);
   }
+  EXPECT_EQ(refused(R"("repeat_penalty":1.1,"repeat_last_n":64)"), "repeat_last_n");
   EXPECT_EQ(refused(R"("max_completion_tokens":"7")"), "max_completion_tokens");
   EXPECT_EQ(refused(R"("max_completion_tokens":7,"max_tokens":8)"), "max_completion_tokens");
   EXPECT_EQ(refused(R"("n_predict":-1)"), "n_predict");
@@ -166,6 +167,7 @@ TEST(ParseCompletion, WhatIsNotServedMayBeSentWithTheValueThatAsksForNothing) {
         R"("use_beam_search":false,"length_penalty":1.0,"typical_p":1,"mirostat":0)",
         R"("add_special_tokens":false,"skip_special_tokens":true)",
         R"("top_n_sigma":-1,"typ_p":1.0,"tfs_z":1,"top_a":0,"num_beams":1,"n_probs":0)",
+        R"("repeat_penalty":1.0,"repeat_last_n":64)",
         R"("banned_strings":[],"stop_strings":[],"lora_path":"","repetition_detection":{})",
         R"("include_stop_str_in_output":false,"spaces_between_special_tokens":true)"}) {
     const HttpCompletion parsed = Parsed(absl::StrCat(R"({"prompt":"a",)", fields, "}"));

@@ -84,7 +84,6 @@ constexpr UnsupportedField kUnsupported[] = {
     {"top_n_sigma", IsNotAboveZero},
     {"smoothing_factor", IsNumber<0>},
     {"no_repeat_ngram_size", IsNumber<0>},
-    {"repeat_last_n", IsNumber<-1>},  // penalties look at the whole text
     {"mirostat", IsNumber<0>},
     {"mirostat_mode", IsNumber<0>},
     {"dynatemp_range", IsNumber<0>},
