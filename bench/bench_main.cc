@@ -144,18 +144,6 @@ class ProgressLine {
   std::string last_;
 };
 
-// The same shares of another length.
-StepTimer ScaledTo(StepTimer times, double seconds) {
-  double all = 0;
-  for (int part = 0; part < StepTimer::kNumParts; ++part) {
-    for (int work = 0; work < StepTimer::kNumWorks; ++work) {
-      all += times.seconds(static_cast<StepTimer::Part>(part), static_cast<StepTimer::Work>(work));
-    }
-  }
-  if (all > 0) times.Scale(seconds / all);
-  return times;
-}
-
 absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) {
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model);
   if (!checkpoint.ok()) return checkpoint.status();
@@ -232,17 +220,18 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
     report.runs.push_back(*std::move(run));
   }
   report.peak_memory_bytes = PeakMemoryBytes();
-  progress.Show("measuring the machine again");
-  report.machine.TakeBetter(MeasureMachine(pool, *kernels == KernelTarget::kAvx512));
-  if (choice->cuda_device >= 0) {
-    progress.Show("profiling");
-    const absl::StatusOr<EngineRunResult> profile = (*runner)->Profile(config.workload);
-    if (!profile.ok()) return profile.status();
-    report.profiled = true;
-    for (EngineRunResult& run : report.runs) {
-      run.prefill_times = ScaledTo(profile->prefill_times, run.prefill_seconds);
-      run.decode_times = ScaledTo(profile->decode_times, run.decode_seconds);
-    }
+  if (choice->cuda_device < 0) {
+    progress.Show("measuring the machine again");
+    report.machine.TakeBetter(MeasureMachine(pool, *kernels == KernelTarget::kAvx512));
+    return report;
+  }
+  progress.Show("profiling");
+  const absl::StatusOr<EngineRunner::ProfiledTimes> profile = (*runner)->Profile(config.workload);
+  if (!profile.ok()) return profile.status();
+  report.profiled = true;
+  for (EngineRunResult& run : report.runs) {
+    run.prefill_times = profile->prefill;
+    run.decode_times = profile->decode;
   }
   return report;
 }

@@ -332,16 +332,30 @@ absl::StatusOr<EngineRunResult> EngineRunner::Run(const Workload& workload, int6
   return result;
 }
 
-absl::StatusOr<EngineRunResult> EngineRunner::Profile(const Workload& workload) {
-  const int64_t rounds = std::min<int64_t>(GeneratedBlocks(config(), workload), 4);
+absl::StatusOr<EngineRunner::ProfiledTimes> EngineRunner::Profile(const Workload& workload) {
+  const int64_t length = config().block_length;
+  const int64_t blocks = GeneratedBlocks(config(), workload);
+  const int64_t rounds = std::min<int64_t>(blocks, 4);
+  Workload first = workload;
+  first.generate_tokens = std::min(workload.generate_tokens, length);
   Workload middle = workload;
-  middle.generate_tokens = rounds * config().block_length;
-  middle.prompt_tokens +=
-      std::max<int64_t>(workload.generate_tokens - middle.generate_tokens, 0) / 2;
+  middle.generate_tokens = std::min(workload.generate_tokens, rounds * length);
+  middle.prompt_tokens += (workload.generate_tokens - middle.generate_tokens) / 2;
   timer_.SetProfiling(true);
-  absl::StatusOr<EngineRunResult> result = Run(middle);
+  const absl::StatusOr<EngineRunResult> prefill = Run(first);
+  const absl::StatusOr<EngineRunResult> decode = prefill.ok() ? Run(middle) : prefill.status();
   timer_.SetProfiling(false);
-  return result;
+  if (!decode.ok()) return decode.status();
+  ProfiledTimes times{prefill->prefill_times, decode->decode_times};
+  for (int i = 0; i < StepTimer::kNumParts; ++i) {
+    const auto part = static_cast<StepTimer::Part>(i);
+    // The last block of a sequence goes through no block decoder.
+    const int64_t missing = part == StepTimer::kBlockStep ? 1 : 0;
+    if (rounds == missing) continue;
+    times.decode.Scale(
+        part, static_cast<double>(blocks - missing) / static_cast<double>(rounds - missing));
+  }
+  return times;
 }
 
 absl::StatusOr<uint64_t> EngineRunner::CheckBatchInvariance() {

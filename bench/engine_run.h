@@ -74,9 +74,14 @@ class EngineRunner {
   absl::StatusOr<EngineRunResult> Run(const Workload& workload, int64_t first_sequence = 0,
                                       const std::function<void(double)>& progress = {});
 
-  // Of engines on a device: where the time of such a workload goes, from a few rounds in the middle
-  // of it, kernel by kernel. Its times are shares, its lengths mean nothing.
-  absl::StatusOr<EngineRunResult> Profile(const Workload& workload);
+  // Of engines on a device: where the time of such a workload goes, kernel by kernel, in seconds of
+  // the device, with nothing beside one another. The prefill is run as it is, of the rounds a few
+  // in the middle, whose times are told as if all had taken as long.
+  struct ProfiledTimes {
+    StepTimer prefill;
+    StepTimer decode;
+  };
+  absl::StatusOr<ProfiledTimes> Profile(const Workload& workload);
 
   // Several sequences in one batch give the bits of each alone, prefilled in other chunks. Returns
   // a hash of the logits of the first blocks. Errors: INTERNAL naming the sequence that differs.

@@ -121,10 +121,11 @@ ordered_json PhaseJson(const EngineReport& report, const Work& work, const StepT
           {"kinds_of_work",
            {{"matrix_products_seconds",
              WorkSeconds(times, StepTimer::kMatmul) + WorkSeconds(times, StepTimer::kHead)},
-            {"matrix_products_share_of_peak",
-             all.product_flop /
-                 (WorkSeconds(times, StepTimer::kMatmul) + WorkSeconds(times, StepTimer::kHead)) /
-                 peak},
+            {"matrix_products_share_of_peak", all.product_flop /
+                                                  std::max(WorkSeconds(times, StepTimer::kMatmul) +
+                                                               WorkSeconds(times, StepTimer::kHead),
+                                                           1e-9) /
+                                                  peak},
             {"attention_seconds", WorkSeconds(times, StepTimer::kAttention)},
             {"attention_share_of_peak",
              all.attention_flop / std::max(WorkSeconds(times, StepTimer::kAttention), 1e-9) / peak},
@@ -244,7 +245,9 @@ ordered_json ReportJson(const EngineReport& report) {
   json["share_of_time_without_a_core"] =
       run.waited_for_core_seconds / (seconds * report.machine.threads);
   if (report.profiled) {
-    json["parts_are"] = "shares of a run of its own, kernel by kernel, of the measured time";
+    json["parts_are"] =
+        "seconds of the device in a run of its own, kernel by kernel, nothing beside another: "
+        "where the measured run computes two things at once, they are more than its own";
   }
   json["machine"] = report.machine.Json();
   json["commit"] = report.commit;

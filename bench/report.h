@@ -24,7 +24,7 @@ struct EngineReport {
   Machine machine;
   Workload workload;
   Batching batching;
-  bool profiled = false;  // times by part come from a run of their own, kernel by kernel
+  bool profiled = false;  // times by part come from runs of their own (EngineRunner::Profile)
   bool checked = false;   // a batch was seen to give the bits of each sequence alone
   uint64_t logits_hash = 0;
   int64_t kv_bytes = 0;

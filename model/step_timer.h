@@ -7,6 +7,7 @@
 
 #include <array>
 #include <chrono>
+#include <cstdint>
 
 namespace blockserve {
 
@@ -38,24 +39,32 @@ class StepTimer {
   void SetPart(Part part) { part_ = part; }
   void Lap(Work work) {
     const Clock::time_point now = Clock::now();
-    seconds_[part_][work] += std::chrono::duration<double>(now - last_).count();
+    Book(part_, work, std::chrono::duration<double>(now - last_).count());
     last_ = now;
   }
+  // A lap that was timed elsewhere.
+  void Book(Part part, Work work, double seconds) {
+    seconds_[part][work] += seconds;
+    ++laps_[part][work];
+  }
 
-  // Engines on a device tell times only while this is on, and then wait for every kernel: a
-  // profiled step is slower than others. Those on the CPU always tell.
+  // Engines on a device tell times only while this is on: the device's own, kernel by kernel, which
+  // a profiled step takes longer for. Those on the CPU always tell.
   void SetProfiling(bool on) { profiling_ = on; }
   bool profiling() const { return profiling_; }
 
-  // As if everything had taken `factor` times as long.
-  void Scale(double factor) {
-    for (auto& part : seconds_) {
-      for (double& seconds : part) seconds *= factor;
-    }
+  // As if this part had been run `factor` times.
+  void Scale(Part part, double factor) {
+    for (double& seconds : seconds_[part]) seconds *= factor;
   }
 
   double seconds(Part part, Work work) const { return seconds_[part][work]; }
-  void Reset() { seconds_ = {}; }
+  // What was booked, whatever it took: some devices have no time.
+  int64_t laps(Part part, Work work) const { return laps_[part][work]; }
+  void Reset() {
+    seconds_ = {};
+    laps_ = {};
+  }
 
  private:
   using Clock = std::chrono::steady_clock;
@@ -64,6 +73,7 @@ class StepTimer {
   bool profiling_ = false;
   Clock::time_point last_;
   std::array<std::array<double, kNumWorks>, kNumParts> seconds_ = {};
+  std::array<std::array<int64_t, kNumWorks>, kNumParts> laps_ = {};
 };
 
 inline void Lap(StepTimer* timer, StepTimer::Work work) {

@@ -356,10 +356,9 @@ absl::Status CudaBlockEngine::StartBatch(StepUnderWay& step, float* contexts) {
   const bool profiling = timer_ != nullptr && timer_->profiling();
   StepProfile profile;
   if (profiling) {
-    status = stream_.Synchronize();
+    status = profiler_.Begin(StepTimer::kBlockStep, stream_);
     if (!status.ok()) return status;
-    profile = {timer_, &stream_};
-    timer_->Begin(StepTimer::kBlockStep);
+    profile.profiler = &profiler_;
   }
   if (decodes && !profiling) {
     status = staging.graphs[size].Launch(stream_.get());
@@ -367,6 +366,7 @@ absl::Status CudaBlockEngine::StartBatch(StepUnderWay& step, float* contexts) {
     const bool all = staging.num_wanted == rows;
     status = EnqueueBatch(staging, rows, all || decodes ? -1 : staging.num_wanted,
                           decodes ? rows : batch_.leading_singles(), profile);
+    if (profiling && status.ok()) status = profiler_.Finish(*timer_);
   }
   // The next batch computes while they are copied.
   if (status.ok()) status = staging.computed.Record(stream_.get());

@@ -100,6 +100,7 @@ class CudaBlockEngine final : public BlockEngine {
   std::string device_name_;
   BatchLadder ladder_;
   StepTimer* timer_;  // may be null
+  StepProfiler profiler_;
 
   cuda::Stream stream_;
   cuda::Stream copies_;  // of contexts, to the host

@@ -388,9 +388,9 @@ absl::Status CudaTokenEngine::StartLane(Lane& lane, absl::Span<const TokenRow> r
   const bool wants_logits = std::any_of(rows.begin(), rows.end(),
                                         [](const TokenRow& row) { return !row.logits.empty(); });
   if (timer_ != nullptr && timer_->profiling() && !wants_logits) {
-    status = lane.stream.Synchronize();
-    timer_->Begin(StepTimer::kExpansion);
-    if (status.ok()) status = EnqueueBlock(lane, padded, {timer_, &lane.stream}, SeeNothing);
+    status = profiler_.Begin(StepTimer::kExpansion, lane.stream);
+    if (status.ok()) status = EnqueueBlock(lane, padded, {&profiler_}, SeeNothing);
+    if (status.ok()) status = profiler_.Finish(*timer_);
   } else {
     status = wants_logits ? RunWithLogits(lane, padded) : lane.graphs[step].Launch(stream);
   }

@@ -114,6 +114,7 @@ class CudaTokenEngine final : public TokenEngine {
   int64_t list_capacity_;
   BatchLadder ladder_;
   StepTimer* timer_;  // may be null
+  StepProfiler profiler_;
 
   DeviceMatrix expansion_;
   cuda::DeviceBuffer table_;
