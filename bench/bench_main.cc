@@ -174,17 +174,22 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   report.kernels = KernelTargetName(*kernels);
   report.workload = config.workload;
   report.batching = config.run.batching;
-  progress.Show("measuring the machine");
-  report.machine = MeasureMachine(pool, *kernels == KernelTarget::kAvx512);
-  if (choice->cuda_device >= 0) {
+  // Of the processor what its engines are told by, of a device what its own are.
+  if (choice->cuda_device < 0) {
+    progress.Show("measuring the machine");
+    report.machine = MeasureMachine(pool, *kernels == KernelTarget::kAvx512);
+  } else {
     progress.Show("measuring the device");
-    absl::StatusOr<CudaDeviceRates> rates = MeasureCudaDevice(choice->cuda_device);
+    report.machine = NameMachine(pool);
+    absl::StatusOr<CudaDeviceRates> rates =
+        MeasureCudaDevice(choice->cuda_device, choice->arithmetic);
     if (!rates.ok()) return rates.status();
     report.kernels = "CUDA";
     report.machine.device = rates->name;
     report.machine.device_libraries = rates->libraries;
-    report.machine.device_f32 = {"float32 product", 0, rates->f32_flop_per_s};
-    report.machine.device_bf16 = {"bfloat16 product", 0, rates->bf16_flop_per_s};
+    report.machine.device_product = {
+        StoresBf16(choice->arithmetic) ? "bfloat16 product" : "float32 product", 0,
+        rates->flop_per_s};
     report.machine.device_bytes_per_s = rates->bytes_per_s;
   }
 

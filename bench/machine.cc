@@ -110,11 +110,16 @@ std::string CpuName() {
 
 int NumCores() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
 
-Machine MeasureMachine(ThreadPool& pool, bool with_avx512) {
+Machine NameMachine(const ThreadPool& pool) {
   Machine machine;
   machine.cpu = CpuName();
   machine.cores = NumCores();
   machine.threads = pool.num_threads();
+  return machine;
+}
+
+Machine MeasureMachine(ThreadPool& pool, bool with_avx512) {
+  Machine machine = NameMachine(pool);
   const PeakLoops loops = FindPeakLoops(with_avx512);
   machine.fma_f32 = MeasurePeak(pool, loops.fma_f32);
   machine.bf16_dot = MeasurePeak(pool, loops.bf16_dot);
@@ -143,21 +148,20 @@ void Machine::TakeBetter(const Machine& other) {
 }
 
 nlohmann::ordered_json Machine::Json() const {
-  nlohmann::ordered_json json = {{"cpu", cpu},
-                                 {"cores", cores},
-                                 {"threads", threads},
-                                 {"fma_f32", PeakJson(fma_f32)},
-                                 {"bf16_dot", PeakJson(bf16_dot)},
-                                 {"int8_dot", PeakJson(int8_dot)},
-                                 {"read_gb_per_s_one_core", read_bytes_per_s_one_core / 1e9},
-                                 {"read_gb_per_s", read_bytes_per_s / 1e9}};
+  nlohmann::ordered_json json = {{"cpu", cpu}, {"cores", cores}, {"threads", threads}};
   if (!device.empty()) {
     json["device"] = {{"name", device},
                       {"libraries", device_libraries},
-                      {"f32_gflop_per_s", device_f32.all_cores / 1e9},
-                      {"bf16_gflop_per_s", device_bf16.all_cores / 1e9},
+                      {"product", device_product.instruction},
+                      {"product_gflop_per_s", device_product.all_cores / 1e9},
                       {"gb_per_s", device_bytes_per_s / 1e9}};
+    return json;
   }
+  json["fma_f32"] = PeakJson(fma_f32);
+  json["bf16_dot"] = PeakJson(bf16_dot);
+  json["int8_dot"] = PeakJson(int8_dot);
+  json["read_gb_per_s_one_core"] = read_bytes_per_s_one_core / 1e9;
+  json["read_gb_per_s"] = read_bytes_per_s / 1e9;
   return json;
 }
 

@@ -31,8 +31,7 @@ struct Machine {
   // Of the CUDA device that the engines run on; empty on the CPU.
   std::string device;
   std::string device_libraries;
-  PeakRate device_f32;  // one_core is 0
-  PeakRate device_bf16;
+  PeakRate device_product;  // of the type that they multiply; one_core is 0
   double device_bytes_per_s = 0;
 
   // The better of both in each rate of the CPU: of two looks at the machine, what hindered one (a
@@ -41,6 +40,8 @@ struct Machine {
   nlohmann::ordered_json Json() const;
 };
 
+// Names and counts alone: the rates are 0.
+Machine NameMachine(const ThreadPool& pool);
 // Takes about half a second and 256 MiB for that time. The best of several tries: what hinders one
 // is not the machine.
 // `with_avx512`: false measures what a machine without AVX-512 could do.

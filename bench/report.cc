@@ -59,9 +59,7 @@ ordered_json PartJson(const char* name, const PartWork* work, double seconds, do
 
 // The instruction peak that an arithmetic's matrix products can reach.
 const PeakRate& OwnPeak(const EngineReport& report) {
-  if (IsCuda(report.arithmetic)) {
-    return StoresBf16(report.arithmetic) ? report.machine.device_bf16 : report.machine.device_f32;
-  }
+  if (IsCuda(report.arithmetic)) return report.machine.device_product;
   const absl::string_view name = ArithmeticName(report.arithmetic);
   if (name == "bf16dot" && report.machine.bf16_dot.all_cores > 0) return report.machine.bf16_dot;
   if (name == "int8" && report.machine.int8_dot.all_cores > 0) return report.machine.int8_dot;
@@ -270,19 +268,20 @@ std::string ReportTable(const ordered_json& json) {
   if (machine.contains("device")) {
     const ordered_json& device = machine["device"];
     absl::StrAppendFormat(&text,
-                          "device    %s, %s\n          products %.1f float32, %.1f bfloat16 "
-                          "TFLOP/s; memory %.0f GB/s, read and written\n",
+                          "device    %s, %s\n          %s %.1f TFLOP/s; memory %.0f GB/s, read "
+                          "and written\n",
                           device["name"].get<std::string>(), device["libraries"].get<std::string>(),
-                          device["f32_gflop_per_s"].get<double>() / 1e3,
-                          device["bf16_gflop_per_s"].get<double>() / 1e3,
+                          device["product"].get<std::string>(),
+                          device["product_gflop_per_s"].get<double>() / 1e3,
                           device["gb_per_s"].get<double>());
+  } else {
+    absl::StrAppend(&text, PeakText(machine["fma_f32"], "float32"),
+                    PeakText(machine["bf16_dot"], "bfloat16 dot"),
+                    PeakText(machine["int8_dot"], "int8 dot"));
+    absl::StrAppendFormat(&text, "          %-14s %8.1f a core, %8.1f all GB/s\n", "memory, read",
+                          machine["read_gb_per_s_one_core"].get<double>(),
+                          machine["read_gb_per_s"].get<double>());
   }
-  absl::StrAppend(&text, PeakText(machine["fma_f32"], "float32"),
-                  PeakText(machine["bf16_dot"], "bfloat16 dot"),
-                  PeakText(machine["int8_dot"], "int8 dot"));
-  absl::StrAppendFormat(&text, "          %-14s %8.1f a core, %8.1f all GB/s\n", "memory, read",
-                        machine["read_gb_per_s_one_core"].get<double>(),
-                        machine["read_gb_per_s"].get<double>());
   absl::StrAppendFormat(&text, "check     %s; logits %s, output %s\n",
                         json["check"]["batch_equals_alone"].is_null()
                             ? "left out"

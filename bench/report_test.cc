@@ -7,6 +7,7 @@ namespace blockserve {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST(Percentile, IsAValueThatOccurred) {
   EXPECT_EQ(Percentile({3, 1, 2}, 0.5), 2);
@@ -58,6 +59,30 @@ TEST(ReportJson, SharesAreTheCountedWorkOverTimeAndPeak) {
   EXPECT_DOUBLE_EQ(json["decode"]["share_of_peak"], work.decode().flop() / 1.0 / 2e9);
   EXPECT_DOUBLE_EQ(json["formula"]["flop"], work.all().flop());
   for (const char* key : {"machine", "commit", "command"}) EXPECT_TRUE(json.contains(key)) << key;
+}
+
+TEST(ReportTable, OfADeviceHasItsPeaksAndNoneOfTheProcessor) {
+  EngineReport report = Report();
+  report.arithmetic = Arithmetic::kCudaBf16;
+  report.machine = {};
+  report.machine.threads = 1;
+  report.machine.device = "a device";
+  report.machine.device_product = {"bfloat16 product", 0, 3e12};
+  report.machine.device_bytes_per_s = 4e9;
+  report.profiled = true;
+  for (EngineRunResult& run : report.runs) {
+    run.decode_times.Book(StepTimer::kFirstStep, StepTimer::kMatmul, 0.25);
+  }
+  const nlohmann::ordered_json json = ReportJson(report);
+  const Work work = CountWork(report.config, report.storage, report.workload, report.batching);
+  EXPECT_DOUBLE_EQ(json["share_of_peak"], work.all().flop() / 2.0 / 3e12);
+  EXPECT_DOUBLE_EQ(json["machine"]["device"]["product_gflop_per_s"], 3000);
+  EXPECT_FALSE(json["machine"].contains("fma_f32"));
+  // Seconds of the device, not shares of the measured second.
+  EXPECT_DOUBLE_EQ(json["decode"]["kinds_of_work"]["matrix_products_seconds"], 0.25);
+  const std::string table = ReportTable(json);
+  EXPECT_THAT(table, HasSubstr("bfloat16 product 3.0 TFLOP/s; memory 4 GB/s"));
+  EXPECT_THAT(table, Not(HasSubstr("memory, read")));
 }
 
 TEST(ReportTable, HasEveryPart) {

@@ -23,6 +23,8 @@ absl::StatusOr<std::unique_ptr<TokenEngine>> LoadCudaTokenEngine(const Checkpoin
   return Absent();
 }
 
-absl::StatusOr<CudaDeviceRates> MeasureCudaDevice(int32_t /*device*/) { return Absent(); }
+absl::StatusOr<CudaDeviceRates> MeasureCudaDevice(int32_t /*device*/, Arithmetic /*arithmetic*/) {
+  return Absent();
+}
 
 }  // namespace blockserve
