@@ -43,6 +43,7 @@ struct BenchConfig {
   int32_t warmup = 1;
   bool check = true;
   bool tiers = false;
+  std::string layouts = "both";
   int32_t groups = 1;
   int32_t gateways = 1;
   int32_t stream_interval = 1;
@@ -70,6 +71,8 @@ void BenchConfig::AddFlags(FlagTable& flags) {
   flags.Add("seed", "of prompts and sampling", &run.seed);
   flags.Add("check", "first check that a batch gives the bits of each sequence alone", &check);
   flags.Add("tiers", "over gRPC instead: one process against three, same tokens", &tiers);
+  flags.AddChoice("layouts", "with --tiers: both, one process alone, or three",
+                  {"both", "one", "three"}, &layouts);
   flags.Add("groups",
             "2, on a device: both decoders run at once; with --tiers: of the block service",
             &groups);
@@ -100,6 +103,9 @@ absl::Status BenchConfig::Validate() const {
         OutOfRange("token-rows", run.batching.token_rows, 1, 4096),
         OutOfRange("prefill-chunk", run.batching.prefill_blocks, 1, 65536)}) {
     if (!status.ok()) return status;
+  }
+  if (layouts != "both" && !tiers) {
+    return absl::InvalidArgumentError("--layouts is of runs with --tiers");
   }
   if (!(run.temperature >= 0)) {
     return absl::InvalidArgumentError("--temperature is negative; it must be 0 or more");
@@ -249,6 +255,8 @@ absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
   options.workload = config.workload;
   options.seed = config.run.seed;
   options.repeat = config.repeat;
+  options.one_process = config.layouts != "three";
+  options.three_processes = config.layouts != "one";
   options.served.model = config.model;
   options.served.device = config.device;
   options.served.arithmetic = config.arithmetic;

@@ -1,4 +1,4 @@
-// Compares the same work through one process and through three.
+// The same work through one process, through three, or through both, compared.
 #ifndef BLOCKSERVE_BENCH_SERVED_REPORT_H_
 #define BLOCKSERVE_BENCH_SERVED_REPORT_H_
 
@@ -18,10 +18,14 @@ struct ServedBenchOptions {
   Workload workload;
   uint64_t seed = 1;
   int repeat = 1;
+  // At least one. On one device three processes take turns at it: what they reach says little.
+  bool one_process = true;
+  bool three_processes = true;
 };
 
-// Starts both, warms them up, and runs them in turn, `repeat` times each; the middle run of each is
-// told. Errors: also INTERNAL where their tokens differ. `progress` is told what is being done.
+// Starts what is asked for, warms it up, and runs both in turn, `repeat` times each; the middle run
+// of each is told. Errors: also INTERNAL where their tokens differ. `progress` is told what is
+// being done.
 absl::StatusOr<nlohmann::ordered_json> RunServedBench(
     const ServedBenchOptions& options, const ModelConfig& config,
     const std::function<void(const std::string&)>& progress);

@@ -62,6 +62,17 @@ def test_one_process_and_three_give_the_same_tokens():
         report["one_process"]["output_tokens_per_s"])
 
 
+def test_one_process_alone():
+    result = bench("--model=tests/golden/concat_l4", "--prompt=21", "--generate=9", "--sequences=3", "--threads=1",
+                   "--tiers", "--layouts=one", "--format=json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["output_tokens_per_s"] == report["one_process"]["output_tokens_per_s"] > 0
+    assert not {"three_processes", "three_of_one", "same_tokens"} & set(report)
+    refused = bench("--model=tests/golden/concat_l4", "--layouts=one")
+    assert refused.returncode == 2 and "--layouts" in refused.stderr
+
+
 def test_more_gateways_groups_and_larger_events_give_the_same_tokens():
     result = bench("--model=tests/golden/concat_l4", "--prompt=21", "--generate=20", "--sequences=4", "--threads=1",
                    "--tiers", "--gateways=2", "--groups=2", "--stream-interval=8", "--format=json")
