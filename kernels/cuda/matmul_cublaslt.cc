@@ -60,16 +60,19 @@ class Library final : public MatmulLibrary, public std::enable_shared_from_this<
   absl::Status Open() {
     const std::string name = kLibraryName;
     void* library = nullptr;
-    // Not every installation is in the loader's path.
+    // Not every installation is in the loader's path. Both reasons are told: a file may be there,
+    // and something that it needs not.
+    std::string why;
     for (const std::string& path : {name, absl::StrCat("/usr/local/cuda/lib64/", name)}) {
       library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
       if (library != nullptr) break;
+      const char* error = dlerror();
+      absl::StrAppend(&why, why.empty() ? "" : "; ", error != nullptr ? error : "no reason given");
     }
     if (library == nullptr) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "matrix products need ", name, " (package libcublas of CUDA ", CUBLAS_VER_MAJOR,
-          "), which is neither in the loader's path nor in "
-          "/usr/local/cuda/lib64"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("matrix products need ", name, " (package libcublas of CUDA ",
+                       CUBLAS_VER_MAJOR, "), which cannot be loaded: ", why));
     }
 #define BLOCKSERVE_LOAD(function)                                                            \
   f.function = reinterpret_cast<decltype(&::function)>(dlsym(library, #function));           \
