@@ -9,6 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/log_writer.h"
+#include "common/mutex.h"
 #include "common/utf8.h"
 #include "spdlog/pattern_formatter.h"
 #include "spdlog/sinks/stdout_sinks.h"
@@ -106,6 +108,56 @@ class JsonLogger final : public spdlog::logger {
 
 bool WritesJson() { return dynamic_cast<JsonLogger*>(spdlog::default_logger_raw()) != nullptr; }
 
+// Gives lines to a LogWriter.
+class QueueSink final : public spdlog::sinks::sink {
+ public:
+  // `tell_lost`: as LogWriter's.
+  explicit QueueSink(std::function<std::string(int64_t lost)> tell_lost)
+      : writer_(STDERR_FILENO, std::move(tell_lost)) {}
+
+  void log(const spdlog::details::log_msg& message) override {
+    MutexLock lock(&mutex_);
+    line_.clear();
+    formatter_->format(message, line_);
+    writer_.Write({line_.data(), line_.size()});
+  }
+  void flush() override {}  // at every line: see LogWriter::Flush
+  void set_pattern(const std::string& pattern) override {
+    set_formatter(std::make_unique<spdlog::pattern_formatter>(pattern));
+  }
+  void set_formatter(std::unique_ptr<spdlog::formatter> formatter) override {
+    MutexLock lock(&mutex_);
+    formatter_ = std::move(formatter);
+  }
+  LogWriter& writer() { return writer_; }
+
+ private:
+  Mutex mutex_;
+  std::unique_ptr<spdlog::formatter> formatter_ ABSL_GUARDED_BY(mutex_) =
+      std::make_unique<spdlog::pattern_formatter>();
+  spdlog::memory_buf_t line_ ABSL_GUARDED_BY(mutex_);
+  LogWriter writer_;
+};
+
+// Null where lines are not queued.
+LogWriter* Writer() {
+  for (const spdlog::sink_ptr& sink : spdlog::default_logger_raw()->sinks()) {
+    if (auto* queue = dynamic_cast<QueueSink*>(sink.get())) return &queue->writer();
+  }
+  return nullptr;
+}
+
+// The line that tells of lost ones, in the form of the others.
+std::string LostLine(spdlog::formatter& formatter, const std::string& program, bool json,
+                     int64_t lost) {
+  const std::string told = absl::StrCat(lost, " log lines were lost");
+  const LogFields fields = {{"lines", lost}};
+  const std::string message = json ? FormatJsonEvent(told, fields) : FormatTextEvent(told, {});
+  spdlog::memory_buf_t line;
+  formatter.format({program, spdlog::level::warn, message}, line);
+  return std::string(line.data(), line.size());
+}
+
 void Write(LogLevel level, absl::string_view line) {
   spdlog::default_logger_raw()->log(ToSpdlog(level),
                                     spdlog::string_view_t(line.data(), line.size()));
@@ -124,15 +176,24 @@ absl::Status ConfigureLogging(const LoggingOptions& options) {
         absl::StrCat("--log-format is \"", options.format, "\"; use text or json"));
   }
   const bool json = options.format == "json";
-  auto sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+  // UTC, so that lines of several machines can be laid side by side.
+  const spdlog::pattern_formatter formatter(json ? kJsonPattern : kTextPattern,
+                                            spdlog::pattern_time_type::utc);
+  spdlog::sink_ptr sink;
+  if (options.queued) {
+    sink = std::make_shared<QueueSink>(
+        [own = std::shared_ptr<spdlog::formatter>(formatter.clone()), program = options.program,
+         json](int64_t lost) { return LostLine(*own, program, json, lost); });
+  } else {
+    sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+  }
   std::shared_ptr<spdlog::logger> logger;
   if (json) {
     logger = std::make_shared<JsonLogger>(options.program, std::move(sink));
   } else {
     logger = std::make_shared<spdlog::logger>(options.program, std::move(sink));
   }
-  // UTC, so that lines of several machines can be laid side by side.
-  logger->set_pattern(json ? kJsonPattern : kTextPattern, spdlog::pattern_time_type::utc);
+  logger->set_formatter(formatter.clone());
   logger->set_level(ToSpdlog(*level));
   logger->flush_on(spdlog::level::debug);
   spdlog::set_default_logger(std::move(logger));
@@ -155,6 +216,20 @@ void Log(LogLevel level, absl::string_view message) {
 void LogEvent(LogLevel level, absl::string_view message, LogFields fields) {
   if (!LogEnabled(level)) return;
   Write(level, WritesJson() ? FormatJsonEvent(message, fields) : FormatTextEvent(message, fields));
+}
+
+void FlushLog() {
+  if (LogWriter* const writer = Writer()) writer->Flush(LogWriter::kLastWait);
+}
+
+void PrintLastLine(absl::string_view line) {
+  FlushLog();
+  WriteLineWithin(STDERR_FILENO, absl::StrCat(line, "\n"), LogWriter::kLastWait);
+}
+
+int64_t LogLinesLost() {
+  const LogWriter* const writer = Writer();
+  return writer == nullptr ? 0 : writer->lost();
 }
 
 std::string FormatTextEvent(absl::string_view message, LogFields fields) {

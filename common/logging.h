@@ -1,7 +1,8 @@
 // One line per event, to standard error: text for people, or JSON for machines.
 //
 // What users send or receive (prompts, tokens, texts) never goes into a log unless asked for:
-// requests are named by their ids. Lines are written at once, whole, from any thread.
+// requests are named by their ids. Lines are written whole, from any thread. Servers give theirs to
+// a thread that writes them (LoggingOptions::queued): no reader that has stopped holds them up.
 #ifndef BLOCKSERVE_COMMON_LOGGING_H_
 #define BLOCKSERVE_COMMON_LOGGING_H_
 
@@ -21,6 +22,9 @@ struct LoggingOptions {
   std::string program;          // put into every line
   std::string level = "info";   // debug, info, warning, error or off
   std::string format = "text";  // text or json
+  // Lines are queued, and lost when whoever reads them does not keep up (common/log_writer.h).
+  // Otherwise whoever logs waits until its line is written.
+  bool queued = false;
 };
 
 // Called once, in main. Without it lines of `info` and above are written as text under no program
@@ -47,6 +51,14 @@ using LogFields = std::initializer_list<LogField>;
 // line's object for each field, beside time, level, program, pid and message. Fields with an empty
 // string are left out.
 void LogEvent(LogLevel level, absl::string_view message, LogFields fields);
+
+// Before the process ends otherwise than by the end of main or by exit: what has been logged is
+// written, unless that lasts longer than a second.
+void FlushLog();
+// To standard error, for people: a line after all that has been logged, under the same condition.
+void PrintLastLine(absl::string_view line);
+// Since the start.
+int64_t LogLinesLost();
 
 // The line's form, for tests: without time, level, program and pid.
 std::string FormatTextEvent(absl::string_view message, LogFields fields);

@@ -2,6 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+
 namespace blockserve {
 namespace {
 
@@ -30,6 +37,24 @@ TEST(Logging, JsonHasNoInvalidUtf8AndNoInfinity) {
 TEST(Logging, RefusesUnknownFormats) {
   EXPECT_EQ(ConfigureLogging({.program = "p", .level = "info", .format = "xml"}).message(),
             "--log-format is \"xml\"; use text or json");
+}
+
+TEST(Logging, QueuedLinesAreWrittenBeforeTheLastOne) {
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(ConfigureLogging({.program = "p", .format = "json", .queued = true}).ok());
+  for (int i = 0; i < 3; ++i) LogEvent(LogLevel::kInfo, "a line", {{"number", int64_t{i}}});
+  LogDebug("not this one");
+  PrintLastLine("p: the end");
+  const std::string written = testing::internal::GetCapturedStderr();
+  ASSERT_TRUE(ConfigureLogging({}).ok());
+  const std::vector<std::string> lines = absl::StrSplit(written, '\n', absl::SkipEmpty());
+  ASSERT_EQ(lines.size(), 4u) << written;
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(absl::EndsWith(lines[i], absl::StrCat(R"("message":"a line","number":)", i, "}")))
+        << lines[i];
+  }
+  EXPECT_EQ(lines[3], "p: the end");
+  EXPECT_EQ(LogLinesLost(), 0);
 }
 
 }  // namespace

@@ -21,6 +21,9 @@ inline constexpr MetricDefinition kProcessStartTime = {
     MetricKind::kGauge, "process_start_time_seconds", "When the process started, Unix time."};
 inline constexpr MetricDefinition kProcessOpenFiles = {MetricKind::kGauge, "process_open_fds",
                                                        "Open files and sockets."};
+inline constexpr MetricDefinition kLogLinesLost = {MetricKind::kCounter,
+                                                   "blockserve_log_lines_lost_total",
+                                                   "Log lines that could not be written in time."};
 
 }  // namespace blockserve
 

@@ -14,6 +14,7 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_split.h"
+#include "common/logging.h"
 #include "common/metric_definitions.h"
 #include "common/version.h"
 
@@ -68,13 +69,14 @@ double OpenFiles() {
 std::shared_ptr<void> AddProcessMetrics(MetricRegistry& registry) {
   registry.Gauge(kBuildInfo, {Version(), Commit()}).Set(1);
   registry.Gauge(kProcessStartTime).Set(StartTime());
-  return registry.OnCollect([resident = registry.Gauge(kProcessResidentBytes),
-                             cpu = registry.Counter(kProcessCpuSeconds),
-                             files = registry.Gauge(kProcessOpenFiles)] {
-    resident.Set(ResidentBytes());
-    cpu.Add(std::max(0.0, CpuSeconds() - cpu.Value()));
-    files.Set(OpenFiles());
-  });
+  return registry.OnCollect(
+      [resident = registry.Gauge(kProcessResidentBytes), cpu = registry.Counter(kProcessCpuSeconds),
+       files = registry.Gauge(kProcessOpenFiles), lost = registry.Counter(kLogLinesLost)] {
+        resident.Set(ResidentBytes());
+        cpu.Add(std::max(0.0, CpuSeconds() - cpu.Value()));
+        files.Set(OpenFiles());
+        lost.Add(std::max(0.0, static_cast<double>(LogLinesLost()) - lost.Value()));
+      });
 }
 
 }  // namespace blockserve

@@ -22,6 +22,7 @@
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
+#include "common/logging.h"
 #include "common/version.h"
 
 namespace blockserve {
@@ -312,20 +313,18 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, absl::string_v
 }
 
 int ReportUsageError(absl::string_view program, const absl::Status& status) {
-  std::fprintf(
-      stderr, "%s\n",
-      absl::StrCat(program, ": ", OneLine(status.message()), " (--help lists the flags)").c_str());
+  PrintLastLine(
+      absl::StrCat(program, ": ", OneLine(status.message()), " (--help lists the flags)"));
   return kExitUsage;
 }
 
 int ReportFailure(absl::string_view program, const absl::Status& status) {
   if (status.ok()) {
     if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return kExitOk;
-    std::fprintf(stderr, "%s\n",
-                 absl::StrCat(program, ": standard output cannot be written").c_str());
+    PrintLastLine(absl::StrCat(program, ": standard output cannot be written"));
     return kExitFailure;
   }
-  std::fprintf(stderr, "%s\n", absl::StrCat(program, ": ", OneLine(status.message())).c_str());
+  PrintLastLine(absl::StrCat(program, ": ", OneLine(status.message())));
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kNotFound:

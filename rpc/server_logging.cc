@@ -19,7 +19,9 @@ void LogOfGrpc(gpr_log_func_args* args) {
 }  // namespace
 
 absl::Status ConfigureServerLogging(const LoggingOptions& options) {
-  if (absl::Status status = ConfigureLogging(options); !status.ok()) return status;
+  LoggingOptions queued = options;
+  queued.queued = true;
+  if (absl::Status status = ConfigureLogging(queued); !status.ok()) return status;
   gpr_set_log_function(&LogOfGrpc);
   return absl::OkStatus();
 }

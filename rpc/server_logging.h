@@ -7,9 +7,9 @@
 
 namespace blockserve {
 
-// ConfigureLogging, and gRPC writes there what it would write to standard error by itself (failed
-// handshakes, say): as warnings, what it calls information as debug lines. Which of its lines there
-// are at all is GRPC_VERBOSITY's to tell.
+// ConfigureLogging, with queued lines; and gRPC writes there what it would write to standard error
+// by itself (failed handshakes, say): as warnings, what it calls information as debug lines. Which
+// of its lines there are at all is GRPC_VERBOSITY's to tell.
 absl::Status ConfigureServerLogging(const LoggingOptions& options);
 
 }  // namespace blockserve

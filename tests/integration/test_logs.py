@@ -1,6 +1,8 @@
 """Structured logs and spans, through all three tiers."""
 
+import fcntl
 import json
+import os
 import socket
 import subprocess
 
@@ -53,6 +55,27 @@ def test_each_request_leaves_one_line_that_tells_what_became_of_it(tiers):
     assert first["program"] == "blockserve-gateway"
     assert by_id["too-slow"]["outcome"] in ("DEADLINE_EXCEEDED", "CANCELLED")
     assert all("prompt" not in line for line in lines(gateway))
+
+
+def test_nobody_waits_for_a_log_that_nobody_reads(tiers, launcher, tmp_path):
+    """A gateway whose standard error is a pipe that is full: requests are answered, and it leaves."""
+    block, token, *_ = tiers
+    pipe = tmp_path / "log"
+    os.mkfifo(pipe)
+    ours = os.open(pipe, os.O_RDWR | os.O_NONBLOCK)
+    assert fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, 4096) == 4096
+    gateway = launcher.start_at(
+        f"127.0.0.1:{harness.free_port()}", "blockserve-gateway",
+        [f"--model={MODEL}", f"--block-services={block.address}",
+         f"--token-services={token.address}", JSON],
+        wrapper=["sh", "-c", f'exec "$0" "$@" 2>{pipe}'])
+    client = launcher.connected_client(gateway, 1, 1)
+    for i in range(40):
+        client.generate([7] * 11, max_tokens=1, request_id=f"{i:0100}", timeout=60)
+    gateway.stop()
+    log = os.read(ours, 1 << 20).decode()
+    os.close(ours)
+    assert f"{0:0100}" in log and f"{39:0100}" not in log, "the pipe was not full"
 
 
 def test_a_refused_request_leaves_a_line_too(tiers):
