@@ -249,6 +249,8 @@ absl::Status Admission::Submit(uint64_t id, const AdmissionRequest& submitted, a
   if (state.queued++ == 0) state.passed_over = 0;
   state.keys.insert(request.key);
   if (queued_++ == 0) queue_since_ = now;
+  ++queued_of_[Kind(request)].requests;
+  queued_of_[Kind(request)].choices += request.choices;
   latest_starts_.emplace(entry.latest_start, id);
   return absl::OkStatus();
 }
@@ -322,10 +324,8 @@ std::optional<uint64_t> Admission::TakeNext(absl::Time now) {
     ++running_;
     running_choices_ += entry.request.choices;
     if (entry.request.scores) text_choices_ += entry.request.choices;
-    if (!ends_.ends.empty()) ends_.ends.push_back(ends_.run_time);
-    if (entry.request.scores && !text_ends_.ends.empty()) {
-      text_ends_.ends.push_back(text_ends_.run_time);
-    }
+    ends_.Start(entry.request.choices);
+    if (entry.request.scores) text_ends_.Start(entry.request.choices);
     return id;
   }
 }
@@ -342,6 +342,8 @@ void Admission::TakeOut(Entry& entry) {
   --entry.key->queued[Kind(entry.request)];
   --levels_[level].queued;
   --queued_;
+  --queued_of_[Kind(entry.request)].requests;
+  queued_of_[Kind(entry.request)].choices -= entry.request.choices;
 }
 
 void Admission::Started(uint64_t id) {
@@ -389,11 +391,10 @@ void Admission::Finished(uint64_t id, bool whole, absl::Time now) {
       CountLast(entry, whole, now);
       running_choices_ -= entry.request.choices;
       --running_;
-      // Whose place is free is not waited for once more: many may end at once.
-      if (!ends_.ends.empty()) ends_.ends.pop_front();
+      ends_.End(entry.request.choices);
       if (!entry.request.scores) break;
       text_choices_ -= entry.request.choices;
-      if (!text_ends_.ends.empty()) text_ends_.ends.pop_front();
+      text_ends_.End(entry.request.choices);
       break;
   }
   --entry.key->requests;
@@ -457,20 +458,23 @@ absl::Duration Admission::WaitBehind(int64_t ahead, const AdmissionRequest& requ
   const absl::Duration silent =
       queued_ == 0 ? absl::ZeroDuration()
                    : std::max(now - std::max(last_written_, queue_since_), absl::ZeroDuration());
+  // Those ahead are of its kind too, for the most part.
+  const Queued& queued = queued_of_[Kind(request)];
+  const int32_t own = AsChoices(request).choices;
+  const int64_t each =
+      queued.requests == 0 ? own : (queued.choices + queued.requests - 1) / queued.requests;
   int64_t room = most_running_choices() - running_choices_;
   Ends* ends = &ends_;
-  if (request.scores) {
-    const int64_t text_room = most_text_choices() - text_choices_;
-    if (text_room < room) ends = &text_ends_;
-    // Those ahead are texts too, for the most part.
-    room = std::min(room, text_room) / AsChoices(request).choices;
+  if (request.scores && most_text_choices() - text_choices_ < room) {
+    room = most_text_choices() - text_choices_;
+    ends = &text_ends_;
   }
-  if (ahead < room) {  // only starts are to be waited for
+  const int64_t must_end = ahead * each + RoomNeeded(own) - room;
+  if (must_end <= 0) {  // only starts are to be waited for
     const int64_t starts_before = (starting_ + ahead) / options_.max_starting;
     return starts_before * PaceOf(request).StartTime(running_choices_) +
            (starts_before > 0 ? silent : absl::ZeroDuration());
   }
-  ahead -= std::max<int64_t>(0, room);
   if (now - ends->at > kEndsAge || ends->ends.empty()) {
     ends->ends.clear();
     ends->at = now;
@@ -479,16 +483,18 @@ absl::Duration Admission::WaitBehind(int64_t ahead, const AdmissionRequest& requ
       if (entry.state != State::kStarting && entry.state != State::kRunning) continue;
       if (ends == &text_ends_ && !entry.request.scores) continue;
       const RunPace& pace = PaceOf(entry.request);
-      ends->ends.push_back(pace.TimeLeft(entry.request.length, entry.written, running_choices_));
-      sum += pace.TimeOf(entry.request.length, running_choices_, 1);
+      const int32_t choices = entry.request.choices;
+      ends->ends.insert(ends->ends.end(), static_cast<size_t>(choices),
+                        pace.TimeLeft(entry.request.length, entry.written, running_choices_));
+      sum += choices * pace.TimeOf(entry.request.length, running_choices_, 1);
     }
     if (ends->ends.empty()) return absl::ZeroDuration();  // who is ahead starts at once
     std::sort(ends->ends.begin(), ends->ends.end());
     ends->run_time = sum / static_cast<int64_t>(ends->ends.size());
   }
   const auto running = static_cast<int64_t>(ends->ends.size());
-  return ends->ends[static_cast<size_t>(ahead % running)] + ends->run_time * (ahead / running) +
-         silent;
+  return ends->ends[static_cast<size_t>((must_end - 1) % running)] +
+         ends->run_time * ((must_end - 1) / running) + silent;
 }
 
 }  // namespace blockserve

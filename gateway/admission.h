@@ -12,9 +12,11 @@
 // Room. Only so many requests stand between the queue and their first block at a time, so that what
 // waits for KV waits here, where order and fairness hold, and not in the tiers. And only so many
 // choices are generated as the token tier can use (gateway/live_limit.h): more would slow all down.
-// Until the first of them have written something, that is the least of what it might be. A text to
-// be scored counts as several choices that write side by side, as its blocks do; texts together
-// have at most two thirds of the room, and what is left is for generations alone.
+// A request of many goes beyond that rather than wait until nearly nobody runs, and everybody
+// behind it with it. Until the first of them have written something, that is the least of what it
+// might be. A text to be scored counts as several choices that write side by side, as its blocks
+// do; texts together have at most two thirds of the room, and what is left is for generations
+// alone.
 //
 // Refusal. A request is refused at once when its key is beyond a limit, when the queue is full,
 // when its key holds as many places of the queue as are free (high priority may take more, batch
@@ -184,11 +186,24 @@ class Admission {
     std::set<std::string> keys;  // that have something queued
     int64_t queues = 0;          // of theirs, those that are not empty
   };
-  // In which the running requests should end, first to last.
+  // In which the running choices should end, first to last.
   struct Ends {
     std::deque<absl::Duration> ends;
     absl::Time at = absl::InfinitePast();
     absl::Duration run_time;  // mean of theirs
+
+    void Start(int32_t choices) {
+      if (!ends.empty()) ends.insert(ends.end(), static_cast<size_t>(choices), run_time);
+    }
+    // Whose place is free is not waited for once more: many may end at once.
+    void End(int32_t choices) {
+      const size_t over = std::min(ends.size(), static_cast<size_t>(choices));
+      ends.erase(ends.begin(), ends.begin() + static_cast<std::ptrdiff_t>(over));
+    }
+  };
+  struct Queued {
+    int64_t requests = 0;
+    int64_t choices = 0;
   };
 
   Key& KeyOf(const std::string& name, absl::Time now);
@@ -200,11 +215,17 @@ class Admission {
                                absl::Duration wait);
   // As it is queued.
   AdmissionRequest AsChoices(const AdmissionRequest& request) const;
-  // Until, behind so many others, a running request makes room.
+  // Until, behind so many other requests, running ones make room.
   absl::Duration WaitBehind(int64_t ahead, const AdmissionRequest& request, absl::Time now);
+  // Of its choices, those that must fit beside what runs: a quarter of the room at most.
+  int64_t RoomNeeded(int32_t choices) const {
+    return std::min<int64_t>(choices, std::max<int64_t>(1, most_running_choices() / 4));
+  }
   // Nothing runs, or it fits beside what runs.
   bool HasRoomFor(int32_t choices) const {
-    return running_choices_ == 0 || running_choices_ + choices <= most_running_choices();
+    return running_choices_ == 0 ||
+           (running_choices_ + RoomNeeded(choices) <= most_running_choices() &&
+            running_choices_ + choices <= options_.live.most);
   }
   // Whether other texts leave room for it: a generation needs none of theirs.
   bool MayRunBesideTexts(const AdmissionRequest& request) const {
@@ -234,6 +255,7 @@ class Admission {
   double work_floor_ = 0;   // work of the key that went last: who comes anew begins there
   uint64_t next_arrival_ = 0;
   int64_t queued_ = 0;
+  std::array<Queued, kKinds> queued_of_;  // of these
   int64_t starting_ = 0;
   int64_t running_ = 0;
   int64_t running_choices_ = 0;

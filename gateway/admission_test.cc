@@ -123,6 +123,58 @@ TEST_F(AdmissionTest, ChoicesOfRunningRequestsAreBounded) {
   EXPECT_THAT(std::string(too_many.message()), testing::StartsWith("n: is 4; at most 3"));
 }
 
+// It would start when all others have ended, and whoever waits behind it, too.
+TEST_F(AdmissionTest, ARequestOfManyChoicesDoesNotLetTheGatewayRunEmpty) {
+  Make();
+  admission_->SetCapacity({.best_rows = 64, .waiting_rows = 1000});  // others': 64 choices
+  for (int i = 0; i < 49; ++i) ASSERT_TRUE(Submit("streams").ok());
+  ASSERT_EQ(TakeAll().size(), 49u);
+  ASSERT_TRUE(admission_->Submit(100, {"batch", 3, 6400, 64, now_ + absl::Minutes(10)}, now_).ok());
+  EXPECT_EQ(admission_->TakeNext(now_), std::nullopt) << "not a quarter of the room is free";
+  admission_->Finished(1, /*whole=*/true, now_);
+  EXPECT_EQ(admission_->TakeNext(now_), 100u);
+  EXPECT_EQ(admission_->running_choices(), 48 + 64);
+  // What goes beyond the limit is to end before another one starts.
+  ASSERT_TRUE(Submit("interactive", 1).ok());
+  for (uint64_t id = 2; id <= 49; ++id) {
+    ASSERT_EQ(admission_->TakeNext(now_), std::nullopt);
+    admission_->Finished(id, /*whole=*/true, now_);
+  }
+  ASSERT_EQ(admission_->running_choices(), 64);
+  EXPECT_EQ(admission_->TakeNext(now_), std::nullopt);
+  admission_->Finished(100, /*whole=*/true, now_);
+  EXPECT_TRUE(admission_->TakeNext(now_).has_value());
+}
+
+TEST_F(AdmissionTest, TheWaitCountsChoicesAndNotRequests) {
+  options_.live = {.most = 16, .batches = 0};
+  for (const int32_t queued_choices : {1, 16}) {
+    Make();
+    const auto submit = [&](int32_t choices) {
+      const absl::Time deadline = now_ + absl::Minutes(10);
+      return admission_->Submit(next_id_++, {"a", 2, 100, choices, deadline, 100}, now_);
+    };
+    for (int i = 0; i < 4; ++i) ASSERT_TRUE(submit(4).ok());
+    const std::vector<uint64_t> running = TakeAll();
+    ASSERT_EQ(running.size(), 4u);
+    for (int step = 0; step < 10; ++step) {
+      now_ += absl::Milliseconds(10);
+      for (const uint64_t id : running) admission_->Wrote(id, 4, now_);
+    }
+    // They began together, and end together.
+    EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.9, 0.05);
+    if (queued_choices == 1) {
+      for (int i = 0; i < 8; ++i) ASSERT_TRUE(submit(1).ok());
+      EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.9, 0.05)
+          << "nine of the sixteen that end are enough for all";
+    } else {
+      ASSERT_TRUE(submit(16).ok());
+      EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 1.9, 0.1)
+          << "that one takes all there is";
+    }
+  }
+}
+
 TEST_F(AdmissionTest, RefusesAtOnceWhenTheQueueIsFullAndTellsWhenToComeAgain) {
   options_.max_starting = 1;
   options_.max_queued = 4;
