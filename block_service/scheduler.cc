@@ -338,11 +338,11 @@ void BlockScheduler::Cancel(const BlockWorkItem& item) {
   const auto is_target = [&](const BlockWorkItem& waiting) {
     return waiting.stream == item.stream && waiting.id == target;
   };
-  BlockSequence* holder = nullptr;
-  table_.ForEach([&](BlockSequence& sequence) {
-    if (std::any_of(sequence.queue.begin(), sequence.queue.end(), is_target)) holder = &sequence;
-  });
-  if (holder != nullptr) DropItems(*holder, is_target, absl::CancelledError("cancelled"));
+  BlockSequence* const sequence = table_.Find(item.sequence);
+  if (sequence != nullptr &&
+      std::any_of(sequence->queue.begin(), sequence->queue.end(), is_target)) {
+    DropItems(*sequence, is_target, absl::CancelledError("cancelled"));
+  }
   Reply(item, absl::OkStatus());
 }
 

@@ -57,6 +57,7 @@ class SchedulerHarness {
     item.stream = stream;
     item.id = ++last_id;
     item.sequence = {kGateway, sequence};
+    sequence_of[item.id] = sequence;
     return item;
   }
   uint64_t Submit(BlockWorkItem item) {
@@ -90,8 +91,9 @@ class SchedulerHarness {
     item.call = CloseCall{};
     return Submit(std::move(item));
   }
-  uint64_t Cancel(uint64_t target) {
-    BlockWorkItem item = Item(0);
+  uint64_t Cancel(uint64_t target) { return Cancel(target, sequence_of.at(target)); }
+  uint64_t Cancel(uint64_t target, uint64_t sequence) {
+    BlockWorkItem item = Item(sequence);
     item.call = CancelCall{target};
     return Submit(std::move(item));
   }
@@ -158,6 +160,7 @@ class SchedulerHarness {
   absl::Time now = absl::UnixEpoch();
   StreamId stream = 1;
   uint64_t last_id = 0;
+  std::map<uint64_t, uint64_t> sequence_of;  // of each item
   std::map<uint64_t, Answer> answers;
   int32_t decoded = 0, prefilled = 0;
   std::deque<std::pair<std::shared_ptr<const float[]>, absl::Status>> under_way;

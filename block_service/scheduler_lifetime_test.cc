@@ -40,6 +40,19 @@ TEST(BlockSchedulerLifetime, CancelledItemsThatWaitAreAnswered) {
   EXPECT_FALSE(harness.Step()) << "no work is left for it";
 }
 
+TEST(BlockSchedulerLifetime, ACancelIsForItemsOfItsSequenceAlone) {
+  Harness harness;
+  harness.Open(1, Prompt(2, 1), 8);
+  harness.Open(2, Prompt(2, 2), 8);
+  harness.RunUntilIdle();
+  const uint64_t append = harness.Append(1, 2, {1, 1});
+  for (const uint64_t other : {2, 3}) {
+    EXPECT_EQ(harness.code(harness.Cancel(append, other)), StatusCode::kOk);
+  }
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(append), Harness::Expected(Joined(Prompt(2, 1), {1, 1})));
+}
+
 TEST(BlockSchedulerLifetime, FreesPagesBeforeTheNextStepWhenASequenceIsClosedOrCancelled) {
   BlockSchedulerOptions options = Options();
   options.prefill_chunk_blocks = 4;

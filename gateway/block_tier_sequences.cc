@@ -113,12 +113,8 @@ void BlockTier::Detach(uint64_t handle, Sequence& sequence, bool close_copy) {
         --replica->opens;
         replica->reopens -= sequence.begun;
       }
-      if (replica->member.connected) {
-        v1::BlockRequest& request = replica->AddOutgoing(/*tokens=*/0);
-        request.set_id(next_item_++);
-        request.set_sequence(sequence.wire_id);
-        request.mutable_cancel()->set_item(sequence.item);
-      }
+      // No reply is waited for: one that closes its copy ends the call too, and without, the
+      // process that had it is gone.
     }
     if (close_copy) {
       if (replica->member.connected) {

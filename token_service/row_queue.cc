@@ -40,11 +40,15 @@ void RowQueue::Remove(const Which& which, std::vector<QueuedRow>& out) {
   }
 }
 
-bool RowQueue::Cancel(StreamId stream, uint64_t id) {
-  if (!ids_.contains({stream, id})) return false;
-  std::vector<QueuedRow> removed;
-  Remove([&](const QueuedRow& row) { return row.stream == stream && row.id == id; }, removed);
-  return true;
+void RowQueue::Cancel(StreamId stream, absl::Span<const uint64_t> ids,
+                      std::vector<QueuedRow>& cancelled) {
+  absl::flat_hash_set<uint64_t> waiting;
+  for (const uint64_t id : ids) {
+    if (ids_.contains({stream, id})) waiting.insert(id);
+  }
+  if (waiting.empty()) return;
+  Remove([&](const QueuedRow& row) { return row.stream == stream && waiting.contains(row.id); },
+         cancelled);
 }
 
 void RowQueue::CloseStream(StreamId stream) {

@@ -13,6 +13,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "token_service/decode_row.h"
 
 namespace blockserve {
@@ -46,9 +47,9 @@ class RowQueue {
   // DEADLINE_EXCEEDED, INVALID_ARGUMENT (a row of this stream with this id waits already).
   absl::Status Submit(QueuedRow row, absl::Time now);
 
-  // True: the row was waiting, and is to be answered CANCELLED. False: unknown, being decoded or
-  // done.
-  bool Cancel(StreamId stream, uint64_t id);
+  // Moves those of the stream's rows that wait to `cancelled`, to be answered CANCELLED, in one
+  // pass over the queue. Others, being decoded, done or unknown, are left alone.
+  void Cancel(StreamId stream, absl::Span<const uint64_t> ids, std::vector<QueuedRow>& cancelled);
 
   // The stream's waiting rows are dropped; there is nobody to answer.
   void CloseStream(StreamId stream);

@@ -146,14 +146,29 @@ TEST(RowQueue, CancelsWaitingRowsOnly) {
   queue.Submit(Row(2, 2), kNow).IgnoreError();
   std::vector<QueuedRow> batch, expired;
   queue.TakeBatch(kNow, batch, expired);
-  EXPECT_FALSE(queue.Cancel(1, 1));  // being decoded
-  EXPECT_TRUE(queue.Cancel(1, 2));
-  EXPECT_FALSE(queue.Cancel(1, 2));
-  EXPECT_FALSE(queue.Cancel(1, 77));
-  EXPECT_FALSE(queue.Cancel(3, 3));
+  std::vector<QueuedRow> cancelled;
+  queue.Cancel(1, {1, 2, 2, 77}, cancelled);  // 1 is being decoded
+  queue.Cancel(1, {2}, cancelled);
+  queue.Cancel(3, {3}, cancelled);
+  EXPECT_THAT(Ids(cancelled), ElementsAre(2));
   queue.FinishBatch(1);
   EXPECT_THAT(Next(queue), ElementsAre(3));
   EXPECT_THAT(Next(queue), ElementsAre(2));  // the other stream's
+}
+
+TEST(RowQueue, CancelsAnyNumberOfRowsTogether) {
+  RowQueue queue({.max_rows = 10, .max_queued_rows = 3000});
+  std::vector<uint64_t> odd;
+  for (uint64_t id = 0; id < 3000; ++id) {
+    queue.Submit(Row(1, id, id % 4 + 1), kNow).IgnoreError();
+    if (id % 2 == 1) odd.push_back(id);
+  }
+  std::vector<QueuedRow> cancelled;
+  queue.Cancel(1, odd, cancelled);
+  EXPECT_EQ(cancelled.size(), odd.size());
+  EXPECT_EQ(queue.waiting(), 1500);
+  EXPECT_THAT(Next(queue),
+              testing::Each(testing::ResultOf([](uint64_t id) { return id % 2; }, 0u)));
 }
 
 TEST(RowQueue, DropsTheRowsOfAStreamThatIsGone) {
@@ -219,7 +234,9 @@ TEST(RowQueue, GivesEveryRowExactlyOneEnd) {
         case 1: {
           const uint64_t id = random() % (next_id + 1);
           const bool expected = waiting.count(id) > 0;
-          EXPECT_EQ(queue.Cancel(id % 3, id), expected);
+          std::vector<QueuedRow> cancelled;
+          queue.Cancel(id % 3, {id}, cancelled);
+          EXPECT_EQ(cancelled.size(), expected ? 1u : 0u);
           if (expected) end(id);
           break;
         }

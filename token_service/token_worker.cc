@@ -66,20 +66,20 @@ std::vector<RowAnswer> TokenWorker::Submit(std::vector<QueuedRow> rows) {
 }
 
 std::vector<RowAnswer> TokenWorker::Cancel(StreamId stream, absl::Span<const uint64_t> ids) {
-  std::vector<RowAnswer> cancelled;
-  MutexLock lock(&mutex_);
-  for (const uint64_t id : ids) {
-    if (!queue_.Cancel(stream, id)) continue;
-    RowAnswer answer;
-    answer.stream = stream;
-    answer.id = id;
-    answer.status = absl::CancelledError("the gateway gave the row up");
-    cancelled.push_back(std::move(answer));
+  std::vector<QueuedRow> cancelled;
+  {
+    MutexLock lock(&mutex_);
+    queue_.Cancel(stream, ids, cancelled);
+    CountRows(/*done=*/false);
+    metrics_.rows_cancelled.Add(static_cast<double>(cancelled.size()));
+    if (queue_.idle()) idle_.SignalAll();
   }
-  CountRows(/*done=*/false);
-  metrics_.rows_cancelled.Add(static_cast<double>(cancelled.size()));
-  if (queue_.idle()) idle_.SignalAll();
-  return cancelled;
+  std::vector<RowAnswer> answers;
+  answers.reserve(cancelled.size());
+  for (QueuedRow& row : cancelled) {
+    answers.push_back(Answer(row, absl::CancelledError("the gateway gave the row up")));
+  }
+  return answers;
 }
 
 void TokenWorker::CloseStream(StreamId stream) {
@@ -95,6 +95,7 @@ std::vector<RowAnswer> TokenWorker::StartDraining() {
     MutexLock lock(&mutex_);
     queue_.StartDraining();
     waiting = queue_.TakeAll();
+    CountRows(/*done=*/false);
     if (queue_.idle()) idle_.SignalAll();
   }
   std::vector<RowAnswer> answers;
