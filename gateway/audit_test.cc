@@ -130,6 +130,38 @@ TEST_F(AuditTest, AuditsSurviveLosses) {
   ExpectNothingLeft();
 }
 
+TEST_F(AuditTest, AuditsForWhichNobodyWaitsDoNotPileUp) {
+  options_.tier.audit = {.contexts = 0.5};
+  MakeCore(2, 8);
+  NumberWorkers();
+  for (const auto& replica : blocks_) {
+    replica->pages = 1'000'000;
+    replica->service_time = absl::Milliseconds(20);  // of an audit's prefill as of a block
+  }
+  constexpr int64_t kStreams = 100;
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < kStreams; ++i) streams.push_back(Generate(Request(8, 200, i)));
+  int64_t most = 0;
+  const auto all_wrote = [&](size_t tokens) {
+    return [&, tokens] {
+      most = std::max(most, core_->block_tier().sequences() - kStreams);
+      return std::all_of(streams.begin(), streams.end(), [&](const Stream& stream) {
+        return stream.sink->tokens[0].size() >= tokens;
+      });
+    };
+  };
+  ASSERT_TRUE(loop_.RunUntil(all_wrote(60)));
+  EXPECT_GT(contexts().compared, 10);
+  EXPECT_GT(contexts().skipped, 100);
+  EXPECT_LE(most, 16) << "eight for each replica";
+  // Those that wait do not stand before the streams of a replica that is lost.
+  blocks_[0]->Kill();
+  ASSERT_TRUE(loop_.RunUntil(all_wrote(100)));
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+  ExpectNothingLeft();
+}
+
 TEST_F(AuditTest, AReplicaWithWrongContextsIsFoundAndItsSequencesMove) {
   options_.tier.audit = {.contexts = 1, .hold = true};
   MakeCore(3, 2);

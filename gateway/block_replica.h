@@ -31,6 +31,8 @@ inline constexpr int32_t kMostPageBlocks = 1 << 20;
 // Sequences that a lost replica had are opened again so many at a time on each of the others, whose
 // running streams go on between their prefills.
 inline constexpr int kReopensAtOnce = 8;
+// Of these, of audits for which nobody waits.
+inline constexpr int kAsideAtOnce = kReopensAtOnce / 2;
 
 // Bounds of a message's size. An item beyond goes into the next; ids take at most 5 bytes each, and
 // all else of an item (a request key has at most 128) fits kItemBytes.

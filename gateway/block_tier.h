@@ -161,6 +161,7 @@ class BlockTier {
     WaitQueue::Place place;
     bool placed = false;  // has stood in the queue; a first open keeps its place
     bool begun = false;   // has been open before
+    bool aside = false;   // an audit's, for which nobody waits
     int64_t cached_blocks = 0;
     int64_t next_score_block = 0;
 
@@ -190,6 +191,8 @@ class BlockTier {
     std::vector<int32_t> probe;  // [L]: the block that began the first text opened
   };
   int64_t BlocksOf(const Sequence& sequence) const;
+  // Of those whom not all replicas may hold: a replica for the one would be one for the other.
+  static bool StandInOneLine(const Sequence& one, const Sequence& other);
   // Blocks of output that may still come.
   int64_t ReserveOf(const Sequence& sequence) const;
   void OnReady(Replica& replica, v1::BlockReplyBatch first);
@@ -253,6 +256,9 @@ class BlockTier {
   // The idle sequences of a replica that leaves: opened elsewhere with their next block.
   void Evacuate(Replica& replica);
 
+  // Without `hold` audits that come faster than they end would pile up, each a copy of a stream's
+  // tokens.
+  bool MayAuditMore() const;
   // The row is told, at once or when it has been audited.
   void TellRow(Replica& replica, uint64_t handle, int64_t block, ContextRowPtr row);
   void OpenShadow(uint64_t id);

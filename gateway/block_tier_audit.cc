@@ -10,12 +10,16 @@
 
 namespace blockserve {
 
+bool BlockTier::MayAuditMore() const {
+  return options_.audit.hold || audits_.size() < replicas_.size() * kReopensAtOnce;
+}
+
 void BlockTier::TellRow(Replica& replica, uint64_t handle, int64_t block, ContextRowPtr row) {
   Sequence& sequence = *sequences_.at(handle);
   const auto on_context = sequence.spec.on_context;  // which may close the sequence
   if (!audit_share_.Take()) return on_context(block, std::move(row));
   const bool hold = options_.audit.hold;
-  if (!hold && !HasOther(sequence.spec, &replica)) {
+  if (!MayAuditMore() || (!hold && !HasOther(sequence.spec, &replica))) {
     ++audit_stats_.skipped;
     return on_context(block, std::move(row));
   }
@@ -55,6 +59,7 @@ void BlockTier::OpenShadow(uint64_t id) {
   shadow = std::make_unique<Sequence>();
   shadow->spec = std::move(spec);
   shadow->begun = true;  // its request has
+  shadow->aside = !options_.audit.hold;
   shadow->wants_row = true;
   shadow->next_score_block = audit.block;
   Enqueue(handle, *shadow);

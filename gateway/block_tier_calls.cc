@@ -29,13 +29,26 @@ void BlockTier::SchedulePump() {
   });
 }
 
+bool BlockTier::StandInOneLine(const Sequence& one, const Sequence& other) {
+  return one.begun == other.begun && one.aside == other.aside &&
+         one.failure.ok() == other.failure.ok() &&
+         (one.spec.cache_pool == 0) == (other.spec.cache_pool == 0) &&
+         one.spec.group == other.spec.group && one.spec.not_by == other.spec.not_by;
+}
+
 void BlockTier::Pump() {
-  std::set<TierGroup> blocked;  // nobody overtakes within a group
+  // Nobody overtakes within a group, nor among those of one line: they are not all tried.
+  std::set<TierGroup> blocked;
+  std::vector<const Sequence*> lines;  // the first of each that waits on
   for (auto next = queue_.waiting().begin(); next != queue_.waiting().end();) {
     const uint64_t handle = next->second;
     ++next;  // what follows may take the sequence out of the queue
     Sequence& sequence = *sequences_.at(handle);
-    if (blocked.contains(sequence.spec.group)) continue;
+    if (blocked.contains(sequence.spec.group) ||
+        std::any_of(lines.begin(), lines.end(),
+                    [&](const Sequence* first) { return StandInOneLine(*first, sequence); })) {
+      continue;
+    }
     if (absl::Status status = CheckCapacity(sequence); !status.ok()) {
       Fail(handle, std::move(status));
       continue;
@@ -43,7 +56,10 @@ void BlockTier::Pump() {
     Replica* const replica = Choose(sequence);
     if (replica == nullptr) {
       // Whom few may hold does not stand in the others' way.
-      if (!OnlySomeMayHold(sequence.spec) && !sequence.history.must_open_alone()) {
+      if (sequence.history.must_open_alone()) continue;
+      if (sequence.aside || OnlySomeMayHold(sequence.spec)) {
+        lines.push_back(&sequence);
+      } else {
         blocked.insert(sequence.spec.group);
       }
       continue;
@@ -80,14 +96,15 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
     const uint64_t key = PrefixMemory::Key(sequence.spec.cache_pool, *sequence.spec.prompt,
                                            replica->page_tokens(block_length_));
     BlockReplicaView& view = views.emplace_back();
-    view.usable = MayHold(*replica, sequence.spec) && !replica->full &&
-                  replica->opens < replica->health.Allowed(kMostOpens) &&
-                  // Whether one that may fail all calls fails this one too says nothing.
-                  (sequence.failure.ok() || replica->in_turn()) &&
-                  !(sequence.begun && replica->reopens >= kReopensAtOnce) &&
-                  !(sequence.history.must_open_alone() && HasOneAlone(*replica)) &&
-                  replica->has_room_for_sequence() &&
-                  (!somebody_fits || replica->fits_reserve(blocks, reserve));
+    view.usable =
+        MayHold(*replica, sequence.spec) && !replica->full &&
+        replica->opens < replica->health.Allowed(kMostOpens) &&
+        // Whether one that may fail all calls fails this one too says nothing.
+        (sequence.failure.ok() || replica->in_turn()) &&
+        !(sequence.begun && replica->reopens >= (sequence.aside ? kAsideAtOnce : kReopensAtOnce)) &&
+        !(sequence.history.must_open_alone() && HasOneAlone(*replica)) &&
+        replica->has_room_for_sequence() &&
+        (!somebody_fits || replica->fits_reserve(blocks, reserve));
     view.suspect = !replica->in_turn();
     view.available_pages = replica->available_pages();
     view.pages = replica->pages;

@@ -7,6 +7,12 @@
 #include "gateway/retry_after.h"
 
 namespace blockserve {
+namespace {
+
+// In the queue: behind whatever has begun and is waited for.
+constexpr uint32_t kPriorityAside = 4;
+
+}  // namespace
 
 absl::StatusOr<uint64_t> BlockTier::Open(SequenceSpec spec) {
   if (queue_.new_items() >= options_.max_queued) {
@@ -93,7 +99,8 @@ int64_t BlockTier::cached_blocks(uint64_t handle) const {
 void BlockTier::Enqueue(uint64_t handle, Sequence& sequence) {
   if (sequence.phase == Phase::kWaiting) return;
   if (!sequence.placed || (sequence.begun && sequence.place.is_new)) {
-    sequence.place = queue_.NextPlace(!sequence.begun, sequence.spec.priority);
+    const uint32_t priority = sequence.aside ? kPriorityAside : sequence.spec.priority;
+    sequence.place = queue_.NextPlace(!sequence.begun, priority);
     sequence.placed = true;
   }
   queue_.Insert(sequence.place, handle);
