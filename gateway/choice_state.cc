@@ -5,6 +5,11 @@
 #include "absl/strings/str_cat.h"
 
 namespace blockserve {
+namespace {
+
+constexpr size_t kCountValues = 3;  // of an id in RowPlan::counts
+
+}  // namespace
 
 absl::string_view ChoicePhaseName(ChoicePhase phase) {
   switch (phase) {
@@ -26,13 +31,23 @@ absl::string_view ChoicePhaseName(ChoicePhase phase) {
   return "unknown";
 }
 
+std::vector<int32_t> CountPrompt(absl::Span<const int32_t> tokens) {
+  std::vector<int32_t> sorted(tokens.begin(), tokens.end());
+  std::sort(sorted.begin(), sorted.end());
+  std::vector<int32_t> counts;
+  for (const int32_t token : sorted) {
+    if (counts.empty() || counts[counts.size() - kCountValues] != token) {
+      counts.insert(counts.end(), {token, 0, 0});
+    }
+    ++counts[counts.size() - kCountValues + 1];
+  }
+  return counts;
+}
+
 ChoiceState::ChoiceState(ChoiceSpec spec) : spec_(std::move(spec)) {
   const std::vector<int32_t>& prompt = *spec_.prompt;
-  const size_t whole = prompt.size() - static_cast<size_t>(spec_.prompt_rest);
-  if (spec_.count_prompt) {
-    for (size_t i = 0; i < whole; ++i) ++counts_[prompt[i]].in_prompt;
-  }
-  forced_.assign(prompt.begin() + static_cast<int64_t>(whole), prompt.end());
+  if (spec_.prompt_counts != nullptr) counts_ = *spec_.prompt_counts;
+  forced_.assign(prompt.end() - spec_.prompt_rest, prompt.end());
   forced_in_prompt_ = spec_.prompt_rest;
   for (const int32_t token : spec_.already) {
     output_.push_back(token);
@@ -115,12 +130,7 @@ absl::StatusOr<RowPlan> ChoiceState::PlanRow() const {
   plan.seed = spec_.seed;
   plan.choice = spec_.choice;
   plan.vocab_limit = spec_.vocab_limit;
-  if (spec_.count_output) {
-    plan.counts.reserve(3 * counts_.size());
-    for (const auto& [token, count] : counts_) {
-      plan.counts.insert(plan.counts.end(), {token, count.in_prompt, count.in_output});
-    }
-  }
+  plan.counts = counts_;
   return plan;
 }
 
@@ -167,11 +177,29 @@ absl::Status ChoiceState::Finish(absl::Span<const int32_t> tokens) {
 void ChoiceState::CountBlock(absl::Span<const int32_t> block, int32_t in_prompt) {
   for (size_t i = 0; i < block.size(); ++i) {
     if (static_cast<int32_t>(i) < in_prompt) {
-      if (spec_.count_prompt) ++counts_[block[i]].in_prompt;
+      if (spec_.prompt_counts != nullptr) Count(block[i], /*in_prompt=*/true);
     } else if (spec_.count_output) {
-      ++counts_[block[i]].in_output;
+      Count(block[i], /*in_prompt=*/false);
     }
   }
+}
+
+void ChoiceState::Count(int32_t token, bool in_prompt) {
+  // The first whose id is not below it.
+  size_t place = 0;
+  for (size_t end = counts_.size() / kCountValues; place < end;) {
+    const size_t middle = place + (end - place) / 2;
+    if (counts_[middle * kCountValues] < token) {
+      place = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  place *= kCountValues;
+  if (place == counts_.size() || counts_[place] != token) {
+    counts_.insert(counts_.begin() + static_cast<std::ptrdiff_t>(place), {token, 0, 0});
+  }
+  ++counts_[place + (in_prompt ? 1 : 2)];
 }
 
 }  // namespace blockserve

@@ -6,7 +6,6 @@
 #define BLOCKSERVE_GATEWAY_CHOICE_STATE_H_
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -42,12 +41,17 @@ struct ChoiceSpec {
   int32_t max_tokens = 16;  // of output, `already` included
   int32_t min_tokens = 0;
   int32_t vocab_limit = 0;  // ids from here on cannot be drawn; 0: none
-  // Some penalty is not neutral: rows carry counts; `count_prompt` when the prompt matters to it.
+  // Some penalty is not neutral: rows carry counts.
   bool count_output = false;
-  bool count_prompt = false;
+  // CountPrompt of the prompt without its rest, where the prompt matters to it; shared by the
+  // choices of a request. Null: it is not counted.
+  std::shared_ptr<const std::vector<int32_t>> prompt_counts;
   // Output that is known before the start (a stream that goes on elsewhere).
   std::vector<int32_t> already;
 };
+
+// Of each id among `tokens`, by id: (id, how often it is in the prompt, 0 times in the output).
+std::vector<int32_t> CountPrompt(absl::Span<const int32_t> tokens);
 
 // What the token tier is asked for, without transport.
 struct RowPlan {
@@ -59,7 +63,9 @@ struct RowPlan {
   uint64_t seed = 0;
   uint32_t choice = 0;
   int32_t vocab_limit = 0;
-  std::vector<int32_t> counts;  // (id, in prompt, in output) of the tokens before this block
+  // (id, in prompt, in output) of the tokens before this block, by id. In the choice, until it
+  // moves on.
+  absl::Span<const int32_t> counts;
 };
 
 // What a block's tokens say by themselves, before stop strings are looked at.
@@ -91,7 +97,7 @@ class ChoiceState {
   absl::Status Unpause();  // paused -> waiting for block
   // queued -> finished: `already` is all of its output.
   absl::Status Conclude();
-  absl::Status Fail();     // anything but finished or failed -> failed
+  absl::Status Fail();  // anything but finished or failed -> failed
 
   // The row to be decoded; only while waiting for a block.
   absl::StatusOr<RowPlan> PlanRow() const;
@@ -106,15 +112,11 @@ class ChoiceState {
   absl::Status Finish(absl::Span<const int32_t> tokens);
 
  private:
-  struct Count {
-    int32_t in_prompt = 0;
-    int32_t in_output = 0;
-  };
-
   absl::Status Refuse(absl::string_view move) const;
   // Tokens that the block being written has when its row is done, those known before included.
   int32_t RowLimit() const;
   void CountBlock(absl::Span<const int32_t> block, int32_t in_prompt);
+  void Count(int32_t token, bool in_prompt);
 
   const ChoiceSpec spec_;
   ChoicePhase phase_ = ChoicePhase::kQueued;
@@ -122,7 +124,7 @@ class ChoiceState {
   int64_t own_blocks_ = 0;
   std::vector<int32_t> forced_;  // tokens known of the block that is being written
   int32_t forced_in_prompt_ = 0;
-  std::map<int32_t, Count> counts_;  // of the tokens before this block; ordered, so rows are equal
+  std::vector<int32_t> counts_;  // RowPlan::counts
 };
 
 }  // namespace blockserve

@@ -187,7 +187,8 @@ TEST(ChoiceState, JudgesAnswers) {
 
 TEST(ChoiceState, CountsAreOfTheTokensBeforeTheBlock) {
   ChoiceSpec spec = Spec({3, 3, 4, 4, 3}, 1, 1);
-  spec.count_output = spec.count_prompt = true;
+  spec.count_output = true;
+  spec.prompt_counts = std::make_shared<const std::vector<int32_t>>(CountPrompt({3, 3, 4, 4}));
   ChoiceState choice(spec);
   ToFirstRow(choice);
   // The rest of the prompt is forced in this block: it is not counted yet.
@@ -195,6 +196,10 @@ TEST(ChoiceState, CountsAreOfTheTokensBeforeTheBlock) {
   ASSERT_TRUE(choice.AcceptBlock({4, 9, 9}).ok());
   ASSERT_TRUE(choice.TakeContext(1, true).ok());
   EXPECT_THAT(choice.PlanRow()->counts, ElementsAre(3, 3, 0, 4, 2, 1, 9, 0, 2));
+  ASSERT_TRUE(choice.AcceptBlock({5, 1, 3, 12}).ok());
+  ASSERT_TRUE(choice.TakeContext(2, true).ok());
+  EXPECT_THAT(choice.PlanRow()->counts,
+              ElementsAre(1, 0, 1, 3, 3, 1, 4, 2, 1, 5, 0, 1, 9, 0, 2, 12, 0, 1));
 }
 
 TEST(ChoiceState, CountsLeaveThePromptOutWhereItDoesNotMatter) {
@@ -214,7 +219,9 @@ TEST(ChoiceState, GoesOnFromTokensThatAreKnown) {
   for (int32_t rest = 0; rest < 4; ++rest) {
     for (size_t known = 0; known <= output.size(); ++known) {
       ChoiceSpec spec = Spec({1, 2, 3, 4, 5, 6, 7, 8}, rest, 2);
-      spec.count_output = spec.count_prompt = true;
+      spec.count_output = true;
+      spec.prompt_counts = std::make_shared<const std::vector<int32_t>>(
+          CountPrompt(absl::MakeConstSpan(*spec.prompt).subspan(0, static_cast<size_t>(8 - rest))));
       spec.already.assign(output.begin(), output.begin() + static_cast<int64_t>(known));
       ChoiceState moved(spec);
       ToFirstRow(moved);

@@ -55,7 +55,11 @@ void GenerationRun::Start(const Binding& binding) {
   spec.min_tokens = request_.min_tokens;
   spec.vocab_limit = environment_.vocab_limit;
   spec.count_output = CountsOutput(request_.sampling);
-  spec.count_prompt = CountsPrompt(request_.sampling);
+  if (CountsPrompt(request_.sampling)) {
+    spec.prompt_counts =
+        std::make_shared<const std::vector<int32_t>>(CountPrompt(absl::MakeConstSpan(
+            request_.prompt.data(), request_.prompt.size() - static_cast<size_t>(rest))));
+  }
   blocks_ = std::make_shared<const std::vector<int32_t>>(std::move(layout.block_tokens));
   usage_.set_prompt_tokens(static_cast<int64_t>(request_.prompt.size()));
 
