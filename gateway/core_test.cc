@@ -127,6 +127,40 @@ TEST_F(CoreTest, CancelStopsWorkAndFreesSequencesAtOnce) {
   loop_.RunReady();
 }
 
+TEST_F(CoreTest, AWorkerWhoseConnectionIsFullGetsNothingMoreUntilItHasRoom) {
+  MakeCore(1, 2);
+  Connect();
+  workers_[0]->queued_bytes = int64_t{16} << 20;
+  const Stream stream = Generate(Request(4, 40, 12));
+  ASSERT_TRUE(RunUntilDone({stream}));
+  ExpectExact(stream);
+  EXPECT_EQ(workers_[0]->rows, 0);
+  workers_[1]->queued_bytes = int64_t{16} << 20;
+  const Stream waits = Generate(Request(4, 40, 13));
+  loop_.Advance(absl::Seconds(1));
+  EXPECT_TRUE(waits.sink->tokens.empty());
+  workers_[0]->queued_bytes = 0;
+  ASSERT_TRUE(RunUntilDone({waits}));
+  ExpectExact(waits);
+  EXPECT_GT(workers_[0]->rows, 0);
+}
+
+// Of 64 choices with a penalty, each row of which tells of every token before it.
+TEST_F(CoreTest, RowsOfOneTurnBeyondWhatAConnectionTakesWaitForTheNext) {
+  MakeCore(1, 1);
+  Connect();
+  blocks_[0]->pages = 1'000'000;
+  workers_[0]->queued_bytes = (int64_t{16} << 20) - 1;  // one row more
+  GenerationRequest request = Request(997, 4, 14);
+  request.n = 64;
+  request.sampling.set_repetition_penalty(1.1f);
+  const Stream stream = Generate(std::move(request));
+  ASSERT_TRUE(RunUntilDone({stream}));
+  ExpectExact(stream);
+  EXPECT_EQ(workers_[0]->largest_batch, 1);
+  ExpectNothingLeft();
+}
+
 TEST_F(CoreTest, CancelWhileOpening) {
   MakeCore(1, 1);
   Connect();

@@ -119,6 +119,7 @@ class SimulatedWorker {
   absl::Duration service_time = absl::Milliseconds(1);
   int messages = 0;
   size_t largest_message_bytes = 0;
+  int64_t queued_bytes = 0;  // of the connection to it, as it is told
   // Changes what it answers, its hello too; null: nothing.
   std::function<void(Reply& reply)> garble;
 
@@ -158,6 +159,7 @@ class SimulatedWorker {
           std::max(worker_.largest_message_bytes, request.ByteSizeLong());
       worker_.Receive(std::move(request));
     }
+    int64_t queued_bytes() const override { return worker_.queued_bytes; }
     void Finish(std::function<void()> over) override {
       observer = &nobody_;
       worker_.loop.Post(std::move(over));

@@ -68,6 +68,9 @@ class TierClient final : public TierLink<typename Protocol::Request, typename Pr
     // False: the stream is over, and OnLost follows.
     if (state_->ready) state_->connection->stream->Send(std::move(request));
   }
+  int64_t queued_bytes() const override {
+    return state_->ready ? state_->connection->stream->queued_bytes() : 0;
+  }
   void Finish(std::function<void()> over) override { state_->Finish(std::move(over)); }
 
  private:

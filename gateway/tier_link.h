@@ -3,6 +3,7 @@
 #ifndef BLOCKSERVE_GATEWAY_TIER_LINK_H_
 #define BLOCKSERVE_GATEWAY_TIER_LINK_H_
 
+#include <cstdint>
 #include <functional>
 
 #include "absl/status/status.h"
@@ -28,6 +29,9 @@ class TierLink {
   virtual void Start(Observer* observer) = 0;
   // Between OnReady and OnLost; dropped otherwise.
   virtual void Send(Request request) = 0;
+  // Of what was sent, what waits to be written: bounded (rpc/outgoing_queue.h), and the connection
+  // is given up where that is not kept.
+  virtual int64_t queued_bytes() const = 0;
   // What was sent is written out, then the stream ends; `over` is called on the loop when it has,
   // unless the link is destroyed before. The observer hears nothing more, and nothing may be sent.
   virtual void Finish(std::function<void()> over) = 0;

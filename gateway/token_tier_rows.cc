@@ -92,6 +92,9 @@ void TokenTier::SchedulePump() {
 
 void TokenTier::Pump() {
   pump_posted_ = false;
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    worker->unwritten_bytes = worker->member.connected ? worker->link->queued_bytes() : 0;
+  }
   PumpSuspects();
   if (!waiting_.waiting().empty()) SendWaitingRows();
   Flush();
@@ -308,6 +311,7 @@ void TokenTier::AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRo
   }
   Worker::Outgoing& message = outgoing.back();
   message.bytes += bytes;
+  worker.unwritten_bytes += static_cast<int64_t>(bytes);
   message.batch.set_context_type(context->type);
   message.contexts.push_back(context);
   v1::TokenRowRequest& request = *message.batch.add_rows();

@@ -15,6 +15,10 @@
 
 namespace blockserve {
 
+// While so much waits for its connection a worker gets nothing more: rows may carry counts of
+// thousands of ids, and one beyond what a connection may queue would end it.
+inline constexpr int64_t kMostUnwrittenBytes = int64_t{16} << 20;
+
 struct TokenTier::Worker final : public TokenLink::Observer {
   Worker(TokenTier& tier, const std::string& address) : tier(tier) { member.address = address; }
 
@@ -23,7 +27,8 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   void OnLost(absl::Status status) override { tier.OnLost(*this, std::move(status)); }
 
   bool takes_rows(const TierGroup& group, absl::Time now) const {
-    return member.usable() && member.group == group && now >= hold_until;
+    return member.usable() && member.group == group && now >= hold_until &&
+           unwritten_bytes < kMostUnwrittenBytes;
   }
   bool may_do(const RowJob& job) const {
     return std::find(job.not_by.begin(), job.not_by.end(), member.identity.incarnation) ==
@@ -68,6 +73,7 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   bool reserved = false;  // kept free of other rows for those under suspicion
   absl::Time hold_until = absl::InfinitePast();
   std::vector<Outgoing> outgoing;
+  int64_t unwritten_bytes = 0;      // of its connection: what waits there, and this turn's
   bool to_be_flushed = false;       // is in the tier's list of those with something
   std::unique_ptr<TokenLink> link;  // last: its end must not meet a half-destroyed worker
 };

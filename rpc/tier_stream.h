@@ -128,6 +128,12 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
     return queued;
   }
 
+  // Of what was sent and is not being written yet. Thread-safe.
+  int64_t queued_bytes() const {
+    MutexLock lock(&mutex_);
+    return queue_.bytes();
+  }
+
   // No more is sent: what is queued is written, then this side ends, and the service ends the
   // stream in turn. Thread-safe; after Start.
   void Finish() {
@@ -280,7 +286,7 @@ class TierStream final : public std::enable_shared_from_this<TierStream<Request,
   Call call_;
   Reply incoming_;    // of the read under way
   Request outgoing_;  // of the write under way: owned by whoever set writing_
-  Mutex mutex_;
+  mutable Mutex mutex_;
   // Set from Create until OnDone. Start hands it to gRPC, which uses it until OnDone.
   std::unique_ptr<grpc::ClientContext> context_ ABSL_GUARDED_BY(mutex_);
   OutgoingQueue<Request> queue_ ABSL_GUARDED_BY(mutex_);
