@@ -160,12 +160,15 @@ bool BlockScheduler::IsPrefilledByAnother(const BlockSequence& sequence) const {
   if (!options_.prefix_cache || first % options_.page_blocks != 0 || end > sequence.first_context) {
     return false;
   }
+  const auto page = sequence.tokens.begin() + first * options_.block_length;
   const auto page_end = sequence.tokens.begin() + end * options_.block_length;
   return std::any_of(shares_.begin(), shares_.end(), [&](const PrefillShare& share) {
     const BlockSequence& other = *share.sequence;
     return &other != &sequence && other.kv.cache_pool() == sequence.kv.cache_pool() &&
            other.kv.blocks() <= first && PlannedBlocks(other) + share.blocks >= end &&
-           std::equal(sequence.tokens.begin(), page_end, other.tokens.begin());
+           // The page first: many texts begin alike, and go on otherwise.
+           std::equal(page, page_end, other.tokens.begin() + first * options_.block_length) &&
+           std::equal(sequence.tokens.begin(), page, other.tokens.begin());
   });
 }
 

@@ -1,6 +1,7 @@
 // Tiers whose answers are nonsense: of every request something becomes, once, and nothing is left.
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <random>
 #include <string>
 
@@ -98,6 +99,33 @@ TEST_F(BadRepliesTest, EndRequestsOnceAndBringNothingDown) {
   EXPECT_GT(garbled_, 1000);
   EXPECT_GT(ok, 0);
   EXPECT_GT(failed, 0);
+}
+
+TEST_F(BadRepliesTest, RowsOfBlocksThatAreNotThereEndTheRequest) {
+  for (const int64_t first : {std::numeric_limits<int64_t>::max(), int64_t{7}, int64_t{-1}}) {
+    SCOPED_TRACE(first);
+    core_.reset();
+    blocks_.clear();
+    workers_.clear();
+    MakeCore(1, 1);
+    blocks_[0]->garble = [first](v1::BlockReplyBatch& reply) {
+      for (v1::BlockReply& item : *reply.mutable_items()) {
+        if (item.rows() > 0) item.set_first_block(first);
+      }
+    };
+    Connect();
+    ScoringRequest scoring;
+    for (int32_t i = 0; i < 30; ++i) scoring.tokens.push_back(i);
+    scoring.first_scored = 1;
+    scoring.deadline = loop_.Now() + absl::Seconds(30);
+    const auto scored = std::make_shared<RecordingScoreSink>();
+    core_->Score(std::move(scoring), scored);
+    const Stream stream = Generate(Request(4, 8, 1));
+    ASSERT_TRUE(RunUntilDone({stream}));
+    EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+    ASSERT_TRUE(loop_.RunUntil([&] { return scored->done > 0; }, absl::Minutes(1)));
+    EXPECT_EQ(scored->response.status().code(), absl::StatusCode::kInternal);
+  }
 }
 
 }  // namespace

@@ -318,6 +318,10 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
   }
 
   if (sequence.spec.scoring) {
+    if (reply.rows() > 0 &&
+        (reply.first_block() < 0 || reply.first_block() > last_block - (reply.rows() - 1))) {
+      return Contradicted(handle, sequence, "sent rows of blocks that are not there");
+    }
     for (int64_t i = 0; i < reply.rows(); ++i) {
       // Callbacks may close the sequence.
       const auto still = sequences_.find(handle);
@@ -341,7 +345,7 @@ void BlockTier::OnRows(Replica& replica, BlockCall call, uint64_t handle,
     return;
   }
 
-  if (reply.rows() < 1 || reply.first_block() + reply.rows() - 1 != last_block) {
+  if (reply.rows() < 1 || reply.first_block() != last_block - (reply.rows() - 1)) {
     return Contradicted(handle, sequence,
                         absl::StrCat("sent the row of another block than ", last_block));
   }
