@@ -120,8 +120,9 @@ absl::Status BlockServiceConfig::Validate() const {
   if (min_group_blocks < 1) {
     return BadFlag("min-group-blocks", min_group_blocks, "it must be at least 1");
   }
-  if (max_items_per_stream < 1) {
-    return BadFlag("max-items-per-stream", max_items_per_stream, "it must be at least 1");
+  if (max_items_per_stream < 0) {
+    return BadFlag("max-items-per-stream", max_items_per_stream,
+                   "it must be at least 1, or 0 (default)");
   }
   return faults.Validate();
 }
@@ -244,7 +245,9 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   hello.set_keeps_pools_apart(true);
   hello.set_max_blocks_per_sequence(
       static_cast<int32_t>(std::min<int64_t>(longest, std::numeric_limits<int32_t>::max())));
-  impl->context->max_items = config.max_items_per_stream;
+  impl->context->max_items = config.max_items_per_stream > 0
+                                 ? config.max_items_per_stream
+                                 : std::max(4096, 2 * config.max_sequences);
   impl->context->max_reply_bytes = config.max_reply_bytes;
   impl->context->clock = &clock;
   impl->context->mailbox = impl->loop->mailbox();

@@ -48,11 +48,12 @@ struct BlockServiceConfig {
   bool allow_long_contexts = false;  // more blocks than max_position_embeddings
   bool prefix_cache = true;
   absl::Duration lease = absl::Seconds(10);
-  int32_t max_items_per_stream = 4096;  // beyond: RESOURCE_EXHAUSTED
-  int32_t max_reply_bytes = 4 << 20;    // of context rows in one message
-  BlockFaultInjection faults;           // for tests of the system around it
-  MetricRegistry* metrics = nullptr;    // must outlive the service; null: none are kept
-  const Clock* clock = nullptr;         // must outlive the service; null: the steady clock
+  // Beyond: RESOURCE_EXHAUSTED. 0: 4096, or two for each of max_sequences where that is more.
+  int32_t max_items_per_stream = 0;
+  int32_t max_reply_bytes = 4 << 20;  // of context rows in one message
+  BlockFaultInjection faults;         // for tests of the system around it
+  MetricRegistry* metrics = nullptr;  // must outlive the service; null: none are kept
+  const Clock* clock = nullptr;       // must outlive the service; null: the steady clock
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;

@@ -151,6 +151,26 @@ TEST(BlockServiceStream, ItemsBeyondTheBoundAreRefusedAtOnce) {
   EXPECT_EQ(gateway.Wait(later).code, StatusCode::kOk);
 }
 
+TEST(BlockServiceStream, EverySequenceOfALargeServiceMayHaveItsItems) {
+  constexpr int32_t kSequences = 5000;
+  absl::Notification go_on;
+  BlockServiceConfig config;
+  config.max_sequences = kSequences;
+  config.kv_pages = kSequences;
+  Fake fake(config, [&] {
+    go_on.WaitForNotification();
+    return std::string();
+  });
+  TestGateway gateway(fake.channel());
+  std::vector<uint64_t> opens;
+  for (uint64_t sequence = 1; sequence <= kSequences; ++sequence) {
+    opens.push_back(gateway.Open(sequence, {1, 2}, -1, false, /*reserve_blocks=*/0));
+  }
+  gateway.Flush();
+  go_on.Notify();
+  for (const uint64_t open : opens) ASSERT_EQ(gateway.Wait(open).code, StatusCode::kOk);
+}
+
 TEST(BlockServiceStream, LongScoresComeInMessagesOfBoundedSize) {
   BlockServiceConfig config;
   config.max_reply_bytes = 5 * 16;  // rows of D 4
