@@ -46,6 +46,7 @@ class BlockSession final : public BlockServerStream::Handler,
   void Add(const BlockItemReply& reply) override;
   void Flush(const BlockLoadReport& load) override;
   void End(const absl::Status& status) override;
+  int64_t unsent_bytes() const override { return stream_->queued_bytes(); }
 
  private:
   bool CheckHello(const v1::BlockRequestBatch& batch);

@@ -14,6 +14,11 @@ namespace {
 
 // Longer waits are cut: an endless one overflows in some clocks.
 constexpr absl::Duration kLongestWait = absl::Hours(1);
+// Of a stream whose gateway has so much to read, no text is scored meanwhile: its rows come by the
+// thousand. What steps under way add to it is a good deal less than a stream may have unsent.
+constexpr int64_t kMostUnsentBytes = int64_t{32} << 20;
+// Where nothing else can be done it is looked again after so long.
+constexpr absl::Duration kSlowReaderHold = absl::Milliseconds(10);
 // The loop is at most so many turns ahead of the one that is being delivered: enough that neither
 // waits for the other where they take alike, and few rows to keep.
 constexpr size_t kTurnsWaiting = 2;
@@ -111,8 +116,8 @@ void EngineLoop::Run() {
   bool worked = false;
   while (true) {
     // While there is work the mailbox is only looked into.
-    const absl::Duration wait =
-        worked ? absl::ZeroDuration() : scheduler_.NextWakeUp() - clock_.Now();
+    absl::Duration wait = worked ? absl::ZeroDuration() : scheduler_.NextWakeUp() - clock_.Now();
+    if (!slow_readers_.empty() && scheduler_.has_work()) wait = std::min(wait, kSlowReaderHold);
     if (!mailbox_->Take(events, wait)) break;
     // Before these events there was nothing to compute.
     if (!worked) standing_since_ = clock_.Now();
@@ -218,7 +223,16 @@ bool EngineLoop::MayStart() const {
                              newest.decode_blocks + newest.prefill_blocks);
 }
 
+void EngineLoop::LookForSlowReaders() {
+  slow_readers_.clear();
+  for (const auto& [stream, sink] : *sinks_) {
+    if (sink->unsent_bytes() > kMostUnsentBytes) slow_readers_.push_back(stream);
+  }
+  scheduler_.SetSlowReaders(slow_readers_);
+}
+
 bool EngineLoop::StartStep() {
+  LookForSlowReaders();
   const BlockStep& plan = scheduler_.PlanStep(clock_.Now());
   if (plan.chunks.empty()) return false;
   const size_t values = static_cast<size_t>(plan.context_rows) * width_;

@@ -53,6 +53,8 @@ class BlockReplySink {
   virtual void Flush(const BlockLoadReport& load) = 0;
   // The replica leaves.
   virtual void End(const absl::Status& status) = 0;
+  // Of what was flushed, what waits for the gateway to read. Thread-safe.
+  virtual int64_t unsent_bytes() const { return 0; }
 };
 
 struct StreamOpened {
@@ -163,6 +165,8 @@ class EngineLoop {
   bool MayStart() const;
   // False where nothing can be computed now.
   bool StartStep();
+  // Finds the streams whose gateways are behind with reading.
+  void LookForSlowReaders();
   void FinishOldest();
   void EndTurn(int64_t items);
   BlockLoadReport Load();
@@ -195,6 +199,7 @@ class EngineLoop {
   std::string part_hash_;
   bool hello_known_ = false;
   bool draining_ = false;
+  std::vector<StreamId> slow_readers_;
   FloatBuffers buffers_;  // for the contexts of steps
   EngineLoopStats counters_;
 

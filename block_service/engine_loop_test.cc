@@ -1,6 +1,7 @@
 // The loop with several threads at its mailbox; run under the thread sanitizer too.
 #include "block_service/engine_loop.h"
 
+#include <atomic>
 #include <map>
 #include <memory>
 #include <thread>
@@ -12,6 +13,14 @@
 
 namespace blockserve {
 namespace {
+
+// Whose reader is as far behind as the test says.
+class SlowSink final : public RecordingSink {
+ public:
+  int64_t unsent_bytes() const override { return unsent.load(); }
+
+  std::atomic<int64_t> unsent{0};
+};
 
 // One gateway: opens, appends and closes sequences, and checks every row.
 void RunGateway(BlockMailbox& mailbox, StreamId stream, int sequences, int blocks) {
@@ -154,6 +163,27 @@ TEST(EngineLoop, TheNextStepIsBegunWhileOneIsUnderWay) {
   EXPECT_EQ(sink->Wait(7).row, TestBlockEngine::Row(prompt, 2));
   EXPECT_EQ(sink->Wait(8).status.code(), absl::StatusCode::kAborted)
       << "it is open with other tokens";
+}
+
+TEST(EngineLoop, ATextIsScoredWhenItsReaderHasCaughtUp) {
+  LoopFixture fixture;
+  BlockMailbox& mailbox = *fixture.loop->mailbox();
+  fixture.Greet();
+  const auto sink = std::make_shared<SlowSink>();
+  sink->unsent = int64_t{33} << 20;
+  mailbox.Post(StreamOpened{1, 1, sink});
+  StreamItems score;
+  score.stream = 1;
+  score.items.push_back(Item(1, 1));
+  score.items.back().call = OpenCall{Tokens(8, 1), 0, /*first_context=*/0, /*close_after=*/true};
+  mailbox.Post(std::move(score));
+  StreamItems open = OpenItem(1, 2);
+  open.items.back().sequence.sequence = 2;
+  mailbox.Post(std::move(open));
+  EXPECT_TRUE(sink->Wait(2).status.ok());
+  EXPECT_FALSE(sink->Has(1));
+  sink->unsent = 0;
+  EXPECT_TRUE(sink->Wait(1).status.ok());
 }
 
 TEST(EngineLoop, AStepThatTheEngineRefusesFailsAfterTheOneBeforeIt) {

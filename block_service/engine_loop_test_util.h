@@ -17,7 +17,7 @@
 
 namespace blockserve {
 
-class RecordingSink final : public BlockReplySink {
+class RecordingSink : public BlockReplySink {
  public:
   void SayHello(const std::string& part_hash, const BlockLoadReport& load) override {
     MutexLock lock(&mutex_);

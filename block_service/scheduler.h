@@ -93,6 +93,10 @@ class BlockScheduler {
   // From now on an Open is answered UNAVAILABLE; all else goes on.
   void StartDraining() { draining_ = true; }
 
+  // Streams that have not read what was sent to them: of their prompts none is prefilled of which
+  // more rows than the last block's are wanted, until they are not among them.
+  void SetSlowReaders(const std::vector<StreamId>& streams) { slow_readers_ = streams; }
+
   void Submit(BlockWorkItem&& item, absl::Time now);
 
   // Answers what has run out of time, ends leases that are over, and chooses the next step. Where
@@ -195,6 +199,7 @@ class BlockScheduler {
   void SharePrefill();
   // Gives the prompt at most `budget` blocks more of the step; returns how many.
   int64_t Prefill(PrefillShare& share, int64_t budget);
+  bool WaitsForItsReader(const BlockSequence& sequence) const;
   // The next page of the prompt is among what the step prefills of another one: it will be had for
   // nothing.
   bool IsPrefilledByAnother(const BlockSequence& sequence) const;
@@ -228,6 +233,7 @@ class BlockScheduler {
   int64_t open_ = 0;     // sequences that are kOpen
   int64_t waiting_ = 0;  // items in queues
   bool draining_ = false;
+  std::vector<StreamId> slow_readers_;
   uint64_t admissions_ = 0;
   uint64_t steps_planned_ = 0;
   absl::Time next_deadline_ = absl::InfiniteFuture();  // no item's is earlier

@@ -142,6 +142,7 @@ void BlockScheduler::SharePrefill() {
 
 int64_t BlockScheduler::Prefill(PrefillShare& share, int64_t budget) {
   BlockSequence& sequence = *share.sequence;
+  if (WaitsForItsReader(sequence)) return 0;
   if (share.blocks == 0 && sequence.blocks_under_way == 0) {
     // What another prompt has computed since this one was admitted need not be computed again.
     sequence.cached_blocks +=
@@ -152,6 +153,12 @@ int64_t BlockScheduler::Prefill(PrefillShare& share, int64_t budget) {
   const int64_t count = std::min(missing, budget);
   share.blocks += count;
   return count;
+}
+
+bool BlockScheduler::WaitsForItsReader(const BlockSequence& sequence) const {
+  return sequence.first_context < BlocksOf(sequence) - 1 &&
+         std::find(slow_readers_.begin(), slow_readers_.end(), sequence.queue.front().stream) !=
+             slow_readers_.end();
 }
 
 bool BlockScheduler::IsPrefilledByAnother(const BlockSequence& sequence) const {

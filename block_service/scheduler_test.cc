@@ -602,5 +602,23 @@ TEST(BlockScheduler, ScoringDeliversEveryRowAndClosesItself) {
   EXPECT_EQ(harness.available_pages(), 64);
 }
 
+TEST(BlockScheduler, ATextIsNotScoredForAReaderThatIsBehind) {
+  Harness harness;
+  const uint64_t score = harness.Open(1, Prompt(12, 1), 0, 0, /*close_after=*/true);
+  const uint64_t open = harness.Open(2, Prompt(12, 2), 8);
+  harness.scheduler.SetSlowReaders({harness.stream});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.row(open), Harness::Expected(Prompt(12, 2))) << "what streams need goes on";
+  const uint64_t append = harness.Append(2, 12, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(append), StatusCode::kOk);
+  EXPECT_EQ(harness.of(score).replies, 0);
+  EXPECT_TRUE(harness.scheduler.has_work());
+  harness.scheduler.SetSlowReaders({harness.stream + 1});
+  harness.RunUntilIdle();
+  EXPECT_EQ(harness.code(score), StatusCode::kOk);
+  EXPECT_EQ(harness.of(score).rows.size(), 12u);
+}
+
 }  // namespace
 }  // namespace blockserve

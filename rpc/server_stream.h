@@ -93,6 +93,12 @@ class ServerStream final : public grpc::ServerBidiReactor<Request, Reply>,
     return !overflow;
   }
 
+  // Of what was sent and is not being written yet. Thread-safe.
+  int64_t queued_bytes() const {
+    MutexLock lock(&mutex_);
+    return queue_.bytes();
+  }
+
   // Ends the stream with `status` after what is queued has been written; thread-safe. The first
   // call counts. OnClosed still follows.
   void Finish(grpc::Status status) {
@@ -206,7 +212,7 @@ class ServerStream final : public grpc::ServerBidiReactor<Request, Reply>,
   std::shared_ptr<Handler> handler_;  // used by the reading side alone
   Request incoming_;                  // of the read under way
   Reply outgoing_;                    // of the write under way: owned by whoever set writing_
-  Mutex mutex_;
+  mutable Mutex mutex_;
   OutgoingQueue<Reply> queue_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool cancelling_ ABSL_GUARDED_BY(mutex_) = false;
