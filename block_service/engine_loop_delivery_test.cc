@@ -17,7 +17,7 @@ TEST(EngineLoop, AStepRunsWhileTheRepliesOfTheOneBeforeAreDelivered) {
   const auto held = std::make_shared<HeldSink>();
   mailbox.Post(StreamOpened{1, 1, held});
   mailbox.Post(Refused(1));
-  held->gate.WaitUntilReached();
+  ASSERT_TRUE(held->gate.WaitForArrivals(1));
   const auto sink = std::make_shared<RecordingSink>();
   mailbox.Post(StreamOpened{2, 2, sink});
   mailbox.Post(OpenItem(2, 7));
@@ -76,7 +76,7 @@ TEST(EngineLoop, ADeliveryThatHangsIsNoProgress) {
   const auto held = std::make_shared<HeldSink>();
   mailbox.Post(StreamOpened{1, 1, held});
   mailbox.Post(Refused(1));
-  held->gate.WaitUntilReached();
+  ASSERT_TRUE(held->gate.WaitForArrivals(1));
   absl::Time now = absl::UnixEpoch();
   StallWatch watch(*progress, absl::Seconds(60), now);
   watch.IsStuck(now);
@@ -103,7 +103,7 @@ TEST(EngineLoop, ItIsNotEmptyBeforeItsRepliesAreWithTheirStreams) {
   EXPECT_TRUE(sink->Wait(7).status.ok());
   while (fixture.loop->stats().load.pages.sequences == 0) std::this_thread::yield();
   mailbox.Post(Refused(2));
-  held->gate.WaitUntilReached();
+  ASSERT_TRUE(held->gate.WaitForArrivals(1));
   StreamItems close;
   close.stream = 1;
   close.items.push_back(Item(1, 8));
@@ -129,16 +129,6 @@ TEST(EngineLoop, TimeInWhichWorkWaitedForItsStepIsCountedAndIdleTimeIsNot) {
    private:
     HandClock& clock_;
   };
-  // The first hello holds the loop until what follows is in the mailbox.
-  class HeldHello final : public BlockReplySink {
-   public:
-    void SayHello(const std::string&, const BlockLoadReport&) override { gate.Pass(); }
-    void Add(const BlockItemReply&) override {}
-    void Flush(const BlockLoadReport&) override {}
-    void End(const absl::Status&) override {}
-
-    Gate gate;
-  };
   HandClock clock;
   MetricRegistry registry;
   const BlockMetrics metrics(registry);
@@ -152,9 +142,10 @@ TEST(EngineLoop, TimeInWhichWorkWaitedForItsStepIsCountedAndIdleTimeIsNot) {
   sink->Wait(7);
   while (progress->has_work()) std::this_thread::yield();
   clock.Advance(10'000);
+  // The first hello holds the loop until what follows is in the mailbox.
   const auto held = std::make_shared<HeldHello>();
   mailbox.Post(StreamOpened{2, 2, held});
-  held->gate.WaitUntilReached();
+  ASSERT_TRUE(held->gate.WaitForArrivals(1));
   mailbox.Post(StreamOpened{3, 3, std::make_shared<SlowSink>(clock)});
   StreamItems items = OpenItem(1, 8);
   items.items[0].call = AppendCall{5, {5, 5}};
@@ -174,7 +165,7 @@ TEST(EngineLoop, WhatWasHandedOverIsDeliveredBeforeAStreamEnds) {
   mailbox.Post(StreamOpened{1, 1, held});
   mailbox.Post(StreamOpened{2, 2, sink});
   mailbox.Post(Refused(1));
-  held->gate.WaitUntilReached();
+  ASSERT_TRUE(held->gate.WaitForArrivals(1));
   mailbox.Post(Refused(2));
   while (!mailbox.empty()) std::this_thread::yield();
   mailbox.Post(OpenItem(2, 7));

@@ -144,7 +144,7 @@ TEST(EngineLoop, ManySequencesOfAnEngineThatTakesTwoStepsAtATime) {
 
 TEST(EngineLoop, TheNextStepIsBegunWhileOneIsUnderWay) {
   LoopFixture fixture(nullptr, {}, 2);
-  Gate gate;
+  Gate gate{/*open=*/false};
   fixture.engine.SetBeforeFinish([&] { gate.Pass(); });
   BlockMailbox& mailbox = *fixture.loop->mailbox();
   fixture.Greet();
@@ -154,7 +154,7 @@ TEST(EngineLoop, TheNextStepIsBegunWhileOneIsUnderWay) {
   StreamItems items = OpenItem(1, 7);
   items.items[0].call = OpenCall{prompt, 4};
   mailbox.Post(std::move(items));
-  gate.WaitUntilReached();
+  ASSERT_TRUE(gate.WaitForArrivals(1));
   EXPECT_EQ(fixture.engine.steps(), 2);
   EXPECT_FALSE(sink->Has(7));
   // What comes now is answered when the engine has had its turn, in the order of the steps.
@@ -224,41 +224,14 @@ TEST(EngineLoop, AnIdleLoopHasNoWorkAndOneThatHangsHas) {
   EXPECT_GT(progress->turns(), 0u);
 
   // A sink that does not return stands for an engine that does not.
-  class HangingSink final : public BlockReplySink {
-   public:
-    void SayHello(const std::string&, const BlockLoadReport&) override {
-      MutexLock lock(&mutex_);
-      reached_ = true;
-      changed_.SignalAll();
-      while (!go_on_) changed_.Wait(&mutex_);
-    }
-    void Add(const BlockItemReply&) override {}
-    void Flush(const BlockLoadReport&) override {}
-    void End(const absl::Status&) override {}
-    void WaitUntilReached() {
-      MutexLock lock(&mutex_);
-      while (!reached_) changed_.Wait(&mutex_);
-    }
-    void GoOn() {
-      MutexLock lock(&mutex_);
-      go_on_ = true;
-      changed_.SignalAll();
-    }
-
-   private:
-    Mutex mutex_;
-    CondVar changed_;
-    bool reached_ ABSL_GUARDED_BY(mutex_) = false;
-    bool go_on_ ABSL_GUARDED_BY(mutex_) = false;
-  };
-  const auto sink = std::make_shared<HangingSink>();
+  const auto sink = std::make_shared<HeldHello>();
   fixture.loop->mailbox()->Post(StreamOpened{2, 2, sink});
-  sink->WaitUntilReached();
+  ASSERT_TRUE(sink->gate.WaitForArrivals(1));
   absl::Time now = absl::UnixEpoch();
   StallWatch watch(*progress, absl::Seconds(60), now);
   watch.IsStuck(now);
   EXPECT_TRUE(watch.IsStuck(now += absl::Seconds(60)));
-  sink->GoOn();
+  sink->gate.Open();
   while (progress->has_work()) std::this_thread::yield();
   EXPECT_FALSE(watch.IsStuck(now));
 }

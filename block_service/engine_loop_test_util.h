@@ -13,6 +13,7 @@
 #include "block_service/engine_loop.h"
 #include "block_service/test_engine.h"
 #include "common/mutex.h"
+#include "common/test_gate.h"
 #include "gtest/gtest.h"
 
 namespace blockserve {
@@ -82,32 +83,6 @@ class RecordingSink : public BlockReplySink {
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
-// Holds whoever comes until it is opened; the test waits for the first to come.
-class Gate {
- public:
-  void Pass() {
-    MutexLock lock(&mutex_);
-    reached_ = true;
-    changed_.SignalAll();
-    while (!open_) changed_.Wait(&mutex_);
-  }
-  void WaitUntilReached() {
-    MutexLock lock(&mutex_);
-    while (!reached_) changed_.Wait(&mutex_);
-  }
-  void Open() {
-    MutexLock lock(&mutex_);
-    open_ = true;
-    changed_.SignalAll();
-  }
-
- private:
-  Mutex mutex_;
-  CondVar changed_;
-  bool reached_ ABSL_GUARDED_BY(mutex_) = false;
-  bool open_ ABSL_GUARDED_BY(mutex_) = false;
-};
-
 // So many replies at a time are for the thread of deliveries, whatever the loop has to do.
 inline constexpr uint64_t kManyReplies = 100;
 inline constexpr uint64_t kFirstRefused = 1'000'000;
@@ -128,7 +103,18 @@ class HeldSink final : public BlockReplySink {
   void Flush(const BlockLoadReport&) override {}
   void End(const absl::Status&) override {}
 
-  Gate gate;
+  Gate gate{/*open=*/false};
+};
+
+// One that is held when it is greeted.
+class HeldHello final : public BlockReplySink {
+ public:
+  void SayHello(const std::string&, const BlockLoadReport&) override { gate.Pass(); }
+  void Add(const BlockItemReply&) override {}
+  void Flush(const BlockLoadReport&) override {}
+  void End(const absl::Status&) override {}
+
+  Gate gate{/*open=*/false};
 };
 
 class HandClock final : public Clock {

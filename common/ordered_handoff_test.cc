@@ -7,37 +7,11 @@
 #include <utility>
 #include <vector>
 
-#include "common/mutex.h"
+#include "common/test_gate.h"
 #include "gtest/gtest.h"
 
 namespace blockserve {
 namespace {
-
-// Holds whoever comes until it is opened.
-class Gate {
- public:
-  void Pass() {
-    MutexLock lock(&mutex_);
-    ++arrived_;
-    changed_.SignalAll();
-    while (!open_) changed_.Wait(&mutex_);
-  }
-  void WaitForArrivals(int count) {
-    MutexLock lock(&mutex_);
-    while (arrived_ < count) changed_.Wait(&mutex_);
-  }
-  void Open() {
-    MutexLock lock(&mutex_);
-    open_ = true;
-    changed_.SignalAll();
-  }
-
- private:
-  Mutex mutex_;
-  CondVar changed_;
-  int arrived_ ABSL_GUARDED_BY(mutex_) = 0;
-  bool open_ ABSL_GUARDED_BY(mutex_) = false;
-};
 
 TEST(OrderedHandoff, WhatIsHandedOverRunsOnTheThreadOfTheHandoff) {
   OrderedHandoff handoff("test-handoff", 1);
@@ -63,14 +37,14 @@ TEST(OrderedHandoff, AnIdleOneLetsTheCallerRunItsJob) {
 
 TEST(OrderedHandoff, WhileAJobRunsTheNextOneWaitsForIt) {
   OrderedHandoff handoff("test-handoff", 2);
-  Gate gate;
+  Gate gate(/*open=*/false);
   std::vector<int> ran;
   std::thread::id second;
   handoff.HandOver([&] {
     gate.Pass();
     ran.push_back(1);
   });
-  gate.WaitForArrivals(1);
+  ASSERT_TRUE(gate.WaitForArrivals(1));
   handoff.RunIfIdle([&] {
     ran.push_back(2);
     second = std::this_thread::get_id();
@@ -128,7 +102,7 @@ TEST(OrderedHandoff, SeveralCallersJobsRunOneAtATimeAndEachCallersInItsOrder) {
 TEST(OrderedHandoff, ACallerIsNeverFurtherAheadThanTheBound) {
   constexpr int kWaiting = 2, kJobs = 100;
   OrderedHandoff handoff("test-handoff", kWaiting);
-  Gate gate;
+  Gate gate(/*open=*/false);
   std::atomic<int> begun{0}, furthest{0};
   std::thread caller([&] {
     for (int i = 1; i <= kJobs; ++i) {
@@ -139,7 +113,7 @@ TEST(OrderedHandoff, ACallerIsNeverFurtherAheadThanTheBound) {
       furthest = std::max(furthest.load(), i - begun.load());
     }
   });
-  gate.WaitForArrivals(1);
+  ASSERT_TRUE(gate.WaitForArrivals(1));
   // The first job runs until the gate opens: `kWaiting` more can be given, and no others.
   while (furthest < kWaiting) std::this_thread::yield();
   for (int i = 0; i < 1000; ++i) std::this_thread::yield();
@@ -155,9 +129,9 @@ TEST(OrderedHandoff, StopReturnsWhenEveryJobHasRunAndIsGone) {
   const std::weak_ptr<int> watch = held;
   int ran = 0;
   OrderedHandoff handoff("test-handoff", 4);
-  Gate gate;
+  Gate gate(/*open=*/false);
   handoff.HandOver([&gate] { gate.Pass(); });
-  gate.WaitForArrivals(1);
+  ASSERT_TRUE(gate.WaitForArrivals(1));
   for (int i = 0; i < 4; ++i) handoff.HandOver([&ran, held] { ++ran; });
   held.reset();
   std::thread opener([&] { gate.Open(); });
@@ -180,10 +154,10 @@ TEST(OrderedHandoff, AfterStopJobsRunOnTheirCallersThread) {
 TEST(OrderedHandoff, CallersThatWaitForRoomWhileItStopsLoseNothing) {
   constexpr int kCallers = 3, kJobs = 50;
   OrderedHandoff handoff("test-handoff", 1);
-  Gate gate;
+  Gate gate(/*open=*/false);
   int ran = 0;
   handoff.HandOver([&gate] { gate.Pass(); });
-  gate.WaitForArrivals(1);
+  ASSERT_TRUE(gate.WaitForArrivals(1));
   std::atomic<int> giving{0};
   std::vector<std::thread> callers;
   for (int caller = 0; caller < kCallers; ++caller) {

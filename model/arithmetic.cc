@@ -31,9 +31,10 @@ absl::StatusOr<Arithmetic> ParseArithmetic(absl::string_view name) {
   for (const Arithmetic arithmetic : kAllArithmetics) {
     if (name == ArithmeticName(arithmetic)) return arithmetic;
   }
-  return absl::InvalidArgumentError(absl::StrCat("arithmetic is \"", name.substr(0, 60),
-                                                 "\"; known are auto, f32, bf16, bf16dot, int8, "
-                                                 "cuda-f32, cuda-bf16, cuda-bf16-own and cuda-bf16-fast"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("arithmetic is \"", name.substr(0, 60),
+                   "\"; known are auto, f32, bf16, bf16dot, int8, "
+                   "cuda-f32, cuda-bf16, cuda-bf16-own and cuda-bf16-fast"));
 }
 
 }  // namespace blockserve

@@ -247,10 +247,6 @@ void ReadAlignment(JsonFields& fields, v1::GenerateRequest& out) {
   }
 }
 
-}  // namespace
-
-namespace {
-
 absl::Status ReadCompletion(const Json& object, HttpCompletion& out) {
   const bool chat = out.chat;
   JsonFields fields(object);

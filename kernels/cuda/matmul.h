@@ -57,6 +57,7 @@ class MatmulPlan {
  public:
   virtual ~MatmulPlan() = default;
 
+  const MatmulShape& shape() const { return shape_; }
   // x [PadRows(rows), k], w [n, k], bias [n] or nullptr as the shape says, y [PadRows(rows), n];
   // row-major without gaps, each at a multiple of 16 bytes. Rows from `rows` on are computed from
   // whatever lies there and may become anything. INVALID_ARGUMENT where the stream's workspace is
@@ -71,7 +72,6 @@ class MatmulPlan {
   MatmulPlan(const MatmulShape& shape, MatmulMode mode, int64_t max_rows, int64_t max_piece)
       : shape_(shape), mode_(mode), max_rows_(max_rows), max_piece_(max_piece) {}
 
-  const MatmulShape& shape() const { return shape_; }
   int64_t max_rows() const { return max_rows_; }
 
  private:

@@ -213,8 +213,10 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) TiledMatmulKernel(Til
   }
 }
 
-template <typename T>
+template <typename T, int kIndex>
 absl::Status Launch(const TiledMatmulArgs& args, StreamHandle stream) {
+  static_assert(kMatmulTiles[kIndex].rows == T::kRows);
+  static_assert(kMatmulTiles[kIndex].columns == T::kColumns);
   const int64_t row_tiles = (args.rows + T::kRows - 1) / T::kRows;
   const int64_t column_tiles = (args.n + T::kColumns - 1) / T::kColumns;
   if (row_tiles > 0x7fffffff || column_tiles > 0xffff) {
@@ -234,13 +236,13 @@ absl::Status TiledMatmul(const TiledMatmulArgs& args, int32_t tile, StreamHandle
   static_assert(kNumMatmulTiles == 4);
   switch (tile) {
     case 0:
-      return Launch<Tile16x32>(args, stream);
+      return Launch<Tile16x32, 0>(args, stream);
     case 1:
-      return Launch<Tile64x64>(args, stream);
+      return Launch<Tile64x64, 1>(args, stream);
     case 2:
-      return Launch<Tile64x128>(args, stream);
+      return Launch<Tile64x128, 2>(args, stream);
     case 3:
-      return Launch<Tile128x128>(args, stream);
+      return Launch<Tile128x128, 3>(args, stream);
     default:
       return absl::InvalidArgumentError(absl::StrCat("TiledMatmul: no tile ", tile));
   }

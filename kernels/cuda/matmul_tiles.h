@@ -7,6 +7,7 @@
 #define BLOCKSERVE_KERNELS_CUDA_MATMUL_TILES_H_
 
 #include <cstdint>
+#include <iterator>
 
 #include "absl/status/status.h"
 #include "kernels/cuda/element_type.h"
@@ -20,7 +21,7 @@ struct MatmulTile {
   int32_t columns;
 };
 inline constexpr MatmulTile kMatmulTiles[] = {{16, 32}, {64, 64}, {64, 128}, {128, 128}};
-inline constexpr int32_t kNumMatmulTiles = 4;
+inline constexpr int32_t kNumMatmulTiles = std::size(kMatmulTiles);
 
 // The tile, an index into kMatmulTiles, that takes the least time by the reckoning in
 // matmul_own.cc, on a device of so many multiprocessors.

@@ -64,10 +64,9 @@ absl::StatusOr<DeviceStack> DeviceStack::Load(const DeviceLoader& loader, const 
     shape.gelu = gelu;
     return MoveInto(library.Plan(shape, max_rows), target);
   };
-  stack.up_has_gelu_ = cuda::HasGelu(library.mode());
   status = plan(stack.qkv_stride(), width, false, false, stack.qkv_);
   if (status.ok()) status = plan(width, width, true, false, stack.dense_);
-  if (status.ok()) status = plan(inner, width, false, stack.up_has_gelu_, stack.up_);
+  if (status.ok()) status = plan(inner, width, false, cuda::HasGelu(library.mode()), stack.up_);
   if (status.ok()) status = plan(width, inner, true, false, stack.down_);
   if (!status.ok()) return status;
   return stack;
@@ -191,7 +190,7 @@ absl::StatusOr<const float*> DeviceStack::Run(int64_t rows, const int32_t* wante
     matmul(*dense_, layer.dense, attended, x);
     if (!parallel) norm(layer.mlp_norm, mlp_normed, nullptr, nullptr);
     matmul(*up_, layer.up, mlp_normed, activations.intermediate.data());
-    if (status.ok() && !up_has_gelu_) {
+    if (status.ok() && !up_->shape().gelu) {
       status = cuda::Gelu(type_, activations.intermediate.data(),
                           rows * cuda::PadElements(config_.intermediate_size), stream);
     }

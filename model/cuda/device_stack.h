@@ -83,7 +83,6 @@ class DeviceStack {
   std::unique_ptr<const cuda::MatmulPlan> qkv_;
   std::unique_ptr<const cuda::MatmulPlan> dense_;
   std::unique_ptr<const cuda::MatmulPlan> up_;
-  bool up_has_gelu_ = false;
   std::unique_ptr<const cuda::MatmulPlan> down_;
 };
 

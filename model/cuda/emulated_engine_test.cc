@@ -114,16 +114,21 @@ TEST(CudaEngines, OtherProductsRunUnderNamesOfTheirOwn) {
   }
 }
 
-TEST(CudaEngines, AProfiledBlockIsTheSameBlockAndTellsEveryKernelsPart) {
-  const std::unique_ptr<Checkpoint> model = Open("concat_l4");
-  ASSERT_NE(model, nullptr);
-  ThreadPool pool(1);
-  StepTimer timer;
+EngineOptions TimedBy(StepTimer& timer, ThreadPool& pool) {
   EngineOptions options;
   options.arithmetic = Arithmetic::kCudaBf16;
   options.cuda_device = 0;
   options.pool = &pool;
   options.timer = &timer;
+  return options;
+}
+
+TEST(CudaEngines, AProfiledBlockIsTheSameBlockAndTellsEveryKernelsPart) {
+  const std::unique_ptr<Checkpoint> model = Open("concat_l4");
+  ASSERT_NE(model, nullptr);
+  ThreadPool pool(1);
+  StepTimer timer;
+  const EngineOptions options = TimedBy(timer, pool);
   absl::StatusOr<std::unique_ptr<TokenEngine>> token = LoadTokenEngine(*model, options);
   ASSERT_TRUE(token.ok()) << token.status();
   const std::vector<float> context((*token)->config().block.hidden_size, 0.5f);
@@ -168,11 +173,7 @@ TEST(CudaEngines, AProfiledStepIsTheSameStepAndTellsItsParts) {
   ASSERT_NE(model, nullptr);
   ThreadPool pool(1);
   StepTimer timer;
-  EngineOptions options;
-  options.arithmetic = Arithmetic::kCudaBf16;
-  options.cuda_device = 0;
-  options.pool = &pool;
-  options.timer = &timer;
+  const EngineOptions options = TimedBy(timer, pool);
   absl::StatusOr<std::unique_ptr<BlockEngine>> block = LoadBlockEngine(*model, options);
   ASSERT_TRUE(block.ok()) << block.status();
   ASSERT_TRUE((*block)->AllocateKv(4, 16).ok());
