@@ -13,11 +13,19 @@ function(blockserve_library name)
   endif()
 endfunction()
 
+# Gives an executable the programs' malloc. Sanitizers bring their own.
+function(blockserve_use_allocator target)
+  if(NOT BLOCKSERVE_SANITIZE)
+    target_link_libraries(${target} PRIVATE blockserve_allocator PkgConfig::JEMALLOC)
+  endif()
+endfunction()
+
 # blockserve_program(NAME SOURCES … DEPS …): an installed program in build/bin.
 function(blockserve_program name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SOURCES})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS})
+  blockserve_use_allocator(${name})
   set_property(GLOBAL APPEND PROPERTY BLOCKSERVE_PROGRAMS ${name})
 endfunction()
 

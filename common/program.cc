@@ -1,9 +1,5 @@
 #include "common/program.h"
 
-#if defined(__GLIBC__)
-#include <malloc.h>
-#endif
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -283,9 +279,6 @@ std::string VersionText(absl::string_view program) {
 
 void TuneLibraries() {
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-#if defined(__GLIBC__)
-  mallopt(M_MXFAST, 0);
-#endif
 }
 
 std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,

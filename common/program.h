@@ -76,9 +76,7 @@ std::string VersionText(absl::string_view program);
 
 // What all programs want of the libraries below them, as of the moment at which they read their
 // flags. Debian builds Abseil with its search for lock cycles on, in which every lock of the
-// process, gRPC's too, takes one that all of them share: they do without it, tests keep it. And
-// glibc keeps small freed blocks in lists that it empties again each time something larger is
-// freed, as of each gRPC call: without those lists a call takes a tenth less.
+// process, gRPC's too, takes one that all of them share: they do without it, tests keep it.
 void TuneLibraries();
 
 // For main: parses, and ends the process after --help and --version (exit 0) and on bad usage (one

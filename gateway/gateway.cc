@@ -8,7 +8,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "common/freed_memory.h"
 #include "common/logging.h"
 #include "common/random_bits.h"
 #include "gateway/admitted_core.h"
@@ -156,7 +155,6 @@ struct Gateway::Impl {
   std::unique_ptr<TierMetrics> tier_metrics;
   std::unique_ptr<Discovery> block_discovery;
   std::unique_ptr<Discovery> token_discovery;
-  FreedMemoryKeeper freed_memory;
 };
 
 Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
