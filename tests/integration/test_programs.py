@@ -3,6 +3,7 @@ against three processes; help, version and bad usage of every program; health an
 
 import json
 import os
+import pathlib
 import re
 import socket
 import subprocess
@@ -21,9 +22,10 @@ ALL_PROGRAMS = ["blockserve", "blockserve-gateway", "blockserve-block", "blockse
 FOLDERS = ["concat_l4", "concat_l2_sharded", "projection_layer_f16", "vanilla"]
 
 
-def run(name, *arguments):
+def run(name, *arguments, environment=None):
     return subprocess.run([harness.program(name), *arguments], cwd=harness.ROOT, text=True,
-                          stdin=subprocess.DEVNULL, capture_output=True, timeout=120)
+                          env={**os.environ, **(environment or {})}, stdin=subprocess.DEVNULL,
+                          capture_output=True, timeout=120)
 
 
 def run_json(*arguments):
@@ -222,6 +224,16 @@ def test_flags_in_a_file(tmp_path):
     flags.write_text(f"# golden\n--model={harness.GOLDEN / 'concat_l4'}\n--max-tokens=64\n"
                      f"--prompt-tokens={listed(case['prompt'])}\n--ignore-eos\n--format=json\n")
     assert run_json("generate", f"--flagfile={flags}")["choices"][0]["tokens"] == case["greedy"]
+
+
+@pytest.mark.parametrize("name", [*ALL_PROGRAMS, "blockserve-load", "blockserve-simulate"])
+def test_the_memory_that_a_program_frees_goes_back_to_the_system(name):
+    """That is jemalloc's task; glibc's malloc, which would be there without a word, keeps it."""
+    if b"__asan_init" in pathlib.Path(harness.program(name)).read_bytes():
+        pytest.skip("the sanitizer's malloc")
+    shown = run(name, "--version", environment={"MALLOC_CONF": "stats_print:true"})
+    assert "opt.background_thread: true (background_thread: true)" in shown.stderr
+    assert re.search(r"opt\.dirty_decay_ms: 1000 ", shown.stderr), shown.stderr
 
 
 @pytest.mark.parametrize("name", ["blockserve-block", "blockserve-token", "blockserve-gateway"])
