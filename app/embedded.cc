@@ -132,6 +132,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   ServerOptions server_options;
   server_options.listen_address = options.grpc_address;
   server_options.listen_flag = "--grpc-address";
+  server_options.port_use = options.port_use;
   server_options.tls = options.tls;
   server_options.channelz = options.gateway.api_keys.empty();
   absl::StatusOr<std::unique_ptr<RpcServer>> front =

@@ -42,6 +42,7 @@ struct EmbeddedOptions {
   bool prefix_cache = true;
   // Where clients are served; empty: by channel() alone.
   std::string grpc_address;
+  PortUse port_use = PortUse::kAlone;  // of grpc_address
   // Where gateways of other processes find both compute tiers; empty: nowhere. One gateway runs its
   // policy on one thread, and a GPU may write more tokens than that takes.
   std::string tiers_address;

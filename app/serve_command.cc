@@ -2,7 +2,7 @@
 #include <cstdio>
 #include <optional>
 #include <string>
-#include <utility>
+#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "app/command.h"
@@ -38,12 +38,14 @@ int RunServe(const Arguments& arguments) {
   absl::Duration drain_time = absl::Seconds(30);
   absl::Duration stall_bound = absl::Seconds(60);
   std::string health_listen;
+  bool share_port = false;
   MetricsFlags metrics_flags;
   FlagTable flags;
   flags.Add("model", "folder of the model", &options.model_directory);
   flags.Add("grpc_address", "address to serve gRPC clients on; port 0: any", &options.grpc_address);
   flags.Add("http_address", "address to serve HTTP clients on; empty: none",
             &options.http.server.listen_address);
+  flags.Add("share_port", kSharePortFlagHelp, &share_port);
   flags.Add("tiers_address",
             "address where other gateways find this one's block service and token worker",
             &options.tiers_address);
@@ -70,6 +72,7 @@ int RunServe(const Arguments& arguments) {
   AddSecurityFlags(flags, options.tls, options.gateway);
   AddObservabilityFlags(flags, options.gateway, logging, metrics_flags);
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
+  if (share_port) options.port_use = options.http.server.port_use = PortUse::kShared;
   absl::Status status = options.Validate();
   if (status.ok() && options.grpc_address.empty()) {
     status = absl::InvalidArgumentError("--grpc-address is empty; it must be host:port");
@@ -81,12 +84,12 @@ int RunServe(const Arguments& arguments) {
   if (!status.ok()) return ReportUsageError(kProgram, status);
 
   // Loading takes its time: what cannot be listened on is told before.
-  for (const auto& [flag, address] :
-       {std::pair("--grpc-address", options.grpc_address),
-        std::pair("--http-address", options.http.server.listen_address),
-        std::pair("--tiers-address", options.tiers_address)}) {
+  for (const auto& [flag, address, use] :
+       {std::tuple("--grpc-address", options.grpc_address, options.port_use),
+        std::tuple("--http-address", options.http.server.listen_address, options.port_use),
+        std::tuple("--tiers-address", options.tiers_address, PortUse::kAlone)}) {
     if (address.empty()) continue;
-    status = CheckListenAddress(flag, address);
+    status = CheckListenAddress(flag, address, use);
     if (!status.ok()) return ReportFailure(kProgram, status);
   }
 

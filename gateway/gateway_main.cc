@@ -38,6 +38,7 @@ struct Options {
   absl::Duration stall_bound = absl::Seconds(60);
   absl::Duration drain_time = absl::Seconds(30);
   absl::Duration max_connection_age = absl::Minutes(5);
+  bool share_port = false;
 
   void AddFlags(FlagTable& flags);
   absl::Status Validate() const;
@@ -53,6 +54,7 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Add("listen", "address to serve gRPC clients on; port 0: any", &server.listen_address);
   flags.Add("http_listen", "address to serve HTTP clients on; empty: none",
             &http.server.listen_address);
+  flags.Add("share_port", kSharePortFlagHelp, &share_port);
   flags.Add("health_listen", "plaintext address that serves grpc.health alone", &health_listen);
   flags.Add("model_name", "what requests may call the model; default: the folder's",
             &gateway.model_name);
@@ -118,6 +120,9 @@ int Main(int argc, char** argv) {
   if (options.max_connection_age > absl::ZeroDuration()) {
     options.server.max_connection_age = options.max_connection_age;
     options.http.server.limits.max_age = options.max_connection_age;
+  }
+  if (options.share_port) {
+    options.server.port_use = options.http.server.port_use = PortUse::kShared;
   }
   absl::Status status = options.Validate();
   if (status.ok()) status = ConfigureServerLogging(options.logging);

@@ -12,6 +12,9 @@
 
 namespace blockserve {
 
+inline constexpr char kSharePortFlagHelp[] =
+    "gateways of this machine that have this flag may listen on the same ports";
+
 // Each begins a subject of its own. What is given must outlive the table.
 void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway);
 void AddStreamFlags(FlagTable& flags, GatewayConfig& gateway);

@@ -25,7 +25,7 @@ bool SplitPort(absl::string_view address, absl::string_view& host, int& port) {
 
 // Tries whether the address can be bound. gRPC does not say why it could not, but in its own log.
 absl::Status TryToBind(absl::string_view flag, absl::string_view address, absl::string_view host,
-                       int port) {
+                       int port, PortUse use) {
   if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
     host = host.substr(1, host.size() - 2);
   }
@@ -46,6 +46,7 @@ absl::Status TryToBind(absl::string_view flag, absl::string_view address, absl::
     }
     const int on = 1;
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    SetPortUse(fd, use);
     bound = bind(fd, one->ai_addr, one->ai_addrlen) == 0;
     if (!bound) error = errno;
     close(fd);
@@ -62,7 +63,13 @@ absl::Status CannotListen(absl::string_view flag, absl::string_view address,
       absl::StrCat(flag, " ", address, ": cannot listen there: ", why));
 }
 
-absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address) {
+void SetPortUse(int socket, PortUse use) {
+  const int on = use == PortUse::kShared ? 1 : 0;
+  // Where it cannot be, binding a port that others listen on says so.
+  setsockopt(socket, SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on));
+}
+
+absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address, PortUse use) {
   if (absl::StartsWith(address, "unix:")) return absl::OkStatus();
   absl::string_view host;
   int port = 0;
@@ -70,7 +77,7 @@ absl::Status CheckListenAddress(absl::string_view flag, absl::string_view addres
     return absl::InvalidArgumentError(
         absl::StrCat(flag, " is \"", address, "\"; it must be host:port"));
   }
-  return TryToBind(flag, address, host, port);
+  return TryToBind(flag, address, host, port, use);
 }
 
 bool IsLoopback(absl::string_view address) {
@@ -93,9 +100,9 @@ std::string BoundAddress(const std::string& address, int bound_port) {
   return absl::StrCat(host, ":", bound_port);
 }
 
-void SetServerArguments(grpc::ServerBuilder& builder) {
-  // A port that another process listens on must be an error, not a shared port.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+void SetServerArguments(grpc::ServerBuilder& builder, PortUse use) {
+  // gRPC would share it unasked: a port that another process listens on must be an error.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, use == PortUse::kShared ? 1 : 0);
   // Clients that vanish without a word are noticed within 15 s; clients may ask as often.
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);

@@ -11,9 +11,17 @@
 
 namespace blockserve {
 
+// Whether a port may have other listeners: processes of the same user that share it too. The system
+// then gives each new connection to one of them.
+enum class PortUse { kAlone, kShared };
+
+// Of a socket that is not bound yet.
+void SetPortUse(int socket, PortUse use);
+
 // Whether "host:port" can be listened on now; "unix:PATH" is left to gRPC. INVALID_ARGUMENT (no
 // address) or FAILED_PRECONDITION (in use, not ours, …), naming `flag`.
-absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address);
+absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address,
+                                PortUse use = PortUse::kAlone);
 absl::Status CannotListen(absl::string_view flag, absl::string_view address, absl::string_view why);
 
 // Whether only this machine reaches it, as far as the address tells.
@@ -26,7 +34,7 @@ std::string NotEncrypted(absl::string_view flag, absl::string_view address,
 std::string BoundAddress(const std::string& address, int bound_port);
 
 // Keepalive and the like: what all servers of our programs have in common.
-void SetServerArguments(grpc::ServerBuilder& builder);
+void SetServerArguments(grpc::ServerBuilder& builder, PortUse use = PortUse::kAlone);
 
 }  // namespace blockserve
 

@@ -23,7 +23,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   if (options.channelz) grpc::channelz::experimental::InitChannelzService();
 
   grpc::ServerBuilder builder;
-  SetServerArguments(builder);
+  SetServerArguments(builder, options.port_use);
   if (options.max_connection_age < absl::InfiniteDuration()) {
     // gRPC spreads it, and lets calls end in their own time.
     builder.AddChannelArgument(
@@ -34,10 +34,9 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   builder.SetMaxSendMessageSize(options.max_message_bytes);
   int port = 0;
   if (!options.listen_address.empty()) {
-    if (absl::Status status = CheckListenAddress(options.listen_flag, options.listen_address);
-        !status.ok()) {
-      return status;
-    }
+    absl::Status status =
+        CheckListenAddress(options.listen_flag, options.listen_address, options.port_use);
+    if (!status.ok()) return status;
     absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials =
         MakeServerCredentials(options.tls);
     if (!credentials.ok()) return credentials.status();

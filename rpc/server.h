@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "rpc/listen_address.h"
 #include "rpc/tls.h"
 
 namespace blockserve {
@@ -25,6 +26,7 @@ struct ServerOptions {
   // all, reached by InProcessChannel alone.
   std::string listen_address;
   std::string listen_flag = "--listen";  // what messages call it
+  PortUse port_use = PortUse::kAlone;
   int max_message_bytes = kMaxTierMessageBytes;
   // Of listen_address alone: the port of --health-listen is for probes, which have no certificate.
   ServerTlsFiles tls;

@@ -79,6 +79,20 @@ TEST(RpcServer, APortInUseIsAnErrorThatNamesIt) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr("in use"));
 }
 
+TEST(RpcServer, APortIsSharedByThoseAloneWhoSaySo) {
+  ServerOptions options;
+  options.listen_address = "127.0.0.1:0";
+  options.port_use = PortUse::kShared;
+  auto first = RpcServer::Start(options, {});
+  ASSERT_TRUE(first.ok()) << first.status();
+  options.listen_address = (*first)->address();
+  auto second = RpcServer::Start(options, {});
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ((*second)->address(), (*first)->address());
+  options.port_use = PortUse::kAlone;
+  EXPECT_THAT(std::string(RpcServer::Start(options, {}).status().message()), HasSubstr("in use"));
+}
+
 TEST(RpcServer, AddressesWithoutAPortAreRefused) {
   for (const std::string address : {"localhost", "localhost:", ":80", "localhost:x", "h:70000"}) {
     ServerOptions options;

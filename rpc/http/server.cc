@@ -208,6 +208,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
   boost::system::error_code error;
   impl->acceptor->open(endpoint->protocol(), error);
   if (!error) impl->acceptor->set_option(Tcp::acceptor::reuse_address(true), error);
+  if (!error) SetPortUse(impl->acceptor->native_handle(), options.port_use);
   if (!error) impl->acceptor->bind(*endpoint, error);
   if (!error) impl->acceptor->listen(boost::asio::socket_base::max_listen_connections, error);
   if (error) {

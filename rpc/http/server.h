@@ -13,12 +13,14 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "rpc/http/session.h"
+#include "rpc/listen_address.h"
 
 namespace blockserve {
 
 struct HttpServerOptions {
   std::string listen_address;                 // "host:port" or "[v6]:port"; port 0: any
   std::string listen_flag = "--http-listen";  // what messages call it
+  PortUse port_use = PortUse::kAlone;
   int32_t threads = 1;
   const char* thread_name = "http";
   int32_t max_connections = 4096;  // further ones are answered 503 and closed
