@@ -55,9 +55,6 @@ struct EvaluateOptions {
       return absl::InvalidArgumentError(
           absl::StrCat("--limit is ", limit, "; it must be 0 or more"));
     }
-    if (!compare.empty() && plot.empty()) {
-      return absl::InvalidArgumentError("--compare is for --plot, which is missing");
-    }
     return source.Validate();
   }
 };
@@ -191,6 +188,7 @@ int RunEvaluate(const Arguments& arguments) {
   flags.Add("plot", "SVG file to write", &options.plot);
   flags.AddRepeated("compare", "with --plot: JSON of an earlier run, to be drawn beside this one",
                     &options.compare);
+  flags.Needs("compare", "plot");
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;
   if (absl::Status status = options.Validate(); !status.ok()) {
     return ReportUsageError(kProgram, status);

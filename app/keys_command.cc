@@ -41,6 +41,7 @@ int RunKeys(const Arguments& arguments) {
             &max_tokens);
   flags.Add("requests_per_second", "sustained; left out: no limit", &rate);
   flags.Add("burst", "requests at once above the rate", &limits.burst);
+  flags.Needs("burst", "requests_per_second");
   flags.Add("weight", "share against other keys where requests wait; left out: 1", &weight);
   flags.AddChoice("highest_priority", "that requests may ask for", {"high", "normal", "batch"},
                   &priority);

@@ -66,9 +66,10 @@ int RunServe(const Arguments& arguments) {
   flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);
   flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
             &stall_bound);
+  flags.Needs("stall_bound", "health_listen");
   AddAdmissionFlags(flags, options.gateway);
   AddStreamFlags(flags, options.gateway);
-  AddHttpFlags(flags, options.http);
+  AddHttpFlags(flags, options.http, "http_address");
   AddSecurityFlags(flags, options.tls, options.gateway);
   AddObservabilityFlags(flags, options.gateway, logging, metrics_flags);
   if (std::optional<int> exit = flags.ParseCommandLine(kProgram, kUsage, arguments)) return *exit;

@@ -37,16 +37,14 @@ void ServerFlags::AddFlags(FlagTable& flags) {
   flags.Add("tls_key", "with --server: PEM file of its key", &tls.key);
   flags.Add("tls_name", "with --server: name in its certificate", &tls.server_name);
   flags.Add("api_key_file", "with --server: file that holds the API key", &api_key_file);
+  for (const absl::string_view flag :
+       {"tls_ca", "tls_cert", "tls_key", "tls_name", "api_key_file"}) {
+    flags.Needs(flag, "server");
+  }
 }
 
 absl::Status ServerFlags::Validate() const {
-  if (!addresses.has_value()) {
-    if (!api_key_file.empty()) {
-      return absl::InvalidArgumentError("--api-key-file needs --server");
-    }
-    if (tls.enabled()) return absl::InvalidArgumentError("--tls-ca needs --server");
-    return CheckTlsFiles(tls);
-  }
+  if (!addresses.has_value()) return absl::OkStatus();
   const std::vector<std::string> list = SplitList(*addresses);
   if (list.empty()) {
     return absl::InvalidArgumentError("--server is empty; it must be host:port");
@@ -94,6 +92,9 @@ void SourceOptions::AddFlags(FlagTable& flags) {
   flags.Add("device", absl::StrCat("with --model: ", kDeviceFlagHelp), &device);
   flags.Add("arithmetic", absl::StrCat("with --model: ", kArithmeticFlagHelp), &arithmetic);
   flags.Add("threads", "with --model: compute threads; 0: one per core", &threads);
+  for (const absl::string_view flag : {"device", "arithmetic", "threads"}) {
+    flags.Needs(flag, "model");
+  }
   flags.Add("timeout", "limit of the whole call", &timeout);
 }
 
@@ -106,15 +107,7 @@ absl::Status SourceOptions::Validate() const {
   if (timeout == absl::ZeroDuration()) {
     return absl::InvalidArgumentError("--timeout must be more than 0");
   }
-  if (!model.has_value()) {
-    const SourceOptions defaults;
-    for (const auto& [flag, given] : {std::pair("--device", device != defaults.device),
-                                      std::pair("--arithmetic", arithmetic != defaults.arithmetic),
-                                      std::pair("--threads", threads != defaults.threads)}) {
-      if (given) return absl::InvalidArgumentError(absl::StrCat(flag, " needs --model"));
-    }
-    return absl::OkStatus();
-  }
+  if (!model.has_value()) return absl::OkStatus();
   EmbeddedOptions embedded;
   embedded.model_directory = *model;
   embedded.device = device;

@@ -24,7 +24,7 @@ struct ServerFlags {
   std::string api_key_file;
 
   void AddFlags(FlagTable& flags);
-  // INVALID_ARGUMENT naming the flag: an address that is not host:port, others without --server.
+  // INVALID_ARGUMENT naming the flag: an address that is not host:port, a file that is of no use.
   absl::Status Validate() const;
   // Needs `addresses`. Errors: a file that cannot be read.
   absl::StatusOr<std::unique_ptr<Client>> Connect() const;

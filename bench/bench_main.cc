@@ -81,6 +81,9 @@ void BenchConfig::AddFlags(FlagTable& flags) {
   flags.Add("stream_interval", "with --tiers: tokens of a sequence that are sent together",
             &stream_interval);
   flags.AddChoice("format", "table or json", {"table", "json"}, &format);
+  for (const absl::string_view flag : {"layouts", "gateways", "stream_interval"}) {
+    flags.Needs(flag, "tiers");
+  }
 }
 
 absl::Status OutOfRange(absl::string_view flag, int64_t value, int64_t least, int64_t most) {
@@ -103,9 +106,6 @@ absl::Status BenchConfig::Validate() const {
         OutOfRange("token-rows", run.batching.token_rows, 1, 4096),
         OutOfRange("prefill-chunk", run.batching.prefill_blocks, 1, 65536)}) {
     if (!status.ok()) return status;
-  }
-  if (layouts != "both" && !tiers) {
-    return absl::InvalidArgumentError("--layouts is of runs with --tiers");
   }
   if (!(run.temperature >= 0)) {
     return absl::InvalidArgumentError("--temperature is negative; it must be 0 or more");

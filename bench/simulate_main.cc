@@ -104,6 +104,14 @@ void SimulateConfig::AddFlags(FlagTable& flags) {
   flags.Add("max_sequences", "sequences open at a time on a replica", &block.max_sequences);
   flags.Add("prefill_chunk", "prompt blocks of a step", &block.prefill_chunk);
   flags.Add("groups", "groups of sequences that take turns", &block.groups);
+  for (const absl::string_view flag :
+       {"token_listen", "token_steps", "max_rows", "token_in_flight", "max_queued_rows"}) {
+    flags.Needs(flag, "token_workers");
+  }
+  for (const absl::string_view flag : {"block_listen", "block_steps", "block_in_flight", "kv_pages",
+                                       "max_sequences", "prefill_chunk", "groups"}) {
+    flags.Needs(flag, "block_replicas");
+  }
   flags.Add("stats", "JSON file, written at the end: steps and rows of each worker", &stats);
   flags.Add("log_level", "debug, info, warning, error or off", &logging.level);
 }

@@ -2,12 +2,14 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <map>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 
@@ -43,6 +45,11 @@ std::function<bool(const std::string&, std::string*)> NumberSetter(std::optional
     *target = value;
     return true;
   };
+}
+
+// As it is written on a command line and in messages.
+std::string FlagSpelling(absl::string_view name) {
+  return absl::StrCat("--", absl::StrReplaceAll(name, {{"_", "-"}}));
 }
 
 }  // namespace
@@ -163,10 +170,27 @@ void FlagTable::AddOptionalNumber(absl::string_view name, absl::string_view help
   Bind(name, help, "", set, FlagBinding::Value::kOptionalNumber);
 }
 
+void FlagTable::Needs(absl::string_view flag, absl::string_view needed) {
+  needs_.push_back({std::string(flag), std::string(needed)});
+}
+
+void FlagTable::SubjectNeeds(absl::string_view subject, absl::string_view needed) {
+  for (const FlagBinding& flag : flags_) {
+    if (flag.subject == subject) Needs(flag.name, needed);
+  }
+}
+
 absl::Status FlagTable::Parse(const std::vector<std::string>& arguments) const {
+  std::map<std::string, std::string> given;  // the last value of each
   const auto find = [&](absl::string_view name) -> std::optional<FlagBinding> {
     for (const FlagBinding& flag : flags_) {
-      if (flag.name == name) return flag;
+      if (flag.name != name) continue;
+      FlagBinding noted = flag;
+      noted.set = [&given, &flag](const std::string& value, std::string* error) {
+        given[flag.name] = value;
+        return flag.set(value, error);
+      };
+      return noted;
     }
     return std::nullopt;
   };
@@ -174,6 +198,25 @@ absl::Status FlagTable::Parse(const std::vector<std::string>& arguments) const {
   if (!rest.ok()) return rest.status();
   if (!rest->empty()) {
     return absl::InvalidArgumentError(absl::StrCat("\"", rest->front(), "\" is no flag"));
+  }
+  const auto asks_for_something = [&](const std::string& name) {
+    const auto last = given.find(name);
+    std::string value;
+    if (last != given.end()) {
+      value = last->second;
+    } else if (const std::optional<FlagBinding> flag = find(name)) {
+      value = flag->default_value;
+    }
+    bool on = true;
+    return absl::SimpleAtob(value, &on) ? on : !value.empty();
+  };
+  for (const Need& need : needs_) {
+    if (given.count(need.flag) == 0 || !asks_for_something(need.flag) ||
+        asks_for_something(need.needed)) {
+      continue;
+    }
+    return absl::InvalidArgumentError(
+        absl::StrCat(FlagSpelling(need.flag), " needs ", FlagSpelling(need.needed)));
   }
   return absl::OkStatus();
 }

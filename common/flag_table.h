@@ -26,6 +26,11 @@ class FlagTable {
   // The flags added from here on are of this subject: --helpfull lists them under it, --help only
   // names it. Those added before stand in both.
   void Subject(absl::string_view subject) { subject_ = std::string(subject); }
+  // `flag` has no effect without `needed`: to give it where that is left out is bad usage. Left out
+  // is what is empty, 0 or false too. Both are names of flags that the table has.
+  void Needs(absl::string_view flag, absl::string_view needed);
+  // The same of every flag of a subject.
+  void SubjectNeeds(absl::string_view subject, absl::string_view needed);
 
   void Add(absl::string_view name, absl::string_view help, std::string* target);
   void Add(absl::string_view name, absl::string_view help, std::optional<std::string>* target);
@@ -55,7 +60,7 @@ class FlagTable {
 
   const std::vector<FlagBinding>& flags() const { return flags_; }
 
-  // INVALID_ARGUMENT: one line naming the flag, or the argument that is no flag.
+  // INVALID_ARGUMENT: one line naming the flag, or the argument that is no flag; "--a needs --b".
   absl::Status Parse(const std::vector<std::string>& arguments) const;
   // For mains: an exit code where the process is to end: after --help, --helpfull, --version and
   // bad usage, each already printed. `program` is what messages and --version call it, with its
@@ -68,7 +73,13 @@ class FlagTable {
             std::function<bool(const std::string&, std::string*)> set,
             FlagBinding::Value value = FlagBinding::Value::kNeeded);
 
+  struct Need {
+    std::string flag;
+    std::string needed;
+  };
+
   std::vector<FlagBinding> flags_;
+  std::vector<Need> needs_;
   std::string subject_;
 };
 

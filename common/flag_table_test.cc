@@ -169,5 +169,31 @@ TEST_F(FlagTableTest, FlagsOfASubjectAreListedUnderItInTheFullHelpAlone) {
   EXPECT_EQ(most, 7);
 }
 
+TEST_F(FlagTableTest, AFlagThatHasNoEffectWithoutAnotherIsTold) {
+  table_.Needs("max_tokens", "text");
+  table_.Needs("ignore_eos", "pages");
+  EXPECT_EQ(Error({"--max-tokens=4"}), "--max-tokens needs --text") << "although it is the default";
+  EXPECT_EQ(Error({"--max-tokens=5", "--text="}), "--max-tokens needs --text");
+  EXPECT_EQ(Error({"--max-tokens=5", "--text=a", "--text="}), "--max-tokens needs --text");
+  EXPECT_EQ(Error({"--ignore-eos"}), "--ignore-eos needs --pages");
+  EXPECT_EQ(Error({"--ignore-eos", "--pages=0"}), "--ignore-eos needs --pages");
+  EXPECT_TRUE(table_.Parse({"--max-tokens=5", "--text=a"}).ok());
+  EXPECT_TRUE(table_.Parse({"--text=a", "--max-tokens=5"}).ok()) << "in any order";
+  EXPECT_TRUE(table_.Parse({"--ignore-eos", "--pages=2"}).ok());
+  EXPECT_TRUE(table_.Parse({"--noignore-eos"}).ok()) << "what is off needs nothing";
+  EXPECT_TRUE(table_.Parse({}).ok());
+}
+
+TEST_F(FlagTableTest, FlagsOfASubjectMayAllNeedOne) {
+  int32_t most = 5;
+  int32_t least = 1;
+  table_.Subject("Limits");
+  table_.Add("most", "the most", &most);
+  table_.Add("least", "the least", &least);
+  table_.SubjectNeeds("Limits", "model_name");
+  EXPECT_TRUE(table_.Parse({"--most=7", "--least=2"}).ok()) << "its default is a name";
+  EXPECT_EQ(Error({"--least=2", "--model-name="}), "--least needs --model-name");
+}
+
 }  // namespace
 }  // namespace blockserve

@@ -66,6 +66,7 @@ void Options::AddFlags(FlagTable& flags) {
             &max_connection_age);
   flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
             &stall_bound);
+  flags.Needs("stall_bound", "health_listen");
   AddAdmissionFlags(flags, gateway);
   flags.Subject("Tiers");
   flags.Add("tier_wait", "how long requests wait for a lost tier", &gateway.tier_wait);
@@ -85,7 +86,7 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Add("tier_tls_name", "name in the tiers' certificates; default: their host",
             &gateway.tier_tls.server_name);
   AddStreamFlags(flags, gateway);
-  AddHttpFlags(flags, http);
+  AddHttpFlags(flags, http, "http_listen");
   AddSecurityFlags(flags, server.tls, gateway);
   AddObservabilityFlags(flags, gateway, logging, metrics);
 }

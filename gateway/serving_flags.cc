@@ -29,9 +29,10 @@ void AddStreamFlags(FlagTable& flags, GatewayConfig& gateway) {
             &gateway.grpc_write_threads);
 }
 
-void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http) {
+void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http, absl::string_view address_flag) {
+  constexpr absl::string_view kSubject = "HTTP";
   HttpConnectionLimits& limits = http.server.limits;
-  flags.Subject("HTTP");
+  flags.Subject(kSubject);
   flags.Add("http_threads", "threads of the HTTP connections, and as many that read long texts",
             &http.server.threads);
   flags.Add("http_max_connections", "HTTP connections; more are answered 503",
@@ -46,6 +47,7 @@ void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http) {
             &limits.write_timeout);
   flags.Add("http_cors_origin", "origin whose pages browsers let in; *: all",
             &http.api.cors_origin);
+  flags.SubjectNeeds(kSubject, address_flag);
 }
 
 void AddSecurityFlags(FlagTable& flags, ServerTlsFiles& tls, GatewayConfig& gateway) {
@@ -67,6 +69,7 @@ void AddObservabilityFlags(FlagTable& flags, GatewayConfig& gateway, LoggingOpti
   flags.Add("log_requests", "a line for each request that is over", &gateway.log_requests);
   flags.Add("log_prompts", "with its prompt: what users wrote goes into the log",
             &gateway.log_prompts);
+  flags.Needs("log_prompts", "log_requests");
   flags.Add("trace_sample_ratio", "share of requests whose spans are logged; 0: none",
             &gateway.trace_sample_ratio);
 }

@@ -3,6 +3,7 @@
 #ifndef BLOCKSERVE_GATEWAY_SERVING_FLAGS_H_
 #define BLOCKSERVE_GATEWAY_SERVING_FLAGS_H_
 
+#include "absl/strings/string_view.h"
 #include "common/flag_table.h"
 #include "common/logging.h"
 #include "gateway/gateway.h"
@@ -18,8 +19,8 @@ inline constexpr char kSharePortFlagHelp[] =
 // Each begins a subject of its own. What is given must outlive the table.
 void AddAdmissionFlags(FlagTable& flags, GatewayConfig& gateway);
 void AddStreamFlags(FlagTable& flags, GatewayConfig& gateway);
-// Everything but the address.
-void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http);
+// Everything but the address, whose flag (`address_flag`, "http_listen") the others need.
+void AddHttpFlags(FlagTable& flags, HttpFrontOptions& http, absl::string_view address_flag);
 void AddSecurityFlags(FlagTable& flags, ServerTlsFiles& tls, GatewayConfig& gateway);
 void AddObservabilityFlags(FlagTable& flags, GatewayConfig& gateway, LoggingOptions& logging,
                            MetricsFlags& metrics);

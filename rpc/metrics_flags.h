@@ -17,6 +17,7 @@ struct MetricsFlags {
     flags.Add("metrics_listen", "host:port that shows metrics over HTTP; empty: none",
               &listen_address);
     flags.Add("metrics_plaintext", "without the TLS that this server's own port has", &plaintext);
+    flags.Needs("metrics_plaintext", "metrics_listen");
   }
 };
 

@@ -28,6 +28,7 @@ void TierProgramOptions::AddFlags(FlagTable& flags) {
   flags.Add("threads", "compute threads; 0: one per core", &threads);
   flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",
             &stall_bound);
+  flags.Needs("stall_bound", "health_listen");
 }
 
 void TierProgramOptions::AddServingFlags(FlagTable& flags) {

@@ -197,6 +197,28 @@ BAD_USAGE = [
      ["--block-services"]),
     ("blockserve", ["serve", "--model=tests/golden/concat_l4", "--grpc-write-threads=0"],
      ["--grpc-write-threads", "1 to 64"]),
+    # Flags that have no effect without another.
+    ("blockserve", ["serve", "--model=tests/golden/concat_l4", "--http-cors-origin=*"],
+     ["--http-cors-origin needs --http-address"]),
+    ("blockserve-gateway", ["--model=tests/golden/concat_l4", "--http-threads=2"],
+     ["--http-threads needs --http-listen"]),
+    ("blockserve-gateway", ["--model=tests/golden/concat_l4", "--log-prompts", "--nolog-requests"],
+     ["--log-prompts needs --log-requests"]),
+    *((name, [*command, "--model=tests/golden/concat_l4", flag], [words])
+      for name, command in (("blockserve", ["serve"]), ("blockserve-gateway", []),
+                            ("blockserve-block", []), ("blockserve-token", []))
+      for flag, words in (("--metrics-plaintext", "--metrics-plaintext needs --metrics-listen"),
+                          ("--stall-bound=9s", "--stall-bound needs --health-listen"))),
+    *(("blockserve", ["generate", "--model=tests/golden/concat_l4", "--prompt-tokens=1", flag],
+       [flag.split("=")[0] + " needs --server"])
+      for flag in ("--api-key-file=key", "--tls-ca=system", "--tls-name=name")),
+    ("blockserve", ["evaluate", "--model=models/demo-block", "--text=README.md", "--compare=a.json"],
+     ["--compare needs --plot"]),
+    ("blockserve", ["keys", "--name=a", "--file=/no/such/file", "--burst=2"],
+     ["--burst needs --requests-per-second"]),
+    ("blockserve-bench", ["--model=tests/golden/concat_l4", "--gateways=2"], ["--gateways needs --tiers"]),
+    ("blockserve-simulate", ["--model=tests/golden/concat_l4", "--block-replicas=1", "--token-steps=2"],
+     ["--token-steps needs --token-workers"]),
 ]
 
 
