@@ -20,6 +20,7 @@
 #include "common/flag_table.h"
 #include "common/program.h"
 #include "common/version.h"
+#include "gateway/validate.h"
 #include "model/checkpoint.h"
 #include "model/cuda/cuda_engines.h"
 #include "model/device.h"
@@ -101,8 +102,8 @@ absl::Status BenchConfig::Validate() const {
         OutOfRange("sequences", workload.sequences, 1, 1 << 16),
         OutOfRange("threads", threads, 0, kMaxThreads), OutOfRange("repeat", repeat, 1, 1000),
         OutOfRange("warmup", warmup, 0, 1000), OutOfRange("groups", groups, 1, tiers ? 64 : 2),
-        OutOfRange("gateways", gateways, 1, tiers ? 64 : 1),
-        OutOfRange("stream-interval", stream_interval, 1, tiers ? 1024 : 1),
+        OutOfRange("gateways", gateways, 1, 64),
+        OutOfRange("stream-interval", stream_interval, 1, kMaxStreamInterval),
         OutOfRange("token-rows", run.batching.token_rows, 1, 4096),
         OutOfRange("prefill-chunk", run.batching.prefill_blocks, 1, 65536)}) {
     if (!status.ok()) return status;

@@ -367,7 +367,7 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
   if (absl::Status status = CheckRange("n", out.n, 1, kMaxChoices); !status.ok()) return status;
   if (request.has_logprobs()) {
     out.logprobs = request.logprobs();
-    if (absl::Status status = CheckRange("logprobs", *out.logprobs, 0, kMaxTopLogprobs);
+    if (absl::Status status = CheckRange("logprobs", *out.logprobs, 0, kMaxRequestLogprobs);
         !status.ok()) {
       return status;
     }
@@ -431,7 +431,8 @@ absl::StatusOr<ScoringRequest> RequestValidator::Scoring(const v1::ScoreRequest&
       request.alignment(), has_context ? config_.default_alignment : Alignment::kStart);
   if (!alignment.ok()) return alignment.status();
   out.alignment = *alignment;
-  if (absl::Status status = CheckRange("top_logprobs", request.top_logprobs(), 0, kMaxTopLogprobs);
+  if (absl::Status status =
+          CheckRange("top_logprobs", request.top_logprobs(), 0, kMaxRequestLogprobs);
       !status.ok()) {
     return status;
   }

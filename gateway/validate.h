@@ -25,7 +25,7 @@ namespace blockserve {
 // Limits of the public interface (generation.proto tells clients of them).
 inline constexpr int32_t kDefaultMaxTokens = 16;
 inline constexpr int32_t kMaxChoices = 64;
-inline constexpr int32_t kMaxTopLogprobs = 20;
+inline constexpr int32_t kMaxRequestLogprobs = 20;
 inline constexpr int32_t kMaxStopStrings = 16;
 inline constexpr int32_t kMaxStopStringBytes = 256;
 inline constexpr int32_t kMaxStopIds = 64;

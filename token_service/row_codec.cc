@@ -76,13 +76,13 @@ absl::Status ParseRow(const ModelConfig& config, const v1::TokenRowRequest& requ
     return Invalid("forced", absl::StrCat(request.forced_size(), " tokens, a block has ",
                                           config.block_length));
   }
-  if (request.stop_ids_size() > kMaxStopIds) {
+  if (request.stop_ids_size() > kMaxRowStopIds) {
     return Invalid("stop_ids",
-                   absl::StrCat(request.stop_ids_size(), " ids, at most ", kMaxStopIds));
+                   absl::StrCat(request.stop_ids_size(), " ids, at most ", kMaxRowStopIds));
   }
-  if (request.sampling().logit_bias_size() > kMaxLogitBias) {
+  if (request.sampling().logit_bias_size() > kMaxRowLogitBias) {
     return Invalid("sampling.logit_bias", absl::StrCat(request.sampling().logit_bias_size(),
-                                                       " entries, at most ", kMaxLogitBias));
+                                                       " entries, at most ", kMaxRowLogitBias));
   }
   if (request.counts_size() % 3 != 0) {
     return Invalid("counts", absl::StrCat(request.counts_size(), " numbers; each id has three"));

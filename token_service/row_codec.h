@@ -12,8 +12,8 @@
 namespace blockserve {
 
 // Longest lists that a row may carry.
-inline constexpr int kMaxStopIds = 1024;
-inline constexpr int kMaxLogitBias = 1024;
+inline constexpr int kMaxRowStopIds = 1024;
+inline constexpr int kMaxRowLogitBias = 1024;
 
 // The row's share of a batch's `contexts`: its D values in bytes of `type`.
 struct RowContext {

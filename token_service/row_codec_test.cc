@@ -139,13 +139,13 @@ TEST(RowCodec, NamesTheFieldThatIsBad) {
        [=](Row& row) { row.mutable_sampling()->mutable_logit_bias(0)->set_bias(nan); }},
       {"logit_bias",
        [](Row& row) {
-         for (int i = 0; i <= kMaxLogitBias; ++i) row.mutable_sampling()->add_logit_bias();
+         for (int i = 0; i <= kMaxRowLogitBias; ++i) row.mutable_sampling()->add_logit_bias();
        }},
       {"stop_ids", [](Row& row) { row.add_stop_ids(-5); }},
       {"stop_ids", [](Row& row) { row.add_stop_ids(100); }},
       {"stop_ids",
        [](Row& row) {
-         for (int i = 0; i <= kMaxStopIds; ++i) row.add_stop_ids(1);
+         for (int i = 0; i <= kMaxRowStopIds; ++i) row.add_stop_ids(1);
        }},
       {"min_tokens_position", [](Row& row) { row.set_min_tokens_position(-1); }},
       {"vocab_limit", [](Row& row) { row.set_vocab_limit(101); }},

@@ -180,13 +180,13 @@ void ReadSampling(JsonFields& fields, v1::SamplingParameters& out) {
 
 void ReadLogprobs(JsonFields& fields, HttpCompletion& out) {
   if (!out.chat) {
-    if (const auto best = fields.Integer("logprobs", 0, kMaxTopLogprobs)) {
+    if (const auto best = fields.Integer("logprobs", 0, kMaxRequestLogprobs)) {
       out.request.set_logprobs(static_cast<int32_t>(*best));
     }
     return;
   }
   const bool wanted = fields.Bool("logprobs").value_or(false);
-  const auto best = fields.Integer("top_logprobs", 0, kMaxTopLogprobs);
+  const auto best = fields.Integer("top_logprobs", 0, kMaxRequestLogprobs);
   if (best.value_or(0) > 0 && !wanted)
     return fields.Fail("top_logprobs", "needs logprobs to be true");
   if (wanted) out.request.set_logprobs(static_cast<int32_t>(best.value_or(0)));
