@@ -53,7 +53,7 @@ int RunServe(const Arguments& arguments) {
   flags.Add("model_name", "what requests may call the model; default: the folder's",
             &options.gateway.model_name);
   flags.Add("device", kDeviceFlagHelp, &options.device);
-  flags.Add("arithmetic", kArithmeticFlagHelp, &options.arithmetic);
+  flags.Add("arithmetic", ArithmeticFlagHelp(), &options.arithmetic);
   flags.Add("threads", "compute threads; 0: one per core", &options.threads);
   flags.Add("kv_memory_mib", kKvMemoryFlagHelp, &options.kv_memory_mib);
   flags.Add("max_sequences", kMaxSequencesFlagHelp, &options.max_sequences);

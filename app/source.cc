@@ -90,7 +90,7 @@ void SourceOptions::AddFlags(FlagTable& flags) {
   flags.Add("model", "folder of a model, to be run in this process", &model);
   server.AddFlags(flags);
   flags.Add("device", absl::StrCat("with --model: ", kDeviceFlagHelp), &device);
-  flags.Add("arithmetic", absl::StrCat("with --model: ", kArithmeticFlagHelp), &arithmetic);
+  flags.Add("arithmetic", absl::StrCat("with --model: ", ArithmeticFlagHelp()), &arithmetic);
   flags.Add("threads", "with --model: compute threads; 0: one per core", &threads);
   for (const absl::string_view flag : {"device", "arithmetic", "threads"}) {
     flags.Needs(flag, "model");

@@ -61,7 +61,7 @@ void BenchConfig::AddFlags(FlagTable& flags) {
   flags.Add("generate", "tokens generated for each sequence", &workload.generate_tokens);
   flags.Add("sequences", "sequences at once", &workload.sequences);
   flags.Add("device", kDeviceFlagHelp, &device);
-  flags.Add("arithmetic", "auto, or one of those that --version names", &arithmetic);
+  flags.Add("arithmetic", ArithmeticFlagHelp(), &arithmetic);
   flags.Add("threads", "compute threads; 0: one for each core", &threads);
   flags.Add("kernels", "instruction set: auto, or e.g. avx2 on a machine with more", &kernels);
   flags.Add("repeat", "runs; the middle one is told", &repeat);
@@ -81,10 +81,10 @@ void BenchConfig::AddFlags(FlagTable& flags) {
             &gateways);
   flags.Add("stream_interval", "with --tiers: tokens of a sequence that are sent together",
             &stream_interval);
-  flags.AddChoice("format", "table or json", {"table", "json"}, &format);
   for (const absl::string_view flag : {"layouts", "gateways", "stream_interval"}) {
     flags.Needs(flag, "tiers");
   }
+  flags.AddChoice("format", "table or json", {"table", "json"}, &format);
 }
 
 absl::Status OutOfRange(absl::string_view flag, int64_t value, int64_t least, int64_t most) {

@@ -1,7 +1,10 @@
 #include "model/arithmetic.h"
 
+#include <vector>
+
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 
 namespace blockserve {
 
@@ -27,14 +30,23 @@ absl::string_view ArithmeticName(Arithmetic arithmetic) {
   return "unknown";
 }
 
+std::string ArithmeticNames(bool cuda, absl::string_view last) {
+  std::vector<absl::string_view> names;
+  for (const Arithmetic arithmetic : kAllArithmetics) {
+    if (IsCuda(arithmetic) == cuda) names.push_back(ArithmeticName(arithmetic));
+  }
+  const absl::string_view last_name = names.back();
+  names.pop_back();
+  return absl::StrCat(absl::StrJoin(names, ", "), last, last_name);
+}
+
 absl::StatusOr<Arithmetic> ParseArithmetic(absl::string_view name) {
   for (const Arithmetic arithmetic : kAllArithmetics) {
     if (name == ArithmeticName(arithmetic)) return arithmetic;
   }
-  return absl::InvalidArgumentError(
-      absl::StrCat("arithmetic is \"", name.substr(0, 60),
-                   "\"; known are auto, f32, bf16, bf16dot, int8, "
-                   "cuda-f32, cuda-bf16, cuda-bf16-own and cuda-bf16-fast"));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "arithmetic is \"", name.substr(0, 60), "\"; known are auto, ",
+      ArithmeticNames(/*cuda=*/false, " and "), "; ", ArithmeticNames(/*cuda=*/true, " and ")));
 }
 
 }  // namespace blockserve

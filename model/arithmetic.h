@@ -2,6 +2,8 @@
 #ifndef BLOCKSERVE_MODEL_ARITHMETIC_H_
 #define BLOCKSERVE_MODEL_ARITHMETIC_H_
 
+#include <string>
+
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
@@ -43,7 +45,9 @@ inline bool IsBatchInvariant(Arithmetic arithmetic) {
 }
 
 absl::string_view ArithmeticName(Arithmetic arithmetic);
-// "f32", "bf16", "bf16dot", "int8", "cuda-f32", "cuda-bf16", "cuda-bf16-own", "cuda-bf16-fast".
+// For messages, the CPU's or those of CUDA devices: "f32, bf16, bf16dot or int8", with `last`
+// before the last one.
+std::string ArithmeticNames(bool cuda, absl::string_view last);
 // Errors: INVALID_ARGUMENT listing the names. "auto" is resolved by the caller, who knows device
 // and checkpoint (ChooseEngine in model/device.h).
 absl::StatusOr<Arithmetic> ParseArithmetic(absl::string_view name);

@@ -32,6 +32,11 @@ absl::StatusOr<std::optional<int32_t>> ParseDevice(absl::string_view name) {
 
 }  // namespace
 
+std::string ArithmeticFlagHelp() {
+  return absl::StrCat("auto, ", ArithmeticNames(/*cuda=*/false, " or "), "; ",
+                      ArithmeticNames(/*cuda=*/true, " or "));
+}
+
 absl::Status ValidateDeviceFlags(absl::string_view device, absl::string_view arithmetic) {
   const absl::StatusOr<std::optional<int32_t>> parsed = ParseDevice(device);
   if (!parsed.ok()) return parsed.status();
@@ -43,9 +48,8 @@ absl::Status ValidateDeviceFlags(absl::string_view device, absl::string_view ari
   if (!parsed->has_value() || IsCuda(*kind) == (**parsed != kCpu)) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("--arithmetic ", arithmetic, " does not run on ", "--device ", device, "; ",
-                   IsCuda(*kind) ? "the CPU's are f32, bf16, bf16dot and int8"
-                                 : "a CUDA device's are cuda-f32, cuda-bf16, "
-                                   "cuda-bf16-own and cuda-bf16-fast"));
+                   IsCuda(*kind) ? "the CPU's are " : "a CUDA device's are ",
+                   ArithmeticNames(/*cuda=*/!IsCuda(*kind), " and ")));
 }
 
 absl::StatusOr<EngineChoice> ChooseEngine(absl::string_view device, absl::string_view arithmetic,

@@ -17,8 +17,7 @@ namespace blockserve {
 
 // The explanation of the two flags in every program's --help.
 inline constexpr char kDeviceFlagHelp[] = "auto, cpu or cuda:N; auto: cuda:0 where it is usable";
-inline constexpr char kArithmeticFlagHelp[] =
-    "auto, f32, bf16, bf16dot or int8; cuda-f32, cuda-bf16, cuda-bf16-own or cuda-bf16-fast";
+std::string ArithmeticFlagHelp();
 
 struct EngineChoice {
   Arithmetic arithmetic = Arithmetic::kF32;

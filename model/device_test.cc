@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "model/cuda/cuda_engines.h"
@@ -12,6 +13,7 @@ namespace blockserve {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -37,11 +39,20 @@ TEST(DeviceFlags, NameWhatIsWrong) {
     EXPECT_THAT(Message(status), AllOf(HasSubstr("--device"), HasSubstr("auto, cpu or cuda:N")));
   }
   EXPECT_THAT(Message(ValidateDeviceFlags("auto", "fp4")),
-              AllOf(HasSubstr("--arithmetic"), HasSubstr("fp4"), HasSubstr("auto, f32, bf16")));
+              AllOf(HasSubstr("--arithmetic"), HasSubstr("fp4"),
+                    HasSubstr("known are auto, f32, bf16, bf16dot and int8; cuda-f32, cuda-bf16, "
+                              "cuda-bf16-own and cuda-bf16-fast")));
   EXPECT_THAT(Message(ValidateDeviceFlags("cuda:0", "bf16")),
-              AllOf(HasSubstr("--arithmetic bf16"), HasSubstr("cuda-bf16")));
+              AllOf(HasSubstr("--arithmetic bf16"), HasSubstr("a CUDA device's are cuda-f32, ")));
   EXPECT_THAT(Message(ValidateDeviceFlags("cpu", "cuda-f32")),
-              AllOf(HasSubstr("--arithmetic cuda-f32"), HasSubstr("bf16dot")));
+              AllOf(HasSubstr("--arithmetic cuda-f32"), HasSubstr("bf16, bf16dot and int8")));
+}
+
+TEST(DeviceFlags, TheHelpTellsEveryArithmetic) {
+  for (const Arithmetic arithmetic : kAllArithmetics) {
+    EXPECT_THAT(ArithmeticFlagHelp(),
+                ContainsRegex(absl::StrCat("(^|[ ,;])", ArithmeticName(arithmetic), "([ ,;]|$)")));
+  }
 }
 
 TEST(ChooseEngine, TheCpuNeverLosesUnlessAsked) {
