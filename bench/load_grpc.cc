@@ -48,6 +48,7 @@ v1::GenerateRequest ToRequest(const RequestSpec& spec, const GrpcTargetOptions& 
   v1::GenerateRequest request;
   request.set_model(options.model);
   if (options.stream_interval > 0) request.set_stream_interval(options.stream_interval);
+  if (!options.cache_salt.empty()) request.set_cache_salt(options.cache_salt);
   if (spec.text.empty()) {
     request.mutable_tokens()->mutable_ids()->Add(spec.tokens.begin(), spec.tokens.end());
   } else {

@@ -24,6 +24,7 @@ struct GrpcTargetOptions {
   std::string server_name;      // in the server's certificate; empty: the host of its address
   int connections = 1;          // of one transport to each address; streams take turns
   int32_t stream_interval = 0;  // asked for; 0: not
+  std::string cache_salt;       // of the requests; empty: none
 };
 
 // Waits until every server answers, and tells what the first one serves. UNAVAILABLE and others:

@@ -109,6 +109,7 @@ std::string ToBody(const RequestSpec& spec, const HttpTargetOptions& options) {
     body["stream_options"]["stream_interval"] = options.stream_interval;
     body["return_token_ids"] = true;
   }
+  if (!options.cache_salt.empty()) body["cache_salt"] = options.cache_salt;
   if (spec.ignore_eos) body["ignore_eos"] = true;
   return body.dump();
 }

@@ -23,6 +23,7 @@ struct HttpTargetOptions {
   std::string model;            // of the requests; never empty
   std::string api_key;          // sent as "Authorization: Bearer KEY"; empty: none
   int32_t stream_interval = 0;  // asked for, with token ids to count by; 0: not
+  std::string cache_salt;       // of the requests; empty: none
   // None: plain.
   std::shared_ptr<boost::asio::ssl::context> tls;
   std::string server_name;  // in the server's certificate; empty: `host`

@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "bench/load_program.h"
 #include "common/program.h"
+#include "common/utf8.h"
 #include "rpc/tls.h"
 
 ABSL_FLAG(std::string, grpc, "", "servers to load, over gRPC: host:port, or several with commas");
@@ -22,6 +23,8 @@ ABSL_FLAG(std::string, http, "",
 ABSL_FLAG(std::string, model, "", "model that requests ask for; empty: what is served");
 ABSL_FLAG(int32_t, stream_interval, 0,
           "tokens of a choice that the server is to send together; 0: as it does by itself");
+ABSL_FLAG(std::string, cache_salt, "",
+          "of the requests, who share KV with those of the same salt alone; empty: none");
 ABSL_FLAG(std::string, api_key_file, "", "file that holds the API key that requests carry");
 ABSL_FLAG(std::string, tls_ca, "", "PEM file of the server's CA, or system; empty: plaintext");
 ABSL_FLAG(std::string, tls_cert, "", "PEM file of a certificate to show to the server");
@@ -212,6 +215,10 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
   if (target.grpc.stream_interval < 0) {
     return absl::InvalidArgumentError("--stream-interval must be 0 or more");
   }
+  target.grpc.cache_salt = absl::GetFlag(FLAGS_cache_salt);
+  if (!IsValidUtf8(target.grpc.cache_salt)) {
+    return absl::InvalidArgumentError("--cache-salt is not valid UTF-8");
+  }
   if (!http.empty()) {
     auto parsed = ParseHttpTarget(http);
     if (!parsed.ok()) return NameFlag("--http", parsed.status());
@@ -219,6 +226,7 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
     target.http.model = target.grpc.model;
     target.http.api_key = target.grpc.api_key;
     target.http.stream_interval = target.grpc.stream_interval;
+    target.http.cache_salt = target.grpc.cache_salt;
     target.over_http = true;
   }
   if (absl::Status status = ReadTls(target); !status.ok()) return status;
@@ -305,7 +313,8 @@ int Main(int argc, char** argv) {
        "threads",      "connections",   "start_at",
        "max_failed",   "label",         "json",
        "csv",          "html",          "merge",
-       "compare",      "progress",      "stream_interval"}};
+       "compare",      "progress",      "stream_interval",
+       "cache_salt"}};
   const std::vector<std::string> rest = ParseProgramFlags(argc, argv, usage);
   const absl::StatusOr<int> code = Run(rest, absl::StrJoin(argv, argv + argc, " "));
   if (code.ok()) return *code;

@@ -115,6 +115,25 @@ def test_over_http_events_are_counted_against_usage(launcher, tmp_path):
         assert result["target"]["protocol"] == "http"
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_salt_keeps_the_cache_of_other_runs_out(launcher, tmp_path, protocol):
+    port, out = harness.free_port(), tmp_path / "out.json"
+    server = launcher.serve(harness.GOLDEN / "concat_l4", "--arithmetic=f32",
+                            f"--http-address=127.0.0.1:{port}").wait_until_ready()
+    target = f"--grpc={server.address}" if protocol == "grpc" else f"--http=http://127.0.0.1:{port}/v1"
+
+    def cached(*flags):
+        load(target, "--concurrency=1", "--requests=1", "--prompt-tokens=120", "--output-tokens=4",
+             f"--json={out}", "--noprogress", "--max-failed=0", *flags)
+        return result_of(out)["tokens"]["cached_prompt"]
+
+    runs = [["--cache-salt=a"], ["--cache-salt=a"], ["--cache-salt=b"], []]
+    assert [cached(*flags) > 0 for flags in runs] == [False, True, False, False]
+    bad = subprocess.run([harness.program("blockserve-load"), target, "--concurrency=1", b"--cache-salt=\xff"],
+                         capture_output=True, check=False)
+    assert bad.returncode == 2 and b"--cache-salt is not valid UTF-8" in bad.stderr
+
+
 def test_a_trace_is_played_with_its_lengths(server, tmp_path):
     trace, out = tmp_path / "trace.csv", tmp_path / "out.csv"
     trace.write_text("arrival_s,prompt,output\n0,3,5\n0.01,4,6\n0.02,5,7\n")
