@@ -114,6 +114,9 @@ void GenerateFlags::AddFlags(FlagTable& flags) {
   flags.Add("seed", "equal seeds draw equal tokens; default: a new one", &seed);
   flags.Add("n", "number of choices", &n);
   flags.AddRepeated("stop", "text that ends the output; may be repeated", &stop);
+  flags.Add("include_stop_string", "the output ends with the --stop text that ended it",
+            &include_stop_string);
+  flags.Needs("include_stop_string", "stop");
   flags.AddTokens("stop_tokens", "ids that end the output", &stop_tokens);
   flags.Add("ignore_eos", "the end-of-text id does not end the output", &ignore_eos);
   flags.AddOptionalNumber("logprobs",
@@ -175,6 +178,7 @@ absl::StatusOr<v1::GenerateRequest> GenerateFlags::Request() const {
   if (stop_tokens.has_value()) {
     conditions.mutable_token_ids()->Add(stop_tokens->begin(), stop_tokens->end());
   }
+  conditions.set_include_string(include_stop_string);
   conditions.set_ignore_eos(ignore_eos);
   if (seed.has_value()) request.set_seed(*seed);
   request.set_n(n);

@@ -31,6 +31,7 @@ struct GenerateFlags {
   std::optional<uint64_t> seed;
   int32_t n = 1;
   std::vector<std::string> stop;
+  bool include_stop_string = false;
   std::optional<std::vector<int32_t>> stop_tokens;
   bool ignore_eos = false;
   std::optional<int32_t> logprobs;

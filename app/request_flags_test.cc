@@ -37,6 +37,7 @@ TEST(GenerateFlags, AreGreedyAndLeaveTheRestToTheServer) {
   EXPECT_FALSE(request->has_seed());
   EXPECT_FALSE(request->has_logprobs());
   EXPECT_FALSE(request->has_cache_salt());
+  EXPECT_FALSE(request->stop().include_string());
   EXPECT_EQ(request->alignment(), v1::ALIGNMENT_UNSPECIFIED);
   EXPECT_EQ(request->priority(), v1::PRIORITY_UNSPECIFIED);
   EXPECT_EQ(request->n(), 1);
@@ -57,6 +58,7 @@ TEST(GenerateFlags, ReachTheRequest) {
                            "--n=2",
                            "--stop=a",
                            "--stop=b",
+                           "--include-stop-string",
                            "--stop-tokens=7",
                            "--ignore-eos",
                            "--logprobs=4",
@@ -70,6 +72,7 @@ TEST(GenerateFlags, ReachTheRequest) {
   EXPECT_EQ(request->stop().min_tokens(), 2);
   EXPECT_THAT(request->stop().strings(), ElementsAre("a", "b"));
   EXPECT_THAT(request->stop().token_ids(), ElementsAre(7));
+  EXPECT_TRUE(request->stop().include_string());
   EXPECT_TRUE(request->stop().ignore_eos());
   EXPECT_EQ(request->sampling().temperature(), 0.7f);
   EXPECT_EQ(request->sampling().top_k(), 3);
@@ -99,6 +102,7 @@ TEST(GenerateFlags, NameWhatIsMissingOrWrong) {
            {{"--prompt=a", "--top-p=0.5"}, "--top-p has no effect with --temperature 0"},
            {{"--prompt=a", "--temperature=0", "--top-k=5"}, "--top-k"},
            {{"--prompt=a", "--min-p=0.1"}, "--min-p"},
+           {{"--prompt=a", "--include-stop-string"}, "--include-stop-string needs --stop"},
            {{"--prompt=a", "--alignment=left"}, "--alignment"}}) {
     auto request = Generate(arguments);
     EXPECT_EQ(request.status().code(), absl::StatusCode::kInvalidArgument);

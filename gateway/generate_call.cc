@@ -6,6 +6,7 @@
 
 #include "gateway/call_metadata.h"
 #include "gateway/gathering_sink.h"
+#include "gateway/stop_string_sink.h"
 #include "rpc/status.h"
 
 namespace blockserve {
@@ -41,8 +42,8 @@ bool GenerateCall::gone() const {
 
 void GenerateCall::Begin(absl::StatusOr<GenerationRequest> request) {
   if (!request.ok()) return OnDone(request.status(), {});
-  std::shared_ptr<GenerationSink> sink =
-      Gathering(shared_from_this(), request->stream_interval, request->n);
+  std::shared_ptr<GenerationSink> sink = Gathering(WithStopStrings(shared_from_this(), *request),
+                                                   request->stream_interval, request->n);
   const GenerationId id = core_->Generate(*std::move(request), std::move(sink));
   bool gone = false;
   bool resume = false;

@@ -56,6 +56,7 @@ struct GenerationRequest {
   int32_t max_tokens = 16;
   int32_t min_tokens = 0;
   std::vector<std::string> stop_strings;
+  bool include_stop_string = false;  // the text ends with the one that ended it; of the front
   std::vector<int32_t> stop_ids;  // end-of-text included unless ignore_eos
   int32_t n = 1;
   uint64_t seed = 0;

@@ -228,6 +228,7 @@ absl::Status RequestValidator::Stop(const v1::StopConditions& given,
   if (absl::Status status = CheckIds("stop.token_ids", request.stop_ids); !status.ok()) {
     return status;
   }
+  request.include_stop_string = given.include_string();
   if (!given.ignore_eos()) request.stop_ids.push_back(config_.eos_token_id);
   std::sort(request.stop_ids.begin(), request.stop_ids.end());
   request.stop_ids.erase(std::unique(request.stop_ids.begin(), request.stop_ids.end()),

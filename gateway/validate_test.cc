@@ -81,6 +81,7 @@ TEST_F(ValidateTest, FillsInEveryDefault) {
   EXPECT_EQ(result->logprobs, std::nullopt);
   EXPECT_THAT(result->stop_ids, ElementsAre(0));
   EXPECT_THAT(result->stop_strings, IsEmpty());
+  EXPECT_FALSE(result->include_stop_string);
   EXPECT_EQ(result->sampling.temperature(), 1.0f);
   EXPECT_EQ(result->sampling.top_k(), 0);
   EXPECT_EQ(result->sampling.top_p(), 1.0f);
@@ -104,6 +105,7 @@ TEST_F(ValidateTest, KeepsWhatIsGiven) {
   request.mutable_stop()->set_min_tokens(7);
   request.mutable_stop()->set_ignore_eos(true);
   request.mutable_stop()->add_strings("\n\n");
+  request.mutable_stop()->set_include_string(true);
   request.mutable_stop()->add_token_ids(9);
   request.mutable_stop()->add_token_ids(9);
   request.mutable_sampling()->set_temperature(0);
@@ -124,6 +126,7 @@ TEST_F(ValidateTest, KeepsWhatIsGiven) {
   EXPECT_EQ(result->min_tokens, 7);
   EXPECT_THAT(result->stop_ids, ElementsAre(9));
   EXPECT_THAT(result->stop_strings, ElementsAre("\n\n"));
+  EXPECT_TRUE(result->include_stop_string);
   EXPECT_EQ(result->sampling.temperature(), 0.0f);
   EXPECT_EQ(result->sampling.logit_bias_size(), 1);
 }

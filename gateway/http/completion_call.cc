@@ -6,6 +6,7 @@
 #include "common/logging.h"
 #include "gateway/gathering_sink.h"
 #include "gateway/http/json_fields.h"
+#include "gateway/stop_string_sink.h"
 
 namespace blockserve {
 namespace {
@@ -97,7 +98,8 @@ void CompletionCall::Begin() {
 
 void CompletionCall::Generate(size_t prompt) {
   GenerationRequest& request = *prompts_[prompt].job.generation;
-  std::shared_ptr<GenerationSink> sink = std::make_shared<Sink>(shared_from_this(), prompt);
+  std::shared_ptr<GenerationSink> sink =
+      WithStopStrings(std::make_shared<Sink>(shared_from_this(), prompt), request);
   // A whole answer is gathered here.
   if (wanted_.stream) sink = Gathering(std::move(sink), request.stream_interval, request.n);
   prompts_[prompt].running = core_->Generate(std::move(request), std::move(sink));
@@ -229,7 +231,7 @@ void CompletionCall::TakeBlock(size_t prompt, const BlockEvent& block,
     if (!choice.begun) BeginChoice(prompt, choice, echoed);
     choice.text += echoed;
     choice.text += output.text();
-    choice.text += LastText(finished);
+    if (finished != nullptr) choice.text += finished->text();
     choice.tokens += static_cast<int64_t>(size);
     for (size_t i = 0; i < size; ++i) {
       const int at = static_cast<int>(i);
@@ -257,17 +259,12 @@ void CompletionCall::TakeBlock(size_t prompt, const BlockEvent& block,
     const absl::string_view piece = text.substr(text_begin, text_end - text_begin);
     text_begin = text_end;
     const v1::Finished* const ends = last ? finished : nullptr;
-    if (const std::string more = LastText(ends); !more.empty()) {
-      WriteEvent(prompt, block, begin, end, absl::StrCat(piece, more), ends);
+    if (ends != nullptr && !ends->text().empty()) {
+      WriteEvent(prompt, block, begin, end, absl::StrCat(piece, ends->text()), ends);
     } else {
       WriteEvent(prompt, block, begin, end, piece, ends);
     }
   }
-}
-
-std::string CompletionCall::LastText(const v1::Finished* finished) const {
-  if (finished == nullptr) return "";
-  return absl::StrCat(finished->text(), wanted_.include_stop ? finished->stop_string() : "");
 }
 
 void CompletionCall::WriteEvent(size_t prompt, const BlockEvent& block, size_t begin, size_t end,

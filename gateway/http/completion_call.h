@@ -85,8 +85,6 @@ class CompletionCall final : public std::enable_shared_from_this<CompletionCall>
   void TakeBlock(size_t prompt, const BlockEvent& block, const v1::Finished* finished);
   void WriteEvent(size_t prompt, const BlockEvent& block, size_t begin, size_t end,
                   absl::string_view text, const v1::Finished* finished);
-  // What a choice's text ends with beside its tokens' text; null: nothing.
-  std::string LastText(const v1::Finished* finished) const;
   // What comes before a choice's first token: echoed text and its log-probabilities.
   void BeginChoice(size_t prompt, Choice& choice, std::string& text);
   void EchoAlone(size_t prompt);

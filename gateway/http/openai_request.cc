@@ -132,6 +132,9 @@ void ReadStop(JsonFields& fields, v1::StopConditions& out) {
     out.mutable_token_ids()->Add(ids->begin(), ids->end());
   }
   if (const auto ignore = fields.Bool("ignore_eos")) out.set_ignore_eos(*ignore);
+  if (const auto include = fields.Bool("include_stop_str_in_output")) {
+    out.set_include_string(*include);
+  }
   if (const auto least = fields.Integer("min_tokens", 0, kAnyInt)) {
     out.set_min_tokens(static_cast<int32_t>(*least));
   }
@@ -279,7 +282,6 @@ absl::Status ReadCompletion(const Json& object, HttpCompletion& out) {
   ReadLogprobs(fields, out);
   ReadStop(fields, *out.request.mutable_stop());
   ReadSampling(fields, *out.request.mutable_sampling());
-  out.include_stop = fields.Bool("include_stop_str_in_output").value_or(false);
   // -1 is what vLLM and llama.cpp say for "any".
   if (const Json* seed = fields.Find("seed"); seed != nullptr && *seed != -1) {
     if (const auto bits = fields.Bits("seed")) out.request.set_seed(*bits);

@@ -45,7 +45,6 @@ struct HttpCompletion {
   bool include_worker = false;  // events say which token worker wrote them
   bool return_token_ids = false;
   bool tokens_as_ids = false;  // in log-probabilities tokens are "token_id:17"
-  bool include_stop = false;   // the text ends with the stop string that ended it
   std::vector<RenamedField> renamed;
   std::vector<std::string> unknown_fields;
 };

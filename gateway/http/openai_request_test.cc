@@ -205,7 +205,7 @@ TEST(ParseCompletion, TakesWhatVllmsClientsSay) {
       R"({"prompt":"a","truncate_prompt_tokens":-1,"include_stop_str_in_output":true,
           "return_tokens_as_token_ids":true})");
   EXPECT_EQ(parsed.truncate_prompt_tokens, -1);
-  EXPECT_TRUE(parsed.include_stop && parsed.tokens_as_ids);
+  EXPECT_TRUE(parsed.request.stop().include_string() && parsed.tokens_as_ids);
 }
 
 TEST(ParseCompletion, AChatEndsWhereItIsToldTo) {

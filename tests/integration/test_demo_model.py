@@ -36,6 +36,11 @@ def test_a_stop_string_ends_the_text_and_is_not_part_of_it(client):
     choice = client.generate(PROMPT, max_tokens=80, temperature=0.0, stop=[stop]).choices[0]
     assert choice.text == whole[: whole.find(stop)]
     assert (choice.finish_reason, choice.stop_string) == ("stop", stop)
+    tokens = choice.tokens
+    choice = client.generate(PROMPT, max_tokens=80, temperature=0.0, stop=[stop],
+                             include_stop_string=True).choices[0]
+    assert choice.text == whole[: whole.find(stop) + len(stop)], "unless that was asked for"
+    assert (choice.finish_reason, choice.stop_string, choice.tokens) == ("stop", stop, tokens)
 
 
 def test_a_stop_token_ends_the_tokens_and_is_among_them(client):

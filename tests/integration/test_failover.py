@@ -70,6 +70,7 @@ def requests_of_every_kind(client):
             request["repetition_penalty"] = 1.1
         if index % 4 == 3:
             request["stop"] = [stop_string_across_blocks(client, request), "\x00never"]
+            request["include_stop_string"] = index % 8 == 3
         requests.append(request)
     return requests
 

@@ -92,6 +92,31 @@ def test_kill_9_of_a_gateway_under_asyncio(tiers, launcher):
         assert completion.usage.completion_tokens == undisturbed.usage.completion_tokens
 
 
+def test_a_stop_string_that_belongs_to_the_text_comes_once_wherever_the_stream_broke(tiers, stub):
+    request = pb.GenerateRequest(text="Once upon a time", stop=pb.StopConditions(max_tokens=60))
+    request.sampling.temperature = 0
+    with sdk(tiers.spare) as client:
+        text = client.generate(request.text, max_tokens=60, temperature=0).choices[0].text
+    stop = text[40:80]  # of several blocks
+    request.stop.strings.append(stop)
+    request.stop.include_string = True
+    started, *outputs, finished, _ = stub.Generate(request, timeout=60)
+    received = [event.output.text for event in outputs]
+    whole = text[:text.index(stop) + len(stop)]
+    assert "".join(received) + finished.finished.text == whole and finished.finished.stop_string == stop
+    assert len(outputs) > 4 and received[-2:] == ["", ""], "it was held back over blocks"
+    for cut in range(len(outputs) + 1):
+        resumed = pb.GenerateRequest()
+        resumed.CopyFrom(request)
+        resumed.resume.started.CopyFrom(started.started)
+        had = resumed.resume.choices.add()
+        for event in outputs[:cut]:
+            had.tokens.extend(event.output.tokens)
+        _, *rest, end, _ = stub.Generate(resumed, timeout=60)
+        assert [event.output.text for event in rest] == received[cut:]
+        assert end.finished.text == finished.finished.text, cut
+
+
 def test_a_gateway_that_drains_hands_its_streams_over(tiers):
     request = {"prompt": "In the forest", "max_tokens": 240, "ignore_eos": True, "seed": 3, "n": 2}
     with sdk(tiers.spare) as client:

@@ -44,6 +44,7 @@ _FIELDS = {
         "frequency_penalty")},
     **{name: ("stop", name) for name in ("max_tokens", "min_tokens", "ignore_eos")},
     "stop_token_ids": ("stop", "token_ids"),
+    "include_stop_string": ("stop", "include_string"),
 }
 
 

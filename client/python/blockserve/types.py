@@ -25,6 +25,7 @@ class GenerateParameters(TypedDict, total=False):
     stop_token_ids: Optional[Sequence[int]]
     min_tokens: Optional[int]
     ignore_eos: Optional[bool]
+    include_stop_string: Optional[bool]  # the text ends with the stop string that ended it
     n: Optional[int]
     seed: Optional[int]
     alignment: Optional[str]  # "end", "start" or "none"

@@ -91,8 +91,8 @@ def test_every_parameter_reaches_its_field_zeros_included(served):
     client.generate(
         "text", max_tokens=9, temperature=0.0, top_k=0, top_p=0.5, min_p=0.25,
         repetition_penalty=1.5, presence_penalty=0.0, frequency_penalty=-1.0, logit_bias={4: -2.0},
-        stop=["x", "y"], stop_token_ids=[8], min_tokens=2, ignore_eos=True, n=3, seed=0,
-        alignment="none", logprobs=0, priority="batch", cache_salt="ours", stream_interval=16, model="m",
+        stop=["x", "y"], include_stop_string=True, stop_token_ids=[8], min_tokens=2, ignore_eos=True,
+        n=3, seed=0, alignment="none", logprobs=0, priority="batch", cache_salt="ours", stream_interval=16, model="m",
         request_id="id")
     request = scripted.requests[0]
     assert request == pb.GenerateRequest(
@@ -103,7 +103,7 @@ def test_every_parameter_reaches_its_field_zeros_included(served):
             presence_penalty=0.0, frequency_penalty=-1.0,
             logit_bias=[pb.LogitBias(token=4, bias=-2.0)]),
         stop=pb.StopConditions(max_tokens=9, min_tokens=2, strings=["x", "y"], token_ids=[8],
-                               ignore_eos=True))
+                               ignore_eos=True, include_string=True))
     assert request.sampling.HasField("temperature") and request.HasField("seed")
 
 
