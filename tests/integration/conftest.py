@@ -1,44 +1,20 @@
 """Fixtures of the integration tests: programs that are stopped, and checked, when a module ends."""
 
 import json
-import os
 import pathlib
 
+import golden_folders
 import harness
 import pytest
-
-GOLDEN_FOLDERS = (
-    "concat_l4",
-    "concat_l2_sharded",
-    "widths_differ_l8",
-    "projection_layer_f16",
-    "summation",
-    "sequential_residual",
-    "sum_embedder",
-    "head48_bf16",
-    "vanilla",
-)
 
 LOG_LINES_OF_A_FAILURE = 20
 
 _largest: dict[str, float] = {}
 
 
-def golden_folder(name: str) -> pathlib.Path:
-    """Of tests/golden, or of BLOCKSERVE_GOLDEN_DIR, or of shared/golden beside the checkout: not
-    every folder fits into the repository."""
-    places = [harness.GOLDEN, harness.ROOT.parent / "shared" / "golden"]
-    if "BLOCKSERVE_GOLDEN_DIR" in os.environ:
-        places.insert(0, pathlib.Path(os.environ["BLOCKSERVE_GOLDEN_DIR"]))
-    for place in places:
-        if (place / name / "expected.json").exists():
-            return place / name
-    pytest.skip(f"golden folder {name} is not here: set BLOCKSERVE_GOLDEN_DIR")
-
-
-@pytest.fixture(scope="module", params=GOLDEN_FOLDERS)
+@pytest.fixture(scope="module", params=golden_folders.NAMES)
 def golden(request) -> pathlib.Path:
-    return golden_folder(request.param)
+    return golden_folders.golden_folder(request.param)
 
 
 @pytest.fixture(scope="module")
