@@ -3,12 +3,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/cord.h"
-#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
-#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "common/random_bits.h"
 #include "common/trace_context.h"
@@ -38,10 +34,10 @@ absl::StatusOr<HttpPromptJob> MakePromptJob(const RequestValidator& validator,
                                             const HttpCompletion& wanted, HttpPrompt prompt,
                                             absl::string_view model_id, absl::Time deadline) {
   v1::GenerateRequest request = wanted.request;
-  if (prompt.text.has_value()) {
-    request.set_text(*prompt.text);
+  if (prompt.ids.has_value()) {
+    request.mutable_tokens()->mutable_ids()->Add(prompt.ids->begin(), prompt.ids->end());
   } else {
-    request.mutable_tokens()->mutable_ids()->Add(prompt.ids.begin(), prompt.ids.end());
+    request.set_text(*prompt.text);
   }
   const int32_t max_tokens = wanted.max_tokens.value_or(kDefaultMaxTokens);
   HttpPromptJob job;
@@ -81,7 +77,7 @@ absl::StatusOr<HttpPromptJob> MakePromptJob(const RequestValidator& validator,
   if (!scoring.ok()) return scoring.status();
   job.ids = scoring->tokens;
   // Of an empty prompt the token that stands for it is no part of the text.
-  if (prompt.text.has_value() ? prompt.text->empty() : prompt.ids.empty()) return job;
+  if (prompt.text.has_value() ? prompt.text->empty() : prompt.ids->empty()) return job;
   if (request.has_logprobs()) job.scoring = *std::move(scoring);
   if (prompt.text.has_value()) {
     job.text = *std::move(prompt.text);
@@ -99,6 +95,19 @@ absl::StatusOr<HttpPromptJob> MakePromptJob(const RequestValidator& validator,
   return job;
 }
 
+// Fills in the ids of a prompt's text, so that it is encoded once.
+absl::Status Encode(const Tokenizer& tokenizer, HttpCompletion& wanted, size_t index) {
+  HttpPrompt& prompt = wanted.prompts[index];
+  if (prompt.ids.has_value()) return absl::OkStatus();
+  absl::StatusOr<std::vector<int32_t>> ids = tokenizer.Encode(*prompt.text);
+  if (!ids.ok()) {
+    return NamedAsGiven(FieldError("prompt", ids.status().message()), wanted, index,
+                        wanted.prompts.size());
+  }
+  prompt.ids = *std::move(ids);
+  return absl::OkStatus();
+}
+
 // Of each prompt its last tokens, where the request says so.
 absl::Status Truncate(const HttpJobContext& context, HttpCompletion& wanted) {
   if (!wanted.truncate_prompt_tokens.has_value()) return absl::OkStatus();
@@ -114,18 +123,34 @@ absl::Status Truncate(const HttpJobContext& context, HttpCompletion& wanted) {
     }
   }
   const Tokenizer* const tokenizer = context.validator.tokenizer();
-  for (HttpPrompt& prompt : wanted.prompts) {
-    if (prompt.text.has_value()) {
-      if (tokenizer == nullptr) continue;  // which is refused
-      absl::StatusOr<std::vector<int32_t>> ids = tokenizer->Encode(*prompt.text);
-      if (!ids.ok()) return FieldError("prompt", ids.status().message());
-      if (static_cast<int64_t>(ids->size()) <= most) continue;
-      prompt = {std::nullopt, *std::move(ids)};
+  for (size_t i = 0; i < wanted.prompts.size(); ++i) {
+    HttpPrompt& prompt = wanted.prompts[i];
+    if (tokenizer != nullptr) {
+      if (absl::Status status = Encode(*tokenizer, wanted, i); !status.ok()) return status;
     }
-    if (static_cast<int64_t>(prompt.ids.size()) > most) {
-      prompt.ids.erase(prompt.ids.begin(), prompt.ids.end() - most);
-    }
+    // A text without a tokenizer is refused later.
+    if (!prompt.ids.has_value() || static_cast<int64_t>(prompt.ids->size()) <= most) continue;
+    prompt.ids->erase(prompt.ids->begin(), prompt.ids->end() - most);
+    prompt.text.reset();
   }
+  return absl::OkStatus();
+}
+
+// How long the answer of a chat may be whose request does not say it: what the model has room for.
+absl::Status ChooseChatTokens(const HttpJobContext& context, HttpCompletion& wanted) {
+  if (wanted.max_tokens.has_value()) return absl::OkStatus();
+  wanted.max_tokens = kDefaultChatTokens;
+  const Tokenizer* const tokenizer = context.validator.tokenizer();
+  const int64_t most = context.model.max_tokens();
+  const HttpPrompt& prompt = wanted.prompts[0];
+  // Of a prompt that is too long it does not matter: it is refused later, most of them unread.
+  if (tokenizer == nullptr || most == 0) return absl::OkStatus();
+  if (!prompt.ids.has_value() && tokenizer->LeastTokens(*prompt.text) > most) {
+    return absl::OkStatus();
+  }
+  if (absl::Status status = Encode(*tokenizer, wanted, 0); !status.ok()) return status;
+  const int64_t room = most - static_cast<int64_t>(prompt.ids->size());
+  wanted.max_tokens = static_cast<int32_t>(std::clamp<int64_t>(room, 1, kDefaultChatTokens));
   return absl::OkStatus();
 }
 
@@ -147,7 +172,7 @@ absl::Status CheckAnswerSize(const HttpCompletionJob& job) {
   const bool logprobs = wanted.request.has_logprobs();
   const int64_t token_bytes =
       kTextBytes + (logprobs ? kLogprobBytes + kTopLogprobBytes * wanted.request.logprobs() : 0);
-  const int64_t n = wanted.request.has_n() ? wanted.request.n() : 1;
+  const int64_t n = wanted.n();
   const int64_t bytes = n * tokens * token_bytes;
   if (bytes <= kMostBytes) return absl::OkStatus();
   return FieldError(logprobs ? "logprobs"
@@ -157,6 +182,70 @@ absl::Status CheckAnswerSize(const HttpCompletionJob& job) {
                     " are allowed: ask for fewer prompts, choices, tokens or log-probabilities");
 }
 
+// Whose stream is gone on with, where one is: `job.resume`.
+absl::Status ReadLastEventId(absl::string_view text, HttpCompletionJob& job) {
+  if (text.empty()) return absl::OkStatus();
+  absl::StatusOr<HttpEventId> id = ParseEventId(text);
+  if (!id.ok()) return id.status();
+  const HttpCompletion& wanted = job.wanted;
+  const size_t choices =
+      (wanted.chat ? 1 : wanted.prompts.size()) * static_cast<size_t>(wanted.n());
+  // An echo by itself is one event: who has it has all.
+  if (!wanted.stream || wanted.max_tokens == 0 || id->tokens.size() != choices ||
+      (wanted.request.has_seed() && wanted.request.seed() != id->seed)) {
+    return FieldError("Last-Event-ID", "is not of a stream of this request");
+  }
+  job.resume = *std::move(id);
+  return absl::OkStatus();
+}
+
+// What the core is to do for each prompt of `job.wanted`, which are moved away: `job.prompts`.
+absl::Status AddPrompts(const HttpJobContext& context, const HttpRequest& request,
+                        const std::string& key_name, absl::Time deadline, HttpCompletionJob& job) {
+  HttpCompletion& wanted = job.wanted;
+  const bool seed_given = wanted.request.has_seed();
+  const size_t count = wanted.prompts.size();
+  RequestOrigin origin;
+  origin.trace = ParseTraceparent(request.header(kTraceparentKey)).value_or(TraceContext());
+  origin.prompts_of_call = static_cast<int32_t>(count);
+  for (size_t i = 0; i < count; ++i) {
+    wanted.request.set_request_id(count == 1 ? job.request_id
+                                             : absl::StrCat(job.request_id, "-", i));
+    // Prompts that are alike get answers that differ, unless the client wants to get the same.
+    wanted.request.set_seed(seed_given ? job.seed : job.seed + i);
+    absl::StatusOr<HttpPromptJob> prompt =
+        MakePromptJob(context.validator, wanted, std::move(wanted.prompts[i]),
+                      context.model.model_id(), deadline);
+    if (!prompt.ok()) return NamedAsGiven(prompt.status(), wanted, i, count);
+    if (context.check_priority) {
+      uint32_t priority = v1::PRIORITY_NORMAL;
+      if (prompt->generation.has_value()) priority = prompt->generation->priority;
+      if (prompt->scoring.has_value()) priority = prompt->scoring->priority;
+      if (auto status = context.check_priority(key_name, priority); !status.ok()) return status;
+    }
+    origin.first_of_call = i == 0;
+    // A prompt is scored first, then gone on with.
+    if (prompt->scoring.has_value()) {
+      prompt->scoring->key = key_name;
+      prompt->scoring->origin = origin;
+      origin.first_of_call = false;
+    }
+    if (prompt->generation.has_value()) {
+      prompt->generation->key = key_name;
+      prompt->generation->origin = origin;
+      // On top of the request's own, whose number is bounded.
+      if (wanted.chat) {
+        const std::vector<std::string>& stop = context.chat_format->stop();
+        std::vector<std::string>& strings = prompt->generation->stop_strings;
+        strings.insert(strings.end(), stop.begin(), stop.end());
+      }
+    }
+    job.prompts.push_back(*std::move(prompt));
+  }
+  wanted.prompts.clear();
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 std::string RequestIdOf(const HttpRequest& request) {
@@ -164,31 +253,6 @@ std::string RequestIdOf(const HttpRequest& request) {
   if (!given.empty()) return std::string(given);
   return absl::StrCat(absl::Hex(RandomBits(), absl::kZeroPad16),
                       absl::Hex(RandomBits(), absl::kZeroPad16));
-}
-
-absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text) {
-  const absl::Status bad =
-      absl::InvalidArgumentError("Last-Event-ID: is not the id of an event of this interface");
-  HttpEventId id;
-  // A request's id may have colons.
-  const auto cut = [&text](absl::string_view& part) {
-    const size_t colon = text.rfind(':');
-    if (colon == absl::string_view::npos) return false;
-    part = text.substr(colon + 1);
-    text = text.substr(0, colon);
-    return true;
-  };
-  absl::string_view tokens, tiers, seed;
-  if (!cut(tokens) || !cut(tiers) || !cut(seed) || text.empty()) return bad;
-  if (!absl::SimpleHexAtoi(seed, &id.seed)) return bad;
-  id.request_id = std::string(text);
-  id.tiers = std::string(tiers);
-  for (const absl::string_view count : absl::StrSplit(tokens, ',')) {
-    int64_t number = 0;
-    if (!absl::SimpleAtoi(count, &number) || number < 0) return bad;
-    id.tokens.push_back(number);
-  }
-  return id;
 }
 
 absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& context,
@@ -205,102 +269,36 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
   if (request.header(kRequestIdHeader).size() > kMaxHttpRequestIdBytes) {
     return FieldError(kRequestIdHeader, "may have ", kMaxHttpRequestIdBytes, " characters");
   }
-  if (const absl::string_view last = request.header("Last-Event-ID"); !last.empty()) {
-    absl::StatusOr<HttpEventId> id = ParseEventId(last);
-    if (!id.ok()) return id.status();
-    const size_t choices = (chat ? 1 : wanted.prompts.size()) *
-                           static_cast<size_t>(wanted.request.has_n() ? wanted.request.n() : 1);
-    // An echo by itself is one event: who has it has all.
-    if (!wanted.stream || wanted.max_tokens == 0 || id->tokens.size() != choices ||
-        (wanted.request.has_seed() && wanted.request.seed() != id->seed)) {
-      return FieldError("Last-Event-ID", "is not of a stream of this request");
-    }
-    job.resume = *std::move(id);
+  if (absl::Status status = ReadLastEventId(request.header("Last-Event-ID"), job); !status.ok()) {
+    return status;
   }
-  if (job.resume.has_value()) {
-    job.request_id = job.resume->request_id;
-  } else {
-    job.request_id = RequestIdOf(request);
-  }
+  job.request_id = job.resume.has_value() ? job.resume->request_id : RequestIdOf(request);
+  job.seed = job.resume.has_value()      ? job.resume->seed
+             : wanted.request.has_seed() ? wanted.request.seed()
+                                         : RandomBits();
   absl::StatusOr<absl::Duration> timeout = RequestTimeout(request);
   if (!timeout.ok()) return timeout.status();
-  const absl::Time deadline = context.now + *timeout;
-
-  const v1::GetModelResponse& model = context.model;
   if (chat) {
     if (!context.chat_format.ok()) return context.chat_format.status();
     absl::StatusOr<std::string> text =
         context.chat_format->Render(wanted.messages, wanted.chat_end);
     if (!text.ok()) return text.status();
-    wanted.prompts = {{*std::move(text), {}}};
+    wanted.prompts = {{*std::move(text), std::nullopt}};
   }
   if (absl::Status status = Truncate(context, wanted); !status.ok()) return status;
   if (chat) {
-    if (!wanted.max_tokens.has_value()) {
-      wanted.max_tokens = kDefaultChatTokens;
-      const HttpPrompt& prompt = wanted.prompts[0];
-      const Tokenizer* tokenizer = context.validator.tokenizer();
-      if (tokenizer != nullptr && model.max_tokens() > 0 &&
-          (!prompt.text.has_value() ||
-           tokenizer->LeastTokens(*prompt.text) <= model.max_tokens())) {
-        absl::StatusOr<std::vector<int32_t>> ids =
-            prompt.text.has_value() ? tokenizer->Encode(*prompt.text) : prompt.ids;
-        const int64_t room = ids.ok() ? model.max_tokens() - static_cast<int64_t>(ids->size()) : 1;
-        wanted.max_tokens =
-            static_cast<int32_t>(std::max<int64_t>(1, std::min<int64_t>(kDefaultChatTokens, room)));
-      }
-    }
+    if (absl::Status status = ChooseChatTokens(context, wanted); !status.ok()) return status;
   }
-  const TraceContext trace =
-      ParseTraceparent(request.header(kTraceparentKey)).value_or(TraceContext());
-  const bool seed_given = wanted.request.has_seed();
-  job.seed = job.resume.has_value() ? job.resume->seed
-             : seed_given           ? wanted.request.seed()
-                                    : RandomBits();
-  const int32_t num_prompts = static_cast<int32_t>(wanted.prompts.size());
-  for (size_t i = 0; i < wanted.prompts.size(); ++i) {
-    wanted.request.set_request_id(
-        wanted.prompts.size() == 1 ? job.request_id : absl::StrCat(job.request_id, "-", i));
-    // Prompts that are alike get answers that differ, unless the client wants to get the same.
-    wanted.request.set_seed(seed_given ? job.seed : job.seed + i);
-    absl::StatusOr<HttpPromptJob> prompt = MakePromptJob(
-        context.validator, wanted, std::move(wanted.prompts[i]), model.model_id(), deadline);
-    if (prompt.ok() && context.check_priority) {
-      uint32_t priority = v1::PRIORITY_NORMAL;
-      if (prompt->generation.has_value()) priority = prompt->generation->priority;
-      if (prompt->scoring.has_value()) priority = prompt->scoring->priority;
-      if (auto status = context.check_priority(key_name, priority); !status.ok()) return status;
-    }
-    if (!prompt.ok()) return NamedAsGiven(prompt.status(), wanted, i, wanted.prompts.size());
-    RequestOrigin origin;
-    origin.trace = trace;
-    origin.prompts_of_call = num_prompts;
-    origin.first_of_call = i == 0;
-    // A prompt is scored first, then gone on with.
-    if (prompt->scoring.has_value()) {
-      prompt->scoring->key = key_name;
-      prompt->scoring->origin = origin;
-      origin.first_of_call = false;
-    }
-    if (prompt->generation.has_value()) {
-      prompt->generation->key = key_name;
-      prompt->generation->origin = origin;
-      // On top of the request's own, whose number is bounded.
-      if (chat) {
-        const std::vector<std::string>& stop = context.chat_format->stop();
-        std::vector<std::string>& strings = prompt->generation->stop_strings;
-        strings.insert(strings.end(), stop.begin(), stop.end());
-      }
-    }
-    job.prompts.push_back(*std::move(prompt));
+  if (absl::Status status = AddPrompts(context, request, key_name, context.now + *timeout, job);
+      !status.ok()) {
+    return status;
   }
-  wanted.prompts.clear();
   if (absl::Status status = CheckAnswerSize(job); !status.ok()) return status;
   job.head.chat = chat;
   job.head.id = absl::StrCat(chat ? "chatcmpl-" : "cmpl-", job.request_id);
   job.head.created = absl::ToUnixSeconds(absl::Now());
-  job.head.model = model.name();
-  job.model = model;
+  job.head.model = context.model.name();
+  job.model = context.model;
   return job;
 }
 

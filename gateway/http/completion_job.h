@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "gateway/generation.h"
 #include "gateway/http/chat_format.h"
+#include "gateway/http/event_id.h"
 #include "gateway/http/openai_answer.h"
 #include "gateway/http/openai_request.h"
 #include "rpc/http/message.h"
@@ -33,21 +34,6 @@ struct HttpPromptJob {
 
 // The id that the client gives the request, or a new one.
 std::string RequestIdOf(const HttpRequest& request);
-
-// What the id of a stream's event tells: "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, a
-// hash of the model's and the tiers' ids, and the tokens so far of each choice, by commas. A client
-// that lost its connection sends its request again with the last one that it has (Last-Event-ID);
-// everything is generated again, and what it has is left out. Of streams of many choices the id is
-// "REQUEST" alone: counts of all choices in every event would be most of what is sent.
-inline constexpr size_t kMaxResumableChoices = 64;
-struct HttpEventId {
-  std::string request_id;
-  uint64_t seed = 0;
-  std::string tiers;
-  std::vector<int64_t> tokens;
-};
-// INVALID_ARGUMENT naming Last-Event-ID.
-absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text);
 
 struct HttpCompletionJob {
   HttpCompletion wanted;

@@ -29,7 +29,7 @@ void ReadPrompts(JsonFields& fields, HttpCompletion& out) {
   constexpr absl::string_view kForms =
       "must be a string, a list of strings, a list of token ids, or a list of such lists";
   if (prompt->is_string()) {
-    out.prompts.push_back({prompt->get<std::string>(), {}});
+    out.prompts.push_back({prompt->get<std::string>(), std::nullopt});
     return;
   }
   if (!prompt->is_array() || prompt->empty()) return fields.Fail("prompt", kForms);
@@ -54,7 +54,7 @@ void ReadPrompts(JsonFields& fields, HttpCompletion& out) {
     const Json& entry = (*prompt)[i];
     if (entry.type() != prompt->front().type()) return fields.Fail("prompt", kForms);
     if (entry.is_string()) {
-      out.prompts.push_back({entry.get<std::string>(), {}});
+      out.prompts.push_back({entry.get<std::string>(), std::nullopt});
     } else if (entry.is_array()) {
       if (!read_ids(entry, absl::StrCat("prompt[", i, "]"))) return;
     } else {

@@ -24,7 +24,8 @@ inline constexpr size_t kMaxHttpMessages = 1024;
 
 struct HttpPrompt {
   std::optional<std::string> text;
-  std::vector<int32_t> ids;  // where there is no text
+  // Given where there is no text; beside a text those that it has been encoded to.
+  std::optional<std::vector<int32_t>> ids;
 };
 
 struct HttpCompletion {
@@ -47,6 +48,8 @@ struct HttpCompletion {
   bool tokens_as_ids = false;  // in log-probabilities tokens are "token_id:17"
   std::vector<RenamedField> renamed;
   std::vector<std::string> unknown_fields;
+
+  int32_t n() const { return request.has_n() ? request.n() : 1; }
 };
 
 // INVALID_ARGUMENT, the message beginning with the field's name as the client knows it.

@@ -34,7 +34,7 @@ TEST(ParseCompletion, TakesAPromptInItsFourForms) {
   const HttpCompletion lists = Parsed(R"({"prompt":[[1,2],[]]})");
   ASSERT_EQ(lists.prompts.size(), 2u);
   EXPECT_EQ(lists.prompts[0].ids, (std::vector<int32_t>{1, 2}));
-  EXPECT_TRUE(lists.prompts[1].ids.empty());
+  EXPECT_EQ(lists.prompts[1].ids, (std::vector<int32_t>{}));
   for (const char* bad : {"{}", R"({"prompt":null})", R"({"prompt":[]})", R"({"prompt":7})",
                           R"({"prompt":["a",1]})", R"({"prompt":[[1],"a"]})"}) {
     EXPECT_EQ(Refused(bad), "prompt") << bad;

@@ -44,7 +44,9 @@ void CheckBody(absl::string_view body, bool chat) {
   for (const HttpPrompt& prompt : parsed->prompts) {
     v1::GenerateRequest request = parsed->request;
     if (prompt.text.has_value()) Require(IsValidUtf8(*prompt.text));
-    request.mutable_tokens()->mutable_ids()->Add(prompt.ids.begin(), prompt.ids.end());
+    Require(prompt.text.has_value() != prompt.ids.has_value());
+    v1::TokenIds& tokens = *request.mutable_tokens();
+    if (prompt.ids.has_value()) tokens.mutable_ids()->Add(prompt.ids->begin(), prompt.ids->end());
     if (parsed->max_tokens.has_value()) request.mutable_stop()->set_max_tokens(*parsed->max_tokens);
     const auto generation = validator->Generation(request, "", absl::InfiniteFuture());
     if (!generation.ok()) CheckRefusal(generation.status());

@@ -1,0 +1,40 @@
+// Ids of the events of a stream, with which a client goes on that lost its connection.
+#ifndef BLOCKSERVE_GATEWAY_HTTP_EVENT_ID_H_
+#define BLOCKSERVE_GATEWAY_HTTP_EVENT_ID_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+
+namespace blockserve {
+
+// A client that lost its connection sends its request again with the last id that it has
+// (Last-Event-ID): everything is generated again, and what it has is left out.
+struct HttpEventId {
+  std::string request_id;
+  uint64_t seed = 0;
+  std::string tiers;            // HashOfTiers
+  std::vector<int64_t> tokens;  // of each choice, those generated so far
+
+  // "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, the tokens by commas. Of more choices
+  // than kMaxResumableChoices "REQUEST" alone: counts of all of them in every event would be most
+  // of what is sent.
+  std::string ToString() const;
+};
+
+inline constexpr size_t kMaxResumableChoices = 64;
+
+// INVALID_ARGUMENT naming Last-Event-ID; so too of an id that is "REQUEST" alone.
+absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text);
+
+// Of the ids of the model and of both tiers' arithmetics: a stream is made again where it is equal.
+std::string HashOfTiers(absl::string_view model_id, absl::string_view block_numeric_id,
+                        absl::string_view token_numeric_id);
+
+}  // namespace blockserve
+
+#endif  // BLOCKSERVE_GATEWAY_HTTP_EVENT_ID_H_
