@@ -6,47 +6,68 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
-#include "common/logging.h"
-#include "common/version.h"
-#include "gateway/http/json_fields.h"
-#include "gateway/http/json_text.h"
+#include "common/metrics.h"
+#include "gateway/http/info_answers.h"
 #include "gateway/http/openai_answer.h"
-#include "gateway/http/page.h"
+#include "gateway/http/tokenize_answers.h"
 #include "gateway/validate.h"
 
 namespace blockserve {
 namespace {
 
-constexpr absl::string_view kModelsPath = "/v1/models";
-constexpr size_t kMaxLoggedFields = 256;
-constexpr size_t kMaxLoggedFieldBytes = 64;
-// One client is not to fill what is logged for all.
-constexpr size_t kMaxLoggedFieldsOfRequest = 16;
-constexpr absl::string_view kEverything = "*";  // the path of OPTIONS that asks for no path
+enum class Endpoint {
+  kCompletions,
+  kChatCompletions,
+  kTokenize,
+  kDetokenize,
+  kTokenizerInfo,
+  kModels,
+  kStatus,
+  kReady,
+  kHealth,
+  kVersion,
+  kMetrics,
+  kPage,
+};
 
-bool NeedsKey(absl::string_view path) {
-  return absl::StartsWith(path, "/v1/") || path == "/tokenize" || path == "/detokenize" ||
-         path == "/tokenizer_info" || path == "/status" || path == "/metrics";
-}
+struct Route {
+  absl::string_view path;
+  Endpoint endpoint;
+  absl::string_view method;
+  bool needs_key = false;  // where keys are asked for at all
+};
 
-absl::string_view MethodOf(absl::string_view path) {
-  if (path == "/v1/completions" || path == "/v1/chat/completions" || path == "/tokenize" ||
-      path == "/detokenize") {
-    return "POST";
+constexpr Route kRoutes[] = {
+    {"/v1/completions", Endpoint::kCompletions, "POST", true},
+    {"/v1/chat/completions", Endpoint::kChatCompletions, "POST", true},
+    {"/tokenize", Endpoint::kTokenize, "POST", true},
+    {"/detokenize", Endpoint::kDetokenize, "POST", true},
+    {"/tokenizer_info", Endpoint::kTokenizerInfo, "GET", true},
+    {"/v1/models", Endpoint::kModels, "GET", true},
+    {"/status", Endpoint::kStatus, "GET", true},
+    {"/metrics", Endpoint::kMetrics, "GET", true},
+    {"/ready", Endpoint::kReady, "GET"},
+    {"/health", Endpoint::kHealth, "GET"},
+    {"/version", Endpoint::kVersion, "GET"},
+    {"/", Endpoint::kPage, "GET"},
+};
+constexpr absl::string_view kOneModel = "/v1/models/";  // a model's name follows
+constexpr absl::string_view kEverything = "*";          // the path of OPTIONS that asks for no path
+
+const Route* RouteOf(absl::string_view path) {
+  if (absl::StartsWith(path, kOneModel)) path = kOneModel.substr(0, kOneModel.size() - 1);
+  for (const Route& route : kRoutes) {
+    if (route.path == path) return &route;
   }
-  if (path == kModelsPath || absl::StartsWith(path, "/v1/models/") || path == "/health" ||
-      path == "/ready" || path == "/metrics" || path == "/version" || path == "/status" ||
-      path == "/tokenizer_info" || path == "/") {
-    return "GET";
-  }
-  return "";
+  return nullptr;
 }
 
 absl::string_view MethodsOf(absl::string_view path) {
-  if (path == kEverything) return "GET, HEAD, POST, OPTIONS";
-  return MethodOf(path) == "GET" ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
+  const Route* const route = RouteOf(path);
+  if (route == nullptr) return "GET, HEAD, POST, OPTIONS";  // kEverything
+  return route->method == "GET" ? "GET, HEAD, OPTIONS" : "POST, OPTIONS";
 }
 
 // Which headers a page may send that is let in: those that its browser asks for, since client
@@ -58,25 +79,6 @@ std::string AllowedHeaders(const HttpRequest& request) {
   });
   if (!asked.empty() && plain) return std::string(asked);
   return "Authorization, Content-Type, Last-Event-ID, X-Request-Id, X-Request-Timeout";
-}
-
-void AppendWorkers(std::string& out, const std::vector<WorkerStatus>& workers) {
-  out += '[';
-  for (size_t i = 0; i < workers.size(); ++i) {
-    const WorkerStatus& worker = workers[i];
-    out += i == 0 ? "{\"address\":" : ",{\"address\":";
-    AppendJsonString(out, worker.address);
-    out += ",\"name\":";
-    AppendJsonString(out, worker.name);
-    absl::StrAppend(&out, ",\"connected\":", worker.connected ? "true" : "false",
-                    ",\"usable\":", worker.usable ? "true" : "false",
-                    ",\"in_flight\":", worker.in_flight, ",\"sequences\":", worker.sequences,
-                    ",\"steps\":", worker.steps, ",\"batch\":", worker.batch, ",\"busy_share\":");
-    AppendJsonFloat(out, worker.busy_share);
-    absl::StrAppend(&out, ",\"kv_pages\":", worker.pages, ",\"kv_free_pages\":", worker.free_pages,
-                    "}");
-  }
-  out += ']';
 }
 
 }  // namespace
@@ -97,10 +99,6 @@ HttpApi::HttpApi(HttpApiOptions options, HttpBackend backend)
           })),
       text_workers_("http-text", options_.text_threads, kMostWaitingTextBytes) {}
 
-HttpResponse HttpApi::Error(int status, const std::string& message) const {
-  return OpenAiError(status, message);
-}
-
 v1::GetModelResponse HttpApi::DescribeModel() const {
   v1::GetModelResponse response;
   backend_.validator->FillModel(response);
@@ -111,11 +109,11 @@ v1::GetModelResponse HttpApi::DescribeModel() const {
 std::optional<HttpResponse> HttpApi::CheckHead(const HttpRequest& head,
                                                std::string* key_name) const {
   if (head.method == "OPTIONS" && head.path == kEverything) return std::nullopt;
-  const absl::string_view allowed = MethodOf(head.path);
-  if (allowed.empty()) return OpenAiError(404, "there is no such path here");
+  const Route* const route = RouteOf(head.path);
+  if (route == nullptr) return OpenAiError(404, "there is no such path here");
   if (head.method == "OPTIONS") return std::nullopt;
-  if (head.method != allowed && !(allowed == "GET" && head.method == "HEAD")) {
-    HttpResponse response = OpenAiError(405, absl::StrCat("use ", allowed));
+  if (head.method != route->method && !(route->method == "GET" && head.method == "HEAD")) {
+    HttpResponse response = OpenAiError(405, absl::StrCat("use ", route->method));
     response.headers.emplace_back("Allow", MethodsOf(head.path));
     return response;
   }
@@ -124,7 +122,7 @@ std::optional<HttpResponse> HttpApi::CheckHead(const HttpRequest& head,
     return OpenAiError(415, "Content-Encoding: bodies are taken as they are, not packed",
                        "Content-Encoding");
   }
-  if (!options_.authenticate || !NeedsKey(head.path)) return std::nullopt;
+  if (!options_.authenticate || !route->needs_key) return std::nullopt;
   absl::StatusOr<std::string> name = options_.authenticate(head.header("Authorization"));
   if (!name.ok()) return OpenAiError(name.status());
   if (key_name != nullptr) *key_name = *std::move(name);
@@ -154,40 +152,45 @@ void HttpApi::Handle(const std::shared_ptr<HttpExchange>& exchange) {
 }
 
 void HttpApi::Dispatch(const std::shared_ptr<HttpExchange>& exchange, const std::string& key_name) {
-  const HttpRequest& request = exchange->request();
-  const std::string& path = request.path;
-  if (path == "/v1/completions") return Complete(exchange, /*chat=*/false, key_name);
-  if (path == "/v1/chat/completions") return Complete(exchange, /*chat=*/true, key_name);
-  if (path == "/tokenize") return AnswerText(exchange, RequestMethod::kTokenize, key_name);
-  if (path == "/detokenize") return AnswerText(exchange, RequestMethod::kDetokenize, key_name);
-  if (path == "/tokenizer_info") return exchange->Respond(TokenizerInfo());
-  if (path == "/status") return Status(exchange);
-  if (path == "/ready") return Ready(exchange);
-  if (path == kModelsPath) return exchange->Respond(Models(""));
-  if (absl::StartsWith(path, kModelsPath)) {
-    return exchange->Respond(Models(path.substr(kModelsPath.size() + 1)));
+  const std::string& path = exchange->request().path;
+  switch (RouteOf(path)->endpoint) {  // CheckHead has found it
+    case Endpoint::kCompletions:
+      return Complete(exchange, /*chat=*/false, key_name);
+    case Endpoint::kChatCompletions:
+      return Complete(exchange, /*chat=*/true, key_name);
+    case Endpoint::kTokenize:
+      return AnswerText(exchange, RequestMethod::kTokenize, key_name);
+    case Endpoint::kDetokenize:
+      return AnswerText(exchange, RequestMethod::kDetokenize, key_name);
+    case Endpoint::kTokenizerInfo:
+      return exchange->Respond(
+          TokenizerInfoAnswer(backend_.validator->config(), backend_.validator->tokenizer()));
+    case Endpoint::kModels: {
+      absl::string_view name = path;
+      if (!absl::ConsumePrefix(&name, kOneModel)) name = "";
+      return exchange->Respond(ModelsAnswer(DescribeModel(), started_s_, name));
+    }
+    case Endpoint::kStatus:
+      return Status(exchange);
+    case Endpoint::kReady:
+      return Ready(exchange);
+    case Endpoint::kHealth: {
+      HttpResponse response;
+      response.body = "{\"status\":\"ok\"}";
+      return exchange->Respond(std::move(response));
+    }
+    case Endpoint::kVersion:
+      return exchange->Respond(VersionAnswer());
+    case Endpoint::kMetrics: {
+      if (!options_.metrics) return exchange->Respond(OpenAiError(404, "no metrics are kept"));
+      HttpResponse response;
+      response.content_type = std::string(kMetricsContentType);
+      response.body = options_.metrics();
+      return exchange->Respond(std::move(response));
+    }
+    case Endpoint::kPage:
+      return exchange->Respond(PageAnswer());
   }
-  HttpResponse response;
-  if (path == "/health") {
-    response.body = "{\"status\":\"ok\"}";
-  } else if (path == "/version") {
-    response.body = absl::StrCat("{\"version\":\"", Version(), "\",\"commit\":\"", Commit(), "\"}");
-  } else if (path == "/metrics") {
-    if (!options_.metrics) return exchange->Respond(OpenAiError(404, "no metrics are kept"));
-    response.content_type = "text/plain; version=0.0.4; charset=utf-8";
-    response.body = options_.metrics();
-  } else {
-    response.content_type = "text/html; charset=utf-8";
-    response.headers = {
-        {"Content-Security-Policy",
-         "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-         "frame-ancestors 'none'"},
-        {"X-Content-Type-Options", "nosniff"},
-        {"Referrer-Policy", "no-referrer"}};
-    response.body = std::string(PageHtml());
-  }
-  exchange->Respond(std::move(response));
 }
 
 template <class Read, class Done>
@@ -253,7 +256,7 @@ void HttpApi::Complete(const std::shared_ptr<HttpExchange>& exchange, bool chat,
       [this, exchange, chat, key_name](const HttpRequest& request,
                                        absl::StatusOr<HttpCompletionJob> job) {
         if (!job.ok()) return Refuse(exchange, request, chat, key_name, job.status());
-        LogUnknownFields(job->wanted.unknown_fields);
+        unknown_fields_.Note(job->wanted.unknown_fields);
         CompletionCall::Start(backend_.core, backend_.validator->tokenizer(), exchange,
                               *std::move(job));
       });
@@ -275,32 +278,6 @@ void HttpApi::Refuse(const std::shared_ptr<HttpExchange>& exchange, const HttpRe
   exchange->Respond(std::move(response));
 }
 
-void HttpApi::LogUnknownFields(const std::vector<std::string>& fields) const {
-  std::vector<std::string> fresh;
-  bool last = false;
-  {
-    MutexLock lock(&mutex_);
-    for (const std::string& field : fields) {
-      if (logged_fields_.size() >= kMaxLoggedFields) break;
-      if (fresh.size() >= kMaxLoggedFieldsOfRequest) break;
-      // Names come from clients: nothing else of theirs gets into the log by this way.
-      const bool is_name = field.size() <= kMaxLoggedFieldBytes &&
-                           std::all_of(field.begin(), field.end(), [](unsigned char c) {
-                             return absl::ascii_isalnum(c) || c == '_' || c == '.' || c == '-';
-                           });
-      if (is_name && logged_fields_.insert(field).second) fresh.push_back(field);
-    }
-    last = !fresh.empty() && logged_fields_.size() >= kMaxLoggedFields;
-  }
-  if (!fresh.empty()) {
-    LogInfo(absl::StrCat(
-        "fields of HTTP requests that are not known here, and ignored: ",
-        absl::StrJoin(fresh, ", "),
-        last ? absl::StrCat(" (", kMaxLoggedFields, " names have been logged; no further ones are)")
-             : ""));
-  }
-}
-
 void HttpApi::AnswerText(const std::shared_ptr<HttpExchange>& exchange, RequestMethod method,
                          const std::string& key_name) {
   const auto done = [this, exchange, method, arrived = backend_.core->Now()](
@@ -314,99 +291,14 @@ void HttpApi::AnswerText(const std::shared_ptr<HttpExchange>& exchange, RequestM
   ReadBody(
       exchange, key_name,
       [this, method](const HttpRequest& request) {
-        return method == RequestMethod::kTokenize ? Tokenize(request) : Detokenize(request);
+        const auto make = method == RequestMethod::kTokenize ? &TokenizeAnswer : &DetokenizeAnswer;
+        std::vector<std::string> unknown;
+        absl::StatusOr<HttpResponse> response =
+            make(*backend_.validator, DescribeModel(), request.body, unknown);
+        unknown_fields_.Note(unknown);
+        return response;
       },
       done);
-}
-
-absl::StatusOr<HttpResponse> HttpApi::Tokenize(const HttpRequest& request) const {
-  absl::StatusOr<nlohmann::json> parsed = ParseJsonObject(request.body);
-  if (!parsed.ok()) return parsed.status();
-  JsonFields fields(*parsed);
-  v1::TokenizeRequest wanted;
-  wanted.set_model(fields.String("model").value_or(""));
-  const auto prompt = fields.String("prompt");
-  if (!prompt.has_value()) fields.Fail("prompt", "must be a string");
-  fields.Find("add_special_tokens");  // no tokenizer of these models adds any
-  if (!fields.status().ok()) return fields.status();
-  LogUnknownFields(fields.Unknown());
-  wanted.set_text(*prompt);
-  const v1::GetModelResponse model = DescribeModel();
-  absl::StatusOr<v1::TokenizeResponse> tokens =
-      backend_.validator->Tokenize(wanted, model.model_id());
-  if (!tokens.ok()) {
-    const absl::string_view message = tokens.status().message();
-    return absl::Status(tokens.status().code(), absl::StartsWith(message, "text: ")
-                                                    ? absl::StrCat("prompt", message.substr(4))
-                                                    : std::string(message));
-  }
-  HttpResponse response;
-  response.body = "{\"tokens\":";
-  AppendJsonIds(response.body, absl::MakeSpan(tokens->tokens().data(),
-                                              static_cast<size_t>(tokens->tokens_size())));
-  absl::StrAppend(&response.body, ",\"count\":", tokens->tokens_size(),
-                  ",\"max_model_len\":", model.max_tokens(), "}");
-  return response;
-}
-
-absl::StatusOr<HttpResponse> HttpApi::Detokenize(const HttpRequest& request) const {
-  absl::StatusOr<nlohmann::json> parsed = ParseJsonObject(request.body);
-  if (!parsed.ok()) return parsed.status();
-  JsonFields fields(*parsed);
-  v1::DetokenizeRequest wanted;
-  wanted.set_model(fields.String("model").value_or(""));
-  wanted.set_skip_special_tokens(fields.Bool("skip_special_tokens").value_or(false));
-  const auto ids = fields.Ids("tokens", request.body.size());
-  if (!ids.has_value()) fields.Fail("tokens", "must be a list of token ids");
-  if (!fields.status().ok()) return fields.status();
-  LogUnknownFields(fields.Unknown());
-  wanted.mutable_tokens()->Add(ids->begin(), ids->end());
-  absl::StatusOr<v1::DetokenizeResponse> text =
-      backend_.validator->Detokenize(wanted, DescribeModel().model_id());
-  if (!text.ok()) return text.status();
-  HttpResponse response;
-  response.body = "{\"prompt\":";
-  AppendJsonString(response.body, text->text());
-  response.body += '}';
-  return response;
-}
-
-HttpResponse HttpApi::TokenizerInfo() const {
-  const Tokenizer* tokenizer = backend_.validator->tokenizer();
-  if (tokenizer == nullptr) {
-    return OpenAiError(absl::FailedPreconditionError("this model has no tokenizer"));
-  }
-  const ModelConfig& config = backend_.validator->config();
-  HttpResponse response;
-  std::string& out = response.body;
-  const auto append = [&](absl::string_view name, int32_t id) {
-    absl::StrAppend(&out, out.empty() ? "{\"" : ",\"", name, "\":");
-    AppendJsonString(out, TokenText(tokenizer, id));
-    absl::StrAppend(&out, ",\"", name, "_id\":", id);
-  };
-  append("bos_token", config.bos_token_id);
-  append("eos_token", config.eos_token_id);
-  append("pad_token", config.pad_token_id);
-  absl::StrAppend(&out, ",\"vocab_size\":", tokenizer->vocab_size(), "}");
-  return response;
-}
-
-HttpResponse HttpApi::Models(absl::string_view name) const {
-  const v1::GetModelResponse model = DescribeModel();
-  if (!name.empty() && name != model.name() && name != model.model_id()) {
-    return OpenAiError(absl::NotFoundError("model: there is none of this name here"));
-  }
-  std::string entry = "{\"id\":";
-  AppendJsonString(entry, model.name());
-  absl::StrAppend(&entry, ",\"object\":\"model\",\"created\":", started_s_,
-                  ",\"owned_by\":\"blockserve\",\"root\":");
-  AppendJsonString(entry, model.model_id());
-  absl::StrAppend(&entry, ",\"max_model_len\":", model.max_tokens(), ",\"kind\":\"", model.kind(),
-                  "\",\"block_length\":", model.block_length(), "}");
-  HttpResponse response;
-  response.body =
-      name.empty() ? absl::StrCat("{\"object\":\"list\",\"data\":[", entry, "]}") : entry;
-  return response;
 }
 
 void HttpApi::Ready(const std::shared_ptr<HttpExchange>& exchange) {
@@ -429,23 +321,9 @@ void HttpApi::Ready(const std::shared_ptr<HttpExchange>& exchange) {
 }
 
 void HttpApi::Status(const std::shared_ptr<HttpExchange>& exchange) {
-  const v1::GetModelResponse model = DescribeModel();
-  backend_.read_status([exchange, model](DeploymentStatus status) {
-    HttpResponse response;
-    std::string& out = response.body;
-    out = "{\"model\":";
-    AppendJsonString(out, model.name());
-    out += ",\"model_id\":";
-    AppendJsonString(out, model.model_id());
-    absl::StrAppend(&out, ",\"kind\":\"", model.kind(),
-                    "\",\"block_length\":", model.block_length(),
-                    ",\"max_model_len\":", model.max_tokens(),
-                    ",\"live_requests\":", status.live_requests, ",\"block\":");
-    AppendWorkers(out, status.block);
-    out += ",\"token\":";
-    AppendWorkers(out, status.token);
-    out += '}';
-    exchange->Post([exchange, response = std::move(response)] { exchange->Respond(response); });
+  backend_.read_status([exchange, model = DescribeModel()](DeploymentStatus status) {
+    exchange->Post(
+        [exchange, response = StatusAnswer(model, status)] { exchange->Respond(response); });
   });
 }
 

@@ -6,18 +6,17 @@
 #include <functional>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "common/mutex.h"
 #include "gateway/deployment_status.h"
 #include "gateway/generation.h"
 #include "gateway/http/chat_format.h"
 #include "gateway/http/completion_call.h"
 #include "gateway/http/completion_job.h"
 #include "gateway/http/deployment_probe.h"
+#include "gateway/http/unknown_fields.h"
 #include "gateway/text_workers.h"
 #include "rpc/http/exchange.h"
 
@@ -60,7 +59,6 @@ class HttpApi {
   // What is answered whatever the body says: a path or method that is none, a key that is missing.
   // `key_name`, unless null, becomes the key's name.
   std::optional<HttpResponse> CheckHead(const HttpRequest& head, std::string* key_name) const;
-  HttpResponse Error(int status, const std::string& message) const;
   // Whether /ready says so.
   void SetServing(bool serving) { serving_ = serving; }
   // When the server has ended: afterwards nothing of this calls the backend.
@@ -83,23 +81,16 @@ class HttpApi {
   // Tokenize and Detokenize; each takes one request of its key's rate.
   void AnswerText(const std::shared_ptr<HttpExchange>& exchange, RequestMethod method,
                   const std::string& key_name);
-  absl::StatusOr<HttpResponse> Tokenize(const HttpRequest& request) const;
-  absl::StatusOr<HttpResponse> Detokenize(const HttpRequest& request) const;
-  // The special tokens: what lm-evaluation-harness asks a server for that tokenizes.
-  HttpResponse TokenizerInfo() const;
-  HttpResponse Models(absl::string_view name) const;
   void Ready(const std::shared_ptr<HttpExchange>& exchange);
   void Status(const std::shared_ptr<HttpExchange>& exchange);
   v1::GetModelResponse DescribeModel() const;
-  void LogUnknownFields(const std::vector<std::string>& fields) const;
 
   const HttpApiOptions options_;
   const HttpBackend backend_;
   const int64_t started_s_;  // Unix time
   const std::shared_ptr<DeploymentProbe> probe_;
   std::atomic<bool> serving_{false};
-  mutable Mutex mutex_;
-  mutable std::set<std::string> logged_fields_ ABSL_GUARDED_BY(mutex_);
+  UnknownFieldLog unknown_fields_;
   TextWorkers text_workers_;  // last: its threads use all of the above
 };
 

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "gateway/http/openai_answer.h"
 #include "rpc/http/tls.h"
 
 namespace blockserve {
@@ -83,7 +84,7 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
   };
   absl::StatusOr<std::unique_ptr<HttpServer>> server = HttpServer::Start(
       server_options, [api](std::shared_ptr<HttpExchange> exchange) { api->Handle(exchange); },
-      [api](int status, const std::string& message) { return api->Error(status, message); });
+      [](int status, const std::string& message) { return OpenAiError(status, message); });
   if (!server.ok()) return server.status();
   front->server_ = *std::move(server);
   return front;
