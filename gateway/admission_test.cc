@@ -1,98 +1,18 @@
-#include "gateway/admission.h"
-
+// The queue: places, priorities, shares.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "gateway/admission_fixture.h"
 #include "gateway/retry_after.h"
 
 namespace blockserve {
 namespace {
-
-using ::testing::ElementsAre;
-using ::testing::HasSubstr;
-
-class AdmissionTest : public ::testing::Test {
- protected:
-  void Make() { admission_ = std::make_unique<Admission>(options_); }
-  // Returns what Submit said; the request's id is next_id_ - 1 afterwards.
-  absl::Status Submit(const std::string& key = "", uint32_t priority = 2, int64_t tokens = 100,
-                      absl::Duration time = absl::Minutes(10)) {
-    keys_[next_id_] = key;
-    return admission_->Submit(next_id_++, {key, priority, tokens, /*choices=*/1, now_ + time},
-                              now_);
-  }
-  // Fills the places between queue and first block, so that what follows waits.
-  void Fill() {
-    for (int i = 0; i < options_.max_starting; ++i) {
-      ASSERT_TRUE(Submit("filler").ok());
-      ASSERT_TRUE(admission_->TakeNext(now_).has_value());
-      fillers_.push_back(next_id_ - 1);
-    }
-  }
-  // Ends the oldest of those that were taken, and takes the next.
-  std::optional<uint64_t> Next() {
-    admission_->Finished(fillers_.front(), /*whole=*/true, now_);
-    fillers_.erase(fillers_.begin());
-    const std::optional<uint64_t> next = admission_->TakeNext(now_);
-    if (next.has_value()) fillers_.push_back(*next);
-    return next;
-  }
-
-  // As Submit, of a request that may write so many tokens.
-  absl::Status SubmitLong(const std::string& key, int64_t length, absl::Duration time,
-                          uint32_t priority = 2) {
-    lengths_[next_id_] = length;
-    return admission_->Submit(next_id_++, {key, priority, length, 1, now_ + time, length}, now_);
-  }
-  // What there is room for runs, and writes a token every `token`, to its length.
-  void Serve(absl::Duration time, absl::Duration token) {
-    for (const absl::Time end = now_ + time; now_ < end;) {
-      while (const auto id = admission_->TakeNext(now_)) written_[*id] = 0;
-      now_ += token;
-      for (auto request = written_.begin(); request != written_.end();) {
-        auto& [id, written] = *request;
-        admission_->Started(id);
-        admission_->Wrote(id, 1, now_);
-        if (++written == lengths_[id]) {
-          admission_->Finished(id, /*whole=*/true, now_);
-          request = written_.erase(request);
-        } else {
-          ++request;
-        }
-      }
-    }
-  }
-
-  // As SubmitLong, of a text of so many blocks of 4 tokens.
-  absl::Status SubmitText(const std::string& key, int32_t blocks,
-                          absl::Duration time = absl::Minutes(10), uint32_t priority = 2) {
-    AdmissionRequest request{key, priority, blocks * 4, blocks, now_ + time, 4};
-    request.scores = true;
-    return admission_->Submit(next_id_++, request, now_);
-  }
-  // All that there is room for.
-  std::vector<uint64_t> TakeAll() {
-    std::vector<uint64_t> taken;
-    while (const auto id = admission_->TakeNext(now_)) {
-      admission_->Started(*id);
-      taken.push_back(*id);
-    }
-    return taken;
-  }
-
-  absl::Time now_ = absl::FromUnixSeconds(1000);
-  std::map<uint64_t, int64_t> lengths_, written_;  // of those of SubmitLong
-  AdmissionOptions options_;
-  std::unique_ptr<Admission> admission_;
-  uint64_t next_id_ = 1;
-  std::map<uint64_t, std::string> keys_;
-  std::vector<uint64_t> fillers_;
-};
 
 TEST_F(AdmissionTest, StartsRequestsAtOnceWhileThereIsRoom) {
   options_.max_starting = 2;
@@ -289,224 +209,6 @@ TEST_F(AdmissionTest, AKeyThatWasIdleHasNoCredit) {
   EXPECT_NEAR(taken["late"], 20, 2);
 }
 
-TEST_F(AdmissionTest, LimitsRequestsInFlightByKey) {
-  options_.limits["small"].max_requests = 2;
-  Make();
-  ASSERT_TRUE(Submit("small").ok());
-  ASSERT_TRUE(admission_->TakeNext(now_).has_value());
-  ASSERT_TRUE(Submit("small").ok());
-  const absl::Status refused = Submit("small");
-  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("key 'small': 2 requests are in flight"));
-  EXPECT_TRUE(RetryAfter(refused).has_value());
-  EXPECT_TRUE(IsOfKeyLimit(refused));
-  EXPECT_TRUE(Submit("other").ok()) << "each key has its own";
-  admission_->Finished(1, /*whole=*/true, now_);
-  EXPECT_TRUE(Submit("small").ok());
-}
-
-TEST_F(AdmissionTest, LimitsThatComeWithTheKeyWinAndMayChangeWhileItRuns) {
-  options_.limits["small"].max_requests = 5;
-  int32_t most = 1;
-  options_.limits_of = [&](const std::string& key, KeyLimits& limits) {
-    if (key == "small" && most > 0) limits.max_requests = most;
-  };
-  Make();
-  ASSERT_TRUE(Submit("small").ok());
-  EXPECT_EQ(Submit("small").code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_TRUE(Submit("other").ok());
-  most = 2;
-  EXPECT_TRUE(Submit("small").ok());
-  EXPECT_EQ(Submit("small").code(), absl::StatusCode::kResourceExhausted);
-  most = 0;  // the key itself says nothing any more
-  for (int i = 2; i < 5; ++i) EXPECT_TRUE(Submit("small").ok()) << i;
-  EXPECT_EQ(Submit("small").code(), absl::StatusCode::kResourceExhausted);
-}
-
-TEST_F(AdmissionTest, LimitsTokensInFlightByKey) {
-  options_.default_limits.max_tokens = 1000;
-  Make();
-  ASSERT_TRUE(Submit("a", 2, 600).ok());
-  const absl::Status later = Submit("a", 2, 600);
-  EXPECT_TRUE(RetryAfter(later).has_value()) << later;
-  EXPECT_TRUE(IsOfKeyLimit(later));
-  const absl::Status never = Submit("a", 2, 1001);
-  EXPECT_EQ(never.code(), absl::StatusCode::kInvalidArgument) << never;
-  EXPECT_TRUE(Submit("a", 2, 400).ok());
-  admission_->Finished(1, /*whole=*/true, now_);
-  EXPECT_TRUE(Submit("a", 2, 600).ok());
-}
-
-TEST_F(AdmissionTest, LimitsTheRateByKeyAndTellsWhenTheNextIsDue) {
-  options_.limits["a"].requests_per_second = 2;
-  options_.limits["a"].burst = 3;
-  Make();
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(Submit("a").ok()) << i;
-  const absl::Status refused = Submit("a");
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("more than 2 requests in a second"));
-  EXPECT_TRUE(IsOfKeyLimit(refused));
-  // What is over does not give the rate back.
-  for (uint64_t id = 1; id <= 3; ++id) admission_->Finished(id, /*whole=*/true, now_);
-  EXPECT_FALSE(Submit("a").ok());
-  now_ += absl::Milliseconds(500);
-  EXPECT_TRUE(Submit("a").ok());
-  EXPECT_FALSE(Submit("a").ok());
-  now_ += absl::Hours(1);
-  int accepted = 0;
-  for (int i = 0; i < 10; ++i) accepted += Submit("a").ok() ? 1 : 0;
-  EXPECT_EQ(accepted, 3) << "no more than the burst is saved up";
-}
-
-TEST_F(AdmissionTest, TakesOfTheRateWhatIsNotSubmitted) {
-  options_.limits["a"].requests_per_second = 2;
-  options_.limits["a"].burst = 3;
-  Make();
-  EXPECT_TRUE(admission_->CheckRate("a", now_).ok());
-  for (int i = 0; i < 3; ++i) admission_->Charge("a", now_);
-  const absl::Status refused = admission_->CheckRate("a", now_);
-  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
-  EXPECT_TRUE(RetryAfter(refused).has_value());
-  EXPECT_FALSE(Submit("a").ok());
-  // What came beside one another, beyond the rate, is waited for.
-  for (int i = 0; i < 5; ++i) admission_->Charge("a", now_);
-  EXPECT_EQ(RetryAfter(admission_->CheckRate("a", now_)), absl::Seconds(3));
-  now_ += absl::Seconds(3);
-  EXPECT_TRUE(admission_->CheckRate("a", now_).ok());
-  EXPECT_TRUE(admission_->CheckRate("a", now_).ok()) << "to ask takes nothing";
-  EXPECT_TRUE(Submit("a").ok());
-  EXPECT_FALSE(Submit("a").ok());
-  for (int i = 0; i < 100; ++i) admission_->Charge("b", now_);
-  EXPECT_TRUE(admission_->CheckRate("b", now_).ok()) << "it has no limit";
-}
-
-TEST_F(AdmissionTest, ACallOfSeveralPromptsCountsOnceForTheRateAndMustFitInFlight) {
-  options_.limits["a"].requests_per_second = 1;
-  options_.limits["a"].max_requests = 3;
-  Make();
-  const auto submit = [this](uint64_t id, int32_t prompts, bool first) {
-    AdmissionRequest request{"a", 2, 10, 1, now_ + absl::Minutes(1)};
-    request.prompts_of_call = prompts;
-    request.first_of_call = first;
-    return admission_->Submit(id, request, now_);
-  };
-  const absl::Status never = submit(100, 4, true);
-  EXPECT_EQ(never.code(), absl::StatusCode::kInvalidArgument) << never;
-  EXPECT_THAT(std::string(never.message()), testing::StartsWith("prompt: is 4 requests"));
-  for (int i = 0; i < 3; ++i) EXPECT_TRUE(submit(101 + i, 3, i == 0).ok()) << i;
-  for (int i = 0; i < 3; ++i) admission_->Finished(101 + i, /*whole=*/true, now_);
-  EXPECT_EQ(submit(110, 1, true).code(), absl::StatusCode::kResourceExhausted);
-}
-
-TEST_F(AdmissionTest, RefusesWhatCouldNotEndInTimeAtThePaceOfLate) {
-  options_.live = {.most = 10, .batches = 0};
-  options_.max_queued = 1000;
-  Make();
-  for (int i = 0; i < 250; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
-  Serve(absl::Seconds(5.5), absl::Milliseconds(10));  // ten at a time, a second each
-  ASSERT_EQ(admission_->queued(), 190);
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 20, 1.5);
-  const absl::Status refused = SubmitLong("a", 100, absl::Seconds(10));
-  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(refused.message()), HasSubstr("the deadline would pass before"));
-  EXPECT_NEAR(absl::ToDoubleSeconds(*RetryAfter(refused)), 20, 1.5);
-  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(60)).ok());
-  EXPECT_TRUE(SubmitLong("b", 100, absl::Seconds(5)).ok()) << "another key has its turn sooner";
-  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(5), 1).ok()) << "and so has what is urgent";
-  EXPECT_FALSE(SubmitLong("b", 1000, absl::Seconds(10)).ok()) << "too long for its time";
-}
-
-TEST_F(AdmissionTest, TheWaitIsUntilARunningRequestEnds) {
-  options_.live = {.most = 10, .batches = 0};
-  Make();
-  for (int i = 0; i < 11; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
-  // They began together, and end together.
-  Serve(absl::Milliseconds(200), absl::Milliseconds(10));
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.8, 0.05);
-  EXPECT_FALSE(SubmitLong("a", 100, absl::Seconds(2)).ok());
-  Serve(absl::Milliseconds(700), absl::Milliseconds(10));
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.1, 0.05);
-  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(2)).ok());
-  // While nobody writes, nobody gets nearer to his end.
-  now_ += absl::Seconds(5);
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 5.1, 0.1);
-}
-
-TEST_F(AdmissionTest, APlaceIsWaitedForByOneAlone) {
-  options_.live = {.most = 10, .batches = 0};
-  Make();
-  for (int i = 0; i < 15; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
-  Serve(absl::Milliseconds(950), absl::Milliseconds(10));
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.05, 0.01);
-  // Of the ten that were about to end five do, and those that waited take their places.
-  for (uint64_t id = 1; id <= 5; ++id) admission_->Finished(id, /*whole=*/true, now_);
-  for (uint64_t id = 11; id <= 15; ++id) EXPECT_EQ(admission_->TakeNext(now_), id);
-  for (int i = 0; i < 5; ++i) EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(2.5)).ok()) << i;
-  EXPECT_FALSE(SubmitLong("a", 100, absl::Seconds(2.5)).ok()) << "the other five are taken";
-}
-
-// What runs and cannot end makes the others slower, until nothing ends in time any more.
-TEST_F(AdmissionTest, NoMoreRunThanCanEndBeforeTheirDeadline) {
-  options_.live = {.most = 1000, .batches = 0};
-  options_.max_starting = 1000;
-  Make();
-  for (int i = 0; i < 20; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
-  Serve(absl::Seconds(1), absl::Milliseconds(20));  // 2 s each while 20 run
-  EXPECT_FALSE(SubmitLong("a", 100, absl::Seconds(2)).ok()) << "there is room, but no time";
-  EXPECT_TRUE(SubmitLong("a", 50, absl::Seconds(2)).ok()) << "it is shorter";
-  int admitted = 0;
-  while (SubmitLong("a", 100, absl::Seconds(4)).ok()) {
-    ASSERT_TRUE(admission_->TakeNext(now_).has_value());
-    ++admitted;
-  }
-  EXPECT_NEAR(admitted, 12, 2) << "with 32 one takes 3.2 s, and a quarter more for safety";
-  EXPECT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok()) << "who has time may";
-}
-
-TEST_F(AdmissionTest, ClientsThatDoNotReadSayNothingOfThePace) {
-  options_.live = {.most = 10, .batches = 0};
-  Make();
-  for (int i = 0; i < 11; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
-  Serve(absl::Milliseconds(500), absl::Milliseconds(10));
-  admission_->Held(1);
-  now_ += absl::Minutes(1);
-  admission_->Wrote(1, 4, now_);
-  admission_->Held(2);
-  admission_->Finished(2, /*whole=*/false, now_);
-  EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.5, 0.1);
-}
-
-TEST_F(AdmissionTest, AFewRunWhateverThePace) {
-  Make();
-  for (int i = 0; i < 4; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
-  Serve(absl::Seconds(10), absl::Seconds(1));
-  EXPECT_TRUE(SubmitLong("a", 100, absl::Seconds(5)).ok()) << "it may be faster by now";
-}
-
-TEST_F(AdmissionTest, UntilSomethingIsWrittenOnlyAFewStart) {
-  Make();
-  for (int i = 0; i < 100; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
-  Serve(absl::Milliseconds(10), absl::Milliseconds(10));
-  EXPECT_EQ(admission_->running_choices(), LiveLimit::kLeast);
-  Serve(absl::Milliseconds(20), absl::Milliseconds(10));
-  EXPECT_EQ(admission_->running_choices(), 100);
-}
-
-TEST_F(AdmissionTest, WhoseTimeHasBecomeTooShortIsGivenUpWhenItsTurnComes) {
-  options_.live = {.most = 10, .batches = 0};
-  Make();
-  for (int i = 0; i < 10; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
-  Serve(absl::Milliseconds(500), absl::Milliseconds(10));
-  ASSERT_TRUE(SubmitLong("a", 100, absl::Seconds(8)).ok());
-  const uint64_t waits = next_id_ - 1;
-  ASSERT_TRUE(SubmitLong("a", 10, absl::Seconds(8)).ok());
-  Serve(absl::Seconds(3), absl::Milliseconds(100));  // everything has become ten times slower
-  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre());
-  admission_->Finished(1, /*whole=*/false, now_);
-  EXPECT_EQ(admission_->TakeNext(now_), waits + 1) << "it is short";
-  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre(waits)) << "of 5 s left it needs 10";
-  EXPECT_EQ(admission_->queued(), 0);
-}
-
 TEST_F(AdmissionTest, StartsNoMoreChoicesThanTheWorkersCanUse) {
   options_.live = {.most = 1000, .batches = 2};
   Make();
@@ -596,51 +298,6 @@ TEST_F(AdmissionTest, ManyTextsInTheQueueRefuseNoGeneration) {
   EXPECT_EQ(admission_->TakeNext(now_), next_id_ - 1);
 }
 
-TEST_F(AdmissionTest, ThePaceOfIdleTimesIsNoPace) {
-  options_.max_starting = 1;
-  Make();
-  for (uint64_t id = 1; id <= 50; ++id) {  // one a minute, all served at once
-    ASSERT_TRUE(Submit("a").ok());
-    ASSERT_EQ(admission_->TakeNext(now_), id);
-    admission_->Started(id);
-    admission_->Finished(id, /*whole=*/true, now_);
-    now_ += absl::Minutes(1);
-  }
-  for (int i = 0; i < 20; ++i) {
-    EXPECT_TRUE(Submit("a", 2, 100, absl::Seconds(5)).ok());
-    admission_->TakeNext(now_);
-  }
-}
-
-TEST_F(AdmissionTest, DeadlinesHoldInTheQueueToo) {
-  options_.max_starting = 1;
-  Make();
-  Fill();
-  ASSERT_TRUE(Submit("a", 2, 100, absl::Seconds(2)).ok());
-  ASSERT_TRUE(Submit("a", 2, 100, absl::Seconds(60)).ok());
-  now_ += absl::Milliseconds(1700);
-  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre());
-  now_ += absl::Milliseconds(100);
-  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre(2u)) << "200 ms before its end";
-  EXPECT_EQ(admission_->queued(), 1);
-  EXPECT_EQ(Next(), 3u);
-  EXPECT_EQ(Submit("a", 2, 100, absl::ZeroDuration()).code(), absl::StatusCode::kDeadlineExceeded);
-}
-
-TEST_F(AdmissionTest, ARequestThatCannotRunToItsEndAnyMoreIsGivenUpEarly) {
-  options_.live = {.most = 10, .batches = 0};
-  Make();
-  for (int i = 0; i < 10; ++i) ASSERT_TRUE(SubmitLong("a", 1000, absl::Minutes(10)).ok());
-  Serve(absl::Seconds(38), absl::Milliseconds(40));  // 40 s each
-  ASSERT_TRUE(SubmitLong("a", 90, absl::Seconds(10)).ok());
-  const uint64_t waits = next_id_ - 1;
-  now_ += absl::Seconds(4.5);
-  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre());
-  now_ += absl::Seconds(1);
-  EXPECT_THAT(admission_->TakeHopeless(now_), ElementsAre(waits))
-      << "4.5 s are left, of 4.5 to take";
-}
-
 TEST_F(AdmissionTest, ForgetsWhateverIsOver) {
   options_.default_limits.max_requests = 1000;
   options_.max_starting = 4;
@@ -654,19 +311,6 @@ TEST_F(AdmissionTest, ForgetsWhateverIsOver) {
     EXPECT_EQ(admission_->starting(), 0);
     EXPECT_EQ(admission_->TakeNext(now_), std::nullopt);
   }
-}
-
-TEST(AdmissionOptionsTest, NamesWhatIsWrong) {
-  AdmissionOptions options;
-  options.max_starting = 0;
-  EXPECT_THAT(std::string(options.Validate().message()), HasSubstr("--max-starting-requests"));
-  options = {};
-  options.limits["a"].weight = 0;
-  EXPECT_THAT(std::string(options.Validate().message()), HasSubstr("key 'a': weight"));
-  options = {};
-  options.limits[""].requests_per_second = -1;
-  EXPECT_THAT(std::string(options.Validate().message()),
-              HasSubstr("requests without a key: requests_per_second"));
 }
 
 }  // namespace
