@@ -1,4 +1,4 @@
-// What the CPU engines promise beyond engine_test.cc.
+// What the CPU engines promise beyond engine_test.cc and engine_bits_test.cc.
 #include <algorithm>
 #include <cstring>
 #include <memory>
@@ -20,17 +20,6 @@ namespace {
 
 using ::testing::HasSubstr;
 
-std::unique_ptr<TestModel> Load(const std::string& folder, const TestModelOptions& options) {
-  absl::StatusOr<std::unique_ptr<TestModel>> model =
-      TestModel::Load(absl::StrCat("tests/golden/", folder), options);
-  EXPECT_TRUE(model.ok()) << model.status();
-  return model.ok() ? *std::move(model) : nullptr;
-}
-
-bool SameBits(absl::Span<const float> a, absl::Span<const float> b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
-}
-
 class CpuTargets : public testing::TestWithParam<Arithmetic> {};
 
 TEST_P(CpuTargets, AllGiveTheSameBits) {
@@ -47,7 +36,7 @@ TEST_P(CpuTargets, AllGiveTheSameBits) {
       TestModelOptions options;
       options.arithmetic = GetParam();
       options.kernel_target = target;
-      const std::unique_ptr<TestModel> model = Load(folder, options);
+      const std::unique_ptr<TestModel> model = LoadGolden(folder, options);
       ASSERT_NE(model, nullptr);
       std::mt19937 random(2);
       std::uniform_int_distribution<int32_t> ids(0, model->config().vocab_size - 1);
@@ -141,9 +130,9 @@ TEST(CpuEngine, F32GivesTheSameBitsForABf16FileAsForItsNumbersInFloat32) {
 
 TEST(CpuEngine, KvBytesPerPageIsWhatPagesTake) {
   TestModelOptions options;
-  const std::unique_ptr<TestModel> f32 = Load("concat_l4", options);
+  const std::unique_ptr<TestModel> f32 = LoadGolden("concat_l4", options);
   options.arithmetic = Arithmetic::kBf16;
-  const std::unique_ptr<TestModel> bf16 = Load("concat_l4", options);
+  const std::unique_ptr<TestModel> bf16 = LoadGolden("concat_l4", options);
   ASSERT_NE(f32, nullptr);
   ASSERT_NE(bf16, nullptr);
   // 2 layers, keys and values, width 64.
@@ -183,7 +172,7 @@ TEST(CpuEngine, ArithmeticsHaveNumericIdsOfTheirOwn) {
   for (const Arithmetic arithmetic : {Arithmetic::kF32, Arithmetic::kBf16, Arithmetic::kInt8}) {
     TestModelOptions options;
     options.arithmetic = arithmetic;
-    const std::unique_ptr<TestModel> model = Load("concat_l4", options);
+    const std::unique_ptr<TestModel> model = LoadGolden("concat_l4", options);
     ASSERT_NE(model, nullptr);
     ids.push_back(*ProbeNumericId(model->token()));
     EXPECT_THAT(ids.back(), testing::StartsWith(absl::StrCat(ArithmeticName(arithmetic), "-")));
@@ -195,9 +184,9 @@ TEST(CpuEngine, ArithmeticsHaveNumericIdsOfTheirOwn) {
 
 TEST(CpuEngine, NumericIdsAreThoseOfEveryTarget) {
   TestModelOptions options;
-  const std::unique_ptr<TestModel> first = Load("concat_l4", options);
+  const std::unique_ptr<TestModel> first = LoadGolden("concat_l4", options);
   options.kernel_target = SupportedKernelTargets().back();
-  const std::unique_ptr<TestModel> last = Load("concat_l4", options);
+  const std::unique_ptr<TestModel> last = LoadGolden("concat_l4", options);
   ASSERT_NE(first, nullptr);
   ASSERT_NE(last, nullptr);
   EXPECT_EQ(*ProbeNumericId(first->block()), *ProbeNumericId(last->block()));

@@ -1,6 +1,7 @@
 #include "model/engine_test_util.h"
 
 #include <algorithm>
+#include <cstring>
 #include <numeric>
 #include <utility>
 
@@ -172,6 +173,24 @@ absl::StatusOr<std::vector<float>> TestModel::Score(Alignment alignment,
   }
   logprobs.erase(logprobs.begin(), logprobs.begin() + layout.forced.size());
   return logprobs;
+}
+
+std::unique_ptr<TestModel> LoadGolden(const std::string& folder, const TestModelOptions& options) {
+  absl::StatusOr<std::unique_ptr<TestModel>> model =
+      TestModel::Load(absl::StrCat("tests/golden/", folder), options);
+  EXPECT_TRUE(model.ok()) << model.status();
+  return model.ok() ? *std::move(model) : nullptr;
+}
+
+std::vector<int32_t> RandomTokens(std::mt19937& random, const ModelConfig& config, int64_t count) {
+  std::uniform_int_distribution<int32_t> ids(0, config.vocab_size - 1);
+  std::vector<int32_t> tokens(count);
+  for (int32_t& token : tokens) token = ids(random);
+  return tokens;
+}
+
+bool SameBits(absl::Span<const float> a, absl::Span<const float> b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 }  // namespace blockserve

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -98,6 +99,13 @@ class TestModel {
   std::unique_ptr<TokenEngine> token_;
   std::vector<int32_t> pages_;
 };
+
+// The engines of tests/golden/`folder`; null, and a failure of the test, where they cannot be had.
+std::unique_ptr<TestModel> LoadGolden(const std::string& folder, const TestModelOptions& options);
+
+std::vector<int32_t> RandomTokens(std::mt19937& random, const ModelConfig& config, int64_t count);
+
+bool SameBits(absl::Span<const float> a, absl::Span<const float> b);
 
 }  // namespace blockserve
 
