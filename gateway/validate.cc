@@ -138,6 +138,35 @@ absl::StatusOr<std::vector<int32_t>> RequestValidator::Encode(absl::string_view 
   return ids;
 }
 
+absl::StatusOr<std::vector<int32_t>> RequestValidator::TokensOfText(absl::string_view field,
+                                                                    absl::string_view text) const {
+  if (absl::Status status = CheckLength(field, text); !status.ok()) return status;
+  return Encode(field, text);
+}
+
+absl::StatusOr<std::vector<int32_t>> RequestValidator::TokensOfIds(absl::string_view field,
+                                                                   const v1::TokenIds& ids) const {
+  std::vector<int32_t> tokens = ToVector(ids.ids());
+  if (absl::Status status = CheckIds(field, tokens); !status.ok()) return status;
+  return tokens;
+}
+
+template <class Request, class Validated>
+absl::Status RequestValidator::Head(const Request& request, const std::string& request_id,
+                                    absl::string_view served_model_id, Validated& out) const {
+  absl::StatusOr<std::string> id = RequestId(request_id);
+  if (!id.ok()) return id.status();
+  out.request_id = *std::move(id);
+  if (absl::Status status = Model(request.model(), served_model_id); !status.ok()) return status;
+  absl::StatusOr<uint32_t> priority = ResolvePriority(request.priority());
+  if (!priority.ok()) return priority.status();
+  out.priority = *priority;
+  absl::StatusOr<std::string> cache_salt = CacheSalt(request);
+  if (!cache_salt.ok()) return cache_salt.status();
+  out.cache_salt = *std::move(cache_salt);
+  return absl::OkStatus();
+}
+
 absl::StatusOr<v1::SamplingParameters> RequestValidator::Sampling(
     const v1::SamplingParameters& given) const {
   v1::SamplingParameters out;
@@ -338,17 +367,12 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
   GenerationRequest out;
   // A stream that goes on is the same request.
   const bool named = !request.request_id().empty() || !request.has_resume();
-  absl::StatusOr<std::string> request_id =
-      RequestId(named ? request.request_id() : request.resume().started().request_id());
-  if (!request_id.ok()) return request_id.status();
-  out.request_id = *std::move(request_id);
-  if (absl::Status status = Model(request.model(), served_model_id); !status.ok()) return status;
-  absl::StatusOr<uint32_t> priority = ResolvePriority(request.priority());
-  if (!priority.ok()) return priority.status();
-  out.priority = *priority;
-  absl::StatusOr<std::string> cache_salt = CacheSalt(request);
-  if (!cache_salt.ok()) return cache_salt.status();
-  out.cache_salt = *std::move(cache_salt);
+  if (absl::Status status =
+          Head(request, named ? request.request_id() : request.resume().started().request_id(),
+               served_model_id, out);
+      !status.ok()) {
+    return status;
+  }
   absl::StatusOr<Alignment> alignment =
       ResolveAlignment(request.alignment(), config_.default_alignment);
   if (!alignment.ok()) return alignment.status();
@@ -379,23 +403,15 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
   out.seed = request.has_seed() ? request.seed() : RandomBits();
   out.deadline = deadline;
 
-  absl::string_view field = "prompt.tokens";
-  switch (request.prompt_case()) {
-    case v1::GenerateRequest::kText: {
-      field = "prompt.text";
-      if (absl::Status status = CheckLength(field, request.text()); !status.ok()) return status;
-      absl::StatusOr<std::vector<int32_t>> ids = Encode(field, request.text());
-      if (!ids.ok()) return ids.status();
-      out.prompt = *std::move(ids);
-      break;
-    }
-    case v1::GenerateRequest::kTokens:
-      out.prompt = ToVector(request.tokens().ids());
-      if (absl::Status status = CheckIds(field, out.prompt); !status.ok()) return status;
-      break;
-    case v1::GenerateRequest::PROMPT_NOT_SET:
-      return Invalid("prompt", "must be given, as text or as tokens");
+  if (request.prompt_case() == v1::GenerateRequest::PROMPT_NOT_SET) {
+    return Invalid("prompt", "must be given, as text or as tokens");
   }
+  const absl::string_view field = request.has_text() ? "prompt.text" : "prompt.tokens";
+  absl::StatusOr<std::vector<int32_t>> prompt = request.has_text()
+                                                    ? TokensOfText(field, request.text())
+                                                    : TokensOfIds(field, request.tokens());
+  if (!prompt.ok()) return prompt.status();
+  out.prompt = *std::move(prompt);
   if (out.prompt.empty()) out.prompt = {config_.bos_token_id};
   if (request.has_resume()) {
     if (absl::Status status = Resume(request, out); !status.ok()) return status;
@@ -417,16 +433,10 @@ absl::StatusOr<ScoringRequest> RequestValidator::Scoring(const v1::ScoreRequest&
                                                          absl::string_view served_model_id,
                                                          absl::Time deadline) const {
   ScoringRequest out;
-  absl::StatusOr<std::string> request_id = RequestId(request.request_id());
-  if (!request_id.ok()) return request_id.status();
-  out.request_id = *std::move(request_id);
-  if (absl::Status status = Model(request.model(), served_model_id); !status.ok()) return status;
-  absl::StatusOr<uint32_t> priority = ResolvePriority(request.priority());
-  if (!priority.ok()) return priority.status();
-  out.priority = *priority;
-  absl::StatusOr<std::string> cache_salt = CacheSalt(request);
-  if (!cache_salt.ok()) return cache_salt.status();
-  out.cache_salt = *std::move(cache_salt);
+  if (absl::Status status = Head(request, request.request_id(), served_model_id, out);
+      !status.ok()) {
+    return status;
+  }
   const bool has_context = request.context_case() != v1::ScoreRequest::CONTEXT_NOT_SET;
   absl::StatusOr<Alignment> alignment = ResolveAlignment(
       request.alignment(), has_context ? config_.default_alignment : Alignment::kStart);
@@ -440,53 +450,36 @@ absl::StatusOr<ScoringRequest> RequestValidator::Scoring(const v1::ScoreRequest&
   out.top_logprobs = std::min(request.top_logprobs(), config_.vocab_size);
 
   if (has_context) {
-    if (request.has_context_text()) {
-      if (absl::Status status = CheckLength("context_text", request.context_text()); !status.ok())
-        return status;
-      absl::StatusOr<std::vector<int32_t>> ids = Encode("context_text", request.context_text());
-      if (!ids.ok()) return ids.status();
-      out.tokens = *std::move(ids);
-    } else {
-      out.tokens = ToVector(request.context_tokens().ids());
-      if (absl::Status status = CheckIds("context_tokens", out.tokens); !status.ok()) {
-        return status;
-      }
-    }
+    absl::StatusOr<std::vector<int32_t>> context =
+        request.has_context_text() ? TokensOfText("context_text", request.context_text())
+                                   : TokensOfIds("context_tokens", request.context_tokens());
+    if (!context.ok()) return context.status();
+    out.tokens = *std::move(context);
     if (out.tokens.empty()) out.tokens = {config_.bos_token_id};
     out.first_scored = static_cast<int32_t>(out.tokens.size());
   }
 
-  absl::string_view field = "continuation_tokens";
-  std::vector<int32_t> continuation;
-  switch (request.continuation_case()) {
-    case v1::ScoreRequest::kContinuationText: {
-      field = "continuation_text";
-      if (absl::Status status = CheckLength(field, request.continuation_text()); !status.ok())
-        return status;
-      absl::StatusOr<std::vector<int32_t>> ids = Encode(field, request.continuation_text());
-      if (!ids.ok()) return ids.status();
-      continuation = *std::move(ids);
-      break;
-    }
-    case v1::ScoreRequest::kContinuationTokens:
-      continuation = ToVector(request.continuation_tokens().ids());
-      if (absl::Status status = CheckIds(field, continuation); !status.ok()) return status;
-      break;
-    case v1::ScoreRequest::CONTINUATION_NOT_SET:
-      return Invalid("continuation", "must be given, as text or as tokens");
+  if (request.continuation_case() == v1::ScoreRequest::CONTINUATION_NOT_SET) {
+    return Invalid("continuation", "must be given, as text or as tokens");
   }
-  if (continuation.empty()) {
+  const bool is_text = request.has_continuation_text();
+  const absl::string_view field = is_text ? "continuation_text" : "continuation_tokens";
+  absl::StatusOr<std::vector<int32_t>> continuation =
+      is_text ? TokensOfText(field, request.continuation_text())
+              : TokensOfIds(field, request.continuation_tokens());
+  if (!continuation.ok()) return continuation.status();
+  if (continuation->empty()) {
     if (has_context) return Invalid(field, "must have at least one token");
-    continuation = {config_.bos_token_id};
+    continuation->push_back(config_.bos_token_id);
   }
-  const int64_t continuation_tokens = static_cast<int64_t>(continuation.size());
+  const int64_t continuation_tokens = static_cast<int64_t>(continuation->size());
   if (absl::Status status =
           has_context ? CheckPositions(field, out.alignment, out.first_scored, continuation_tokens)
                       : CheckPositions(field, out.alignment, continuation_tokens, 0);
       !status.ok()) {
     return status;
   }
-  out.tokens.insert(out.tokens.end(), continuation.begin(), continuation.end());
+  out.tokens.insert(out.tokens.end(), continuation->begin(), continuation->end());
   out.deadline = deadline;
   return out;
 }

@@ -81,6 +81,15 @@ class RequestValidator {
   absl::Status CheckLength(absl::string_view field, absl::string_view text) const;
   absl::StatusOr<std::vector<int32_t>> Encode(absl::string_view field,
                                               absl::string_view text) const;
+  // Of what is given as text, or as ids.
+  absl::StatusOr<std::vector<int32_t>> TokensOfText(absl::string_view field,
+                                                    absl::string_view text) const;
+  absl::StatusOr<std::vector<int32_t>> TokensOfIds(absl::string_view field,
+                                                   const v1::TokenIds& ids) const;
+  // The fields that generations and scores have in common, but for their texts and alignment.
+  template <class Request, class Validated>
+  absl::Status Head(const Request& request, const std::string& request_id,
+                    absl::string_view served_model_id, Validated& out) const;
   absl::StatusOr<v1::SamplingParameters> Sampling(const v1::SamplingParameters& given) const;
   absl::Status Stop(const v1::StopConditions& given, GenerationRequest& request) const;
   // The rest of `request` has been filled in.
