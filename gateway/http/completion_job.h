@@ -26,7 +26,7 @@ class RequestValidator;
 
 // What is to be done for one prompt.
 struct HttpPromptJob {
-  std::vector<int32_t> ids;
+  std::vector<int32_t> ids;                     // of the prompt
   std::string text;                             // echoed
   std::optional<ScoringRequest> scoring;        // echo with log-probabilities
   std::optional<GenerationRequest> generation;  // none where max_tokens is 0
@@ -36,7 +36,7 @@ struct HttpPromptJob {
 std::string RequestIdOf(const HttpRequest& request);
 
 struct HttpCompletionJob {
-  HttpCompletion wanted;
+  HttpCompletion wanted;  // but for its prompts, which are in `prompts`
   OpenAiHead head;
   std::string request_id;
   uint64_t seed = 0;                  // the events' ids tell it, so that a stream can be made again

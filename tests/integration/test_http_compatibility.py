@@ -58,10 +58,9 @@ def test_a_prompt_is_cut_to_its_last_tokens(server):
     assert answer["usage"]["prompt_tokens"] == limit - 6
     echoed = server.complete(prompt=PROMPT, truncate_prompt_tokens=2, echo=True, max_tokens=0)["choices"][0]["text"]
     assert PROMPT.endswith(echoed) and echoed != PROMPT
-    # What fits is echoed as it was given: the tokens' text has accents on their letters.
     for given in ("A cafe\u0301", ""):
         told = server.complete(prompt=given, truncate_prompt_tokens=100, echo=True, max_tokens=0)["choices"][0]["text"]
-        assert told == given
+        assert told == given, "what fits is echoed as it was given"
 
 
 @pytest.mark.parametrize("stream", [False, True])
