@@ -6,10 +6,12 @@
 #include <vector>
 
 #include "absl/flags/flag.h"
+#include "absl/flags/reflection.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "bench/load_program.h"
@@ -189,6 +191,29 @@ nlohmann::ordered_json DescribeWorkload(const LoadProgramConfig& config) {
   return json;
 }
 
+// Flags that say something else than by default, to no effect.
+absl::Status CheckEffects(const LoadProgramConfig& config) {
+  const bool closed = config.plan.concurrency > 0;
+  const char* const without_rate = closed ? "--concurrency" : "--trace";
+  struct Useless {
+    const char* flag;
+    bool useless;
+    const char* with;
+  };
+  for (const auto& [name, useless, with] :
+       {Useless{"arrivals", config.plan.rate == 0, without_rate},
+        Useless{"max_in_flight", closed, "--concurrency"},
+        Useless{"prompt_tokens", !config.workload.prompts.empty(), "--prompts"},
+        Useless{"shared_prefix", !config.workload.prompts.empty(), "--prompts"},
+        Useless{"connections", config.target.over_http, "--http"}}) {
+    const absl::CommandLineFlag& flag = *absl::FindCommandLineFlag(name);
+    if (!useless || flag.CurrentValue() == flag.DefaultValue()) continue;
+    return absl::InvalidArgumentError(
+        absl::StrCat("--", absl::StrReplaceAll(name, {{"_", "-"}}), " has no effect with ", with));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
   LoadProgramConfig config;
   LoadTarget& target = config.target;
@@ -271,6 +296,7 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
   plan.keep_rows = !config.csv.empty() && config.sweep.values.empty();
   config.progress = absl::GetFlag(FLAGS_progress);
   if (absl::Status status = plan.Validate(config.workload); !status.ok()) return status;
+  if (absl::Status status = CheckEffects(config); !status.ok()) return status;
   config.description = DescribeWorkload(config);
   return config;
 }

@@ -93,9 +93,10 @@ def measure(options: argparse.Namespace, processes: Processes) -> dict:
                                f"--duration={options.duration}s"))
             # From the tokens: requests end in waves.
             rate = options.factor * closed[-1]["output_tokens_per_s"] / length
+            connections = [f"--connections={options.connections}"] if options.protocol == "grpc" else []
             opened.append(load(options, port, f"--rate={rate:.1f}",
                                f"--duration={options.duration}s", f"--timeout={options.timeout}s",
-                               f"--connections={options.connections}"))
+                               *connections))
     over.set()
     watcher.join()
 

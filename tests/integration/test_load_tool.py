@@ -154,6 +154,9 @@ def test_a_sweep_draws_its_curve(server, tmp_path):
 
 def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
     nowhere = f"127.0.0.1:{harness.free_port()}"
+    trace, prompts = tmp_path / "trace.csv", tmp_path / "prompts.txt"
+    trace.write_text("arrival_s,prompt,output\n0,3,5\n")
+    prompts.write_text("Once\n")
     for arguments, word in [
             ([], "--grpc"), (["--grpc=x:1"], "--concurrency"),
             (["--grpc=x:1", "--rate=1", "--concurrency=1"], "--concurrency"),
@@ -163,6 +166,12 @@ def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
             (["--grpc=x:1", "--trace=/no/such"], "--trace"),
             (["--grpc=x:1", "--sweep=4,2"], "--sweep"),
             (["--grpc=x:1", "--rate=1", "--objectives=fast=1s"], "--objectives"),
+            (["--grpc=x:1", "--concurrency=1", "--arrivals=constant"], "--arrivals has no effect with --concurrency"),
+            (["--grpc=x:1", "--sweep=concurrency:1,2", "--max-in-flight=5"], "--max-in-flight has no effect"),
+            (["--grpc=x:1", f"--trace={trace}", "--arrivals=constant"], "--arrivals has no effect with --trace"),
+            (["--grpc=x:1", "--rate=1", f"--prompts={prompts}", "--shared-prefix=2"], "--shared-prefix has no effect"),
+            (["--grpc=x:1", "--rate=1", f"--prompts={prompts}", "--prompt-tokens=9"], "--prompt-tokens has no effect"),
+            (["--http=x:1", "--rate=1", "--connections=4"], "--connections has no effect with --http"),
             (["--compare", str(tmp_path / "none.json")], "two results")]:
         error = load(*arguments, status=2).stderr
         assert word in error and error.count("\n") == 1, error
