@@ -22,6 +22,7 @@ BlockServiceConfig BlockConfigOf(const EmbeddedOptions& options) {
   BlockServiceConfig config;
   config.device = options.device;
   config.arithmetic = options.arithmetic;
+  config.early_launch = options.early_launch;
   config.kv_memory_mib = options.kv_memory_mib;
   config.max_sequences = options.max_sequences;
   config.prefill_chunk = options.prefill_chunk;
@@ -38,6 +39,7 @@ TokenServiceConfig TokenConfigOf(const EmbeddedOptions& options) {
   config.metrics = options.metrics;
   config.device = options.device;
   config.arithmetic = options.arithmetic;
+  config.early_launch = options.early_launch;
   config.max_rows = options.max_rows;
   config.max_queued_rows = 0;
   return config;

@@ -30,6 +30,7 @@ struct EmbeddedOptions {
   std::string model_directory;
   std::string device = "auto";      // auto, cpu or cuda:N
   std::string arithmetic = "auto";  // or a name of model/arithmetic.h
+  bool early_launch = false;        // of EngineOptions
   int32_t threads = 0;              // shared by both tiers; 0: one per core
   // 0: the services' defaults.
   int32_t kv_memory_mib = 0;

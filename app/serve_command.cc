@@ -54,6 +54,7 @@ int RunServe(const Arguments& arguments) {
             &options.gateway.model_name);
   flags.Add("device", kDeviceFlagHelp, &options.device);
   flags.Add("arithmetic", ArithmeticFlagHelp(), &options.arithmetic);
+  flags.Add("early_launch", kEarlyLaunchFlagHelp, &options.early_launch);
   flags.Add("threads", "compute threads; 0: one per core", &options.threads);
   flags.Add("kv_memory_mib", kKvMemoryFlagHelp, &options.kv_memory_mib);
   flags.Add("max_sequences", kMaxSequencesFlagHelp, &options.max_sequences);

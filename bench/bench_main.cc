@@ -62,6 +62,7 @@ void BenchConfig::AddFlags(FlagTable& flags) {
   flags.Add("sequences", "sequences at once", &workload.sequences);
   flags.Add("device", kDeviceFlagHelp, &device);
   flags.Add("arithmetic", ArithmeticFlagHelp(), &arithmetic);
+  flags.Add("early_launch", kEarlyLaunchFlagHelp, &run.early_launch);
   flags.Add("threads", "compute threads; 0: one for each core", &threads);
   flags.Add("kernels", "instruction set: auto, or e.g. avx2 on a machine with more", &kernels);
   flags.Add("repeat", "runs; the middle one is told", &repeat);
@@ -261,6 +262,7 @@ absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
   options.served.model = config.model;
   options.served.device = config.device;
   options.served.arithmetic = config.arithmetic;
+  options.served.early_launch = config.run.early_launch;
   options.served.threads = config.threads;
   options.served.groups = config.groups;
   options.served.gateways = config.gateways;

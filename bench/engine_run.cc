@@ -80,6 +80,7 @@ absl::StatusOr<std::unique_ptr<EngineRunner>> EngineRunner::Load(const Checkpoin
   EngineOptions engine_options;
   engine_options.arithmetic = options.arithmetic;
   engine_options.cuda_device = options.cuda_device;
+  engine_options.early_launch = options.early_launch;
   engine_options.pool = &pool;
   engine_options.kernel_target = options.kernels;
   // On the CPU two groups would time two steps at once.

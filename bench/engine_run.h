@@ -23,6 +23,7 @@ namespace blockserve {
 struct EngineRunOptions {
   Arithmetic arithmetic = Arithmetic::kF32;
   int32_t cuda_device = -1;             // of the CUDA arithmetics
+  bool early_launch = false;            // of EngineOptions
   std::optional<KernelTarget> kernels;  // absent: the machine's best
   Batching batching;
   int32_t page_blocks = 16;

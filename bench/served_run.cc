@@ -127,10 +127,11 @@ absl::StatusOr<std::unique_ptr<ServedModel>> ServedModel::Start(const ServedOpti
   }
   served->log_folder_ = folder;
   const std::string model = absl::StrCat("--model=", options.model);
-  const std::vector<std::string> compute = {model, "--log-level=warning",
-                                            absl::StrCat("--device=", options.device),
-                                            absl::StrCat("--arithmetic=", options.arithmetic),
-                                            absl::StrCat("--threads=", options.threads)};
+  std::vector<std::string> compute = {model, "--log-level=warning",
+                                      absl::StrCat("--device=", options.device),
+                                      absl::StrCat("--arithmetic=", options.arithmetic),
+                                      absl::StrCat("--threads=", options.threads)};
+  if (options.early_launch) compute.push_back("--early-launch");
   std::vector<std::string> block = compute;
   block.push_back(absl::StrCat("--kv-memory-mib=", options.kv_memory_mib));
   if (options.allow_long_contexts) block.push_back("--allow-long-contexts");

@@ -22,6 +22,7 @@ struct ServedOptions {
   std::string model;  // folder
   std::string device = "auto";
   std::string arithmetic = "auto";
+  bool early_launch = false;
   int threads = 0;  // of each process that computes; 0: one for each core
   // Of sequences, in the block service: 1 where the tiers share their cores, since they cannot work
   // at the same time anyway, and two groups would only halve the batches.

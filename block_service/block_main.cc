@@ -41,6 +41,7 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Add("name", "name for people; default: host name and port", &service.name);
   flags.Add("device", kDeviceFlagHelp, &service.device);
   flags.Add("arithmetic", ArithmeticFlagHelp(), &service.arithmetic);
+  flags.Add("early_launch", kEarlyLaunchFlagHelp, &service.early_launch);
   flags.Add("kv_memory_mib", kKvMemoryFlagHelp, &service.kv_memory_mib);
   flags.Add("kv_pages", "KV pages, instead of --kv-memory-mib", &service.kv_pages);
   flags.Add("page_blocks", "blocks in a KV page", &service.page_blocks);

@@ -148,6 +148,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   if (!choice.ok()) return choice.status();
   options.arithmetic = choice->arithmetic;
   options.cuda_device = choice->cuda_device;
+  options.early_launch = config.early_launch;
   options.pool = pool;
   for (int32_t* rows : {&config.max_sequences, &config.prefill_chunk}) {
     if (*rows == 0) *rows = IsCuda(choice->arithmetic) ? kCudaRows : kCpuRows;

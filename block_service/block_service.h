@@ -34,6 +34,7 @@ struct BlockServiceConfig {
   std::string name = "block";       // for people: in the hello and in logs
   std::string device = "auto";      // auto, cpu or cuda:N
   std::string arithmetic = "auto";  // or a name of model/arithmetic.h
+  bool early_launch = false;        // of EngineOptions
   // Memory for KV pages. Both 0: on a CUDA device half of what is free there, else a quarter of the
   // machine's memory and at most 1 GiB, but no more than max_sequences sequences of the longest
   // context can use. The system provides pages of memory as they are written for the first time.

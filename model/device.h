@@ -15,9 +15,11 @@
 
 namespace blockserve {
 
-// The explanation of the two flags in every program's --help.
+// The explanation of these flags in every program's --help.
 inline constexpr char kDeviceFlagHelp[] = "auto, cpu or cuda:N; auto: cuda:0 where it is usable";
 std::string ArithmeticFlagHelp();
+inline constexpr char kEarlyLaunchFlagHelp[] =
+    "on a CUDA device: a kernel comes to it while the one before ends; not tried on one yet";
 
 struct EngineChoice {
   Arithmetic arithmetic = Arithmetic::kF32;

@@ -164,6 +164,8 @@ struct EngineOptions {
   int32_t max_rows = 256;      // largest batch that activations are allocated for
   // Instruction set of the kernels; the machine's best when absent. All give the same bits.
   std::optional<KernelTarget> kernel_target;
+  // On a CUDA device of compute capability 9.0 or newer: cuda::KernelLaunch::kEarly. The same bits.
+  bool early_launch = false;
   StepTimer* timer = nullptr;  // not owned; told where the time of each step went
 };
 

@@ -90,19 +90,22 @@ class Golden : public testing::TestWithParam<std::string> {
     TestModelOptions options;
     options.arithmetic = arithmetic;
     options.num_threads = 2;
+    options.early_launch = early_launch_;
     absl::StatusOr<std::unique_ptr<TestModel>> model = TestModel::Load(folder_, options);
     EXPECT_TRUE(model.ok()) << model.status();
     return model.ok() ? *std::move(model) : nullptr;
   }
 
+  void ExpectTheReferencesNumbers();
   void ExpectNear(Arithmetic arithmetic, double tolerance);
 
+  bool early_launch_ = false;
   std::string folder_;
   nlohmann::json cases_;
   SafetensorsSet tensors_;
 };
 
-TEST_P(Golden, F32ComputesWhatTheReferenceComputes) {
+void Golden::ExpectTheReferencesNumbers() {
   const std::unique_ptr<TestModel> model = Load(kTestedF32);
   ASSERT_NE(model, nullptr);
   SamplingParameters greedy;
@@ -175,6 +178,8 @@ TEST_P(Golden, F32ComputesWhatTheReferenceComputes) {
       errors.logits, errors.logprobs);
 }
 
+TEST_P(Golden, F32ComputesWhatTheReferenceComputes) { ExpectTheReferencesNumbers(); }
+
 // Logits within a tolerance, and how many greedy tokens agree.
 void Golden::ExpectNear(Arithmetic arithmetic, double tolerance) {
   const std::unique_ptr<TestModel> model = Load(arithmetic);
@@ -220,11 +225,26 @@ TEST_P(Golden, Bf16StaysNear) { ExpectNear(kTestedBf16, kBf16Tolerance); }
 #ifdef BLOCKSERVE_TEST_CUDA
 using GoldenOfOwnProducts = Golden;
 TEST_P(GoldenOfOwnProducts, StayNear) { ExpectNear(Arithmetic::kCudaBf16Own, kBf16Tolerance); }
+
+// With EngineOptions::early_launch.
+class GoldenOfEarlyLaunch : public Golden {
+ protected:
+  GoldenOfEarlyLaunch() { early_launch_ = true; }
+};
+TEST_P(GoldenOfEarlyLaunch, F32ComputesWhatTheReferenceComputes) { ExpectTheReferencesNumbers(); }
+TEST_P(GoldenOfEarlyLaunch, Bf16StaysNear) { ExpectNear(kTestedBf16, kBf16Tolerance); }
+TEST_P(GoldenOfEarlyLaunch, OwnProductsStayNear) {
+  ExpectNear(Arithmetic::kCudaBf16Own, kBf16Tolerance);
+}
 #ifdef BLOCKSERVE_CUDA_EMULATED
+INSTANTIATE_TEST_SUITE_P(Folders, GoldenOfEarlyLaunch, testing::Values("concat_l4"));
 // Tensor cores take their emulation minutes.
 INSTANTIATE_TEST_SUITE_P(Folders, GoldenOfOwnProducts,
                          testing::Values("concat_l4", "concat_l2_sharded"));
 #else
+INSTANTIATE_TEST_SUITE_P(Folders, GoldenOfEarlyLaunch,
+                         testing::Values("concat_l4", "widths_differ_l8", "sequential_residual",
+                                         "head48_bf16", "vanilla"));
 INSTANTIATE_TEST_SUITE_P(Folders, GoldenOfOwnProducts,
                          testing::Values("concat_l4", "concat_l2_sharded", "widths_differ_l8",
                                          "summation", "sequential_residual", "vanilla"));

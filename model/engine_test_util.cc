@@ -42,6 +42,7 @@ absl::StatusOr<std::unique_ptr<TestModel>> TestModel::Load(const std::string& di
   engine_options.pool = model->pool_.get();
   engine_options.max_rows = options.max_rows;
   engine_options.kernel_target = options.kernel_target;
+  engine_options.early_launch = options.early_launch;
   absl::StatusOr<std::unique_ptr<BlockEngine>> block =
       LoadBlockEngine(*model->checkpoint_, engine_options);
   if (!block.ok()) return block.status();

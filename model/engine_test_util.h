@@ -57,6 +57,7 @@ struct TestModelOptions {
   int64_t num_pages = 64;
   int32_t page_blocks = 16;
   std::optional<KernelTarget> kernel_target;
+  bool early_launch = false;
 };
 
 struct Generated {

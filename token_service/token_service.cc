@@ -259,6 +259,7 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenSe
   EngineOptions options;
   options.arithmetic = choice->arithmetic;
   options.cuda_device = choice->cuda_device;
+  options.early_launch = config.early_launch;
   options.pool = pool;
   options.max_rows = config.max_rows;
   absl::StatusOr<std::unique_ptr<TokenEngine>> engine = LoadTokenEngine(checkpoint, options);

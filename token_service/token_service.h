@@ -23,6 +23,7 @@ struct TokenServiceConfig {
   std::string name = "token";       // for people: who answers
   std::string device = "auto";      // auto, cpu or cuda:N
   std::string arithmetic = "auto";  // or a name of model/arithmetic.h
+  bool early_launch = false;        // of EngineOptions
   // Rows of a batch, beyond which nothing is gained. 0, for Create alone: 64, on a CUDA device
   // 1024.
   int32_t max_rows = 64;

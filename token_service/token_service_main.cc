@@ -41,6 +41,7 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Add("name", "name for people; default: host name and port", &service.name);
   flags.Add("device", kDeviceFlagHelp, &service.device);
   flags.Add("arithmetic", ArithmeticFlagHelp(), &service.arithmetic);
+  flags.Add("early_launch", kEarlyLaunchFlagHelp, &service.early_launch);
   flags.Add("max_rows", "rows of a batch; 0: 64, on a CUDA device 1024", &service.max_rows);
   flags.Add("max_queued_rows", "rows that wait; more are refused; 0: four batches, at least 1024",
             &service.max_queued_rows);

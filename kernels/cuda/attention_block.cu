@@ -25,6 +25,7 @@ constexpr int kSplitThreads = 128;
 template <typename T>
 __global__ void __launch_bounds__(kSplitThreads)
     SplitQkvKernel(SplitQkvArgs args, KvStrides strides) {
+  WaitForEarlierWork();
   const int64_t row = blockIdx.x;
   const SequenceRow sequence = args.sequence_rows[row];
   if (sequence.position < 0) return;
@@ -213,6 +214,7 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
 template <typename T, int kQueries>
 __global__ void __launch_bounds__(kThreads)
     BlockAttentionKernel(BlockAttentionArgs args, KvStrides strides) {
+  WaitForEarlierWork();
   auto& shared = *static_cast<BlockShared<kQueries>*>(BlockMemory());
   const int size = args.layout.head_size;
   Lanes lanes;

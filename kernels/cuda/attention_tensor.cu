@@ -301,6 +301,7 @@ constexpr int MinBlocks(int size, int tiles_or_none) {
 template <int kSize, int kTilesOrNone>
 __global__ void __launch_bounds__(Shape<kSize>::kThreads, MinBlocks(kSize, kTilesOrNone))
     TensorAttentionKernel(BlockAttentionArgs args, KvStrides strides) {
+  WaitForEarlierWork();
   auto& shared = *static_cast<TensorShared<kSize>*>(BlockMemory());
   constexpr int kQueries = kTilesOrNone == 0 ? 1 : kTilesOrNone * kTile;
   const int64_t begin = int64_t{blockIdx.x} * kQueries;

@@ -55,6 +55,7 @@ struct HeadRow {
 template <typename T, int kLaneDims>
 __global__ void __launch_bounds__(kThreads)
     TokenAttentionKernel(TokenAttentionArgs args, KvStrides strides) {
+  WaitForEarlierWork();
   auto& shared = *static_cast<BlockShared*>(BlockMemory());
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;

@@ -87,6 +87,41 @@ __device__ inline void MultiplyAdd(float* d, const uint32_t* a, const uint32_t* 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// Every thread of every kernel of ours calls it once, before it touches memory that other work of
+// the stream may write or read: mostly in its first statement. Before it only weights may be read,
+// which are there before the stream's first kernel and are never written.
+//
+// On a stream of KernelLaunch::kEarly kernels are launched with "programmatic stream
+// serialization", in a graph as programmatic edges. The blocks of such a kernel may begin as soon
+// as every block of the kernel before it has said launch_dependents, or has ended. `wait` returns
+// when the kernel before it has ended, whatever that one said, and what it wrote is seen by this
+// one. Elsewhere both instructions do nothing.
+//
+// Why everything is in order, for kernels A, B, C … that follow one another in a stream:
+// - C waits for B alone. B's last thread ends after B's wait, and so after A: by induction C comes
+//   after all that was before it. That is why a kernel that reads nothing of the one before waits
+//   too: past a kernel that does not, the next one would run beside an older writer. The emulation
+//   ends the process where a thread ends without having waited.
+// - The same holds for what C overwrites: A and B have read it when C's wait returns.
+// - launch_dependents comes after the wait: when C's first block begins, A has ended. So at most
+//   one kernel of a stream waits on the multiprocessors, and all blocks of the one that it waits
+//   for are on them already: nobody waits for a block that finds no room.
+// - What is launched without the attribute, as cuBLASLt's kernels are by us, begins after all of
+//   the kernel before it: a full edge. It says no launch_dependents: our next kernel begins when
+//   its blocks have ended, and waits for what they wrote. Should the library launch a kernel of its
+//   own with the attribute, that one's wait is the library's affair, and the induction holds.
+// - Copies, filling with zeros, events (so other streams, and the host), the end and the beginning
+//   of a graph are ordered as ever: programmatic edges lie between two kernels that follow one
+//   another in one stream or in one graph. Two streams share nothing but weights.
+// - The compiler moves no access above the wait, because of its "memory". Loads through the
+//   read-only path (__ldg, const __restrict__) are outside of that promise: kernels have none.
+__device__ inline void WaitForEarlierWork() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Runs `kernel` on a grid of one-dimensional blocks. The emulation defines the same function.
 template <typename... Parameters, typename... Arguments>
 absl::Status LaunchKernel(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
@@ -96,6 +131,11 @@ absl::Status LaunchKernel(const char* name, void (*kernel)(Parameters...), dim3 
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
+  cudaLaunchAttribute early = {};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = stream.early_launch ? 1 : 0;
   return CudaStatus(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), name);
 }
 

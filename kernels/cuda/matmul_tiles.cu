@@ -113,7 +113,8 @@ __device__ void StoreGroup(const TiledMatmulArgs& args, int64_t at, int64_t colu
 }
 
 template <typename T>
-__global__ void __launch_bounds__(T::kThreads, T::kBlocks) TiledMatmulKernel(TiledMatmulArgs args) {
+__global__ void __launch_bounds__(T::kThreads, T::kBlocks)
+    TiledMatmulKernel(TiledMatmulArgs args, bool weights_first) {
   auto& shared = *static_cast<TileShared<T>*>(BlockMemory());
   const int64_t first_row = int64_t{blockIdx.x} * T::kRows;
   const int64_t first_column = int64_t{blockIdx.y} * T::kColumns;
@@ -124,14 +125,27 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) TiledMatmulKernel(Til
   const SliceCopier<T, T::kRows> x(args.x, first_row, args.rows, args.k);
   const SliceCopier<T, T::kColumns> w(args.w, first_column, args.n, args.k);
   const int slices = static_cast<int>((args.k + T::kDepth - 1) / T::kDepth);
-  const auto copy = [&](int slice, int stage) {
+  const auto copy_x = [&](int slice, int stage) {
     const int64_t begin = int64_t{slice} * T::kDepth;
     x.Copy(begin, args.k - begin, shared.x[stage]);
+  };
+  const auto copy_w = [&](int slice, int stage) {
+    const int64_t begin = int64_t{slice} * T::kDepth;
     w.Copy(begin, args.k - begin, shared.w[stage]);
   };
+  if (weights_first) {
+#pragma unroll
+    for (int slice = 0; slice < T::kStages - 1; ++slice) {
+      if (slice < slices) copy_w(slice, slice);
+    }
+  }
+  WaitForEarlierWork();
 #pragma unroll
   for (int slice = 0; slice < T::kStages - 1; ++slice) {
-    if (slice < slices) copy(slice, slice);
+    if (slice < slices) {
+      copy_x(slice, slice);
+      if (!weights_first) copy_w(slice, slice);
+    }
     CommitCopies();
   }
 
@@ -170,7 +184,11 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks) TiledMatmulKernel(Til
     WaitForCopies<T::kStages - 2>();
     __syncthreads();  // the slice is there, and the one before it is no longer read
     const int next = slice + T::kStages - 1;
-    if (next < slices) copy(next, stage == 0 ? T::kStages - 1 : stage - 1);
+    if (next < slices) {
+      const int free_stage = stage == 0 ? T::kStages - 1 : stage - 1;
+      copy_x(next, free_stage);
+      copy_w(next, free_stage);
+    }
     CommitCopies();
     const int64_t left = args.k - int64_t{slice} * T::kDepth;
     if (left >= T::kDepth) {
@@ -226,7 +244,7 @@ absl::Status Launch(const TiledMatmulArgs& args, StreamHandle stream) {
   // Blocks that follow one another share their rows of W, which are the most to read.
   const dim3 grid(static_cast<uint32_t>(row_tiles), static_cast<uint32_t>(column_tiles));
   return LaunchKernel("TiledMatmul", TiledMatmulKernel<T>, grid, T::kThreads, sizeof(TileShared<T>),
-                      stream, args);
+                      stream, args, stream.early_launch);
 }
 
 }  // namespace

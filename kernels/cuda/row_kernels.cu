@@ -54,6 +54,7 @@ __device__ void NormalizeGroup(const LayerNormArgs::Output& output, int64_t row,
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) LayerNormKernel(LayerNormArgs args) {
+  WaitForEarlierWork();
   const int64_t row = int64_t{blockIdx.x} * kWarpsPerBlock + threadIdx.x / kWarp;
   if (row >= args.rows) return;
   const int lane = threadIdx.x % kWarp;
@@ -110,6 +111,7 @@ __global__ void __launch_bounds__(kThreads) LayerNormKernel(LayerNormArgs args) 
 
 template <typename T>
 __global__ void __launch_bounds__(kGeluThreads) GeluKernel(T* y, int64_t groups) {
+  WaitForEarlierWork();
   const int64_t group = int64_t{blockIdx.x} * kGeluThreads + threadIdx.x;
   if (group >= groups) return;
   float values[8];
@@ -121,6 +123,7 @@ __global__ void __launch_bounds__(kGeluThreads) GeluKernel(T* y, int64_t groups)
 // --- Gathering and embedding: a block a row.
 
 __global__ void __launch_bounds__(kThreads) GatherRowsKernel(GatherRowsArgs args) {
+  WaitForEarlierWork();
   const int64_t row = blockIdx.x;
   const int64_t index = args.indices[row];
   if (index < 0) return;
@@ -135,6 +138,7 @@ __global__ void __launch_bounds__(kThreads) GatherRowsKernel(GatherRowsArgs args
 
 template <typename T, typename Y>
 __global__ void __launch_bounds__(kThreads) EmbedBlocksKernel(EmbedBlocksArgs args) {
+  WaitForEarlierWork();
   const int64_t row = blockIdx.x;
   const int32_t* tokens = args.tokens + row * args.block_length;
   const T* table = static_cast<const T*>(args.table);
@@ -161,6 +165,7 @@ __global__ void __launch_bounds__(kThreads) EmbedBlocksKernel(EmbedBlocksArgs ar
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) EmbedTokensKernel(EmbedTokensArgs args) {
+  WaitForEarlierWork();
   const int64_t row = blockIdx.x;
   const int32_t token = args.tokens != nullptr ? args.tokens[row * args.tokens_stride] : args.token;
   const float* vector =

@@ -25,7 +25,22 @@ struct CUgraphExec_st;
 
 namespace blockserve::cuda {
 
-using StreamHandle = CUstream_st*;
+// When a kernel of ours begins.
+enum class KernelLaunch {
+  kInTurn,  // when all that was given to its stream before has ended
+  // Where the device and this build's code for it can (compute capability 9.0), its blocks of
+  // threads come to the multiprocessors while the kernel before it ends, and wait there: so much of
+  // a launch is hidden (device_code.h). Elsewhere as kInTurn. The same results.
+  kEarly,
+};
+
+// A stream as kernels take it.
+struct StreamHandle {
+  CUstream_st* stream = nullptr;
+  bool early_launch = false;  // KernelLaunch::kEarly, where it can be
+
+  operator CUstream_st*() const { return stream; }  // NOLINT(google-explicit-constructor)
+};
 
 struct DeviceInfo {
   std::string name;
@@ -134,7 +149,8 @@ class Stream {
   // `workspace_bytes` of device memory come with it, for whatever runs on it: its work is done one
   // after another. RESOURCE_EXHAUSTED as DeviceBuffer.
   static absl::StatusOr<Stream> Create(int64_t workspace_bytes = 0,
-                                       StreamPriority priority = StreamPriority::kUsual);
+                                       StreamPriority priority = StreamPriority::kUsual,
+                                       KernelLaunch launch = KernelLaunch::kInTurn);
   Stream(Stream&& other) noexcept { *this = std::move(other); }
   Stream& operator=(Stream&& other) noexcept {
     std::swap(stream_, other.stream_);
@@ -155,7 +171,7 @@ class Stream {
   absl::StatusOr<Graph> EndCapture() const;
 
  private:
-  StreamHandle stream_ = nullptr;
+  StreamHandle stream_;
   DeviceBuffer workspace_;
 };
 

@@ -7,6 +7,8 @@
 
 // probe_architecture.cu: whether this build holds code that the current device can run.
 extern "C" int BlockserveCudaHasCode();
+// Whether that code can wait for the kernel before it.
+extern "C" int BlockserveCudaLaunchesEarly();
 
 namespace blockserve::cuda {
 namespace {
@@ -150,7 +152,8 @@ absl::Status Graph::Launch(StreamHandle stream) const {
   return CudaStatus(cudaGraphLaunch(executable_, stream), "cudaGraphLaunch");
 }
 
-absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes, StreamPriority priority) {
+absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes, StreamPriority priority,
+                                      KernelLaunch launch) {
   int usual = 0;
   int first = 0;
   absl::Status status = CudaStatus(cudaDeviceGetStreamPriorityRange(&usual, &first),
@@ -158,10 +161,12 @@ absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes, StreamPriority pr
   if (!status.ok()) return status;
   Stream stream;
   status =
-      CudaStatus(cudaStreamCreateWithPriority(&stream.stream_, cudaStreamNonBlocking,
+      CudaStatus(cudaStreamCreateWithPriority(&stream.stream_.stream, cudaStreamNonBlocking,
                                               priority == StreamPriority::kFirst ? first : usual),
                  "cudaStreamCreateWithPriority");
   if (!status.ok()) return status;
+  stream.stream_.early_launch =
+      launch == KernelLaunch::kEarly && BlockserveCudaLaunchesEarly() != 0;
   if (workspace_bytes > 0) {
     absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Allocate(workspace_bytes);
     if (!workspace.ok()) return workspace.status();

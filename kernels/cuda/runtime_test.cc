@@ -1,6 +1,7 @@
 #include "kernels/cuda/runtime.h"
 
 #include "kernels/cuda/device_test_util.h"
+#include "kernels/cuda/matmul_tiles.h"
 #include "kernels/cuda/row_kernels.h"
 
 namespace blockserve::cuda {
@@ -74,6 +75,114 @@ TEST_F(Runtime, AGraphRunsWhatWasCapturedOverAndOver) {
   ASSERT_TRUE(graph->Launch(stream()).ok());
   EXPECT_NEAR(Download<float>(x)[7], gelu(gelu(gelu(gelu(2.0)))), 1e-6);
 }
+
+// A chain in which every kernel reads what the one before it writes, and writes what an earlier one
+// reads: the residual stream of a layer's second half, over and over.
+class EarlyLaunch : public DeviceTest {
+ protected:
+#ifdef BLOCKSERVE_CUDA_EMULATED
+  static constexpr int64_t kRows = 20;
+#else
+  static constexpr int64_t kRows = 300;
+#endif
+  static constexpr int64_t kWidth = 64;
+  static constexpr int64_t kInner = 192;
+  static constexpr int kRounds = 6;
+
+  void SetUp() override {
+    DeviceTest::SetUp();
+    if (IsSkipped()) return;
+    std::mt19937 random(23);
+    x_before_ = Normal(random, kRows * kWidth);
+    up_ = UploadAs(ElementType::kBf16, Normal(random, kInner * kWidth, 0.2f));
+    down_ = UploadAs(ElementType::kBf16, Normal(random, kInner * kWidth, 0.1f));
+    gains_ = Upload(std::vector<float>(kWidth, 1.0f));
+    zeros_ = Upload(std::vector<float>(kWidth));
+    x_ = Upload(x_before_);
+    normed_ = UploadAs(ElementType::kBf16, std::vector<float>(kRows * kWidth));
+    intermediate_ = UploadAs(ElementType::kBf16, std::vector<float>(kRows * kInner));
+  }
+
+  absl::Status RunChain(const Stream& on) const {
+    absl::Status status;
+    for (int round = 0; round < kRounds && status.ok(); ++round) {
+      LayerNormArgs norm;
+      norm.rows = kRows;
+      norm.width = norm.x_stride = kWidth;
+      norm.epsilon = 1e-5f;
+      norm.x = x_.as<float>();
+      norm.type = ElementType::kBf16;
+      norm.outputs[0] = {gains_.as<float>(), zeros_.as<float>(), normed_.data(), kWidth};
+      status = LayerNorm(norm, on.get());
+      TiledMatmulArgs product;
+      product.rows = kRows;
+      product.n = kInner;
+      product.k = kWidth;
+      product.x = normed_.data();
+      product.w = up_.data();
+      product.output = ElementType::kBf16;
+      product.y = intermediate_.data();
+      // All tiles in turn: many small blocks of threads, and few large ones.
+      if (status.ok()) status = TiledMatmul(product, round % kNumMatmulTiles, on.get());
+      if (status.ok()) {
+        status = Gelu(ElementType::kBf16, intermediate_.data(), kRows * kInner, on.get());
+      }
+      product.n = kWidth;
+      product.k = kInner;
+      product.x = intermediate_.data();
+      product.w = down_.data();
+      product.output = ElementType::kF32;
+      product.y = x_.data();
+      product.accumulate = true;
+      if (status.ok()) status = TiledMatmul(product, (round + 1) % kNumMatmulTiles, on.get());
+    }
+    return status;
+  }
+  // x after `run`, from the same beginning.
+  template <typename Run>
+  std::vector<float> After(const Stream& on, const Run& run) const {
+    absl::Status status = CopyToDevice(x_.data(), x_before_.data(), x_.size_bytes(), on.get());
+    if (status.ok()) status = run();
+    if (status.ok()) status = on.Synchronize();
+    EXPECT_TRUE(status.ok()) << status;
+    return Download<float>(x_);
+  }
+
+  std::vector<float> x_before_;
+  DeviceBuffer up_, down_, gains_, zeros_, x_, normed_, intermediate_;
+};
+
+TEST_F(EarlyLaunch, KernelsComputeWhatTheyComputeInTurn) {
+  const Stream in_turn = *Stream::Create();
+  const Stream early = *Stream::Create(0, StreamPriority::kUsual, KernelLaunch::kEarly);
+  const std::vector<float> expected = After(in_turn, [&] { return RunChain(in_turn); });
+  EXPECT_FALSE(SameBits(expected, x_before_));
+  EXPECT_TRUE(SameBits(After(early, [&] { return RunChain(early); }), expected));
+
+  ASSERT_TRUE(early.BeginCapture().ok());
+  const absl::Status given = RunChain(early);
+  const absl::StatusOr<Graph> graph = early.EndCapture();
+  ASSERT_TRUE(given.ok()) << given;
+  ASSERT_TRUE(graph.ok()) << graph.status();
+  for (int run = 0; run < 3; ++run) {
+    EXPECT_TRUE(SameBits(After(early, [&] { return graph->Launch(early.get()); }), expected))
+        << run;
+  }
+}
+
+#ifdef BLOCKSERVE_CUDA_EMULATED
+TEST_F(EarlyLaunch, IsWhatTheStreamSays) {
+  const Stream early = *Stream::Create(0, StreamPriority::kUsual, KernelLaunch::kEarly);
+  const Stream in_turn = *Stream::Create();
+  const emulation::LaunchCount launches;
+  ASSERT_TRUE(RunChain(in_turn).ok());
+  EXPECT_EQ(launches.all(), 4 * kRounds);
+  EXPECT_EQ(launches.early(), 0);
+  ASSERT_TRUE(RunChain(early).ok());
+  EXPECT_EQ(launches.all(), 8 * kRounds);
+  EXPECT_EQ(launches.early(), 4 * kRounds);
+}
+#endif
 
 }  // namespace
 }  // namespace blockserve::cuda

@@ -284,6 +284,7 @@ __device__ void WriteTop(const SampleArgs& args, int64_t r, const float* logits,
 }
 
 __global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(SampleArgs args) {
+  WaitForEarlierWork();
   auto& shared = *static_cast<SampleShared*>(BlockMemory());
   const int64_t r = blockIdx.x;
   const SampleRow row = args.sample_rows[r];

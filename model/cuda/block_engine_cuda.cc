@@ -39,6 +39,7 @@ CudaBlockEngine::CudaBlockEngine(const ModelConfig& config, const EngineOptions&
       type_(StoresBf16(options.arithmetic) ? cuda::ElementType::kBf16 : cuda::ElementType::kF32),
       mode_(MatmulModeOf(options.arithmetic)),
       device_(options.cuda_device),
+      launch_(options.early_launch ? cuda::KernelLaunch::kEarly : cuda::KernelLaunch::kInTurn),
       max_rows_(options.max_rows),
       ladder_(options.max_rows),
       timer_(options.timer),
@@ -69,7 +70,11 @@ absl::Status CudaBlockEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
   if (!status.ok()) return status;
   std::shared_ptr<const cuda::MatmulLibrary> library;
   status = MoveInto(cuda::MatmulLibrary::Load(mode_), library);
-  if (status.ok()) status = MoveInto(cuda::Stream::Create(cuda::WorkspaceBytes(mode_)), stream_);
+  if (status.ok()) {
+    status = MoveInto(
+        cuda::Stream::Create(cuda::WorkspaceBytes(mode_), cuda::StreamPriority::kUsual, launch_),
+        stream_);
+  }
   if (status.ok()) status = MoveInto(cuda::Stream::Create(), copies_);
   if (!status.ok()) return status;
 

@@ -96,6 +96,7 @@ class CudaBlockEngine final : public BlockEngine {
   cuda::ElementType type_;
   cuda::MatmulMode mode_;
   int32_t device_;
+  cuda::KernelLaunch launch_;
   int32_t max_rows_;
   std::string device_name_;
   BatchLadder ladder_;

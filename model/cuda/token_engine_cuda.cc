@@ -54,6 +54,7 @@ CudaTokenEngine::CudaTokenEngine(const ModelConfig& config, const EngineOptions&
       type_(StoresBf16(options.arithmetic) ? cuda::ElementType::kBf16 : cuda::ElementType::kF32),
       mode_(MatmulModeOf(options.arithmetic)),
       device_(options.cuda_device),
+      launch_(options.early_launch ? cuda::KernelLaunch::kEarly : cuda::KernelLaunch::kInTurn),
       max_rows_(options.max_rows),
       lane_rows_(LaneRowsFor(options.max_rows)),
       head_rows_(std::min(lane_rows_, kHeadRows)),
@@ -172,7 +173,8 @@ absl::Status CudaTokenEngine::AllocateLane(Lane& lane) const {
   // Where the block decoder is on the same device its attention has enough blocks of threads to
   // keep every other kernel waiting, many times over; the token decoder's are short.
   absl::Status status = MoveInto(
-      cuda::Stream::Create(cuda::WorkspaceBytes(mode_), cuda::StreamPriority::kFirst), lane.stream);
+      cuda::Stream::Create(cuda::WorkspaceBytes(mode_), cuda::StreamPriority::kFirst, launch_),
+      lane.stream);
   if (status.ok()) status = MoveInto(cuda::Event::Create(), lane.done);
   const auto device = [&](int64_t bytes, cuda::DeviceBuffer& target) {
     if (status.ok()) status = MoveInto(cuda::DeviceBuffer::Allocate(bytes), target);

@@ -107,6 +107,7 @@ class CudaTokenEngine final : public TokenEngine {
   cuda::ElementType type_;
   cuda::MatmulMode mode_;
   int32_t device_;
+  cuda::KernelLaunch launch_;
   int32_t max_rows_;
   int32_t lane_rows_;
   int64_t head_rows_;  // whose logits are in memory at once

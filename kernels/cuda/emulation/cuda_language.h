@@ -136,6 +136,9 @@ template <typename T>
 __device__ inline T ExchangeXor(T value, int bits, int line = __builtin_LINE()) {
   return emulation::ExchangeValue(value, emulation::CurrentThread().lane() ^ bits, line);
 }
+__device__ inline void WaitForEarlierWork(int line = __builtin_LINE()) {
+  emulation::WaitForEarlierWork(line);
+}
 __device__ inline void* BlockMemory() { return emulation::SharedMemory(); }
 __device__ inline uint16_t Bf16Bits(float value) { return Bf16FromFloat(value); }
 // What the device does to an address that is not a multiple: it faults.

@@ -1,5 +1,6 @@
 #include "kernels/cuda/emulation/device_memory.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -105,6 +106,21 @@ void RestoreDeviceMemory(const std::vector<std::vector<uint8_t>>& image) {
   for (const auto& [data, size] : device.allocations) {
     std::memcpy(data, image[i++].data(), size);
   }
+}
+
+void FillDeviceMemory(uint8_t value) {
+  Device& device = TheDevice();
+  const std::lock_guard lock(device.mutex);
+  for (const auto& [data, size] : device.allocations) std::memset(data, value, size);
+}
+
+bool DeviceMemoryIsFilled(uint8_t value) {
+  Device& device = TheDevice();
+  const std::lock_guard lock(device.mutex);
+  return std::all_of(device.allocations.begin(), device.allocations.end(), [&](const auto& entry) {
+    return std::all_of(entry.first, entry.first + entry.second,
+                       [&](uint8_t byte) { return byte == value; });
+  });
 }
 
 }  // namespace blockserve::cuda::emulation

@@ -19,6 +19,9 @@ int64_t SetDeviceMemoryTotal(int64_t total_bytes);
 // The contents of every allocation, in order of address.
 std::vector<std::vector<uint8_t>> SaveDeviceMemory();
 void RestoreDeviceMemory(const std::vector<std::vector<uint8_t>>& image);
+// Of every allocation all bytes.
+void FillDeviceMemory(uint8_t value);
+bool DeviceMemoryIsFilled(uint8_t value);
 
 }  // namespace blockserve::cuda::emulation
 

@@ -17,6 +17,9 @@ namespace {
 constexpr size_t kStackBytes = 64 * 1024;
 constexpr int64_t kSharedGuardBytes = 64;
 constexpr uint8_t kSharedGuard = 0x5a;
+constexpr uint8_t kHidden = 0xff;
+
+using DeviceMemoryImage = std::vector<std::vector<uint8_t>>;
 
 enum class Order { kAscending, kDescending, kShuffled };
 enum class Wait { kNothing, kWarp, kBlock, kFinished };
@@ -41,6 +44,7 @@ struct Fiber : Context {
   uint32_t exchanges = 0;  // of this block
   std::vector<PendingCopy> copies;
   int copy_groups = 0;  // that are complete
+  bool waited = false;  // for earlier work
   bool quit = false;
 };
 
@@ -64,10 +68,15 @@ class Block {
     }
   }
 
-  void RunGrid(const GridShape& shape, const std::function<void()>& body, Order order) {
+  // `hidden`: what device memory holds, which the first block finds there when all of its threads
+  // have waited for earlier work; nullptr: it is there.
+  void RunGrid(const GridShape& shape, const std::function<void()>& body, Order order,
+               const DeviceMemoryImage* hidden) {
     shape_ = &shape;
     body_ = &body;
     order_ = order;
+    hidden_ = hidden;
+    if (hidden_ != nullptr) FillDeviceMemory(kHidden);
     while (fibers_.size() < shape.threads) AddFiber();
     warps_.resize(shape.threads / kWarpThreads);
     shared_.assign(shape.shared_bytes + kSharedGuardBytes + 16, 0);
@@ -98,6 +107,11 @@ class Block {
       ++at_block_barrier_;
     }
     Leave(fiber);
+  }
+
+  void WaitForEarlierWork(int line) {
+    current().waited = true;
+    if (hidden_ != nullptr) Yield(Wait::kBlock, line);
   }
 
   const uint64_t (*Exchange(const uint64_t* words, int count, int line))[kExchangeWords] {
@@ -158,6 +172,9 @@ class Block {
                                            left_->fiber = std::move(back);
                                            while (!fiber->quit) {
                                              (*body_)();
+                                             if (!fiber->waited) {
+                                               Fail("a thread ends without WaitForEarlierWork");
+                                             }
                                              fiber->wait = Wait::kFinished;
                                              ++finished_;
                                              Leave(*fiber);
@@ -189,6 +206,7 @@ class Block {
       fiber.exchanges = 0;
       fiber.copies.clear();
       fiber.copy_groups = 0;
+      fiber.waited = false;
     }
     for (Warp& warp : warps_) warp.waiting = 0;
     at_block_barrier_ = 0;
@@ -217,10 +235,18 @@ class Block {
     if (any) return;
     if (at_block_barrier_ == shape_->threads) {
       at_block_barrier_ = 0;
+      ShowMemory();
       ReleaseThreads(0, shape_->threads, "threads of a block wait at different barriers");
       return;
     }
     Fail("a barrier that not all of its threads reach");
+  }
+
+  void ShowMemory() {
+    if (hidden_ == nullptr) return;
+    if (!DeviceMemoryIsFilled(kHidden)) Fail("wrote before WaitForEarlierWork");
+    RestoreDeviceMemory(*hidden_);
+    hidden_ = nullptr;
   }
 
   void ReleaseThreads(uint32_t begin, uint32_t count, const char* error) {
@@ -233,6 +259,7 @@ class Block {
   const GridShape* shape_ = nullptr;
   const std::function<void()>* body_ = nullptr;
   Order order_ = Order::kAscending;
+  const DeviceMemoryImage* hidden_ = nullptr;
   std::vector<std::unique_ptr<Fiber>> fibers_;
   std::vector<Warp> warps_;
   std::vector<uint8_t> shared_;
@@ -256,6 +283,7 @@ void SyncWarp(int line) { t_block->Yield(Wait::kWarp, line); }
 const uint64_t (*Exchange(const uint64_t* words, int count, int line))[kExchangeWords] {
   return t_block->Exchange(words, count, line);
 }
+void WaitForEarlierWork(int line) { t_block->WaitForEarlierWork(line); }
 uint32_t Ballot(bool value, int line) {
   const uint64_t word = value ? 1 : 0;
   const auto* words = Exchange(&word, 1, line);
@@ -293,19 +321,19 @@ void RunGrid(const GridShape& shape, const std::function<void()>& body) {
   thread_local std::unique_ptr<Block> block = std::make_unique<Block>();
   t_block = block.get();
   if (t_order_checks == 0) {
-    block->RunGrid(shape, body, Order::kAscending);
+    block->RunGrid(shape, body, Order::kAscending, nullptr);
     return;
   }
   const auto before = SaveDeviceMemory();
-  block->RunGrid(shape, body, Order::kAscending);
+  block->RunGrid(shape, body, Order::kAscending, nullptr);
   const auto ascending = SaveDeviceMemory();
   for (const Order order : {Order::kDescending, Order::kShuffled}) {
     RestoreDeviceMemory(before);
-    block->RunGrid(shape, body, order);
+    block->RunGrid(shape, body, order, order == Order::kDescending ? &before : nullptr);
     if (SaveDeviceMemory() != ascending) {
       std::fprintf(stderr,
                    "CUDA emulation: kernel %s: the result depends on the order in which threads or "
-                   "blocks run\n",
+                   "blocks run, or on memory read before WaitForEarlierWork\n",
                    shape.name);
       std::abort();
     }

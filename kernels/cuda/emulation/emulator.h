@@ -55,6 +55,12 @@ const uint64_t (*Exchange(const uint64_t* words, int count, int line))[kExchange
 // Bit i: whether lane i passed true.
 uint32_t Ballot(bool value, int line);
 
+// What every thread of a kernel calls before it touches device memory (device_code.h): the process
+// aborts where one ends without. Under OrderCheck device memory holds nothing but 0xff until all
+// threads of the first block have called it: the process aborts where it was written before, or
+// where a result depends on it.
+void WaitForEarlierWork(int line);
+
 // Copies of the running thread that are made when it waits for them, not before: to shared memory,
 // from nullptr zeros. CommitCopies makes a group of those since the last one; WaitForCopies waits
 // for all groups but the last `left`.
@@ -66,15 +72,28 @@ void WaitForCopies(int left);
 void RunGrid(const GridShape& shape, const std::function<void()>& body);
 
 // Adds work to a stream, or to what is being captured of it. In order; run when someone waits.
-absl::Status Enqueue(StreamHandle stream, std::function<void()> work);
-// INTERNAL where the kernel is captured and has not been launched before: its first launch loads
-// it, which a capture may not do on a device.
+absl::Status Enqueue(CUstream_st* stream, std::function<void()> work);
+// Of every launch of a kernel. INTERNAL where it is captured and has not been launched before: its
+// first launch loads it, which a capture may not do on a device.
 absl::Status LoadKernel(StreamHandle stream, const void* kernel, const char* name);
+
+// Kernels that were launched since it was made, captured ones included: all, and those on streams
+// of KernelLaunch::kEarly.
+class LaunchCount {
+ public:
+  LaunchCount();
+  int64_t all() const;
+  int64_t early() const;
+
+ private:
+  int64_t all_before_;
+  int64_t early_before_;
+};
 
 // While one lives, every grid runs three times from the same contents of all device memory, with
 // the threads between two barriers, and the blocks, in ascending, descending and shuffled order.
 // The process aborts, naming the kernel, when the results differ in a bit: a race between threads
-// that no barrier separates. Of the thread that made it.
+// that no barrier separates, or access before WaitForEarlierWork. Of the thread that made it.
 class OrderCheck {
  public:
   OrderCheck();

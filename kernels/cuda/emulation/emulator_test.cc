@@ -10,9 +10,13 @@
 namespace blockserve::cuda {
 namespace {
 
-__global__ void SumOfAWarp(float* y) { y[threadIdx.x] = WarpSum(static_cast<float>(threadIdx.x)); }
+__global__ void SumOfAWarp(float* y) {
+  WaitForEarlierWork();
+  y[threadIdx.x] = WarpSum(static_cast<float>(threadIdx.x));
+}
 
 __global__ void ReverseThroughSharedMemory(float* y, bool with_barrier) {
+  WaitForEarlierWork();
   auto* shared = static_cast<float*>(BlockMemory());
   shared[threadIdx.x] = y[threadIdx.x];
   if (with_barrier) __syncthreads();
@@ -20,14 +24,17 @@ __global__ void ReverseThroughSharedMemory(float* y, bool with_barrier) {
 }
 
 __global__ void BarrierOfHalfTheThreads() {
+  WaitForEarlierWork();
   if (threadIdx.x < 32) __syncthreads();
 }
 
 __global__ void ExchangeOfHalfAWarp(float* y) {
+  WaitForEarlierWork();
   if (threadIdx.x < 16) y[threadIdx.x] = WarpSum(1.0f);
 }
 
 __global__ void BarriersAtDifferentLines() {
+  WaitForEarlierWork();
   if (threadIdx.x < 32) {
     __syncthreads();
   } else {
@@ -36,25 +43,33 @@ __global__ void BarriersAtDifferentLines() {
 }
 
 __global__ void BlocksAddToEachOther(float* y) {
+  WaitForEarlierWork();
   if (threadIdx.x == 0) y[0] = y[0] * 2.0f + static_cast<float>(blockIdx.x);
 }
 
-__global__ void WriteBeyondSharedMemory() { static_cast<float*>(BlockMemory())[threadIdx.x] = 1; }
+__global__ void WriteBeyondSharedMemory() {
+  WaitForEarlierWork();
+  static_cast<float*>(BlockMemory())[threadIdx.x] = 1;
+}
 
 __global__ void ReadUnwrittenSharedMemory(float* y) {
+  WaitForEarlierWork();
   y[threadIdx.x] = static_cast<float*>(BlockMemory())[threadIdx.x];
 }
 
 __global__ void WriteAt(float* y, int at) {
+  WaitForEarlierWork();
   if (threadIdx.x == 0) y[at] = 1.0f;
 }
 
 __global__ void LoadUnaligned(const float* y) {
+  WaitForEarlierWork();
   float values[4];
   Load4(y + 1, values);
 }
 
 __global__ void CopyThroughSharedMemory(float* y, bool waits) {
+  WaitForEarlierWork();
   auto* shared = static_cast<float*>(BlockMemory());
   const int lane = static_cast<int>(threadIdx.x);
   CopyAsync16(shared + lane * 4, y + lane * 4, lane < 8);
@@ -66,8 +81,27 @@ __global__ void CopyThroughSharedMemory(float* y, bool waits) {
   for (int i = 0; i < 2; ++i) y[lane * 2 + i] = shared[63 - lane * 2 - i];
 }
 
+__global__ void EndWithoutWaiting(float* y) {
+  if (threadIdx.x == 40) return;
+  WaitForEarlierWork();
+  y[threadIdx.x] = 1.0f;
+}
+
+__global__ void ReadBeforeWaiting(float* y, bool waits) {
+  if (waits) WaitForEarlierWork();
+  const float value = y[threadIdx.x];
+  if (!waits) WaitForEarlierWork();
+  y[threadIdx.x] = value + 1.0f;
+}
+
+__global__ void WriteBeforeWaiting(float* y) {
+  y[threadIdx.x] = 1.0f;
+  WaitForEarlierWork();
+}
+
 // y [16, 8] = x x^T of the first 8 of 16 rows, x [16, 16].
 __global__ void ProductOfAWarp(const uint16_t* x, float* y) {
+  WaitForEarlierWork();
   auto* shared = static_cast<uint16_t*>(BlockMemory());
   const int lane = static_cast<int>(threadIdx.x);
   for (int i = lane; i < 256; i += kWarp) shared[i] = x[i];
@@ -151,6 +185,21 @@ TEST_F(EmulatorDeathTest, WritesBesideWhatWasAllocatedAreFound) {
         Run(WriteAt, 1, 32, 0, small.as<float>(), -1);
       },
       "of an allocation of 4 was written");
+}
+
+TEST_F(EmulatorDeathTest, AThreadThatDoesNotWaitForEarlierWorkIsFound) {
+  EXPECT_DEATH(Run(EndWithoutWaiting, 1, 64, 0, y()),
+               "kernel Planted: a thread ends without WaitForEarlierWork");
+}
+
+TEST_F(EmulatorDeathTest, AccessBeforeTheWaitForEarlierWorkIsFound) {
+  const emulation::OrderCheck check;
+  Run(ReadBeforeWaiting, 2, 32, 0, y(), true);
+  EXPECT_EQ(y()[0], 2.0f);
+  EXPECT_DEATH(Run(ReadBeforeWaiting, 1, 64, 0, y(), false),
+               "memory read before WaitForEarlierWork");
+  EXPECT_DEATH(Run(WriteBeforeWaiting, 1, 64, 0, y()),
+               "kernel Planted: wrote before WaitForEarlierWork");
 }
 
 TEST_F(EmulatorDeathTest, UnalignedAccessIsFound) {

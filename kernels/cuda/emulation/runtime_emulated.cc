@@ -64,6 +64,12 @@ struct Failures {
 };
 Failures failures;
 
+struct Launches {
+  int64_t all = 0;
+  int64_t early = 0;
+};
+Launches launches;
+
 }  // namespace
 
 CallFailures::CallFailures(int64_t first, int64_t count) {
@@ -79,6 +85,22 @@ CallFailures::~CallFailures() {
 bool CallFailures::any() const {
   const std::lock_guard lock(TheStreams().mutex);
   return failures.calls > failures.first;
+}
+
+LaunchCount::LaunchCount() {
+  const std::lock_guard lock(TheStreams().mutex);
+  all_before_ = launches.all;
+  early_before_ = launches.early;
+}
+
+int64_t LaunchCount::all() const {
+  const std::lock_guard lock(TheStreams().mutex);
+  return launches.all - all_before_;
+}
+
+int64_t LaunchCount::early() const {
+  const std::lock_guard lock(TheStreams().mutex);
+  return launches.early - early_before_;
 }
 
 absl::Status CountCall() {
@@ -118,7 +140,7 @@ absl::Status Copy(void* to, const void* from, int64_t size_bytes, StreamHandle s
 
 }  // namespace
 
-absl::Status emulation::Enqueue(StreamHandle stream, Work work) {
+absl::Status emulation::Enqueue(CUstream_st* stream, Work work) {
   if (stream == nullptr) return NoStream();
   if (absl::Status status = CountCall(); !status.ok()) return status;
   const std::lock_guard lock(TheStreams().mutex);
@@ -134,7 +156,9 @@ absl::Status emulation::LoadKernel(StreamHandle stream, const void* kernel, cons
   if (stream == nullptr) return NoStream();
   const std::lock_guard lock(TheStreams().mutex);
   static std::set<const void*> loaded;
-  if (!stream->state->capturing) {
+  ++launches.all;
+  if (stream.early_launch) ++launches.early;
+  if (!stream.stream->state->capturing) {
     loaded.insert(kernel);
   } else if (!loaded.contains(kernel)) {
     return absl::InternalError(absl::StrCat(name, ": captured before it was ever launched"));
@@ -215,40 +239,41 @@ absl::Status Graph::Launch(StreamHandle stream) const {
   });
 }
 
-absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes, StreamPriority /*priority*/) {
+absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes, StreamPriority /*priority*/,
+                                      KernelLaunch launch) {
   Stream stream;
   if (workspace_bytes > 0) {
     absl::StatusOr<DeviceBuffer> workspace = DeviceBuffer::Allocate(workspace_bytes);
     if (!workspace.ok()) return workspace.status();
     stream.workspace_ = *std::move(workspace);
   }
-  stream.stream_ = new CUstream_st;
+  stream.stream_ = {new CUstream_st, launch == KernelLaunch::kEarly};
   const std::lock_guard lock(TheStreams().mutex);
-  TheStreams().all.insert(stream.stream_->state.get());
+  TheStreams().all.insert(stream.stream_.stream->state.get());
   return stream;
 }
 
 Stream::~Stream() {
   if (stream_ == nullptr) return;
   const std::lock_guard lock(TheStreams().mutex);
-  stream_->state->RunUntil(stream_->state->issued());
-  TheStreams().all.erase(stream_->state.get());
-  delete stream_;
+  stream_.stream->state->RunUntil(stream_.stream->state->issued());
+  TheStreams().all.erase(stream_.stream->state.get());
+  delete stream_.stream;
 }
 
 absl::Status Stream::Synchronize() const {
   if (stream_ == nullptr) return NoStream();
   const std::lock_guard lock(TheStreams().mutex);
-  if (stream_->state->capturing) {
+  if (stream_.stream->state->capturing) {
     return absl::FailedPreconditionError("Synchronize while the stream is captured");
   }
-  stream_->state->RunUntil(stream_->state->issued());
+  stream_.stream->state->RunUntil(stream_.stream->state->issued());
   return emulation::CountCall();
 }
 
 absl::Status Stream::Wait(const Event& event) const {
   if (stream_ == nullptr) return NoStream();
-  if (stream_->state->capturing) {
+  if (stream_.stream->state->capturing) {
     return absl::FailedPreconditionError("Wait while the stream is captured");
   }
   return emulation::Enqueue(stream_,
@@ -260,21 +285,21 @@ absl::Status Stream::Wait(const Event& event) const {
 absl::Status Stream::BeginCapture() const {
   if (stream_ == nullptr) return NoStream();
   const std::lock_guard lock(TheStreams().mutex);
-  if (stream_->state->capturing) return absl::FailedPreconditionError("captured already");
+  if (stream_.stream->state->capturing) return absl::FailedPreconditionError("captured already");
   if (absl::Status status = emulation::CountCall(); !status.ok()) return status;
-  stream_->state->capturing = true;
-  stream_->state->captured.clear();
+  stream_.stream->state->capturing = true;
+  stream_.stream->state->captured.clear();
   return absl::OkStatus();
 }
 
 absl::StatusOr<Graph> Stream::EndCapture() const {
   if (stream_ == nullptr) return NoStream();
   const std::lock_guard lock(TheStreams().mutex);
-  if (!stream_->state->capturing) return absl::FailedPreconditionError("not captured");
-  stream_->state->capturing = false;
+  if (!stream_.stream->state->capturing) return absl::FailedPreconditionError("not captured");
+  stream_.stream->state->capturing = false;
   if (absl::Status status = emulation::CountCall(); !status.ok()) return status;
   return Graph(new CUgraphExec_st{
-      std::make_shared<const std::vector<Work>>(std::move(stream_->state->captured))});
+      std::make_shared<const std::vector<Work>>(std::move(stream_.stream->state->captured))});
 }
 
 absl::StatusOr<Event> Event::Create(bool /*timed*/) {
@@ -285,7 +310,8 @@ absl::StatusOr<Event> Event::Create(bool /*timed*/) {
 
 Event::~Event() { delete event_; }
 
-absl::Status Event::Record(StreamHandle stream) const {
+absl::Status Event::Record(StreamHandle handle) const {
+  CUstream_st* stream = handle;
   if (stream == nullptr) return NoStream();
   const std::lock_guard lock(TheStreams().mutex);
   if (stream->state->capturing) {
