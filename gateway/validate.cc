@@ -221,6 +221,10 @@ absl::StatusOr<v1::SamplingParameters> RequestValidator::Sampling(
     }
   }
   *out.mutable_logit_bias() = given.logit_bias();
+  // Their order means nothing, since each id is given once. Token workers want them by id, and get
+  // the list with every block.
+  std::sort(out.mutable_logit_bias()->pointer_begin(), out.mutable_logit_bias()->pointer_end(),
+            [](const v1::LogitBias* a, const v1::LogitBias* b) { return a->token() < b->token(); });
   return out;
 }
 

@@ -109,9 +109,11 @@ TEST_F(ValidateTest, KeepsWhatIsGiven) {
   request.mutable_stop()->add_token_ids(9);
   request.mutable_stop()->add_token_ids(9);
   request.mutable_sampling()->set_temperature(0);
-  auto* bias = request.mutable_sampling()->add_logit_bias();
-  bias->set_token(3);
-  bias->set_bias(-100);
+  for (const int32_t token : {3, 1, 2}) {
+    auto* bias = request.mutable_sampling()->add_logit_bias();
+    bias->set_token(token);
+    bias->set_bias(-100);
+  }
   auto result = Generation(request);
   ASSERT_TRUE(result.ok()) << result.status();
   EXPECT_EQ(result->request_id, "a b~");
@@ -128,7 +130,8 @@ TEST_F(ValidateTest, KeepsWhatIsGiven) {
   EXPECT_THAT(result->stop_strings, ElementsAre("\n\n"));
   EXPECT_TRUE(result->include_stop_string);
   EXPECT_EQ(result->sampling.temperature(), 0.0f);
-  EXPECT_EQ(result->sampling.logit_bias_size(), 1);
+  ASSERT_EQ(result->sampling.logit_bias_size(), 3);
+  for (int i = 0; i < 3; ++i) EXPECT_EQ(result->sampling.logit_bias(i).token(), i + 1);
 }
 
 // A request that goes on with a stream of two choices.

@@ -79,6 +79,10 @@ class CudaSampler : public cuda::DeviceTest {
     }
     std::vector<cuda::SampleBias> biases;
     for (const LogitBias& bias : bias_) biases.push_back({bias.token, bias.bias});
+    std::stable_sort(biases.begin(), biases.end(),
+                     [](const auto& a, const auto& b) { return a.token < b.token; });
+    std::vector<int32_t> stops = stops_;
+    std::sort(stops.begin(), stops.end());
     std::vector<cuda::SampleCount> counts;
     for (const TokenCount& count : counts_) {
       counts.push_back({count.token, count.in_prompt, count.in_output});
@@ -87,7 +91,7 @@ class CudaSampler : public cuda::DeviceTest {
     const cuda::DeviceBuffer device_rows = Upload(sample_rows);
     const cuda::DeviceBuffer device_biases = Upload(biases);
     const cuda::DeviceBuffer device_counts = Upload(counts);
-    const cuda::DeviceBuffer device_stops = Upload(stops_);
+    const cuda::DeviceBuffer device_stops = Upload(stops);
     const cuda::DeviceBuffer saved = Upload(std::vector<float>(rows * (edits + kLength)));
     const cuda::DeviceBuffer states = Upload(std::vector<cuda::SampleState>(rows));
     const cuda::DeviceBuffer device_tokens = Upload(tokens);
@@ -186,6 +190,27 @@ TEST_F(CudaSampler, DrawsWhatTheCpuDraws) {
     }
   }
   ExpectEqualDraws(LogitsWithTies(vocab, 2.0f), cases);
+}
+
+TEST_F(CudaSampler, DrawsWhatTheCpuDrawsWithLongLists) {
+  const int32_t vocab = 900;
+  std::mt19937 random(6);
+  // Three biases of each of 341 ids, far from one another in the list.
+  const std::vector<float> values = cuda::Normal(random, 1023, 1.5f);
+  for (int32_t i = 0; i < 1023; ++i) bias_.push_back({i * 7 % 341, values[i]});
+  for (int32_t i = 0; i < 300; ++i) stops_.push_back(i * 11 % 150 * 3);
+  std::vector<Case> cases;
+  for (const float temperature : {0.0f, 0.9f}) {
+    for (int64_t position = 6; position < 14; ++position) {
+      Case c;
+      c.sampling = {temperature, 0, 1.0f, 0.0f};
+      c.adjusted = true;
+      c.vocab_limit = position % 2 == 0 ? 300 : 0;
+      c.position = position;
+      cases.push_back(c);
+    }
+  }
+  ExpectEqualDraws(LogitsWithTies(vocab, 1.0f), cases);
 }
 
 TEST_F(CudaSampler, DrawsWhatTheCpuDrawsFromFlatLogits) {

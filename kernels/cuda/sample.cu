@@ -114,13 +114,18 @@ struct Edits {
     logits[token] = x;
   }
 
-  // Whether entry i of a list is the first of its id, which is below n.
-  template <typename TokenAt>
-  __device__ bool IsFirst(int32_t i, const TokenAt& token_at) const {
-    const int32_t token = token_at(i);
-    if (token >= n) return false;
+  // Whether an entry is the first of its id, which is below n. Those of a list follow one another;
+  // the block's own tokens are few.
+  __device__ bool IsFirst(const SampleBias* biases, int32_t i) const {
+    return biases[i].token < n && (i == 0 || biases[i - 1].token != biases[i].token);
+  }
+  __device__ bool IsFirst(const int32_t* stops, int32_t i) const {
+    return stops[i] < n && (i == 0 || stops[i - 1] != stops[i]);
+  }
+  __device__ bool IsFirstOfBlock(int32_t i) const {
+    if (tokens[i] >= n) return false;
     for (int32_t j = 0; j < i; ++j) {
-      if (token_at(j) == token) return false;
+      if (tokens[j] == tokens[i]) return false;
     }
     return true;
   }
@@ -129,10 +134,10 @@ struct Edits {
     const SampleBias* biases = args.biases + row.bias_begin;
     const int32_t num_biases = row.bias_end - row.bias_begin;
     for (int32_t i = threadIdx.x; i < num_biases; i += Threads()) {
-      if (!IsFirst(i, [&](int32_t j) { return biases[j].token; })) continue;
+      if (!IsFirst(biases, i)) continue;
       float x = saved_biases()[i] = logits[biases[i].token];
-      for (int32_t j = i; j < num_biases; ++j) {
-        if (biases[j].token == biases[i].token) x += biases[j].bias;
+      for (int32_t j = i; j < num_biases && biases[j].token == biases[i].token; ++j) {
+        x += biases[j].bias;
       }
       logits[biases[i].token] = x;
     }
@@ -153,7 +158,7 @@ struct Edits {
       }
       __syncthreads();
       for (int32_t i = threadIdx.x; i < args.index; i += Threads()) {
-        if (shared.flagged[i] != 0 || !IsFirst(i, [&](int32_t j) { return tokens[j]; })) continue;
+        if (shared.flagged[i] != 0 || !IsFirstOfBlock(i)) continue;
         saved_tokens()[i] = logits[tokens[i]];
         Penalize(tokens[i], 0, 0);
       }
@@ -162,7 +167,7 @@ struct Edits {
     if (ban_stop_ids) {
       const int32_t* stops = args.stops + row.stops_begin;
       for (int32_t i = threadIdx.x; i < row.stops_end - row.stops_begin; i += Threads()) {
-        if (!IsFirst(i, [&](int32_t j) { return stops[j]; })) continue;
+        if (!IsFirst(stops, i)) continue;
         saved_stops()[i] = logits[stops[i]];
         logits[stops[i]] = -Infinity();
       }
@@ -176,13 +181,13 @@ struct Edits {
     if (ban_stop_ids) {
       const int32_t* stops = args.stops + row.stops_begin;
       for (int32_t i = threadIdx.x; i < row.stops_end - row.stops_begin; i += Threads()) {
-        if (IsFirst(i, [&](int32_t j) { return stops[j]; })) logits[stops[i]] = saved_stops()[i];
+        if (IsFirst(stops, i)) logits[stops[i]] = saved_stops()[i];
       }
       __syncthreads();
     }
     if (HasPenalties()) {
       for (int32_t i = threadIdx.x; i < args.index; i += Threads()) {
-        if (shared.flagged[i] == 0 && IsFirst(i, [&](int32_t j) { return tokens[j]; })) {
+        if (shared.flagged[i] == 0 && IsFirstOfBlock(i)) {
           logits[tokens[i]] = saved_tokens()[i];
         }
       }
@@ -195,9 +200,7 @@ struct Edits {
     }
     const SampleBias* biases = args.biases + row.bias_begin;
     for (int32_t i = threadIdx.x; i < row.bias_end - row.bias_begin; i += Threads()) {
-      if (IsFirst(i, [&](int32_t j) { return biases[j].token; })) {
-        logits[biases[i].token] = saved_biases()[i];
-      }
+      if (IsFirst(biases, i)) logits[biases[i].token] = saved_biases()[i];
     }
     __syncthreads();
   }

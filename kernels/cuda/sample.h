@@ -85,8 +85,10 @@ struct SampleArgs {
   int32_t index = 0;
   int32_t block_length = 0;                // L
   const SampleRow* sample_rows = nullptr;  // [rows], this and all below on the device
+  // Of a row: entries of the same id follow one another, biases in the order in which they are
+  // added. So an entry need not look at all the others to know whether it is its id's first.
   const SampleBias* biases = nullptr;
-  const SampleCount* counts = nullptr;  // each id once in a row
+  const SampleCount* counts = nullptr;  // each id once
   const int32_t* stops = nullptr;
   float* saved = nullptr;         // scratch
   SampleState* states = nullptr;  // [rows]

@@ -250,7 +250,7 @@ TEST_F(SampleTest, EqualLogitsAreListedByIdEvenWhenAllAreEqual) {
 }
 
 TEST_F(SampleTest, RowsDoNotDependOnTheBatch) {
-  biases_ = {{14, 3.5f}, {20, -100.0f}, {14, 1.0f}};
+  biases_ = {{14, 3.5f}, {14, 1.0f}, {20, -100.0f}};
   counts_ = {{3, 2, 0}, {10, 0, 3}};
   std::vector<SampleRow> rows;
   for (int32_t i = 0; i < 6; ++i) {

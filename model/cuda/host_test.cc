@@ -217,7 +217,7 @@ TEST(TokenBatch, CarriesEveryFieldOfARow) {
   const ModelConfig config = Config();
   const std::vector<float> context = {1.5f, -2.0f, 0.25f, 3.0f, 0.0f, 1.0f, -1.0f, 0.5f};
   const std::vector<int32_t> forced = {42, 43};
-  const std::vector<int32_t> stops = {0, 99};
+  const std::vector<int32_t> stops = {99, 0};
   const std::vector<LogitBias> bias = {{5, 2.0f}, {6, -1.0f}, {5, 0.5f}};
   const std::vector<TokenCount> counts = {{7, 1, 2}};
   SamplingParameters sampling;
@@ -278,14 +278,19 @@ TEST(TokenBatch, CarriesEveryFieldOfARow) {
   EXPECT_EQ(to.frequency_penalty, 0.4f);
   ASSERT_EQ(to.bias_end - to.bias_begin, 3);
   const auto* biases = reinterpret_cast<const cuda::SampleBias*>(lists.data());
-  EXPECT_EQ(biases[to.bias_begin + 2].token, 5);
-  EXPECT_EQ(biases[to.bias_begin + 2].bias, 0.5f);
+  // By id, those of one in the order of the list.
+  EXPECT_EQ(biases[to.bias_begin].token, 5);
+  EXPECT_EQ(biases[to.bias_begin].bias, 2.0f);
+  EXPECT_EQ(biases[to.bias_begin + 1].token, 5);
+  EXPECT_EQ(biases[to.bias_begin + 1].bias, 0.5f);
+  EXPECT_EQ(biases[to.bias_begin + 2].token, 6);
   ASSERT_EQ(to.counts_end - to.counts_begin, 1);
   const auto* packed_counts = reinterpret_cast<const cuda::SampleCount*>(lists.data());
   EXPECT_EQ(packed_counts[to.counts_begin].token, 7);
   EXPECT_EQ(packed_counts[to.counts_begin].in_prompt, 1);
   EXPECT_EQ(packed_counts[to.counts_begin].in_output, 2);
   ASSERT_EQ(to.stops_end - to.stops_begin, 2);
+  EXPECT_EQ(reinterpret_cast<const int32_t*>(lists.data())[to.stops_begin], 0);
   EXPECT_EQ(reinterpret_cast<const int32_t*>(lists.data())[to.stops_begin + 1], 99);
   EXPECT_EQ(packed[0].saved_begin, 0);
   EXPECT_EQ(to.saved_begin, 1 + 4);  // the first row's stop id, and L

@@ -42,6 +42,16 @@ void Append(absl::Span<const From> from, uint8_t* lists, int64_t& used, int32_t&
   used += AlignList(static_cast<int64_t>(from.size() * sizeof(To)));
 }
 
+// Ascending ids, equal ones in their order. Gateways send lists so.
+template <typename T, typename TokenOf>
+void SortById(uint8_t* lists, int32_t begin, int32_t end, const TokenOf& token_of) {
+  const auto before = [&](const T& a, const T& b) { return token_of(a) < token_of(b); };
+  T* list = reinterpret_cast<T*>(lists);
+  if (!std::is_sorted(list + begin, list + end, before)) {
+    std::stable_sort(list + begin, list + end, before);
+  }
+}
+
 void PackContext(cuda::ElementType type, absl::Span<const float> context, uint8_t* to) {
   if (type == cuda::ElementType::kF32) {
     std::memcpy(to, context.data(), context.size() * sizeof(float));
@@ -122,12 +132,15 @@ int64_t PackTokenRows(const ModelConfig& config, cuda::ElementType type,
                              [](const LogitBias& b) {
                                return cuda::SampleBias{b.token, b.bias};
                              });
+    SortById<cuda::SampleBias>(lists, to.bias_begin, to.bias_end,
+                               [](const cuda::SampleBias& b) { return b.token; });
     Append<cuda::SampleCount>(row.counts, lists, used, to.counts_begin, to.counts_end,
                               [](const TokenCount& c) {
                                 return cuda::SampleCount{c.token, c.in_prompt, c.in_output};
                               });
     Append<int32_t>(row.stop_ids, lists, used, to.stops_begin, to.stops_end,
                     [](int32_t token) { return token; });
+    SortById<int32_t>(lists, to.stops_begin, to.stops_end, [](int32_t token) { return token; });
     to.saved_begin = static_cast<int32_t>(saved);
     saved += static_cast<int64_t>(row.logit_bias.size() + row.counts.size() + row.stop_ids.size()) +
              length;
