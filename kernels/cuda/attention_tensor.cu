@@ -207,11 +207,11 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
         const float now = Larger(largest[m][h], most);
         // Of a query that has seen nothing yet, every weight is zero.
         const float base = now == -Infinity() ? 0.0f : now;
-        const float scale = __expf(largest[m][h] - base);
+        const float scale = QuickExp(largest[m][h] - base);
         largest[m][h] = now;
         float rounded[4];
-        weights[m][h] = PackBf16(__expf(x[0] - base), __expf(x[1] - base));
-        weights[m][h + 2] = PackBf16(__expf(x[2] - base), __expf(x[3] - base));
+        weights[m][h] = PackBf16(QuickExp(x[0] - base), QuickExp(x[1] - base));
+        weights[m][h + 2] = PackBf16(QuickExp(x[2] - base), QuickExp(x[3] - base));
         UnpackBf16(weights[m][h], rounded);
         UnpackBf16(weights[m][h + 2], rounded + 2);
         sums[m][h] =
@@ -272,7 +272,7 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
       float total = 0.0f;
       float sum = 0.0f;
       for (int w = 0; w < S::kWarps; ++w) {
-        const float factor = __expf(shared.maxima[w][r] - most);
+        const float factor = QuickExp(shared.maxima[w][r] - most);
         total = __fmaf_rn(partial[(w * kTile + r) * kSize + c], factor, total);
         sum = __fmaf_rn(shared.sums[w][r], factor, sum);
       }

@@ -18,48 +18,91 @@ struct Statistics {
   bool finite;
 };
 
-// These exponentials need not have the CPU's bits: the device's own are quicker, within 2^-21, and
-// only small ones are less exact.
-__device__ PartialSum JoinSums(const PartialSum& a, const PartialSum& b) {
-  PartialSum joined;
-  joined.largest = LargerOf(a.largest, b.largest);
-  joined.finite = a.finite & b.finite;
-  joined.sum = 0.0f;
-  if (a.sum > 0.0f) joined.sum += a.sum * __expf(a.largest.value - joined.largest.value);
-  if (b.sum > 0.0f) joined.sum += b.sum * __expf(b.largest.value - joined.largest.value);
-  return joined;
-}
+// What a thread has seen. Its exponentials need not have the CPU's bits.
+struct PartialSum {
+  float largest = -Infinity();
+  int32_t group = 0;    // of those that came with `largest` the first
+  float sum = 0.0f;     // of exp(logit - largest)
+  float finite = 0.0f;  // NaN where a logit is not
+};
 
-// Takes `count` logits from id `id` on, at most four.
-__device__ void TakeLogits(const float* x, int count, int32_t id, PartialSum& part) {
-  Largest largest = {-Infinity(), id};
-  for (int j = 0; j < count; ++j) {
-    if (!IsFinite(x[j])) part.finite = 0;
-    if (x[j] > largest.value) largest = {x[j], id + j};
+// Takes groups of four, `group` the first of them. The largest, and what its id is, is looked for
+// once for all of them.
+template <int kGroups>
+__device__ void TakeLogits(const float (&x)[kGroups][4], int32_t group, PartialSum& part) {
+  float largest = part.largest;
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) {
+    largest = fmaxf(largest, fmaxf(fmaxf(x[j][0], x[j][1]), fmaxf(x[j][2], x[j][3])));
   }
-  if (largest.value > part.largest.value) {
-    part.sum *= __expf(part.largest.value - largest.value);
-    part.largest = largest;
+  if (largest > part.largest) part.group = group;
+  float sum = part.sum * QuickExp(part.largest - largest);
+  part.largest = largest;
+#pragma unroll
+  for (int j = 0; j < kGroups; ++j) {
+    float weights[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) weights[c] = QuickExp(x[j][c] - largest);
+    sum += (weights[0] + weights[1]) + (weights[2] + weights[3]);
   }
-  for (int j = 0; j < count; ++j) part.sum += __expf(x[j] - part.largest.value);
+  part.sum = sum;
 }
 
 // Groups of four: thread t has the groups t, t + threads, …
 __device__ Statistics TakeStatistics(const float* logits, int32_t n, SampleShared& shared) {
-  PartialSum part = {{-Infinity(), n}, 0.0f, 1};
+  constexpr int kAtOnce = 4;
+  PartialSum part;
   const int32_t groups = n / 4;
-#pragma unroll 4
-  for (int32_t i = threadIdx.x; i < groups; i += Threads()) {
-    float x[4];
-    Load4(logits + 4 * i, x);
-    TakeLogits(x, 4, 4 * i, part);
+  // Whatever is not finite times zero is NaN.
+  const auto look_at = [&](float x) { part.finite = __fmaf_rn(x, 0.0f, part.finite); };
+  int32_t group = threadIdx.x;
+  for (; group + (kAtOnce - 1) * Threads() < groups; group += kAtOnce * Threads()) {
+    float x[kAtOnce][4];
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) Load4(logits + 4 * (group + j * Threads()), x[j]);
+#pragma unroll
+    for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+      for (int c = 0; c < 4; ++c) look_at(x[j][c]);
+    }
+    TakeLogits(x, group, part);
   }
-  if (static_cast<int32_t>(threadIdx.x) == groups % Threads() && n % 4 != 0) {
-    TakeLogits(logits + 4 * groups, n % 4, 4 * groups, part);
+  for (; group < groups; group += Threads()) {
+    float x[1][4];
+    Load4(logits + 4 * group, x[0]);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) look_at(x[0][c]);
+    TakeLogits(x, group, part);
   }
-  part = BlockJoin(part, shared.sums, JoinSums);
-  return {part.largest, part.finite != 0 ? ExactLogOf(static_cast<double>(part.sum)) : 0.0,
-          part.finite != 0};
+  if (group == groups && n % 4 != 0) {
+    float x[1][4];
+    for (int c = 0; c < 4; ++c) {
+      x[0][c] = -Infinity();
+      if (c < n % 4) look_at(x[0][c] = logits[4 * groups + c]);
+    }
+    TakeLogits(x, group, part);
+  }
+
+  Statistics statistics;
+  statistics.largest.value =
+      BlockJoin(part.largest, shared.floats, [](float a, float b) { return fmaxf(a, b); });
+  const float sum = part.sum * QuickExp(part.largest - statistics.largest.value);
+  const float total = BlockJoin(part.finite == 0.0f ? sum : part.finite, shared.floats,
+                                [](float a, float b) { return a + b; });
+  statistics.finite = total == total;
+  // One thread, mostly, looks which of its logits that was.
+  int32_t id = n;
+  if (part.largest == statistics.largest.value) {
+#pragma unroll 1
+    for (int i = 0; i < 4 * kAtOnce && id == n; ++i) {
+      const int32_t at = 4 * (part.group + i / 4 * Threads()) + i % 4;
+      if (at < n && logits[at] == part.largest) id = at;
+    }
+  }
+  statistics.largest.id =
+      BlockJoin(id, shared.ints, [](int32_t a, int32_t b) { return a < b ? a : b; });
+  statistics.log_sum = statistics.finite ? ExactLogOf(static_cast<double>(total)) : 0.0;
+  return statistics;
 }
 
 __device__ float RawLogprob(const Statistics& statistics, float logit) {
@@ -208,11 +251,39 @@ struct Edits {
 
 // --- Section 4
 
-__device__ float WeightOf(float value, float max, float temperature) {
-  const float difference = value - max;
-  // Division by 1 changes no bit.
-  return Exp(temperature == 1.0f ? difference : __fdiv_rn(difference, temperature));
-}
+// exp((value - max) / temperature), for many values. The quotient is rounded as a division rounds
+// it: from a guess that is within 1.5 units of its last place, a step makes one that is next to it,
+// and the next step, with the rounded reciprocal, the rounded quotient (Markstein). Temperatures
+// are brought near 1, so that nothing on the way is beyond what a float holds, except where the
+// weight is 0 or 1 anyway.
+class Weights {
+ public:
+  __device__ Weights(float max, float temperature) : max_(max) {
+    int32_t exponent = static_cast<int32_t>(__float_as_uint(temperature) >> 23);
+    exponent = exponent < 1 ? 1 : (exponent > 253 ? 253 : exponent);
+    scale_ = __uint_as_float(static_cast<uint32_t>(254 - exponent) << 23);
+    divisor_ = temperature * scale_;
+    reciprocal_ = __fdiv_rn(1.0f, divisor_);
+  }
+  __device__ float Of(float value) const {
+    const float difference = (value - max_) * scale_;
+    const float guess = difference * reciprocal_;
+    const float next = Improved(guess, difference);
+    const float weight = Exp(Improved(next, difference));
+    return guess < -88.0f ? 0.0f : weight;
+  }
+
+ private:
+  __device__ float Improved(float quotient, float difference) const {
+    return __fmaf_rn(__fmaf_rn(-divisor_, quotient, difference), reciprocal_, quotient);
+  }
+
+  float max_;
+  float scale_;  // a power of two
+  float divisor_;
+  float reciprocal_;
+};
+
 // -1 when no id is left.
 __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
                         const SampleRow& row, int64_t position, SampleShared& shared) {
@@ -221,8 +292,9 @@ __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
   if (row.temperature == 0.0f) return largest.id;
 
   const float temperature = row.temperature;
+  const Weights weights(max, temperature);
   const auto mass_of = [&](int32_t /*id*/, float value) -> Mass {
-    return MassOf(WeightOf(value, max, temperature));
+    return MassOf(weights.Of(value));
   };
   Beginning kept;
   if (row.top_k > 0 && row.top_k < n) {
@@ -232,8 +304,10 @@ __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
   }
   if (row.top_p < 1.0f) {
     Mass mine = 0;
+    const BeginningOfValues best(kept);
     ForEachLogit(values, n, [&](int32_t id, float value) {
-      if (kept.Has(OrderKey(value), id)) mine += mass_of(id, value);
+      const Mass mass = mass_of(id, value);
+      mine += best.Has(value, id) ? mass : 0;
     });
     const Mass total = BlockSum(mine, shared);
     Mass needed =
@@ -242,13 +316,13 @@ __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
     if (needed > total) needed = total;
     kept = Select(values, n, kept, max, temperature, needed, mass_of, shared);
   }
-  const auto drawn_mass = [&](int32_t i) -> Mass {
-    const float value = values[i];
-    if (!kept.Has(OrderKey(value), i)) return 0;
-    const float weight = WeightOf(value, max, temperature);
-    return weight >= row.min_p ? MassOf(weight) : 0;
+  const BeginningOfValues drawn(kept);
+  const float least = row.min_p;
+  const auto drawn_mass = [&](int32_t id, float value) -> Mass {
+    const float weight = weights.Of(value);
+    return MassOf(drawn.Has(value, id) && weight >= least ? weight : 0.0f);
   };
-  const Pieces pieces(0, n);
+  const Pieces pieces(values, 0, n);
   const Mass total = pieces.Sum(drawn_mass, shared);
   const Mass bits = DrawBits(row.seed, row.choice, static_cast<uint64_t>(position));
   return FindId(pieces, __umul64hi(bits, total), drawn_mass, shared);
@@ -290,7 +364,7 @@ __global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(SampleArgs arg
   WaitForEarlierWork();
   auto& shared = *static_cast<SampleShared*>(BlockMemory());
   const int64_t r = blockIdx.x;
-  const SampleRow row = args.sample_rows[r];
+  const SampleRow& row = args.sample_rows[r];  // read where it is used: registers are few
   const SampleState state = args.states[r];
   int32_t* tokens = args.tokens + r * args.block_length;
   float* logits = args.logits + r * args.logits_stride;

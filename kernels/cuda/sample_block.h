@@ -22,13 +22,6 @@ struct Largest {
   float value;
   int32_t id;
 };
-// Of some logits.
-struct PartialSum {
-  Largest largest;
-  float sum;  // of exp(logit - largest); 0 of none
-  int32_t finite;
-};
-
 // Selection (sample_select.h). Ids are told apart by so many keys at once.
 inline constexpr int kCuts = 3;
 // What has at least the keys of the cuts, in descending order.
@@ -49,7 +42,7 @@ struct SampleShared {
   // Of the warps, while they are joined.
   Mass masses[kMaxWarps];
   CutSums cut_sums[kMaxWarps];
-  PartialSum sums[kMaxWarps];
+  float floats[kMaxWarps];
   Largest largest[kMaxWarps];
   int32_t ints[kMaxWarps];
   // In any order.

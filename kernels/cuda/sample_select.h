@@ -24,27 +24,65 @@ struct Beginning {
   uint32_t key = 0;
   int32_t last = 0x7fffffff;
   __device__ bool Has(uint32_t other, int32_t id) const {
-    return other > key || (other == key && id <= last);
+    return (other > key) | ((other == key) & (id <= last));
   }
 };
 
-// Ids [begin, end) in one piece a warp: whole groups of lanes.
+// The same for values of which none is NaN: fewer instructions than their keys take.
+struct BeginningOfValues {
+  float least;
+  int32_t last;
+  __device__ explicit BeginningOfValues(const Beginning& beginning)
+      : least(beginning.key == 0 ? -Infinity() : ValueOfKey(beginning.key)), last(beginning.last) {}
+  __device__ bool Has(float value, int32_t id) const {
+    // No branch: in a warp some lane takes it anyway.
+    return (value > least) | ((value == least) & (id <= last));
+  }
+};
+
+// Ids [begin, end), `begin` a multiple of 32, in one piece a warp: whole groups of lanes.
 struct Pieces {
+  const float* values;
   int32_t begin;
   int32_t end;
   int32_t size;
 
-  __device__ Pieces(int32_t begin, int32_t end)
-      : begin(begin), end(end), size((end - begin + Threads() - 1) / Threads() * kWarp) {}
+  __device__ Pieces(const float* values, int32_t begin, int32_t end)
+      : values(values),
+        begin(begin),
+        end(end),
+        size((end - begin + Threads() - 1) / Threads() * kWarp) {}
 
-  // Leaves the sum of share(id) over each piece in shared.masses; returns that over all.
+  // Leaves the sum of share(id, value) over each piece in shared.masses; returns that over all. A
+  // lane takes groups of four, and asks for several before it looks at the first; behind the last
+  // id a group is read to its end.
   template <typename Share>
   __device__ Mass Sum(const Share& share, SampleShared& shared) const {
     const int32_t first = begin + static_cast<int32_t>(threadIdx.x) / kWarp * size;
     const int32_t last = first + size < end ? first + size : end;
+    constexpr int kAtOnce = 4;
+    constexpr int32_t kStep = 4 * kWarp;
     Mass sum = 0;
-#pragma unroll 4
-    for (int32_t i = first + threadIdx.x % kWarp; i < last; i += kWarp) sum += share(i);
+    int32_t i = first + static_cast<int32_t>(threadIdx.x) % kWarp * 4;
+    for (; i + (kAtOnce - 1) * kStep + 3 < last; i += kAtOnce * kStep) {
+      float x[kAtOnce][4];
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) Load4(values + i + j * kStep, x[j]);
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+#pragma unroll
+        for (int c = 0; c < 4; ++c) sum += share(i + j * kStep + c, x[j][c]);
+      }
+    }
+#pragma unroll 1
+    for (; i < last; i += kStep) {
+      float x[4];
+      Load4(values + i, x);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) {
+        if (i + c < last) sum += share(i + c, x[c]);
+      }
+    }
     return BlockSum(sum, shared);
   }
 
@@ -56,13 +94,13 @@ struct Pieces {
       target -= shared.masses[chosen++];
     }
     const int32_t first = begin + chosen * size;
-    return Pieces(first, first + size < end ? first + size : end);
+    return Pieces(values, first, first + size < end ? first + size : end);
   }
 };
 
-// The first id, in ascending order, at which the running sum of share(id) exceeds `target`; the sum
-// of all does. The sums of `pieces` are in shared.masses: the piece is found, every warp takes a
-// piece of that, and one warp walks the last.
+// The first id, in ascending order, at which the running sum of share(id, value) exceeds `target`;
+// the sum of all does. The sums of `pieces` are in shared.masses: the piece is found, every warp
+// takes a piece of that, and one warp walks the last.
 template <typename Share>
 __device__ int32_t FindId(const Pieces& pieces, Mass target, const Share& share,
                           SampleShared& shared) {
@@ -72,7 +110,8 @@ __device__ int32_t FindId(const Pieces& pieces, Mass target, const Share& share,
   const int lane = threadIdx.x % kWarp;
   if (threadIdx.x < kWarp) {
     for (int32_t first = last.begin; first < last.end; first += kWarp) {
-      Mass sum = first + lane < last.end ? share(first + lane) : 0;
+      const int32_t id = first + lane;
+      Mass sum = id < last.end ? share(id, last.values[id]) : 0;
       for (int step = 1; step < kWarp; step *= 2) {
         const Mass other = __shfl_up_sync(kAllLanes, sum, step);
         if (lane >= step) sum += other;
@@ -266,10 +305,10 @@ __device__ Beginning Select(const float* values, int32_t n, const Beginning& wit
   const Mass count = (wanted + each - 1) / each;
   Beginning beginning{key, 0x7fffffff};
   if (count * each < of_equals) {
-    const auto equal = [&](int32_t i) -> Mass {
-      return OrderKey(values[i]) == key && within.Has(key, i) ? 1 : 0;
+    const auto equal = [&](int32_t id, float value) -> Mass {
+      return OrderKey(value) == key && within.Has(key, id) ? 1 : 0;
     };
-    const Pieces pieces(0, n);
+    const Pieces pieces(values, 0, n);
     pieces.Sum(equal, shared);
     beginning.last = FindId(pieces, count - 1, equal, shared);
   } else if (within.key == key) {

@@ -112,8 +112,6 @@ T atomicMin(T* at, T value) {
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
 inline float __fsqrt_rn(float x) { return std::sqrt(x); }
-// Of the device's own function the emulation has only the accuracy.
-inline float __expf(float x) { return std::exp(x); }
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline uint32_t __float_as_uint(float x) { return std::bit_cast<uint32_t>(x); }
 inline float __uint_as_float(uint32_t x) { return std::bit_cast<float>(x); }
@@ -138,6 +136,11 @@ __device__ inline T ExchangeXor(T value, int bits, int line = __builtin_LINE()) 
 }
 __device__ inline void WaitForEarlierWork(int line = __builtin_LINE()) {
   emulation::WaitForEarlierWork(line);
+}
+// Of the device's own function the emulation has only the accuracy.
+__device__ inline float QuickExp2(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0.0f : y;
 }
 __device__ inline void* BlockMemory() { return emulation::SharedMemory(); }
 __device__ inline uint16_t Bf16Bits(float value) { return Bf16FromFloat(value); }
