@@ -281,6 +281,71 @@ TEST_F(SampleTest, RowsDoNotDependOnTheBatch) {
   }
 }
 
+// Each thread takes several groups of four at a time, then single ones, and one thread the rest.
+TEST_F(SampleTest, TheLargestLogitIsFoundWhereverItLies) {
+  constexpr int32_t kIds = 9003;
+  constexpr int32_t kIdsStride = 9004;
+  const std::vector<int32_t> places = {0,    1,    3,    2047, 2048, 6142, 6143,
+                                       8191, 8192, 8998, 8999, 9000, 9002};
+  std::mt19937 random(12);
+  const std::vector<float> plain = Normal(random, kIdsStride, 1.0f);
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  const float not_finite[] = {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()};
+  std::vector<float> logits;
+  std::vector<SampleStatus> statuses;
+  std::vector<int32_t> tokens;
+  const auto add = [&](const std::vector<float>& row, SampleStatus status, int32_t token) {
+    logits.insert(logits.end(), row.begin(), row.end());
+    statuses.push_back(status);
+    tokens.push_back(token);
+  };
+  for (size_t i = 0; i < places.size(); ++i) {
+    std::vector<float> row = plain;
+    row[places[i]] = 9.5f;
+    add(row, SampleStatus::kDone, places[i]);
+    // Of equals the lowest, in whichever part of whichever thread the others are.
+    for (size_t j = i; j < places.size(); ++j) row[places[j]] = 9.5f;
+    add(row, SampleStatus::kDone, places[i]);
+    row = plain;
+    row[places[i]] = not_finite[i % 3];
+    add(row, SampleStatus::kNotFinite, 0);
+  }
+  // The difference of these is beyond float32: finite all the same.
+  std::vector<float> far_apart = plain;
+  far_apart[5] = std::numeric_limits<float>::max();
+  far_apart[8995] = -std::numeric_limits<float>::max();
+  add(far_apart, SampleStatus::kDone, 5);
+
+  const int64_t rows = static_cast<int64_t>(tokens.size());
+  SampleRow greedy = Greedy();
+  greedy.limit = 1;
+  const DeviceBuffer device_logits = Upload(logits);
+  const DeviceBuffer sample_rows = Upload(std::vector<SampleRow>(rows, greedy));
+  const DeviceBuffer states = Upload(std::vector<SampleState>(rows));
+  const DeviceBuffer device_tokens = Upload(std::vector<int32_t>(rows, 99));
+  const DeviceBuffer logprobs = Upload(std::vector<float>(rows));
+  SampleArgs args;
+  args.rows = rows;
+  args.vocab_size = kIds;
+  args.logits = device_logits.as<float>();
+  args.logits_stride = kIdsStride;
+  args.block_length = 1;
+  args.sample_rows = sample_rows.as<SampleRow>();
+  args.states = states.as<SampleState>();
+  args.tokens = device_tokens.as<int32_t>();
+  args.logprobs = logprobs.as<float>();
+  ASSERT_TRUE(Sample(args, stream()).ok());
+  const std::vector<SampleState> end_states = Download<SampleState>(states);
+  const std::vector<float> reported = Download<float>(logprobs);
+  EXPECT_EQ(Download<int32_t>(device_tokens), tokens);
+  for (int64_t r = 0; r < rows; ++r) {
+    EXPECT_EQ(end_states[r].status, statuses[r]) << r;
+    if (statuses[r] != SampleStatus::kDone) continue;
+    const auto row = absl::MakeConstSpan(logits).subspan(r * kIdsStride, kIds);
+    EXPECT_NEAR(reported[r], row[tokens[r]] - reference::LogSumExp(row), 2e-6) << r;
+  }
+}
+
 TEST_F(SampleTest, NoRowGetsTokenZeroAndNothingElse) {
   const Outcome outcome = RunOne(SampleRow());
   EXPECT_EQ(outcome.tokens, (std::vector<int32_t>{0, 0, 0, 0}));

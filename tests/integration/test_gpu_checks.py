@@ -15,6 +15,7 @@ TESTS = ("cuda_runtime_test cuda_matmul_test cuda_matmul_tiles_test cuda_row_ker
          "cuda_sample_test cuda_sampler_test engine_cuda_test engine_golden_cuda_test").split()
 PRETENDED_TEST = """#!/bin/bash
 if [[ -n "${NO_GPU:-}" ]]; then echo 'no CUDA device: no driver'; echo '[  SKIPPED ] 3 tests'; exit 0; fi
+if [[ -n "${EARLY_FAILS:-}" && "$*" != *filter=-*EarlyLaunch* ]]; then echo '[  FAILED  ] 1 test'; exit 1; fi
 echo '[  PASSED  ] 3 tests.'
 """
 PRETENDED_BENCH = """#!/bin/bash
@@ -71,7 +72,8 @@ def test_all_parts_run_the_first_first_and_leave_few_files(bundle):
     assert all(part["result"] == "ok" for name, part in parts.items() if "sanitizer" not in name), parts
     shown = result.stdout
     assert (shown.index("engine_golden_cuda_test") < shown.index("cuda_sampler_test") <
-            shown.index("85m_128_2048_groups_at_2048") < shown.index("engine_cuda_test ") < shown.index("vanilla160"))
+            shown.index("85m_128_2048_groups_at_2048") < shown.index("engine_cuda_test ") < shown.index("vanilla160") <
+            shown.index("engine_golden_cuda_test (early)") < shown.index("85m_128_512_at_1_own_early"))
     assert parts["85m_gateway_by_1_groups_2_rows_2048"]["report"]["output_tokens_per_s"] == 100.5
     written = {path.name for path in (bundle.folder / "results").iterdir()}
     assert written <= {"results.json", "table.txt", "logs.txt", "device.log"}
@@ -79,6 +81,18 @@ def test_all_parts_run_the_first_first_and_leave_few_files(bundle):
     # Nothing lies beside the bundle, and what was unpacked is there for the next call.
     assert {path.name for path in bundle.folder.iterdir()} == {"payload.tar.xz", "xz", "tmp", "run_gpu_checks", "results"}
     assert [path.name for path in (bundle.folder / "tmp").glob("*/*")] == ["unpacked"]
+
+
+def test_early_launches_fail_by_themselves(bundle):
+    # Every test whose early launches are not left out, and so none before their own part.
+    result, _ = bundle("--only", "tests", EARLY_FAILS="1")
+    assert result.returncode == 0, result.stdout
+    result, parts = bundle("--only", "early", EARLY_FAILS="1")
+    assert result.returncode == 1
+    assert {name: part["result"] for name, part in parts.items()} == {
+        "cuda_runtime_test (early)": "FAILED", "engine_golden_cuda_test (early)": "FAILED",
+        "85m_128_512_at_1_early": "ok", "85m_128_512_at_1_own_early": "ok", "85m_128_2048_groups_early_at_2048": "ok"}
+    assert "--early-launch" in (bundle.folder / "results/logs.txt").read_text()
 
 
 def test_without_a_gpu_every_part_is_told_as_not_run(bundle):
@@ -94,7 +108,7 @@ def test_without_cublaslt_what_needs_none_runs(bundle):
     result, parts = bundle()
     assert result.returncode == 5 and "there is no libof-no-machine.so.1" in result.stderr
     ran = {name for name, part in parts.items() if part["result"] == "ok"}
-    assert {"cuda_attention_test", "engine_golden_cuda_test (*OwnProducts*)", "85m_128_512_at_1_own"} <= ran
+    assert {"cuda_attention_test", "engine_golden_cuda_test (*GoldenOfOwnProducts*)", "85m_128_512_at_1_own"} <= ran
     assert not {"cuda_matmul_test", "engine_golden_cuda_test", "85m_128_2048_at_2048"} & ran
 
 
