@@ -33,7 +33,7 @@ struct TiledMatmulArgs {
   int64_t n = 0;  // a multiple of kElementPadding, as k
   int64_t k = 0;
   const void* x = nullptr;     // [rows, k] bf16, at a multiple of 16 bytes, as the others
-  const void* w = nullptr;     // [n, k] bf16
+  const void* w = nullptr;     // [n, k] bf16; as MatmulPlan::Run has it
   const void* bias = nullptr;  // [n] of `output`; nullptr: none
   ElementType output = ElementType::kF32;
   void* y = nullptr;  // [rows, n] of `output`; rows beyond are left alone
