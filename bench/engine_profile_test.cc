@@ -3,6 +3,7 @@
 
 #include "bench/engine_run.h"
 #include "gtest/gtest.h"
+#include "kernels/cuda/emulation/emulator.h"
 
 namespace blockserve {
 namespace {
@@ -39,6 +40,32 @@ TEST(EngineProfile, TellsThePrefillAndTheRoundsAndLeavesTheEnginesAsTheyWere) {
   ASSERT_TRUE(after.ok()) << after.status();
   EXPECT_EQ(after->output_hash, before->output_hash);
   EXPECT_EQ(after->decode_times.laps(StepTimer::kFirstStep, StepTimer::kHead), 0);
+}
+
+TEST(EngineRun, LaunchesEarlyWhereItIsToldTo) {
+  absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
+      Checkpoint::Open("tests/golden/concat_l4");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  ThreadPool pool(1);
+  const Workload workload{5, 8, 2};
+  uint64_t hashes[2];
+  for (const bool early : {false, true}) {
+    EngineRunOptions options;
+    options.arithmetic = Arithmetic::kCudaF32;
+    options.cuda_device = 0;
+    options.early_launch = early;
+    options.batching = {8, 2, 2};
+    const cuda::emulation::LaunchCount launches;
+    absl::StatusOr<std::unique_ptr<EngineRunner>> runner =
+        EngineRunner::Load(**checkpoint, options, pool, workload);
+    ASSERT_TRUE(runner.ok()) << runner.status();
+    const absl::StatusOr<EngineRunResult> result = (*runner)->Run(workload);
+    ASSERT_TRUE(result.ok()) << result.status();
+    hashes[early] = result->output_hash;
+    EXPECT_GT(launches.all(), 0);
+    EXPECT_EQ(launches.early(), early ? launches.all() : 0);
+  }
+  EXPECT_EQ(hashes[0], hashes[1]);
 }
 
 TEST(StepTimer, ScalesWhatItWasTold) {
