@@ -60,9 +60,9 @@ class MatmulPlan {
   const MatmulShape& shape() const { return shape_; }
   // x [PadRows(rows), k], w [n, k], bias [n] or nullptr as the shape says, y [PadRows(rows), n];
   // row-major without gaps, each at a multiple of 16 bytes. Rows from `rows` on are computed from
-  // whatever lies there and may become anything. On a stream of KernelLaunch::kEarly W is written by
-  // nothing: own products read it before earlier work has ended.
-  // INVALID_ARGUMENT where the stream's workspace is smaller than WorkspaceBytes of the mode.
+  // whatever lies there and may become anything. On a stream of KernelLaunch::kEarly W is written
+  // by nothing: own products read it before earlier work has ended. INVALID_ARGUMENT where the
+  // stream's workspace is smaller than WorkspaceBytes of the mode.
   absl::Status Run(const void* x, const void* w, const void* bias, void* y, int64_t rows,
                    const Stream& stream) const;
   // E.g. "algorithm 66, tile 20, stages 35": for logs and benchmark records.
