@@ -13,6 +13,10 @@ uint8_t ByteAt(absl::string_view text, size_t i) { return static_cast<uint8_t>(t
 // Characters below this are their own composed form and combine with nothing before them.
 constexpr char32_t kFirstThatMayChange = 0x300;
 
+// A vowel that stands right before the trailing consonants of Hangul. utf8proc takes it for one of
+// them and loses it after a syllable. It composes with nothing before it.
+constexpr utf8proc_int32_t kLastBeforeTrailingConsonants = 0x11A7;
+
 bool MayChangeUnderNfc(absl::string_view text) {
   // The lead byte of U+0300 is 0xCC; smaller lead bytes begin smaller characters.
   return std::any_of(text.begin(), text.end(),
@@ -145,12 +149,15 @@ std::string NormalizeNfc(absl::string_view text) {
     characters.insert(characters.end(), decomposed, decomposed + count);
   }
   OrderMarks(characters);
-  const utf8proc_ssize_t count = utf8proc_normalize_utf32(
-      characters.data(), static_cast<utf8proc_ssize_t>(characters.size()), kOptions);
   std::string normalized;
   normalized.reserve(characters.size());
-  for (utf8proc_ssize_t i = 0; i < count; ++i) {
-    AppendUtf8(static_cast<char32_t>(characters[static_cast<size_t>(i)]), normalized);
+  for (auto begin = characters.begin(); begin != characters.end();) {
+    const auto end = std::find(begin + 1, characters.end(), kLastBeforeTrailingConsonants);
+    const utf8proc_ssize_t count = utf8proc_normalize_utf32(&*begin, end - begin, kOptions);
+    for (utf8proc_ssize_t i = 0; i < count; ++i) {
+      AppendUtf8(static_cast<char32_t>(begin[i]), normalized);
+    }
+    begin = end;
   }
   return normalized;
 }
