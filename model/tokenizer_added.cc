@@ -92,12 +92,12 @@ absl::Status AddedTokenMatcher::Split(absl::string_view text,
       begin = std::max(TrailingSpaceBegin(text.substr(0, begin), std::min(done, begin)), done);
     }
     if (match.token->rstrip) end += LeadingSpaceSize(text.substr(end));
+    if (begin >= end) continue;  // all of it is white space that the token before took with it
     if (done < begin) {
       const absl::Status status = piece({text.substr(done, begin - done), -1});
       if (!status.ok()) return status;
     }
-    const absl::Status status = piece(
-        {begin < end ? text.substr(begin, end - begin) : absl::string_view(), match.token->id});
+    const absl::Status status = piece({text.substr(begin, end - begin), match.token->id});
     if (!status.ok()) return status;
     done = end;
   }

@@ -328,6 +328,17 @@ TEST(Tokenizer, LetsAddedTokensTakeWhiteSpaceWithThem) {
   EXPECT_THAT(Pieces(*tokenizer, "<r> <l>"), ElementsAre("<r>", "<l>"));
 }
 
+TEST(Tokenizer, DropsAnAddedTokenOfWhiteSpaceThatTheTokenBeforeTookWithIt) {
+  nlohmann::json document = SmallTokenizer();
+  document["added_tokens"] = nlohmann::json::array({Added(259, "<r>"), Added(260, "\n")});
+  document["added_tokens"][0]["rstrip"] = true;
+  document["added_tokens"][1]["lstrip"] = true;
+  const auto tokenizer = MakeTokenizer(document);
+  // Hugging Face's gives ids to what is left of a token, and of these nothing is left.
+  EXPECT_THAT(Pieces(*tokenizer, "<r>\na"), ElementsAre("<r>", "a"));
+  EXPECT_THAT(Pieces(*tokenizer, "<r>\n \na\n"), ElementsAre("<r>", "a", "\n"));
+}
+
 TEST(Tokenizer, MatchesSingleWordsOnlyBetweenOtherCharacters) {
   nlohmann::json document = SmallTokenizer();
   document["added_tokens"] = nlohmann::json::array({Added(259, "ab")});
