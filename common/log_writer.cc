@@ -116,6 +116,7 @@ int64_t LogWriter::lost() const {
 
 void LogWriter::Run(State& state) {
   std::string text;
+  bool torn = false;  // the line that was written last has no end
   state.mutex.Lock();
   while (true) {
     while (state.queued.empty() && !state.ending) state.changed.Wait(&state.mutex);
@@ -128,7 +129,14 @@ void LogWriter::Run(State& state) {
     state.writing = true;
     state.mutex.Unlock();
     if (untold > 0) text += state.tell_lost(untold);
-    const absl::string_view left = WriteAll(state.fd, text);
+    // Else the next line would be one with what there is of it.
+    if (torn) torn = !WriteAll(state.fd, "\n").empty();
+    absl::string_view left = text;
+    if (!torn) {
+      left = WriteAll(state.fd, text);
+      const size_t written = text.size() - left.size();
+      torn = written > 0 && text[written - 1] != '\n';
+    }
     const auto unwritten = std::count(left.begin(), left.end(), '\n');
     state.mutex.Lock();
     if (unwritten > 0) {

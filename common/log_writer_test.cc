@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <memory>
@@ -113,6 +114,39 @@ TEST_F(LogWriterTest, LinesThatCannotBeWrittenAreCounted) {
     EXPECT_EQ(writer.lost(), i + 1);
   }
   close(full);
+}
+
+TEST_F(LogWriterTest, ALineThatWasCutByAFullDiskIsNotOneWithTheNext) {
+  // A file of one page that cannot grow.
+  constexpr off_t kSize = 4096;
+  const int file = memfd_create("log", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  ASSERT_GE(file, 0);
+  ASSERT_EQ(ftruncate(file, kSize), 0);
+  ASSERT_EQ(fcntl(file, F_ADD_SEALS, F_SEAL_GROW), 0);
+  LogWriter writer(file, TellLost);
+  writer.Write(absl::StrCat(std::string(kSize + 100, 'x'), "\n"));
+  EXPECT_TRUE(writer.Flush(absl::Minutes(1)));
+  ASSERT_EQ(lseek(file, 0, SEEK_CUR), kSize) << "the line is cut at the end of the page";
+  EXPECT_EQ(writer.lost(), 1);
+  // Still full.
+  writer.Write("neither this one\n");
+  EXPECT_TRUE(writer.Flush(absl::Minutes(1)));
+  EXPECT_EQ(writer.lost(), 2);
+  // There is room again: at the beginning, for the writer has the same place in the file.
+  ASSERT_EQ(lseek(file, 0, SEEK_SET), 0);
+  writer.Write("the next\n");
+  writer.Write("and another\n");
+  EXPECT_TRUE(writer.Flush(absl::Minutes(1)));
+  writer.Write("the last\n");
+  EXPECT_TRUE(writer.Flush(absl::Minutes(1)));
+  std::string text(static_cast<size_t>(lseek(file, 0, SEEK_CUR)), '\0');
+  ASSERT_EQ(pread(file, text.data(), text.size(), 0), static_cast<ssize_t>(text.size()));
+  std::vector<std::string> lines = absl::StrSplit(text, '\n');
+  // Where it stands depends on whether the thread came between the two lines.
+  EXPECT_EQ(std::erase(lines, "2 lost"), 1u);
+  EXPECT_EQ(lines, (std::vector<std::string>{"", "the next", "and another", "the last", ""}));
+  EXPECT_EQ(writer.lost(), 2);
+  close(file);
 }
 
 TEST_F(LogWriterTest, ThreadsWriteWholeLines) {
