@@ -288,6 +288,8 @@ TEST(ModelConfig, RefusesOtherJson) {
   ExpectRefused(ParseModelConfig("3", "dir/config.json"), "is an integer");
   ExpectRefused(ParseModelConfig("{\"a\": 1e999}", "dir/config.json"), "out of range");
   ExpectRefused(ParseModelConfig("{\"a\": 1, \"a\": 2}", "dir/config.json"), "\"a\" stands twice");
+  const std::string with_zero = absl::StrCat(kVanilla, "\n", absl::string_view("\0", 1));
+  ExpectRefused(ParseModelConfig(with_zero, "dir/config.json"), "a zero byte (line 4, column 1 ");
   ExpectRefused(ParseModelConfig("{\"a\": \"\xFF\"}", "dir/config.json"), "not valid JSON");
 }
 

@@ -110,6 +110,12 @@ std::string LineAndColumn(absl::string_view text, size_t position) {
 }  // namespace
 
 absl::StatusOr<json> ParseJson(absl::string_view text, absl::string_view source) {
+  // The parser takes a zero byte for the end of the text; no JSON has one.
+  if (const size_t zero = text.find('\0'); zero != absl::string_view::npos) {
+    return absl::InvalidArgumentError(absl::StrCat(source, ": not valid JSON: a zero byte (",
+                                                   LineAndColumn(text, zero + 1), " of ",
+                                                   text.size(), " bytes)"));
+  }
   try {
     DocumentBuilder builder;
     if (json::sax_parse(text.begin(), text.end(), &builder)) return builder.TakeDocument();
