@@ -211,9 +211,9 @@ StackConfig ReadStack(const json& object, absl::string_view source, absl::string
     reader.Fail("rotary_pct",
                 absl::StrCat("is ", stack.rotary_pct, ": of head size ", stack.head_size(),
                              " that rotates ", stack.rotary_dims(), " dimensions, an odd number"));
-  } else if (!(stack.rotary_base > 0.0 && stack.rotary_base <= 1e15)) {
+  } else if (!(stack.rotary_base >= 1.0 && stack.rotary_base <= 1e15)) {
     reader.Fail("rotary_emb_base",
-                absl::StrCat("is ", stack.rotary_base, "; it must be above 0 and at most 1e15"));
+                absl::StrCat("is ", stack.rotary_base, "; it must lie between 1 and 1e15"));
   } else if (!(stack.layer_norm_eps > 0.0 && stack.layer_norm_eps <= 1.0)) {
     reader.Fail("layer_norm_eps",
                 absl::StrCat("is ", stack.layer_norm_eps, "; it must be above 0 and at most 1"));

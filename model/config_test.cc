@@ -218,6 +218,9 @@ INSTANTIATE_TEST_SUITE_P(
                   "block_decoder.rotary_pct is a string"},
         BadConfig{"RotaryBase", R"({"block_decoder": {"rotary_emb_base": 0}})",
                   "block_decoder.rotary_emb_base is 0"},
+        // Its frequencies are not finite in float32.
+        BadConfig{"TinyRotaryBase", R"({"block_decoder": {"rotary_emb_base": 1e-300}})",
+                  "block_decoder.rotary_emb_base is 1e-300"},
         BadConfig{"TwoRotaryBases",
                   R"({"block_decoder": {"rotary_emb_base": 10000, "rope_theta": 500000}})",
                   "block_decoder.rope_theta differs"},
