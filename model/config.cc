@@ -19,7 +19,8 @@ constexpr int64_t kMaxWidth = 1 << 16;
 constexpr int64_t kMaxIntermediate = 1 << 20;
 constexpr int64_t kMaxLayers = 1 << 10;
 constexpr int64_t kMaxBlockLength = 1 << 10;
-constexpr int64_t kMaxVocab = 1 << 24;
+// The masses of so many ids, 2^40 at most each, add up in 64 bits (docs/sampling.md).
+constexpr int64_t kMaxVocab = 1 << 23;
 constexpr int64_t kMaxPositions = int64_t{1} << 31;
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 

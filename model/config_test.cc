@@ -116,7 +116,7 @@ TEST(ModelConfig, ReadsTheModelsOwnAlignment) {
 
 TEST(ModelConfig, AcceptsTheLargestDimensions) {
   const auto config = Patched(kBlockTransformer, R"({
-    "block_length": 1024, "vocab_size": 16777216,
+    "block_length": 1024, "vocab_size": 8388608,
     "embedder": {"projection": "projection_layer", "hidden_size": 65536},
     "block_decoder": {"hidden_size": 65536, "intermediate_size": 1048576,
                       "num_hidden_layers": 1024, "max_position_embeddings": 2147483648},
@@ -218,6 +218,7 @@ INSTANTIATE_TEST_SUITE_P(
                   "block_decoder.rotary_pct is a string"},
         BadConfig{"RotaryBase", R"({"block_decoder": {"rotary_emb_base": 0}})",
                   "block_decoder.rotary_emb_base is 0"},
+        BadConfig{"Vocabulary", R"({"vocab_size": 16777216})", "vocab_size is 16777216"},
         // Its frequencies are not finite in float32.
         BadConfig{"TinyRotaryBase", R"({"block_decoder": {"rotary_emb_base": 1e-300}})",
                   "block_decoder.rotary_emb_base is 1e-300"},

@@ -241,6 +241,19 @@ TEST_F(SamplerTest, StopIdsCannotBeDrawnBeforeTheMinimum) {
   EXPECT_EQ(Draw(5), 42);
 }
 
+TEST_F(SamplerTest, MassesOfTheLargestVocabularyAddUp) {
+  // The bound of model/config.cc; all ids have the largest mass.
+  constexpr int32_t kLargest = 1 << 23;
+  Sampler sampler(kernels_, kLargest);
+  const std::vector<float> logits(kLargest, 0.0f);
+  const LogitStatistics statistics = StatisticsOf(kernels_, logits.data(), kLargest);
+  for (int64_t position = 0; position < 3; ++position) {
+    // The high bits of the random ones are the id.
+    EXPECT_EQ(*sampler.Draw(logits.data(), statistics, row_, {}, position),
+              static_cast<int32_t>(DrawBits(row_.seed, row_.choice, position) >> 41));
+  }
+}
+
 TEST_F(SamplerTest, NothingLeftToDrawIsAnError) {
   row_.vocab_limit = 1;
   const std::vector<int32_t> stop_ids = {0};

@@ -139,17 +139,30 @@ TEST_P(DotMatmul, Int8RowsDoNotDependOnTheBatchOrTheTarget) {
   }
 }
 
-// The extremes of both operands, over the longest sums of the released models: no saturation.
+// The extremes of both operands, over the longest sums of the released models and the longest that
+// are taken: no saturation.
 TEST_P(DotMatmul, Int8SumsOfTheLargestIntegersAreExact) {
-  const int64_t k = 8192;
-  for (const float sign : {1.0f, -1.0f}) {
-    const std::vector<float> x(k, sign);
-    const std::vector<float> w(16 * k, 1.0f);
-    const std::vector<float> bias(16);
-    for (const float y : Multiply(kernels(), Pack(w, bias, 16, k, WeightFormat::kInt8), x, 1)) {
-      EXPECT_NEAR(y, sign * k, 1e-6 * k);
+  for (const int64_t k : {int64_t{8192}, kMaxInt8Inputs}) {
+    for (const float sign : {1.0f, -1.0f}) {
+      const std::vector<float> x(k, sign);
+      const std::vector<float> w(16 * k, 1.0f);
+      const std::vector<float> bias(16);
+      for (const float y : Multiply(kernels(), Pack(w, bias, 16, k, WeightFormat::kInt8), x, 1)) {
+        EXPECT_NEAR(y, sign * k, 1e-6 * k);
+      }
     }
   }
+}
+
+TEST(PackedMatrix, Int8OfSumsThatMayNotFitIsRefused) {
+  const std::vector<float> w(kMaxInt8Inputs + 1, 1.0f);
+  MatrixSource source;
+  source.data = reinterpret_cast<const uint8_t*>(w.data());
+  ThreadPool pool(1);
+  const auto size = static_cast<int64_t>(w.size());
+  const auto refused = PackedMatrix::Pack(source, 1, size, WeightFormat::kInt8, pool);
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(PackedMatrix::Pack(source, 1, size, WeightFormat::kBf16, pool).ok());
 }
 
 TEST_P(DotMatmul, Int8RowsOfNonFiniteValuesHarmThemselvesAlone) {

@@ -147,6 +147,11 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(const MatrixSource& source, int6
   packed.k_ = k;
   packed.format_ = format;
   const bool int8 = format == WeightFormat::kInt8;
+  if (int8 && k > kMaxInt8Inputs) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a matrix of ", k, " inputs: arithmetic int8, whose sums have 32 bits, takes at most ",
+        kMaxInt8Inputs));
+  }
   const int64_t vector_bytes = PadToPanel(n) * 4;
   const int64_t bytes = packed.num_panels() * packed.panel_bytes();
   packed.panels_ = AlignedBuffer(bytes);

@@ -45,6 +45,9 @@ enum class WeightFormat {
   kInt8,     // 8-bit integers with one scale for each output
 };
 
+// Sums of so many products of 8-bit integers fit int32, whatever the integers are.
+inline constexpr int64_t kMaxInt8Inputs = int64_t{1} << 17;
+
 // W [n, k] of y = x W^T + bias. Panels of 16 outputs; outputs beyond n are zero.
 //   kF32:  [n / 16][k][16] float
 //   kBf16, kBf16Dot: [n / 16][ceil(k / 2)][16] uint32, the low half for the even inner index, the
@@ -56,7 +59,7 @@ class PackedMatrix {
   PackedMatrix() = default;
 
   // Rounds to nearest, ties to even. Runs on `pool`, whose turn the caller holds. Errors:
-  // RESOURCE_EXHAUSTED naming the bytes.
+  // RESOURCE_EXHAUSTED naming the bytes; INVALID_ARGUMENT for kInt8 with a k above kMaxInt8Inputs.
   static absl::StatusOr<PackedMatrix> Pack(const MatrixSource& source, int64_t n, int64_t k,
                                            WeightFormat format, ThreadPool& pool);
 
