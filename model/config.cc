@@ -347,6 +347,10 @@ ModelConfig ReadVanilla(const json& document, absl::string_view source, absl::St
   // GPTNeoXConfig's own default for the end-of-text id is 2; it may lie outside of a small V only
   // when the file does not name one, and then the check below says so.
   ReadCommon(top, /*eos_absent=*/2, config);
+  // There null is not absent: it is a model without one, and 2 would end its texts at a word.
+  if (const auto eos = document.find("eos_token_id"); eos != document.end() && eos->is_null()) {
+    top.Fail("eos_token_id", "is null; only models with an end of text are known");
+  }
   config.block = ReadStack(document, source, "", status);
   config.block_length = 1;
   config.projection = Projection::kConcat;

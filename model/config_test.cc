@@ -297,6 +297,13 @@ TEST(ModelConfig, RefusesOtherJson) {
   ExpectRefused(ParseModelConfig("{\"a\": \"\xFF\"}", "dir/config.json"), "not valid JSON");
 }
 
+TEST(ModelConfig, RefusesAVanillaModelWithoutAnEndOfText) {
+  nlohmann::json document = nlohmann::json::parse(kVanilla);
+  EXPECT_TRUE(ParseModelConfig(document.dump(), "dir/config.json").ok());
+  document["eos_token_id"] = nullptr;
+  ExpectRefused(ParseModelConfig(document.dump(), "dir/config.json"), "eos_token_id is null");
+}
+
 TEST(ModelConfig, RefusesDeepNesting) {
   const std::string objects = [] {
     std::string text;
