@@ -26,6 +26,10 @@ std::optional<int64_t> WholeNumber(const nlohmann::json& value) {
 }  // namespace
 
 absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view body) {
+  // The parser takes a zero byte for the end of the text; no JSON has one.
+  if (const size_t zero = body.find('\0'); zero != absl::string_view::npos) {
+    return FieldError("body", "is not valid JSON in UTF-8, from byte ", zero + 1, " on");
+  }
   nlohmann::json parsed;
   try {
     parsed = nlohmann::json::parse(body.begin(), body.end());

@@ -232,6 +232,7 @@ TEST(ParseCompletion, RefusesWhatIsNoJsonObject) {
     EXPECT_EQ(Refused(body), "body") << body;
   }
   EXPECT_EQ(Refused(std::string(100'000, '[')), "body");
+  EXPECT_EQ(Refused(absl::StrCat(R"({"prompt":"a"})", absl::string_view("\0", 1))), "body");
 }
 
 TEST(ParseCompletion, UnknownFieldsAreIgnoredAndTold) {
