@@ -16,6 +16,8 @@ namespace {
 constexpr double kMicros = 1e6;
 // Ten years, in seconds.
 constexpr double kLongest = 3e8;
+// Of a prompt or an output: above every context, and far from overflow.
+constexpr int64_t kMostTokens = 1'000'000'000;
 
 class PoissonArrivals final : public ArrivalProcess {
  public:
@@ -89,7 +91,8 @@ absl::StatusOr<std::vector<TraceRow>> ReadTrace(const std::string& path) {
     int64_t* const lengths[] = {&row.prompt_tokens, &row.output_tokens};
     for (size_t i = 1; i < fields.size(); ++i) {
       if (fields[i].empty()) continue;
-      if (!absl::SimpleAtoi(fields[i], lengths[i - 1]) || *lengths[i - 1] < 1) {
+      if (!absl::SimpleAtoi(fields[i], lengths[i - 1]) || *lengths[i - 1] < 1 ||
+          *lengths[i - 1] > kMostTokens) {
         return bad(absl::StrCat("\"", fields[i].substr(0, 40), "\" is no number of tokens"));
       }
     }

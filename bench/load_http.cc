@@ -37,6 +37,8 @@ using ErrorCode = boost::system::error_code;
 constexpr int kHandlersOfPoll = 256;
 constexpr size_t kReadBytes = 16 << 10;
 constexpr size_t kMostErrorBytes = 16 << 10;
+// Seconds: the most that X-Request-Timeout may say (docs/http_api.md).
+constexpr double kLongestTimeout = 86400;
 
 std::chrono::steady_clock::time_point ToSteadyTime(int64_t micros) {
   return std::chrono::steady_clock::time_point(std::chrono::microseconds(micros));
@@ -111,7 +113,8 @@ std::string ToBody(const RequestSpec& spec, const HttpTargetOptions& options) {
   }
   if (!options.cache_salt.empty()) body["cache_salt"] = options.cache_salt;
   if (spec.ignore_eos) body["ignore_eos"] = true;
-  return body.dump();
+  // --model may be anything.
+  return body.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
 // The message of an error's body, or the body.
@@ -167,7 +170,8 @@ class HttpTransport final : public LoadTransport {
     void Prepare(std::string body) {
       // A server that knows how long we wait can refuse at once what it could not end in time.
       const double seconds = static_cast<double>(deadline_ - SteadyMicros()) / 1e6;
-      request_.set("X-Request-Timeout", absl::StrFormat("%.3f", std::max(0.001, seconds)));
+      request_.set("X-Request-Timeout",
+                   absl::StrFormat("%.3f", std::clamp(seconds, 0.001, kLongestTimeout)));
       request_.version(11);
       request_.method(http::verb::post);
       request_.target(transport_.options_.path);
@@ -203,6 +207,7 @@ class HttpTransport final : public LoadTransport {
 
    private:
     void Write() {
+      if (EndsHere()) return;
       connection_->lowest().expires_at(ToSteadyTime(deadline_));
       connection_->With([this](auto& stream) {
         http::async_write(stream, request_, [self = shared_from_this()](ErrorCode error, size_t) {
@@ -213,6 +218,7 @@ class HttpTransport final : public LoadTransport {
     }
 
     void ReadHead() {
+      if (EndsHere()) return;
       parser_.emplace();
       // 1.74 takes "no limit" for a limit of nothing where a length is given.
       parser_->body_limit(std::numeric_limits<uint64_t>::max());
@@ -228,6 +234,7 @@ class HttpTransport final : public LoadTransport {
 
     void ReadBody() {
       if (parser_->is_done()) return Complete();
+      if (EndsHere()) return;
       auto& body = parser_->get().body();
       body.data = piece_.data();
       body.size = piece_.size();
@@ -268,6 +275,19 @@ class HttpTransport final : public LoadTransport {
       if (!events_.fault().empty()) return End("STREAM_ERROR", events_.fault());
       if (!events_.done()) return End("STREAM_ERROR", "the stream ended without [DONE]");
       End("", "");
+    }
+
+    // A cancel, or the deadline, ends only an operation that waits: one that was done just then, as
+    // every read is of a server that sends without a pause, goes on to the next.
+    bool EndsHere() {
+      if (cancelled_) {
+        End("CANCELLED", "");
+      } else if (SteadyMicros() >= deadline_) {
+        Fail(beast::error::timeout);
+      } else {
+        return false;
+      }
+      return true;
     }
 
     void Fail(ErrorCode error) {

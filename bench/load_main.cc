@@ -1,4 +1,5 @@
 // blockserve-load: load against a server of blockserve, and what came of it.
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -72,6 +73,12 @@ namespace {
 
 constexpr absl::string_view kProgram = "blockserve-load";
 constexpr absl::Duration kDefaultDuration = absl::Seconds(10);
+// Ten years: what "inf" means, so that sums of times stay in range.
+constexpr absl::Duration kLongestTime = absl::Hours(24 * 3650);
+
+int64_t MicrosOf(absl::Duration time) {
+  return absl::ToInt64Microseconds(std::min(time, kLongestTime));
+}
 
 absl::Status NameFlag(absl::string_view flag, const absl::Status& status) {
   if (status.ok()) return status;
@@ -92,7 +99,7 @@ absl::Status ParseObjectives(const std::string& text, LoadObjectives& objectives
       return absl::InvalidArgumentError(
           absl::StrCat("--objectives: \"", part, "\" is not ttft=, itl= or e2e= with a time"));
     }
-    *target = absl::ToInt64Microseconds(bound);
+    *target = MicrosOf(bound);
   }
   return absl::OkStatus();
 }
@@ -273,13 +280,13 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
     SetOffered(config.sweep, config.sweep.values.front(), plan);
   }
   plan.arrivals = absl::GetFlag(FLAGS_arrivals);
-  plan.warmup_us = absl::ToInt64Microseconds(absl::GetFlag(FLAGS_warmup));
-  plan.duration_us = absl::ToInt64Microseconds(absl::GetFlag(FLAGS_duration));
+  plan.warmup_us = MicrosOf(absl::GetFlag(FLAGS_warmup));
+  plan.duration_us = MicrosOf(absl::GetFlag(FLAGS_duration));
   plan.requests = absl::GetFlag(FLAGS_requests);
   if (plan.duration_us == 0 && plan.requests == 0 && config.workload.trace.empty()) {
     plan.duration_us = absl::ToInt64Microseconds(kDefaultDuration);
   }
-  plan.timeout_us = absl::ToInt64Microseconds(absl::GetFlag(FLAGS_timeout));
+  plan.timeout_us = MicrosOf(absl::GetFlag(FLAGS_timeout));
   plan.max_in_flight = absl::GetFlag(FLAGS_max_in_flight);
   plan.threads = absl::GetFlag(FLAGS_threads);
   plan.seed = absl::GetFlag(FLAGS_seed);

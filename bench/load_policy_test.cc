@@ -125,6 +125,8 @@ TEST(Trace, FaultsNameFileAndLine) {
   EXPECT_THAT(ReadTrace(TempFile("back", "1\n2\n1.5\n")).status().message(),
               HasSubstr("back:3: goes back in time"));
   EXPECT_THAT(ReadTrace(TempFile("bad", "1,5,5\n2,0,5\n")).status().message(), HasSubstr("bad:2"));
+  EXPECT_THAT(ReadTrace(TempFile("huge", "1,1000000000000\n")).status().message(),
+              HasSubstr("huge:1"));
   EXPECT_THAT(ReadTrace(TempFile("many", "1,5,5,5\n")).status().message(), HasSubstr("many:1"));
   EXPECT_THAT(ReadTrace(TempFile("empty", "a,b\n")).status().message(), HasSubstr("no arrivals"));
   EXPECT_EQ(ReadTrace("/no/such/file").status().code(), absl::StatusCode::kNotFound);
@@ -256,6 +258,13 @@ TEST(Prompts, LinesAreTextOrObjects) {
   EXPECT_EQ(workload.Make(0).text, "Once upon");
   EXPECT_EQ(workload.Make(1).max_tokens, 3);
   EXPECT_THAT(workload.Make(5).tokens, ElementsAre(1, 2));
+  for (const char* line : {"w\xe4rld", "{\"tokens\": [99999999999]}",
+                           "{\"prompt\": \"a\", \"output_tokens\": 5000000000}"}) {
+    EXPECT_THAT(
+        ReadPrompts(TempFile("strange", absl::StrCat("a\n", line, "\n"))).status().message(),
+        HasSubstr("strange:2"))
+        << line;
+  }
   EXPECT_THAT(ReadPrompts(TempFile("bad_prompts", "a\n{\"tokens\": []}\n")).status().message(),
               HasSubstr("bad_prompts:2"));
 }

@@ -173,10 +173,15 @@ absl::Status CheckOutputs(const LoadOutputs& outputs) {
   return absl::OkStatus();
 }
 
+// A label and names of files may be no UTF-8.
+std::string ToFile(const nlohmann::ordered_json& json) {
+  return absl::StrCat(json.dump(1, ' ', false, nlohmann::ordered_json::error_handler_t::replace),
+                      "\n");
+}
+
 absl::Status WriteReport(const LoadReport& report, const LoadOutputs& outputs) {
   if (outputs.json != "-") std::fputs(ToText(report).c_str(), stdout);
-  absl::Status status =
-      WriteWhereWanted(outputs.json, [&] { return absl::StrCat(ToJson(report).dump(1), "\n"); });
+  absl::Status status = WriteWhereWanted(outputs.json, [&] { return ToFile(ToJson(report)); });
   status.Update(WriteWhereWanted(outputs.csv, [&] { return ToCsv(report); }));
   status.Update(WriteWhereWanted(outputs.html, [&] { return PageOf(report); }));
   return status;
@@ -214,8 +219,8 @@ absl::StatusOr<int> RunSweep(const LoadProgramConfig& config, const Workload& wo
     all.Merge(points.back().report.result);
   }
   if (config.json != "-") std::fputs(SweepToText(config.sweep, points).c_str(), stdout);
-  absl::Status status = WriteWhereWanted(
-      config.json, [&] { return absl::StrCat(SweepToJson(config.sweep, points).dump(1), "\n"); });
+  absl::Status status =
+      WriteWhereWanted(config.json, [&] { return ToFile(SweepToJson(config.sweep, points)); });
   status.Update(WriteWhereWanted(config.csv, [&] { return SweepToCsv(config.sweep, points); }));
   status.Update(WriteWhereWanted(config.html, [&] { return PageOf(config.sweep, points); }));
   if (!status.ok()) return status;

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "common/utf8.h"
 
 namespace blockserve {
 namespace {
@@ -162,7 +164,8 @@ void LoadRequest::OnEnd(int64_t now, const std::string& error, const std::string
     } else {
       result.failed_after.Add(e2e);
       ++result.errors[outcome];
-      result.error_examples.emplace(outcome, text);
+      // It goes to a terminal, and into JSON.
+      result.error_examples.emplace(outcome, IsValidUtf8(text) ? text : absl::CHexEscape(text));
     }
     result.window_end = std::max(result.window_end, since);
     if (context_.keep_rows) {

@@ -9,6 +9,9 @@
 namespace blockserve {
 namespace {
 
+// Of one event; what never ends a line is not kept.
+constexpr size_t kMostLineBytes = 16 << 20;
+
 int64_t IntegerOr(const nlohmann::json& object, const char* name, int64_t otherwise) {
   const auto found = object.find(name);
   return found != object.end() && found->is_number_integer() ? found->get<int64_t>() : otherwise;
@@ -20,6 +23,11 @@ void CompletionEvents::Take(absl::string_view piece) {
   while (!piece.empty()) {
     const size_t end = piece.find('\n');
     if (end == absl::string_view::npos) {
+      if (rest_.size() + piece.size() > kMostLineBytes) {
+        fault_ = "an event is longer than 16 MiB";
+        rest_.clear();
+        return;
+      }
       rest_.append(piece.data(), piece.size());
       return;
     }

@@ -190,5 +190,15 @@ TEST(CompletionEvents, ErrorsAndBrokenEventsAreTold) {
   EXPECT_THAT(broken.fault(), HasSubstr("no JSON"));
 }
 
+TEST(CompletionEvents, ALineThatNeverEndsIsNotKept) {
+  Recording seen;
+  CompletionEvents events(&seen);
+  const std::string piece(1 << 20, 'x');
+  for (int i = 0; i < 16; ++i) events.Take(piece);
+  EXPECT_EQ(events.fault(), "");
+  events.Take(piece);
+  EXPECT_THAT(events.fault(), HasSubstr("longer than 16 MiB"));
+}
+
 }  // namespace
 }  // namespace blockserve

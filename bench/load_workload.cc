@@ -1,12 +1,15 @@
 #include "bench/load_workload.h"
 
 #include <algorithm>
+#include <cmath>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "bench/load_random.h"
+#include "common/utf8.h"
 
 namespace blockserve {
 namespace {
@@ -16,8 +19,12 @@ constexpr uint64_t kLengths = uint64_t{1} << 60;
 constexpr uint64_t kTokens = uint64_t{2} << 60;
 constexpr uint64_t kPrefixes = uint64_t{3} << 60;
 
+// Above every context; and it fits the int32 that requests have.
+constexpr double kMostTokens = 1e9;
+
 absl::StatusOr<PromptLine> ParsePrompt(const std::string& line) {
   PromptLine prompt;
+  if (!IsValidUtf8(line)) return absl::InvalidArgumentError("is not valid UTF-8");
   if (line.front() != '{') {
     prompt.text = line;
     return prompt;
@@ -39,15 +46,17 @@ absl::StatusOr<PromptLine> ParsePrompt(const std::string& line) {
       return absl::InvalidArgumentError("\"tokens\" is no list of ids");
     }
     for (const nlohmann::json& token : *tokens) {
-      if (!token.is_number_integer()) {
+      if (!token.is_number_integer() ||
+          std::abs(token.get<double>()) > std::numeric_limits<int32_t>::max()) {
         return absl::InvalidArgumentError("\"tokens\" is no list of ids");
       }
       prompt.tokens.push_back(token.get<int32_t>());
     }
   }
   if (const auto output = json.find("output_tokens"); output != json.end()) {
-    if (!output->is_number_integer() || output->get<int64_t>() < 1) {
-      return absl::InvalidArgumentError("\"output_tokens\" is no number above 0");
+    if (!output->is_number_integer() || output->get<double>() < 1 ||
+        output->get<double>() > kMostTokens) {
+      return absl::InvalidArgumentError("\"output_tokens\" is no number from 1 to 1e9");
     }
     prompt.output_tokens = output->get<int64_t>();
   }

@@ -1,9 +1,12 @@
 """blockserve-load and blockserve-simulate as programs: what they print, write and exit with."""
 
+import contextlib
+import http.server
 import json
 import re
 import socket
 import subprocess
+import threading
 
 import harness
 import pytest
@@ -134,6 +137,64 @@ def test_a_salt_keeps_the_cache_of_other_runs_out(launcher, tmp_path, protocol):
     assert bad.returncode == 2 and b"--cache-salt is not valid UTF-8" in bad.stderr
 
 
+@pytest.fixture
+def strange_server():
+    """Its address. What it answers to a completion is told by the request's path."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if self.path == "/no-utf8":
+                body = bytes(range(128, 256))
+                self.send_response(500)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+                return
+            self.send_response(200)
+            self.end_headers()
+            self.close_connection = True
+            with contextlib.suppress(OSError):  # until the client has had enough
+                while True:
+                    self.wfile.write(b"x" * 65536)
+
+        def log_message(self, *unused):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_answer_that_is_no_text_does_not_cost_the_result(strange_server, tmp_path):
+    out = tmp_path / "out.json"
+    load(f"--http={strange_server}/no-utf8", "--model=m", "--concurrency=1", "--requests=2",
+         f"--json={out}", *SHORT, status=1)
+    result = result_of(out)
+    assert result["errors"] == {"HTTP 500": 2}
+    assert result["error_examples"]["HTTP 500"].startswith(r"\x80\x81")
+
+
+def test_a_server_that_never_stops_sending_is_left_at_the_deadline(strange_server, tmp_path):
+    out = tmp_path / "out.json"
+    load(f"--http={strange_server}/flood", "--model=m", "--concurrency=1", "--requests=1",
+         "--timeout=1s", f"--json={out}", *SHORT, status=1)
+    assert result_of(out)["errors"] == {"TIMEOUT": 1}
+
+
+def test_a_prompt_that_is_no_text_is_told_by_its_line(tmp_path):
+    (tmp_path / "prompts").write_bytes(b"good\nb\xe4d\n")
+    error = load("--http=127.0.0.1:1", "--concurrency=1", f"--prompts={tmp_path / 'prompts'}",
+                 status=2).stderr
+    assert "prompts:2: is not valid UTF-8" in error
+
+
 def test_a_trace_is_played_with_its_lengths(server, tmp_path):
     trace, out = tmp_path / "trace.csv", tmp_path / "out.csv"
     trace.write_text("arrival_s,prompt,output\n0,3,5\n0.01,4,6\n0.02,5,7\n")
@@ -223,6 +284,8 @@ def test_times_are_seconds_or_have_a_unit(server, tmp_path):
          "--timeout=1m", "--objectives=e2e=3600", f"--json={out}", *SHORT)
     result = result_of(out)
     assert result["workload"]["duration_s"] == 5 and result["objectives_ms"]["e2e"] == 3600e3
+    load(f"--grpc={server.address}", "--concurrency=1", "--requests=1", "--duration=inf",
+         "--warmup=1ms", "--timeout=inf", "--max-failed=0", *SHORT)
     error = load(f"--grpc={server.address}", "--concurrency=1", "--duration=soon", status=2).stderr
     assert '--duration cannot be "soon": it must be a time as 10s or 500ms' in error
 
