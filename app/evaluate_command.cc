@@ -131,11 +131,19 @@ absl::StatusOr<nlohmann::ordered_json> Evaluate(const EvaluateOptions& options) 
     evaluation.Add(window, logprobs, NumPads(shape, *alignment, length));
   }
 
-  // The text's first token has no score, so that its bytes do not count.
+  if (evaluation.num_scored() == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--text ", options.file, " is too short: none of its tokens has a score"));
+  }
+  // What has no score, as the text's first token, does not count with its bytes either.
+  std::vector<int32_t> unscored;
+  for (const int64_t position : evaluation.unscored()) {
+    unscored.push_back((*tokens)[static_cast<size_t>(position)]);
+  }
   absl::StatusOr<std::string> all = source.client().Detokenize(*tokens);
   if (!all.ok()) return source.Explain(all.status());
-  absl::StatusOr<std::string> first = source.client().Detokenize({tokens->front()});
-  if (!first.ok()) return source.Explain(first.status());
+  absl::StatusOr<std::string> left_out = source.client().Detokenize(unscored);
+  if (!left_out.ok()) return source.Explain(left_out.status());
   nlohmann::ordered_json json = {{"model", model->name()},
                                  {"arithmetic", ArithmeticOf(model->block_numeric_id())},
                                  {"block_length", model->block_length()},
@@ -144,7 +152,7 @@ absl::StatusOr<nlohmann::ordered_json> Evaluate(const EvaluateOptions& options) 
                                  {"window", options.window},
                                  {"stride", options.stride}};
   json.update(
-      evaluation.Json(static_cast<int64_t>(all->size()) - static_cast<int64_t>(first->size())));
+      evaluation.Json(static_cast<int64_t>(all->size()) - static_cast<int64_t>(left_out->size())));
   return json;
 }
 

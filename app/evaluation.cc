@@ -27,7 +27,10 @@ void Evaluation::Add(const Window& window, absl::Span<const std::optional<float>
   const int64_t block_length = static_cast<int64_t>(by_block_position_.size());
   for (int64_t i = window.first_counted - window.begin; i < window.end - window.begin; ++i) {
     const std::optional<float>& logprob = logprobs[static_cast<size_t>(i)];
-    if (!logprob.has_value()) continue;
+    if (!logprob.has_value()) {
+      unscored_.push_back(window.begin + i);
+      continue;
+    }
     // A token with a score has at least one before it, or pads; those count as no context.
     const size_t context = i == 0 ? 0 : std::bit_width(static_cast<uint64_t>(i)) - 1;
     if (by_context_.size() <= context) by_context_.resize(context + 1);

@@ -37,6 +37,10 @@ class Evaluation {
   double MeanLoss() const {
     return all_.tokens > 0 ? all_.loss / static_cast<double>(all_.tokens) : 0;
   }
+  // Positions in the text of the tokens that are counted and have no score: the first of it, or its
+  // first block, and those of every window where windows do not overlap.
+  const std::vector<int64_t>& unscored() const { return unscored_; }
+  int64_t num_scored() const { return all_.tokens; }
   // `bytes`: of the text of the scored tokens.
   nlohmann::ordered_json Json(int64_t bytes) const;
   static std::string Table(const nlohmann::ordered_json& json);
@@ -48,6 +52,7 @@ class Evaluation {
   };
   static nlohmann::ordered_json SumJson(const Sum& sum);
 
+  std::vector<int64_t> unscored_;
   Sum all_;
   std::vector<Sum> by_block_position_;  // [block length]
   std::vector<Sum> by_context_;         // [i]: 2^i to 2^(i+1) - 1 tokens before

@@ -10,6 +10,7 @@
 namespace blockserve {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
 TEST(LayWindows, CountsEveryTokenOnce) {
@@ -61,6 +62,16 @@ TEST(Evaluation, APositionWithoutTokensHasNoLoss) {
   evaluation.Add({0, 2, 0}, logprobs, 0);
   EXPECT_THAT(Evaluation::Table(evaluation.Json(2)),
               HasSubstr("\n3                                 0        -            -\n"));
+}
+
+TEST(Evaluation, TellsWhichTokensHaveNoScore) {
+  Evaluation evaluation(2);
+  const std::vector<std::optional<float>> logprobs = {std::nullopt, -1.0f, -2.0f};
+  evaluation.Add({0, 3, 0}, logprobs, 1);
+  evaluation.Add({3, 6, 3}, logprobs, 1);
+  evaluation.Add({5, 8, 6}, logprobs, 1);  // its first token is the last of the window before
+  EXPECT_THAT(evaluation.unscored(), ElementsAre(0, 3));
+  EXPECT_EQ(evaluation.num_scored(), 6);
 }
 
 TEST(Evaluation, LeavesOutTokensThatAnEarlierWindowCounted) {

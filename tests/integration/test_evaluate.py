@@ -42,6 +42,32 @@ def test_positions_and_contexts_add_up_to_the_whole_and_windows_count_each_token
     assert whole["loss"] < short["loss"]
 
 
+@pytest.mark.parametrize("alignment, unscored_of_a_window", [("start", 1), ("none", 4)])
+def test_bytes_are_those_of_the_tokens_that_have_a_score(text, alignment, unscored_of_a_window):
+    """Windows that do not overlap have tokens without one, each of them."""
+    report = json.loads(evaluate(f"--model={DEMO_MODEL}", f"--text={text}", "--threads=1",
+                                 "--window=8", "--stride=8", f"--alignment={alignment}",
+                                 "--format=json").stdout)
+    ran = subprocess.run([program("blockserve"), "tokenize", f"--model={DEMO_MODEL}",
+                          f"--file={text}"], cwd=ROOT, text=True, capture_output=True, check=True)
+    tokens = ran.stdout.strip().split(",")
+    scored = [token for i, token in enumerate(tokens) if i % 8 >= unscored_of_a_window]
+    assert report["tokens"] == len(scored)
+    ran = subprocess.run([program("blockserve"), "detokenize", f"--model={DEMO_MODEL}",
+                          f"--tokens={','.join(scored)}"], cwd=ROOT, text=True,
+                         capture_output=True, check=True)
+    assert report["bytes"] == len(ran.stdout.encode()) - len("\n")
+    bits = report["loss"] * report["tokens"] / math.log(2)
+    assert report["bits_per_byte"] == pytest.approx(bits / report["bytes"])
+
+
+def test_a_text_without_a_score_has_no_perplexity(tmp_path):
+    (tmp_path / "short.txt").write_text("a b")
+    result = evaluate(f"--model={DEMO_MODEL}", f"--text={tmp_path / 'short.txt'}",
+                      "--alignment=none")
+    assert result.returncode == 2 and "too short" in result.stderr and not result.stdout
+
+
 def test_plot_is_one_svg_that_also_shows_an_earlier_run(text, tmp_path):
     flags = [f"--model={DEMO_MODEL}", f"--text={text}", "--threads=1"]
     earlier, plot = tmp_path / "earlier.json", tmp_path / "plot.svg"
