@@ -21,6 +21,8 @@ _MAX_BACKOFF_S = 2.0
 # that refuses or that has never answered.
 _LOST_S = 30.0
 _RETRIES = 5
+# Ten years: above it there is no limit.
+_LONGEST_TIMEOUT_S = 3e8
 # Of a `retry-after`; gateways tell at most a minute.
 _MAX_RETRY_AFTER_S = 1e6
 
@@ -117,7 +119,8 @@ class Settings:
         timeout = self.timeout if timeout is None else timeout
         if timeout is not None and not isinstance(timeout, (int, float)):
             raise types.ArgumentError(f"timeout is {timeout!r}: it must be seconds")
-        return timeout
+        # gRPC takes what is beyond its clock for a time in the past.
+        return None if timeout is not None and timeout > _LONGEST_TIMEOUT_S else timeout
 
 
 class Current:

@@ -244,8 +244,6 @@ class Received:
     def __init__(self, request: pb.GenerateRequest):
         self._request = request
         self._resume = pb.Resume()
-        for _ in range(request.n if request.HasField("n") else 1):
-            self._resume.choices.add()
 
     @property
     def started(self) -> bool:
@@ -258,6 +256,9 @@ class Received:
             if self.started:
                 return False
             self._resume.started.CopyFrom(response.started)
+            # Not before: a server has not yet looked at `n`, which may be any number.
+            for _ in range(self._request.n if self._request.HasField("n") else 1):
+                self._resume.choices.add()
         elif kind == "output" and response.output.choice < len(self._resume.choices):
             self._resume.choices[response.output.choice].tokens.extend(response.output.tokens)
         elif kind == "finished" and response.finished.choice < len(self._resume.choices):

@@ -54,7 +54,11 @@ class AsyncStream:
                         if event is not None:
                             yield event
                     return
+                except asyncio.CancelledError:
+                    self._client._check_interrupted()
+                    raise
                 except grpc.RpcError as error:
+                    self._client._check_open()
                     pause = None
                     if not self._cancelled.is_set():
                         pause = self._attempts.pause_after(error)
@@ -80,6 +84,7 @@ class AsyncStream:
         return True
 
     def _begin(self):
+        self._client._check_open()
         seconds = self._attempts.begin()
         return self._client._stubs[self._attempts.used].Generate(
             self._received.next_request(), timeout=seconds,
@@ -111,6 +116,7 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
+        """What is under way ends with ClosedError."""
         self._closed = True
         for channel in self._channels:
             await channel.close()
@@ -157,19 +163,30 @@ class AsyncClient:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise types.ClosedError()
+            raise types.ClosedError() from None
+
+    def _check_interrupted(self) -> None:
+        """After asyncio.CancelledError, by which a call is told too that its channel was closed:
+        nobody has cancelled the task then. Python 3.9 and 3.10 cannot tell the two apart."""
+        cancelling = getattr(asyncio.current_task(), "cancelling", lambda: 0)
+        if not cancelling():
+            self._check_open()
 
     async def _call(self, method: str, request, timeout: Optional[float], request_id: str = ""):
-        self._check_open()
         attempts = _connection.Attempts(self._settings, self._current, self._settings.limit(timeout))
         while True:
+            self._check_open()
             seconds = attempts.begin()
             try:
                 response = await getattr(self._stubs[attempts.used], method)(
                     request, timeout=seconds, metadata=self._settings.metadata)
                 attempts.progress()
                 return response
+            except asyncio.CancelledError:
+                self._check_interrupted()
+                raise
             except grpc.RpcError as error:
+                self._check_open()
                 pause = attempts.pause_after(error)
                 if pause is None:
                     raise _wire.make_error(error, request_id) from None

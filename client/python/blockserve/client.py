@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import TYPE_CHECKING, Iterator, Optional, Sequence
 
@@ -30,7 +31,7 @@ class Stream:
         self._request_id = request.request_id
         self._received = _wire.Received(request)
         self._attempts = _connection.Attempts(client._settings, client._current, timeout)
-        self._cancelled = threading.Event()
+        self._cancelled = False
         self._lock = threading.Lock()
         self.started: Optional[types.Started] = None
         self.resumes = 0
@@ -57,10 +58,11 @@ class Stream:
                         yield event
                 return
             except grpc.RpcError as error:
+                self._client._check_open()
                 pause = None
-                if not self._cancelled.is_set():
+                if not self._cancelled:
                     pause = self._attempts.pause_after(error)
-                if pause is None or self._cancelled.wait(pause):
+                if pause is None or self._is_cancelled_within(pause):
                     request_id = self.started.request_id if self.started else self._request_id
                     raise _wire.make_error(error, request_id, self.started) from None
             self.resumes += self._received.started
@@ -69,16 +71,25 @@ class Stream:
     def cancel(self) -> None:
         """The server stops working on the generation; iterating ends with Error CANCELLED."""
         with self._lock:
-            self._cancelled.set()
+            self._cancelled = True
             self._call.cancel()
+        self._client._wake()
+
+    def _is_cancelled_within(self, seconds: float) -> bool:
+        """Or ClosedError."""
+        with self._client._changed:
+            self._client._changed.wait_for(
+                lambda: self._cancelled or self._client._closed, seconds)
+        self._client._check_open()
+        return self._cancelled
 
     def _begin(self) -> grpc.Call:
-        with self._lock:
+        with self._lock, self._client._until_closed():
             seconds = self._attempts.begin()
             call = self._client._stubs[self._attempts.used].Generate(
                 self._received.next_request(), timeout=seconds,
                 metadata=self._client._settings.metadata)
-            if self._cancelled.is_set():
+            if self._cancelled:
                 call.cancel()
             return call
 
@@ -113,7 +124,8 @@ class Client:
             else grpc.secure_channel(one, settings.credentials, settings.options)
             for one in settings.addresses]
         self._stubs = [generation_pb2_grpc.GenerationStub(channel) for channel in self._channels]
-        self._closed = threading.Event()
+        self._closed = False
+        self._changed = threading.Condition()  # told when _closed, or a stream's _cancelled, is set
 
     def __enter__(self) -> "Client":
         return self
@@ -122,7 +134,9 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._closed.set()
+        """What is under way ends with ClosedError."""
+        self._closed = True
+        self._wake()
         for channel in self._channels:
             channel.close()
 
@@ -137,8 +151,10 @@ class Client:
                  **parameters: Unpack[types.GenerateParameters]) -> types.Completion:
         """As `stream`, but returns the whole answer."""
         builder = _wire.CompletionBuilder()
-        for event in self.stream(prompt, timeout=timeout, **parameters):
-            builder.add(event)
+        # The traceback of a KeyboardInterrupt may keep the stream for long.
+        with self.stream(prompt, timeout=timeout, **parameters) as stream:
+            for event in stream:
+                builder.add(event)
         return builder.build()
 
     def score(self, continuation: Prompt, *, context: Optional[Prompt] = None,
@@ -167,20 +183,37 @@ class Client:
         return _wire.read_model(self._call("GetModel", _wire.model_request(model), timeout))
 
     def _check_open(self) -> None:
-        if self._closed.is_set():
-            raise types.ClosedError()
+        if self._closed:
+            raise types.ClosedError() from None
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        """A channel that another thread closes just now says so by a ValueError."""
+        self._check_open()
+        try:
+            yield
+        except ValueError:
+            self._check_open()
+            raise
 
     def _call(self, method: str, request, timeout: Optional[float], request_id: str = ""):
-        self._check_open()
         attempts = _connection.Attempts(self._settings, self._current, self._settings.limit(timeout))
         while True:
             seconds = attempts.begin()
             try:
-                response = getattr(self._stubs[attempts.used], method)(
-                    request, timeout=seconds, metadata=self._settings.metadata)
+                with self._until_closed():
+                    response = getattr(self._stubs[attempts.used], method)(
+                        request, timeout=seconds, metadata=self._settings.metadata)
                 attempts.progress()
                 return response
             except grpc.RpcError as error:
+                self._check_open()
                 pause = attempts.pause_after(error)
-                if pause is None or self._closed.wait(pause):
+                if pause is None:
                     raise _wire.make_error(error, request_id) from None
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, pause)

@@ -2,10 +2,13 @@
 
 import asyncio
 import concurrent.futures
+import sys
+import threading
 
 import blockserve
 import grpc
 import pytest
+from blockserve import _wire
 from blockserve.v1 import generation_pb2 as pb
 from blockserve.v1 import generation_pb2_grpc
 
@@ -266,6 +269,115 @@ def test_a_closed_client_says_so(served):
             await other.tokenize("a")
 
     asyncio.run(closed())
+
+
+class HangingServer(ScriptedServer):
+    """Gives `events`, and no more until the call ends."""
+
+    def __init__(self):
+        super().__init__()
+        self.began, self.ended = threading.Event(), threading.Event()
+
+    def _wait(self, context):
+        self.began.set()
+        if not context.add_callback(self.ended.set):
+            self.ended.set()
+        self.ended.wait()
+
+    def Generate(self, request, context):
+        yield from self.events
+        self._wait(context)
+
+    def Tokenize(self, request, context):
+        self._wait(context)
+        return pb.TokenizeResponse()
+
+
+@pytest.fixture
+def hanging():
+    scripted = HangingServer()
+    scripted.events = [started(), output(0, 3, [5], "a")]
+    server = grpc.server(concurrent.futures.ThreadPoolExecutor(max_workers=4))
+    generation_pb2_grpc.add_GenerationServicer_to_server(scripted, server)
+    scripted.address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    yield scripted
+    scripted.ended.set()
+    server.stop(0)
+
+
+@pytest.mark.parametrize("call", [lambda client: list(client.stream("a")),
+                                  lambda client: client.generate("a"),
+                                  lambda client: client.tokenize("a")])
+def test_a_client_that_is_closed_ends_what_is_under_way(hanging, call):
+    client = blockserve.Client(hanging.address)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        under_way = pool.submit(call, client)
+        assert hanging.began.wait(30)
+        client.close()
+        with pytest.raises(blockserve.ClosedError):
+            under_way.result(30)
+
+
+@pytest.mark.parametrize("call", [lambda client: client.generate("a"),
+                                  lambda client: client.tokenize("a")])
+def test_so_does_one_of_asyncio_and_its_tasks_are_not_cancelled(hanging, call):
+    async def run(*, cancel):
+        client = blockserve.AsyncClient(hanging.address)
+        task = asyncio.ensure_future(call(client))
+        await asyncio.to_thread(hanging.began.wait, 30)
+        if cancel:
+            task.cancel()
+        await client.close()
+        await task
+
+    if sys.version_info >= (3, 11):  # which can tell
+        with pytest.raises(asyncio.CancelledError):
+            asyncio.run(run(cancel=True))
+        hanging.ended.clear()
+        hanging.began.clear()
+    with pytest.raises(blockserve.ClosedError):
+        asyncio.run(run(cancel=False))
+
+
+def test_nor_is_a_closed_client_tried_again():
+    """With nobody at its address it would be, for seconds."""
+    client = blockserve.Client("127.0.0.1:1", retries=1000, backoff=1000)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        calls = [pool.submit(list, client.stream("a")), pool.submit(client.tokenize, "a")]
+        client.close()
+        for under_way in calls:
+            with pytest.raises(blockserve.ClosedError):
+                under_way.result(30)
+
+
+def test_an_interrupted_generation_ends_on_the_server(hanging, monkeypatch):
+    def interrupt(response):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_wire, "read_event", interrupt)
+    with blockserve.Client(hanging.address) as client:
+        with pytest.raises(KeyboardInterrupt) as kept:
+            client.generate("a")
+        assert hanging.ended.wait(30)
+    assert kept.tb is not None
+
+
+def test_a_timeout_without_an_end_is_none(served):
+    client, scripted = served
+    for seconds in (float("inf"), 1e20):
+        assert client.tokenize("a", timeout=seconds) == [97]
+    scripted.events = [started()]
+    client.generate("a", timeout=float("inf"))
+    assert scripted.remaining_s[0] is None or scripted.remaining_s[0] > 1e6
+
+
+def test_choices_take_memory_once_the_server_has_accepted_their_number():
+    received = _wire.Received(pb.GenerateRequest(n=5))
+    assert received.next_request().ByteSize() == pb.GenerateRequest(n=5).ByteSize()
+    assert not received._resume.choices
+    received.take(started())
+    assert len(received.next_request().resume.choices) == 5
 
 
 def test_an_unknown_alignment_is_refused_by_name_before_anything_is_sent(served):
