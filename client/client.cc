@@ -62,8 +62,6 @@ GenerationStream::GenerationStream(std::shared_ptr<internal::Gateways> gateways,
       retry_(std::make_unique<internal::RetryState>(gateways_, deadline)) {
   // A request that goes on with a stream of another process has received something already.
   received_ = request_.resume();
-  const int choices = request_.has_n() ? request_.n() : 1;
-  while (received_.choices_size() < choices) received_.add_choices();
   Begin();
 }
 
@@ -98,11 +96,15 @@ bool GenerationStream::Take(const v1::GenerateResponse& event) {
                : nullptr;
   };
   switch (event.event_case()) {
-    case v1::GenerateResponse::kStarted:
+    case v1::GenerateResponse::kStarted: {
       if (started_.has_value()) return false;
+      // Not before: a server has not yet looked at `n`, which may be any number.
+      const int choices = request_.has_n() ? request_.n() : 1;
+      while (received_.choices_size() < choices) received_.add_choices();
       started_ = event.started();
       *received_.mutable_started() = event.started();
       return true;
+    }
     case v1::GenerateResponse::kOutput:
       retry_->Progress();
       if (v1::ResumedChoice* had = choice(event.output().choice())) {

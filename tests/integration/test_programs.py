@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import socket
 import subprocess
 
@@ -310,6 +311,16 @@ def test_a_server_that_is_not_there_is_named(command, arguments):
     assert result.returncode == 1, (result.returncode, result.stderr)
     assert result.stderr.startswith(f"blockserve {command}: {address}: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_number_of_choices_that_nobody_takes_costs_no_memory(three_processes):
+    source = three_processes("concat_l4", "server")
+    limit = 4 << 30
+    refused = subprocess.run(
+        [harness.program("blockserve"), "generate", *source, "--prompt-tokens=5", "--n=2000000000"],
+        text=True, capture_output=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+    assert refused.returncode == 2 and "--n: must be 1 to 64" in refused.stderr
 
 
 def test_health_and_reflection_of_all_three_tiers(launcher):
