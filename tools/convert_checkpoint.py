@@ -239,9 +239,11 @@ def weight_files(path):
     for stem, end in (("model", "safetensors"), ("pytorch_model", "bin")):
         index = path / f"{stem}.{end}.index.json"
         if index.exists():
-            return [
-                path / n for n in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            ]
+            try:
+                names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+                return [path / name for name in sorted(set(names))]
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise ConversionError(f"{index}: not an index of a checkpoint: {error}") from None
         if (path / f"{stem}.{end}").exists():
             return [path / f"{stem}.{end}"]
     raise ConversionError(f"{path}: no model.safetensors and no pytorch_model.bin, nor their index")
@@ -320,7 +322,10 @@ def main(argv=None):
         print("convert_checkpoint: needs PyYAML (tools/requirements.txt)", file=sys.stderr)
         return 1
     try:
-        content = yaml.safe_load(pathlib.Path(args.config).read_text(encoding="utf-8"))
+        try:
+            content = yaml.safe_load(pathlib.Path(args.config).read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConversionError(f"{args.config}: not a text in UTF-8: {error}") from None
         if args.tokenizer and not (pathlib.Path(args.tokenizer) / "tokenizer.json").exists():
             raise ConversionError(f"{args.tokenizer}: no tokenizer.json in it")
         dtype = args.dtype.upper() if args.dtype else None
@@ -332,7 +337,7 @@ def main(argv=None):
     except (ConversionError, layout.LayoutError, FormatError, OSError) as error:
         print(f"convert_checkpoint: {error}", file=sys.stderr)
         return 2
-    if args.tokenizer:
+    if args.tokenizer and not pathlib.Path(args.tokenizer).samefile(args.out):
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (pathlib.Path(args.tokenizer) / name).exists():
                 shutil.copy(pathlib.Path(args.tokenizer) / name, args.out)

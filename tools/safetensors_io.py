@@ -189,10 +189,15 @@ def split_shards(specs, count):
 
 
 def write_folder(folder, specs, chunks, shards=1):
-    """model.safetensors, or shards with their index, as Hugging Face names them."""
+    """model.safetensors, or shards with their index, as Hugging Face names them.
+
+    What the folder has of the other kind goes: readers would take the one or the other for the model.
+    """
     folder = pathlib.Path(folder)
+    single, index_file = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if shards == 1:
-        write_file(folder / "model.safetensors", specs, chunks)
+        write_file(single, specs, chunks)
+        index_file.unlink(missing_ok=True)
         return
     weight_map = {}
     for i, run in enumerate(split_shards(specs, shards)):
@@ -201,4 +206,5 @@ def write_folder(folder, specs, chunks, shards=1):
         weight_map.update({tensor: name for tensor, _, _ in run})
     total = sum(nbytes(shape, dtype) for _, shape, dtype in specs)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n")
+    index_file.write_text(json.dumps(index, indent=1) + "\n")
+    single.unlink(missing_ok=True)

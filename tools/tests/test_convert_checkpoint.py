@@ -182,6 +182,41 @@ def test_reads_pytorch_files(tmp_path):
         assert np.array_equal(after.float32(name), tensors[name].float().numpy()), name
 
 
+@pytest.mark.parametrize("first, second", [(1, 3), (3, 1)])
+def test_a_folder_that_is_written_again_holds_one_model(tmp_path, first, second):
+    """Or the server, or a tool, would go on with the old weights."""
+    config = convert.config_from(YAML)
+    for dtype, shards in (("F32", first), ("BF16", second)):
+        source = checkpoint(tmp_path / dtype, config)
+        convert.convert(YAML, source, tmp_path / "out", dtype, shards)
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert ("model.safetensors" in written) == (second == 1)
+    assert ("model.safetensors.index.json" in written) == (second == 3)
+    after = st.Folder(tmp_path / "out")
+    assert {after.dtype(name) for name in after} == {"BF16"}
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b"{}", b'{"weight_map": "x"}',
+                                  b'{"weight_map": {"a": 1}}', b"\xff\xfe"])
+def test_an_index_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "model.safetensors.index.json").write_bytes(text)
+    with pytest.raises(convert.ConversionError, match="index.json: not an index"):
+        convert.weight_files(tmp_path)
+
+
+def test_a_yaml_that_is_no_text_is_named_and_a_tokenizer_may_be_there_already(tmp_path, capsys):
+    yaml = pytest.importorskip("yaml")
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe")
+    out = checkpoint(tmp_path / "in", convert.config_from(YAML))
+    (out / "tokenizer.json").write_text("{}")
+    command = ["--config", str(tmp_path / "x.yaml"), "--out", str(out), "--weights", str(out),
+               "--tokenizer", str(out)]
+    assert convert.main(command) == 2
+    assert "x.yaml: not a text" in capsys.readouterr().err
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump(YAML))
+    assert convert.main(command) == 0
+
+
 def test_command_line_reports_in_one_line(tmp_path, capsys):
     yaml = pytest.importorskip("yaml")
     (tmp_path / "x.yaml").write_text(yaml.safe_dump(YAML))
