@@ -213,8 +213,11 @@ int RunEvaluate(const Arguments& arguments) {
       return ReportFailure(kProgram, status);
     }
   }
+  // The name of the file may be no UTF-8.
   const std::string text =
-      options.format == "json" ? json->dump() + "\n" : Evaluation::Table(*json);
+      options.format == "json"
+          ? json->dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n"
+          : Evaluation::Table(*json);
   std::fputs(text.c_str(), stdout);
   return ReportFailure(kProgram, absl::OkStatus());
 }

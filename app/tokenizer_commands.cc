@@ -13,6 +13,7 @@
 #include "app/source.h"
 #include "client/client.h"
 #include "common/program.h"
+#include "common/utf8.h"
 #include "model/tokenizer.h"
 
 namespace blockserve {
@@ -33,6 +34,8 @@ class TokenizerSource {
   }
   absl::StatusOr<std::vector<int32_t>> Encode(const std::string& text) {
     if (server_.addresses.has_value()) {
+      // Else protobuf complains on standard error, in words of its own.
+      if (!IsValidUtf8(text)) return absl::InvalidArgumentError("text is not valid UTF-8");
       auto client = server_.Connect();
       if (!client.ok()) return client.status();
       auto ids = (*client)->Tokenize(text);

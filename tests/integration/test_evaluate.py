@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import xml.etree.ElementTree as ElementTree
 
@@ -59,6 +60,15 @@ def test_bytes_are_those_of_the_tokens_that_have_a_score(text, alignment, unscor
     assert report["bytes"] == len(ran.stdout.encode()) - len("\n")
     bits = report["loss"] * report["tokens"] / math.log(2)
     assert report["bits_per_byte"] == pytest.approx(bits / report["bytes"])
+
+
+def test_the_name_of_a_file_may_be_no_utf8(tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9"
+    with open(name, "w", encoding="utf-8") as file:
+        file.write("The little dog went home.")
+    report = json.loads(evaluate(f"--model={DEMO_MODEL}", b"--text=" + name,
+                                 "--format=json").stdout)
+    assert report["text"].endswith("/caf\ufffd")
 
 
 def test_a_text_without_a_score_has_no_perplexity(tmp_path):

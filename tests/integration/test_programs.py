@@ -313,6 +313,14 @@ def test_a_server_that_is_not_there_is_named(command, arguments):
     assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("source", [f"--model={harness.DEMO_MODEL}", "--server=127.0.0.1:1"])
+def test_a_file_that_is_no_text_is_refused_in_one_line(source, tmp_path):
+    (tmp_path / "latin1").write_bytes(b"caf\xe9 noir")
+    refused = run("blockserve", "tokenize", source, f"--file={tmp_path / 'latin1'}")
+    assert refused.returncode == 2 and "is not valid UTF-8" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
 def test_a_number_of_choices_that_nobody_takes_costs_no_memory(three_processes):
     source = three_processes("concat_l4", "server")
     limit = 4 << 30
