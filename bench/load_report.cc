@@ -20,6 +20,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr double kMostSecondsApart = 86400;
 constexpr double kPercents[] = {50, 90, 95, 99, 99.9};
 constexpr const char* kPercentNames[] = {"p50", "p90", "p95", "p99", "p999"};
 
@@ -277,11 +278,29 @@ absl::StatusOr<LoadReport> MergeReports(const std::vector<LoadReport>& reports) 
     return report.description.started_unix_s + static_cast<double>(report.result.window_end) / 1e6;
   };
   double first = merged.description.started_unix_s;
+  for (const LoadReport& report : reports) {
+    first = std::min(first, report.description.started_unix_s);
+  }
+  for (const LoadReport& report : reports) {
+    if (report.description.started_unix_s - first > kMostSecondsApart) {
+      return absl::InvalidArgumentError(
+          "the results began more than a day apart: they are not of one run");
+    }
+  }
+  // The seconds of one that began later are later ones of the whole.
+  const auto in_time = [&](const LoadReport& report) {
+    LoadResult result = report.result;
+    const auto later = std::llround(report.description.started_unix_s - first);
+    if (!result.seconds.empty()) {
+      result.seconds.insert(result.seconds.begin(), static_cast<size_t>(later), LoadSecond());
+    }
+    return result;
+  };
+  sum = in_time(reports.front());
   double begin = begin_of(merged), end = end_of(merged);
   merged.description.command = absl::StrCat("merged: ", merged.description.command);
   for (size_t i = 1; i < reports.size(); ++i) {
-    sum.Merge(reports[i].result);
-    first = std::min(first, reports[i].description.started_unix_s);
+    sum.Merge(in_time(reports[i]));
     begin = std::min(begin, begin_of(reports[i]));
     end = std::max(end, end_of(reports[i]));
     absl::StrAppend(&merged.description.command, "; ", reports[i].description.command);

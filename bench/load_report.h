@@ -51,7 +51,8 @@ std::string ShortenedLine(const LoadResult& result);
 std::string ToCsv(const LoadReport& report);
 
 // As one result: what several processes did to one server at the same time. Counts and histograms
-// are added; the window is from the first beginning to the last end.
+// are added; the window is from the first beginning to the last end. INVALID_ARGUMENT: more than a
+// day lies between them.
 absl::StatusOr<LoadReport> MergeReports(const std::vector<LoadReport>& reports);
 
 // INVALID_ARGUMENT, NOT_FOUND: naming the file.

@@ -276,12 +276,22 @@ TEST(LoadReport, ReadsBackWhatItWroteAndMerges) {
 
   LoadReport later = report;
   later.description.started_unix_s = 1001;
+  report.result.seconds = {{.sent = 1}, {.sent = 2}};
+  later.result.seconds = {{.sent = 10}};
   const absl::StatusOr<LoadReport> merged = MergeReports({report, later});
   ASSERT_TRUE(merged.ok());
+  // In either order the second of the later one is the second second of both.
+  for (const auto& both : {*merged, *MergeReports({later, report})}) {
+    ASSERT_EQ(both.result.seconds.size(), 2u);
+    EXPECT_EQ(both.result.seconds[0].sent, 1);
+    EXPECT_EQ(both.result.seconds[1].sent, 12);
+  }
   EXPECT_EQ(merged->result.shortened, 8);
   EXPECT_EQ(merged->result.ok, 2 * report.result.ok);
   EXPECT_EQ(merged->result.errors.at("RESOURCE_EXHAUSTED"), 2);
   EXPECT_NEAR(merged->result.window_s(), report.result.window_s() + 1, 1e-3);
+  later.description.started_unix_s = 1e9;
+  EXPECT_EQ(MergeReports({report, later}).status().code(), absl::StatusCode::kInvalidArgument);
   for (const char* other :
        {"{}", "[]", "3", R"({"program": "other"})", R"({"program": "blockserve-load", "label": 3})",
         R"({"program": "blockserve-load", "kind": "sweep"})"}) {
