@@ -77,11 +77,8 @@ class AsyncStream:
         self._call.cancel()
 
     async def _is_cancelled_within(self, seconds: float) -> bool:
-        try:
-            await asyncio.wait_for(self._cancelled.wait(), seconds)
-        except asyncio.TimeoutError:
-            return False
-        return True
+        await self._client._pause(seconds, self._cancelled)
+        return self._cancelled.is_set()
 
     def _begin(self):
         self._client._check_open()
@@ -108,6 +105,7 @@ class AsyncClient:
             for one in settings.addresses]
         self._stubs = [generation_pb2_grpc.GenerationStub(channel) for channel in self._channels]
         self._closed = False
+        self._pausing: set[asyncio.Event] = set()  # what ends the pauses before tries
 
     async def __aenter__(self) -> "AsyncClient":
         return self
@@ -118,6 +116,8 @@ class AsyncClient:
     async def close(self) -> None:
         """What is under way ends with ClosedError."""
         self._closed = True
+        for woken in self._pausing:
+            woken.set()
         for channel in self._channels:
             await channel.close()
 
@@ -165,6 +165,17 @@ class AsyncClient:
         if self._closed:
             raise types.ClosedError() from None
 
+    async def _pause(self, seconds: float, woken: asyncio.Event) -> None:
+        """No longer than until `woken` is set; ClosedError where the client is closed meanwhile."""
+        self._pausing.add(woken)
+        try:
+            await asyncio.wait_for(woken.wait(), seconds)
+        except asyncio.TimeoutError:
+            pass
+        finally:
+            self._pausing.discard(woken)
+        self._check_open()
+
     def _check_interrupted(self) -> None:
         """After asyncio.CancelledError, by which a call is told too that its channel was closed:
         nobody has cancelled the task then. Python 3.9 and 3.10 cannot tell the two apart."""
@@ -190,4 +201,4 @@ class AsyncClient:
                 pause = attempts.pause_after(error)
                 if pause is None:
                     raise _wire.make_error(error, request_id) from None
-            await asyncio.sleep(pause)
+            await self._pause(pause, asyncio.Event())

@@ -354,6 +354,35 @@ def test_a_cancelled_stream_is_not_resumed(serve):
     assert len(gateway.requests) == 1
 
 
+@kinds
+@pytest.mark.parametrize("call", [lambda client: client.generate([1]),
+                                  lambda client: client.tokenize("a")])
+def test_a_client_that_is_closed_waits_for_no_gateway(serve, kind, call):
+    """Each is told to come again in an hour."""
+    gateway = serve((grpc.StatusCode.UNAVAILABLE, "3600"))
+
+    async def until_it_waits(client):
+        while not client._pausing:
+            await asyncio.sleep(0)
+
+    async def run():
+        async with blockserve.AsyncClient(gateway.address) as client:
+            under_way = asyncio.ensure_future(call(client))
+            await asyncio.wait_for(until_it_waits(client), 30)
+            await client.close()
+            await asyncio.wait_for(under_way, 30)
+
+    with pytest.raises(blockserve.ClosedError):
+        if kind == "asyncio":
+            asyncio.run(run())
+        else:
+            with concurrent.futures.ThreadPoolExecutor() as pool, \
+                    blockserve.Client(gateway.address) as client:
+                under_way = pool.submit(call, client)
+                client.close()
+                under_way.result(30)
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="retries is -1"):
         blockserve.Client("x:1", retries=-1)
