@@ -194,7 +194,7 @@ def main(argv=None):
     except (layout.LayoutError, FormatError) as error:
         print(f"make_random_model: {error}", file=sys.stderr)
         return 2
-    if args.tokenizer:
+    if args.tokenizer and not pathlib.Path(args.tokenizer).samefile(args.out):
         for file in pathlib.Path(args.tokenizer).glob("*token*.json"):
             shutil.copy(file, args.out)
     print(f"{count} parameters in {args.out}")

@@ -106,6 +106,12 @@ def test_says_what_is_wrong(tmp_path, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_tokenizer_may_be_there_already(tmp_path):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    assert make_random_model.main(["--out", str(tmp_path), "--tokenizer", str(tmp_path)]) == 0
+    assert (tmp_path / "tokenizer.json").read_text() == "{}"
+
+
 def test_reader_refuses_broken_files(tmp_path):
     file = tmp_path / "x.safetensors"
     for content in (b"abc", b"\xff" * 16, b"\x02" + b"\0" * 7 + b"{]"):
