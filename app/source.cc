@@ -18,9 +18,11 @@ std::vector<std::string> SplitList(const std::string& list) {
   return absl::StrSplit(list, ',', absl::SkipWhitespace());
 }
 
-// gRPC would take a port modulo 65536, and look for a name without one at port 443.
+// gRPC would take a port modulo 65536, look for a name without one at port 443, and ask DNS for a
+// URL as a whole.
 bool IsHostAndPort(absl::string_view address) {
   if (absl::StartsWith(address, "unix:")) return true;
+  if (absl::StartsWith(address, "http://") || absl::StartsWith(address, "https://")) return false;
   const size_t colon = address.rfind(':');
   int port = 0;
   return colon != absl::string_view::npos && colon > 0 &&

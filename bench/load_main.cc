@@ -9,6 +9,7 @@
 #include "absl/flags/flag.h"
 #include "absl/flags/reflection.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -233,7 +234,9 @@ absl::StatusOr<LoadProgramConfig> ConfigFromFlags() {
   }
   if (!grpc.empty()) target.grpc.addresses = absl::StrSplit(grpc, ',');
   for (const std::string& address : target.grpc.addresses) {
-    if (address.empty()) {
+    // gRPC would ask DNS for a URL as a whole.
+    if (address.empty() || absl::StartsWith(address, "http://") ||
+        absl::StartsWith(address, "https://")) {
       return absl::InvalidArgumentError(
           absl::StrCat("--grpc is \"", grpc, "\": host:port is needed, or several with commas"));
     }
