@@ -1,5 +1,6 @@
 #include "bench/load_sse.h"
 
+#include <iterator>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -76,10 +77,14 @@ void CompletionEvents::TakeData(absl::string_view data) {
           if (token.is_number_integer()) ids.push_back(token.get<int32_t>());
         }
       }
-      // Without ids an event is a token: what load tools count.
       const auto reason = choice.find("finish_reason");
       const bool finished = reason != choice.end() && reason->is_string();
-      observer_->OnTokens(index, ids.empty() ? 1 : std::ssize(ids), ids);
+      const auto text = choice.find("text");
+      if (finished && ids.empty() && text != choice.end() && *text == "") {
+        bare_ends_.push_back(index);
+      } else {
+        TellTokens(index, ids);
+      }
       if (finished) observer_->OnFinished(index);
     }
   }
@@ -91,8 +96,19 @@ void CompletionEvents::TakeData(absl::string_view data) {
         details != usage->end() && details->is_object()) {
       report.cached_prompt_tokens = IntegerOr(*details, "cached_tokens", 0);
     }
+    if (report.completion_tokens == tokens_ + std::ssize(bare_ends_)) {
+      for (const uint32_t choice : bare_ends_) TellTokens(choice, {});
+      bare_ends_.clear();
+    }
     observer_->OnUsage(report);
   }
+}
+
+// Without ids an event is a token: what load tools count.
+void CompletionEvents::TellTokens(uint32_t choice, const std::vector<int32_t>& ids) {
+  const int64_t count = ids.empty() ? 1 : std::ssize(ids);
+  tokens_ += count;
+  observer_->OnTokens(choice, count, ids);
 }
 
 }  // namespace blockserve

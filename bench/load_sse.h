@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/strings/string_view.h"
 #include "bench/load_transport.h"
@@ -23,9 +24,14 @@ class CompletionEvents {
 
  private:
   void TakeData(absl::string_view data);
+  void TellTokens(uint32_t choice, const std::vector<int32_t>& ids);
 
   RequestObserver* const observer_;
-  std::string rest_;  // of a line that has not ended
+  std::string rest_;    // of a line that has not ended
+  int64_t tokens_ = 0;  // that the observer knows of
+  // Ends of choices with neither text nor ids: a token that shows nothing (vLLM's end-of-text), or
+  // none at all (llama.cpp's last event). Usage decides.
+  std::vector<uint32_t> bare_ends_;
   bool done_ = false;
   std::string fault_;
 };

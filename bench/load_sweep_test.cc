@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_cat.h"
 #include "bench/load_plot.h"
 #include "bench/load_sse.h"
 
@@ -13,6 +14,7 @@ namespace {
 using ::testing::DoubleNear;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::SizeIs;
 
 TEST(ParseSweep, ListsAndRangesOfRatesAndConcurrencies) {
   EXPECT_THAT(ParseSweep("1,2,4.5")->values, ElementsAre(1, 2, 4.5));
@@ -178,6 +180,21 @@ TEST(CompletionEvents, AreTheSameInPiecesOfAnySize) {
     EXPECT_THAT(seen.finished, ElementsAre(1u));
     EXPECT_EQ(seen.usage.prompt_tokens, 3);
     EXPECT_EQ(seen.usage.cached_prompt_tokens, 2);
+  }
+}
+
+TEST(CompletionEvents, AnEndThatShowsNothingIsATokenWhereUsageCountsIt) {
+  for (const int told : {1, 2}) {
+    Recording seen;
+    CompletionEvents events(&seen);
+    events.Take("data: {\"choices\":[{\"text\":\"a\",\"finish_reason\":null}]}\n\n");
+    events.Take("data: {\"choices\":[{\"text\":\"\",\"finish_reason\":\"length\"}]}\n\n");
+    EXPECT_THAT(seen.tokens, SizeIs(1));
+    EXPECT_THAT(seen.finished, ElementsAre(0u));
+    events.Take(
+        absl::StrCat("data: {\"choices\":[],\"usage\":{\"completion_tokens\":", told, "}}\n\n"));
+    EXPECT_THAT(seen.tokens, SizeIs(told));
+    EXPECT_EQ(seen.usage.completion_tokens, told);
   }
 }
 
