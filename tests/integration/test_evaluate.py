@@ -78,6 +78,12 @@ def test_a_text_without_a_score_has_no_perplexity(tmp_path):
     assert result.returncode == 2 and "too short" in result.stderr and not result.stdout
 
 
+def test_a_text_that_no_message_holds_is_told_by_its_size(tmp_path):
+    (tmp_path / "long.txt").write_bytes(b"word " * (17 << 20 >> 2))
+    result = evaluate(f"--model={DEMO_MODEL}", f"--text={tmp_path / 'long.txt'}")
+    assert result.returncode == 2 and "long.txt has 22282240 bytes" in result.stderr, result.stderr
+
+
 def test_plot_is_one_svg_that_also_shows_an_earlier_run(text, tmp_path):
     flags = [f"--model={DEMO_MODEL}", f"--text={text}", "--threads=1"]
     earlier, plot = tmp_path / "earlier.json", tmp_path / "plot.svg"
