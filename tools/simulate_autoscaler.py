@@ -26,13 +26,20 @@ def read_table(text: str) -> list:
     except ValueError:
         pass
     points = []
-    with open(text, encoding="utf-8") as lines:
-        for line in lines:
-            fields = line.split("#")[0].replace(",", " ").split()
-            if fields:
-                points.append((int(fields[0]), float(fields[1])))
+    try:
+        with open(text, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                fields = line.split("#")[0].replace(",", " ").split()
+                if fields:
+                    rows, milliseconds = fields
+                    points.append((int(rows), float(milliseconds)))
+    except OSError as error:
+        raise SystemExit(f"simulate_autoscaler: --steps {text}: {error.strerror}") from None
+    except ValueError:
+        raise SystemExit(f"simulate_autoscaler: --steps {text}:{number}: not a number of rows and milliseconds") \
+            from None
     if not points:
-        raise SystemExit(f"simulate_autoscaler: {text} has no rows")
+        raise SystemExit(f"simulate_autoscaler: --steps {text} has no rows")
     return points
 
 
@@ -231,6 +238,9 @@ def main(arguments=None) -> int:
     options = parser.parse_args(arguments)
     if max(options.target_rows, options.target_rows_waiting, options.target_busy) <= 0:
         parser.error("one of the targets has to be above 0")
+    for name in ("peak", "block_length", "max_rows", "least", "interval", "up_period", "down_period"):
+        if not getattr(options, name) > 0:
+            parser.error(f"--{name.replace('_', '-')} has to be above 0")
     seen = play(options)
     print(json.dumps(summary(seen, options), indent=1))
     if options.svg:
