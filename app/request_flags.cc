@@ -5,7 +5,6 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "common/utf8.h"
@@ -91,8 +90,7 @@ absl::Status NamingTheFlag(const absl::Status& status) {
   }
   absl::ConsumePrefix(&field, "stop.");
   absl::ConsumePrefix(&field, "sampling.");
-  return absl::InvalidArgumentError(
-      absl::StrCat("--", absl::StrReplaceAll(field, {{"_", "-"}}), message.substr(end)));
+  return absl::InvalidArgumentError(absl::StrCat(FlagSpelling(field), message.substr(end)));
 }
 
 void GenerateFlags::AddFlags(FlagTable& flags) {

@@ -13,7 +13,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 #include "bench/load_program.h"
@@ -217,7 +216,7 @@ absl::Status CheckEffects(const LoadProgramConfig& config) {
     const absl::CommandLineFlag& flag = *absl::FindCommandLineFlag(name);
     if (!useless || flag.CurrentValue() == flag.DefaultValue()) continue;
     return absl::InvalidArgumentError(
-        absl::StrCat("--", absl::StrReplaceAll(name, {{"_", "-"}}), " has no effect with ", with));
+        absl::StrCat(FlagSpelling(name), " has no effect with ", with));
   }
   return absl::OkStatus();
 }

@@ -9,7 +9,6 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
 
@@ -45,11 +44,6 @@ std::function<bool(const std::string&, std::string*)> NumberSetter(std::optional
     *target = value;
     return true;
   };
-}
-
-// As it is written on a command line and in messages.
-std::string FlagSpelling(absl::string_view name) {
-  return absl::StrCat("--", absl::StrReplaceAll(name, {{"_", "-"}}));
 }
 
 }  // namespace

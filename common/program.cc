@@ -29,10 +29,6 @@ constexpr int kMaxFlagFileDepth = 8;
 
 std::string Canonical(absl::string_view name) { return absl::StrReplaceAll(name, {{"-", "_"}}); }
 
-std::string Spelled(absl::string_view name) {
-  return absl::StrCat("--", absl::StrReplaceAll(name, {{"_", "-"}}));
-}
-
 // One line, whatever the message holds.
 std::string OneLine(absl::string_view message) {
   std::string line(message);
@@ -81,12 +77,12 @@ class Parser {
         if (!negated) flag.reset();
       }
       if (!flag.has_value()) {
-        return absl::InvalidArgumentError(absl::StrCat("unknown flag ", Spelled(name)));
+        return absl::InvalidArgumentError(absl::StrCat("unknown flag ", FlagSpelling(name)));
       }
       std::string value;
       if (negated) {
         if (equals != absl::string_view::npos) {
-          return absl::InvalidArgumentError(absl::StrCat(Spelled(name), " takes no value"));
+          return absl::InvalidArgumentError(absl::StrCat(FlagSpelling(name), " takes no value"));
         }
         value = "false";
       } else if (equals != absl::string_view::npos) {
@@ -101,12 +97,13 @@ class Parser {
       } else if (i + 1 < arguments.size()) {
         value = arguments[++i];
       } else {
-        return absl::InvalidArgumentError(absl::StrCat(Spelled(name), " needs a value"));
+        return absl::InvalidArgumentError(absl::StrCat(FlagSpelling(name), " needs a value"));
       }
       std::string error;
       if (!flag->set(value, &error)) {
-        return absl::InvalidArgumentError(absl::StrCat(Spelled(flag->name), " cannot be \"", value,
-                                                       "\"", error.empty() ? "" : ": ", error));
+        return absl::InvalidArgumentError(absl::StrCat(FlagSpelling(flag->name), " cannot be \"",
+                                                       value, "\"", error.empty() ? "" : ": ",
+                                                       error));
       }
     }
     return absl::OkStatus();
@@ -230,7 +227,7 @@ std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& fla
   const auto list = [&](absl::string_view subject) {
     for (const FlagBinding& flag : flags) {
       if (flag.subject != subject) continue;
-      std::string left = Spelled(flag.name);
+      std::string left = FlagSpelling(flag.name);
       left.resize(width, ' ');
       absl::StrAppend(&help, "  ", left, "  ", flag.help,
                       flag.default_value.empty() ? "" : absl::StrCat(" [", flag.default_value, "]"),
@@ -258,6 +255,10 @@ std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& fla
   return help;
 }
 
+std::string FlagSpelling(absl::string_view name) {
+  return absl::StrCat("--", absl::StrReplaceAll(name, {{"_", "-"}}));
+}
+
 std::string HelpText(const ProgramUsage& usage) {
   std::vector<std::string> names = usage.flags;
   if (names.empty()) {
@@ -277,9 +278,7 @@ std::string VersionText(absl::string_view program) {
                       CompiledArithmetics());
 }
 
-void TuneLibraries() {
-  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
-}
+void TuneLibraries() { absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore); }
 
 std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,
                                            int first) {

@@ -67,6 +67,9 @@ bool ParseFlagTime(const std::string& text, absl::Duration* time, std::string* e
 // True where the flag (as "--help") stands among the arguments, before any "--".
 bool AsksFor(const std::vector<std::string>& arguments, absl::string_view flag);
 
+// "--a-b" of a flag a_b: as it is written on a command line and in messages.
+std::string FlagSpelling(absl::string_view name);
+
 // Text of --help: the usage and one line for each flag with its default; of the flags that have a
 // subject, only which subjects there are. Text of --helpfull (`full`): all, by subject.
 std::string HelpText(const ProgramUsage& usage);
