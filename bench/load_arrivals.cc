@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "bench/load_lengths.h"
 #include "bench/load_random.h"
 
 namespace blockserve {
@@ -16,8 +17,6 @@ namespace {
 constexpr double kMicros = 1e6;
 // Ten years, in seconds.
 constexpr double kLongest = 3e8;
-// Of a prompt or an output: above every context, and far from overflow.
-constexpr int64_t kMostTokens = 1'000'000'000;
 
 class PoissonArrivals final : public ArrivalProcess {
  public:

@@ -13,9 +13,6 @@
 namespace blockserve {
 namespace {
 
-// Far beyond every context, and far from overflow.
-constexpr double kLongest = 1e9;
-
 absl::StatusOr<std::vector<int64_t>> ReadLengths(const std::string& path) {
   std::ifstream file(path);
   if (!file) return absl::NotFoundError(absl::StrCat(path, " cannot be read"));
@@ -25,7 +22,7 @@ absl::StatusOr<std::vector<int64_t>> ReadLengths(const std::string& path) {
     const absl::string_view stripped = absl::StripAsciiWhitespace(line);
     if (stripped.empty() || stripped[0] == '#') continue;
     int64_t length = 0;
-    if (!absl::SimpleAtoi(stripped, &length) || length < 1 || length > kLongest) {
+    if (!absl::SimpleAtoi(stripped, &length) || length < 1 || length > kMostTokens) {
       return absl::InvalidArgumentError(
           absl::StrCat(path, ":", number, ": \"", stripped.substr(0, 40), "\" is no length"));
     }
@@ -54,7 +51,7 @@ absl::StatusOr<LengthDistribution> LengthDistribution::Parse(absl::string_view t
   const bool named = parts.size() > 1;
   for (size_t i = named ? 1 : 0; i < parts.size(); ++i) {
     double number = 0;
-    if (!absl::SimpleAtod(parts[i], &number) || !(number >= 0) || number > kLongest) {
+    if (!absl::SimpleAtod(parts[i], &number) || !(number >= 0) || number > kMostTokens) {
       return bad(absl::StrCat("\"", parts[i], "\" is no number from 0 to 1e9"));
     }
     numbers.push_back(number);
@@ -124,7 +121,7 @@ int64_t LengthDistribution::Draw(LoadRandom& random) const {
     case Kind::kList:
       return list_[random.Below(list_.size())];
   }
-  return std::llround(std::clamp(length, 1.0, kLongest));
+  return std::llround(std::clamp(length, 1.0, kMostTokens));
 }
 
 }  // namespace blockserve

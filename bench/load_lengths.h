@@ -12,6 +12,10 @@
 
 namespace blockserve {
 
+// Of a prompt or an output: above every context, far from overflow, and it fits the int32 that
+// requests have.
+inline constexpr double kMostTokens = 1e9;
+
 class LengthDistribution {
  public:
   // "128"; "uniform:16:256"; "normal:MEAN:DEVIATION"; "lognormal:MEDIAN:SIGMA" (of the logarithm);

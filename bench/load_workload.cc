@@ -19,9 +19,6 @@ constexpr uint64_t kLengths = uint64_t{1} << 60;
 constexpr uint64_t kTokens = uint64_t{2} << 60;
 constexpr uint64_t kPrefixes = uint64_t{3} << 60;
 
-// Above every context; and it fits the int32 that requests have.
-constexpr double kMostTokens = 1e9;
-
 absl::StatusOr<PromptLine> ParsePrompt(const std::string& line) {
   PromptLine prompt;
   if (!IsValidUtf8(line)) return absl::InvalidArgumentError("is not valid UTF-8");
