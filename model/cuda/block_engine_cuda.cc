@@ -39,7 +39,7 @@ CudaBlockEngine::CudaBlockEngine(const ModelConfig& config, const EngineOptions&
       type_(StoresBf16(options.arithmetic) ? cuda::ElementType::kBf16 : cuda::ElementType::kF32),
       mode_(MatmulModeOf(options.arithmetic)),
       device_(options.cuda_device),
-      launch_(options.early_launch ? cuda::KernelLaunch::kEarly : cuda::KernelLaunch::kInTurn),
+      launch_(KernelLaunchOf(options)),
       max_rows_(options.max_rows),
       ladder_(options.max_rows),
       timer_(options.timer),

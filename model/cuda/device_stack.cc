@@ -23,6 +23,10 @@ cuda::MatmulMode MatmulModeOf(Arithmetic arithmetic) {
   return IsBatchInvariant(arithmetic) ? cuda::MatmulMode::kPinned : cuda::MatmulMode::kFastest;
 }
 
+cuda::KernelLaunch KernelLaunchOf(const EngineOptions& options) {
+  return options.early_launch ? cuda::KernelLaunch::kEarly : cuda::KernelLaunch::kInTurn;
+}
+
 absl::StatusOr<DeviceStack> DeviceStack::Load(const DeviceLoader& loader, const std::string& prefix,
                                               const StackConfig& config,
                                               const cuda::MatmulLibrary& library,

@@ -17,6 +17,7 @@
 #include "model/config.h"
 #include "model/cuda/device_weights.h"
 #include "model/cuda/step_profile.h"
+#include "model/engine.h"
 
 namespace blockserve {
 
@@ -36,6 +37,7 @@ struct StackActivations {
 
 // Of a CUDA arithmetic.
 cuda::MatmulMode MatmulModeOf(Arithmetic arithmetic);
+cuda::KernelLaunch KernelLaunchOf(const EngineOptions& options);
 
 class DeviceStack {
  public:

@@ -121,14 +121,13 @@ TEST(CudaEngines, LaunchKernelsEarlyWhereTheyAreToldTo) {
     options.arithmetic = Arithmetic::kCudaF32;
     options.early_launch = early;
     const cuda::emulation::LaunchCount launches;
-    absl::StatusOr<std::unique_ptr<TestModel>> model =
-        TestModel::Load("tests/golden/concat_l4", options);
-    ASSERT_TRUE(model.ok()) << model.status();
+    const std::unique_ptr<TestModel> model = LoadGolden("concat_l4", options);
+    ASSERT_NE(model, nullptr);
     EXPECT_GT(launches.all(), 0);
     EXPECT_EQ(launches.early(), early ? launches.all() : 0);
     const int64_t loading = launches.all();
-    const int32_t length = (*model)->config().block_length;
-    ASSERT_TRUE((*model)->Prefill(std::vector<int32_t>(3 * length, 1), 3).ok());
+    const int32_t length = model->config().block_length;
+    ASSERT_TRUE(model->Prefill(std::vector<int32_t>(3 * length, 1), 3).ok());
     EXPECT_GT(launches.all(), loading);
     EXPECT_EQ(launches.early(), early ? launches.all() : 0);
   }

@@ -54,7 +54,7 @@ CudaTokenEngine::CudaTokenEngine(const ModelConfig& config, const EngineOptions&
       type_(StoresBf16(options.arithmetic) ? cuda::ElementType::kBf16 : cuda::ElementType::kF32),
       mode_(MatmulModeOf(options.arithmetic)),
       device_(options.cuda_device),
-      launch_(options.early_launch ? cuda::KernelLaunch::kEarly : cuda::KernelLaunch::kInTurn),
+      launch_(KernelLaunchOf(options)),
       max_rows_(options.max_rows),
       lane_rows_(LaneRowsFor(options.max_rows)),
       head_rows_(std::min(lane_rows_, kHeadRows)),
