@@ -1,13 +1,12 @@
 """Gateways of one machine behind one port (`--share-port`): the system spreads connections over them, and where one
 is lost the others have them all."""
 
-import json
 import subprocess
-import urllib.request
 
 import blockserve
 import harness
 import pytest
+from http_tools import HttpServer
 from scraping import scrape
 
 CONNECTIONS = 40  # one of two gets none of them once in 10^12 runs
@@ -17,7 +16,8 @@ METRICS = "--metrics-listen=127.0.0.1:0"
 @pytest.fixture(scope="module")
 def shared(launcher, demo_model):
     """Two servers of the same ports, `blockserve serve` and a gateway on its tiers, and the port of HTTP."""
-    http = f"127.0.0.1:{harness.free_port()}"
+    port = harness.free_port()
+    http = f"127.0.0.1:{port}"
     tiers = f"127.0.0.1:{harness.free_port()}"
     first = launcher.serve(demo_model, "--threads=1", "--share-port", f"--http-address={http}",
                            f"--tiers-address={tiers}", METRICS).wait_until_ready()
@@ -26,7 +26,7 @@ def shared(launcher, demo_model):
         "--share-port", f"--http-listen={http}", METRICS])
     harness.wait_until(lambda: "listening on" in second.log() and scrape(second).total(
         "blockserve_gateway_workers") == 2, "the second has its tiers")
-    return first, second, http
+    return first, second, HttpServer(first, port)
 
 
 def over_grpc(address):
@@ -34,12 +34,9 @@ def over_grpc(address):
         return client.generate("The little dog", max_tokens=8, temperature=0).choices[0].text
 
 
-def over_http(address):
-    body = json.dumps({"prompt": "The little dog", "max_tokens": 8, "temperature": 0}).encode()
-    request = urllib.request.Request(f"http://{address}/v1/completions", body,
-                                     {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as response:
-        return json.load(response)["choices"][0]["text"]
+def over_http(http):
+    answer = http.complete(prompt="The little dog", max_tokens=8, temperature=0)
+    return answer["choices"][0]["text"]
 
 
 def served(server):
@@ -59,7 +56,7 @@ def test_both_serve_and_answer_alike(shared, protocol):
 
 def test_who_does_not_share_is_told_that_the_port_is_in_use(shared, demo_model):
     first, _, http = shared
-    for flag, address in (("--listen", first.address), ("--http-listen", http)):
+    for flag, address in (("--listen", first.address), ("--http-listen", f"127.0.0.1:{http.port}")):
         addresses = {"--listen": "127.0.0.1:0", "--http-listen": "127.0.0.1:0", flag: address}
         result = subprocess.run(
             [harness.program("blockserve-gateway"), f"--model={demo_model}",
