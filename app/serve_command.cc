@@ -110,9 +110,10 @@ int RunServe(const Arguments& arguments) {
   (*health)->WatchProgress((*embedded)->progress(), stall_bound);
   (*health)->SetReady();
   const std::string http = (*embedded)->http_address();
+  const absl::string_view scheme = options.tls.enabled() ? "https://" : "http://";
   std::puts(absl::StrCat("blockserve serves ", options.model_directory, " on ",
                          (*embedded)->address(),
-                         http.empty() ? "" : absl::StrCat(" (gRPC) and http://", http, "/"),
+                         http.empty() ? "" : absl::StrCat(" (gRPC) and ", scheme, http, "/"),
                          (*embedded)->tiers_address().empty()
                              ? ""
                              : absl::StrCat("; its tiers on ", (*embedded)->tiers_address()))

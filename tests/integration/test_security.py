@@ -324,7 +324,12 @@ def mutual(pki, demo_model, launcher):
     server = launcher.serve(demo_model, f"--http-address=127.0.0.1:{port}", "--http-header-timeout=2s",
                             *server_flags(pki.public, "server", f"{pki.public}/ca.crt"))
     wait_for_log(server, "blockserve serves")
-    return types.SimpleNamespace(grpc=server.address, http=f"https://127.0.0.1:{port}", port=port)
+    return types.SimpleNamespace(grpc=server.address, http=f"https://127.0.0.1:{port}", port=port,
+                                 log=server.log)
+
+
+def test_serve_names_the_url_that_a_browser_takes(mutual):
+    assert f"{mutual.grpc} (gRPC) and {mutual.http}/\n" in mutual.log()
 
 
 def test_both_ports_ask_callers_for_a_certificate(mutual, pki):
