@@ -1,5 +1,6 @@
 """The documents name files and flags that exist."""
 
+import functools
 import pathlib
 import re
 import subprocess
@@ -18,6 +19,13 @@ FILE = re.compile(r"`([\w./-]+\.(?:cc|h|py|proto|md|cmake|json))`")
 # Files of a model folder, and what programs write, wherever it is.
 WRITTEN = {"config.json", "tokenizer.json", "chat_format.json", "stats.json", "results/results.json"}
 LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
+# Of cmake, git, podman, kubectl, ctest, lm_eval, ghz and other load tools.
+FLAGS_OF_OTHERS = {"--base-url", "--build-arg", "--call", "--from-file", "--insecure", "--install", "--namespace",
+                   "--prefix", "--preset", "--previous", "--sdist", "--tag", "--tasks", "--test-dir", "--url"}
+SERVERS_AND_TOOLS = ["blockserve-gateway", "blockserve-block", "blockserve-token", "blockserve-bench",
+                     "blockserve-load", "blockserve-simulate", "blockserve-random-model"]
+SUBCOMMANDS = ["serve", "generate", "score", "evaluate", "tokenize", "detokenize", "inspect", "keys"]
 COMMAND = re.compile(r"build/bin/(blockserve(?:-\w+)?)((?: [^\n|]*?(?:\\\n[^\n|]*)*)?)$", re.MULTILINE)
 
 
@@ -58,14 +66,38 @@ def headings(page):
             for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("#")}
 
 
-def test_commands_of_the_readme_have_flags_that_exist():
-    text = (harness.ROOT / "README.md").read_text(encoding="utf-8")
-    commands = COMMAND.findall(text)
-    assert len(commands) >= 5
-    for program, arguments in commands:
+def test_keys_that_documents_have_made_are_neither_committed_nor_copied_into_images():
+    folders = {folder for _, text in texts() for folder in re.findall(r"scripts/make_certificates (\w+)/", text)}
+    assert folders
+    for name, form in ((".gitignore", "/{}/"), (".dockerignore", "{}")):
+        lines = (harness.ROOT / name).read_text(encoding="utf-8").splitlines()
+        assert {form.format(folder) for folder in folders} <= set(lines), name
+
+
+@functools.cache
+def flags_of(*command):
+    shown = subprocess.run([harness.program(command[0]), *command[1:], "--helpfull"], text=True,
+                           capture_output=True, check=True).stdout
+    return set(FLAG.findall(shown))
+
+
+def test_commands_have_flags_that_exist():
+    commands = [(name, *command) for name, text in texts() for command in COMMAND.findall(text)]
+    assert len(commands) >= 20 and len({name for name, *_ in commands}) >= 5
+    for name, program, arguments in commands:
         words = arguments.replace("\\\n", " ").split()
         subcommand = [words[0]] if words and not words[0].startswith("-") else []
-        shown = subprocess.run([harness.program(program), *subcommand, "--helpfull"], text=True,
-                               capture_output=True, check=True).stdout
-        for flag in (word for word in words if word.startswith("--")):
-            assert flag in shown, f"{program} {subcommand} has no {flag}"
+        unknown = set(FLAG.findall(arguments)) - flags_of(program, *subcommand)
+        assert not unknown, f"{name}: {program} {subcommand} has no {unknown}"
+
+
+def test_flags_that_are_named_exist():
+    known = set().union(*(flags_of(program) for program in SERVERS_AND_TOOLS),
+                        *(flags_of("blockserve", command) for command in SUBCOMMANDS))
+    known |= {"--no" + flag[2:] for flag in known} | {"--helpfull"}
+    for pattern in ("scripts/*", "tools/**/*.py", "bench/*.py", "tests/faults/run.py"):
+        for path in harness.ROOT.glob(pattern):
+            known |= set(FLAG.findall(path.read_text(encoding="utf-8")))
+    missing = {(name, flag) for name, text in texts() for flag in FLAG.findall(text)
+               if flag not in known | FLAGS_OF_OTHERS}
+    assert not missing
