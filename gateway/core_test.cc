@@ -245,6 +245,27 @@ TEST_F(CoreTest, ATextGoesToAReplicaThatCanHoldAllOfItsOutput) {
   EXPECT_EQ(blocks_[0]->opens, 1);
 }
 
+// Its positions may be fewer than its pages hold, and than those of others.
+TEST_F(CoreTest, ATextGoesToAReplicaThatHasPositionsForAllOfItsOutput) {
+  MakeCore(2, 1);
+  blocks_[0]->max_blocks = 80;  // 320 tokens
+  Connect();
+  const Stream large = Generate(Request(8, 317, 1));
+  ASSERT_TRUE(RunUntilDone({large}));
+  ExpectExact(large);
+  EXPECT_EQ(blocks_[0]->opens, 0);
+  blocks_[1]->Kill();
+  // The last block of the output is never embedded.
+  const Stream longest = Generate(Request(8, 316, 2));
+  ASSERT_TRUE(RunUntilDone({longest}));
+  ExpectExact(longest);
+  const Stream refused = Generate(Request(8, 317, 3));
+  ASSERT_TRUE(RunUntilDone({refused}, absl::Seconds(1)));
+  EXPECT_THAT(refused.sink->status.message(), HasSubstr("stop.max_tokens: "));
+  EXPECT_TRUE(IsContextLengthExceeded(refused.sink->status));
+  EXPECT_EQ(blocks_[0]->opens, 1);
+}
+
 TEST_F(CoreTest, AReplicaWhoseContextsAreOfAnUnknownTypeIsNotUsed) {
   MakeCore(2, 1);
   blocks_[0]->context_type = static_cast<v1::ContextType>(9);

@@ -88,6 +88,7 @@ v1::BlockReplyBatch SimulatedBlockReplica::Hello() {
   hello.set_context_type(context_type);
   hello.set_page_blocks(kPageBlocks);
   hello.set_pages(pages);
+  hello.set_max_blocks_per_sequence(max_blocks);
   hello.set_keeps_pools_apart(keeps_pools_apart);
   batch.mutable_load()->set_free_pages(pages - UsedPages());
   return batch;

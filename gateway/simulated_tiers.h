@@ -278,6 +278,7 @@ class SimulatedBlockReplica final
 
   static constexpr int32_t kPageBlocks = 4;
   int64_t pages = 1000;
+  int32_t max_blocks = 0;  // of a sequence; 0: as many as its pages have
   v1::ContextType context_type = v1::CONTEXT_TYPE_FLOAT32;
   // Opens that are refused for want of room, whatever there is.
   int refuse_opens = 0;
