@@ -19,10 +19,11 @@ FILE = re.compile(r"`([\w./-]+\.(?:cc|h|py|proto|md|cmake|json))`")
 # Files of a model folder, and what programs write, wherever it is.
 WRITTEN = {"config.json", "tokenizer.json", "chat_format.json", "stats.json", "results/results.json"}
 LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
-FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
-# Of cmake, git, podman, kubectl, ctest, lm_eval, ghz and other load tools.
-FLAGS_OF_OTHERS = {"--base-url", "--build-arg", "--call", "--from-file", "--insecure", "--install", "--namespace",
-                   "--prefix", "--preset", "--previous", "--sdist", "--tag", "--tasks", "--test-dir", "--url"}
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
+# Of cmake, podman, kubectl, curl, GoogleTest, ctest, lm_eval, ghz and other load tools.
+FLAGS_OF_OTHERS = {"--base-url", "--build-arg", "--cacert", "--call", "--from-file", "--gtest_filter", "--insecure",
+                   "--install", "--model_args", "--namespace", "--prefix", "--preset", "--previous", "--sdist",
+                   "--tag", "--tasks", "--test-dir", "--url"}
 SERVERS_AND_TOOLS = ["blockserve-gateway", "blockserve-block", "blockserve-token", "blockserve-bench",
                      "blockserve-load", "blockserve-simulate", "blockserve-random-model"]
 SUBCOMMANDS = ["serve", "generate", "score", "evaluate", "tokenize", "detokenize", "inspect", "keys"]
