@@ -67,6 +67,16 @@ def headings(page):
             for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("#")}
 
 
+def test_what_a_log_is_said_to_tell_is_told():
+    """In the tables of what to look at: what is quoted after "log" in a cell."""
+    cells = re.findall(r"\|([^|\n]*\blog\b[^|\n]*)(?=\|)", (harness.ROOT / "docs/operations.md").read_text("utf-8"))
+    quoted = {quote for cell in cells for quote in re.findall("`([^`]+)`", re.split(r"\blog\b", cell, 1)[1])}
+    assert len(quoted) >= 5
+    sources = "".join(path.read_text("utf-8") for folder in ("common", "gateway", "model", "rpc")
+                      for path in (harness.ROOT / folder).rglob("*.cc") if not path.name.endswith("_test.cc"))
+    assert not {quote for quote in quoted if quote not in sources}
+
+
 def test_keys_that_documents_have_made_are_neither_committed_nor_copied_into_images():
     folders = {folder for _, text in texts() for folder in re.findall(r"scripts/make_certificates (\w+)/", text)}
     assert folders
