@@ -38,21 +38,6 @@ def test_the_calculator_reads_what_the_bench_writes(tmp_path, capsys):
     assert 0 < sized["token"]["busy_workers"] < 1 and 0 < sized["block"]["busy_replicas"] < 1
 
 
-def test_flags_that_the_page_names_exist():
-    programs = ["blockserve-gateway", "blockserve-block", "blockserve-token"]
-    shown = "".join(subprocess.run([harness.program(program), "--helpfull"], text=True,
-                                   capture_output=True, check=True).stdout
-                    for program in programs)
-    for script in ("tools/size_deployment.py", "scripts/make_certificates"):
-        shown += (harness.ROOT / script).read_text(encoding="utf-8")
-    shown += subprocess.run([harness.program("blockserve"), "keys", "--helpfull"], text=True,
-                            capture_output=True, check=True).stdout
-    others = {"--target", "--tag", "--build-arg", "--prefix", "--previous", "--install",  # others' tools
-              "--from-file", "--namespace", "--type", "--prompt", "--generate", "--sequences", "--format", "--output", "--model"}
-    for flag in set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - others:
-        assert re.search(rf"{flag}\b", shown), flag
-
-
 def test_the_page_has_every_alert_and_no_other():
     rules = yaml.safe_load((harness.ROOT / "k8s/components/monitoring/alerts.yaml").read_text())
     alerts = {rule["alert"] for group in rules["spec"]["groups"] for rule in group["rules"]}
