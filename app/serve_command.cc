@@ -124,6 +124,7 @@ int RunServe(const Arguments& arguments) {
   LogInfo(absl::StrCat("signal ", signal, ": draining"));
   (*health)->SetDraining();
   (*embedded)->Stop(drain_time);
+  LogInfo("stopped");
   return kExitOk;
 }
 

@@ -163,6 +163,7 @@ int Main(int argc, char** argv) {
   LogInfo(absl::StrCat("signal ", signal, ": draining"));
   (*health)->SetDraining();
   EndServing(**server, http.get(), **gateway, options.drain_time);
+  LogInfo("stopped");
   return kExitOk;
 }
 

@@ -39,6 +39,16 @@ def tiers(launcher):
     return block, token, gateway, launcher.connected_client(gateway, 1, 1)
 
 
+def test_the_last_line_tells_that_a_program_has_drained_and_stopped(launcher):
+    """Whether one was cut off by its supervisor's patience or left by itself."""
+    block, token = launcher.block(MODEL, JSON), launcher.token(MODEL, JSON)
+    programs = [launcher.gateway(MODEL, [block], [token], JSON), launcher.serve(MODEL, JSON), token, block]
+    for server in programs:
+        server.wait_until_ready()
+        server.stop()
+        assert lines(server)[-1]["message"] == "stopped", server.log()
+
+
 def test_each_request_leaves_one_line_that_tells_what_became_of_it(tiers):
     *_, gateway, client = tiers
     client.generate([7] * 11, max_tokens=6, ignore_eos=True, request_id="the-first")
