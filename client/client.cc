@@ -79,6 +79,7 @@ void GenerationStream::Begin() {
 bool GenerationStream::Next(v1::GenerateResponse* event) {
   while (reader_ != nullptr) {
     while (reader_->Read(event)) {
+      retry_->TakenIn();
       if (Take(*event)) return true;
     }
     outcome_ = retry_->Outcome(reader_->Finish());

@@ -50,7 +50,7 @@ struct ClientOptions {
   // stream that breaks is resumed, so many times in a row without a new token; 0: never. Not set:
   // while a gateway that has answered before is lost, for 30 s; where it refuses
   // (RESOURCE_EXHAUSTED or UNAVAILABLE with a retry-after), or none has ever answered, 5 times.
-  // RESOURCE_EXHAUSTED without one is final.
+  // RESOURCE_EXHAUSTED without one is final, unless it breaks off a stream that had begun.
   std::optional<int32_t> max_retries;
   // Doubles, up to 2 s, with jitter; the gateway's retry-after is waited for where it is longer. A
   // wait that would pass the call's timeout is not begun: the call ends with its error.

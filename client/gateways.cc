@@ -50,6 +50,7 @@ std::unique_ptr<grpc::ClientContext> Gateways::MakeContext(absl::Time deadline) 
 grpc::ClientContext* RetryState::NewContext() {
   std::unique_ptr<grpc::ClientContext> made = gateways_->MakeContext(deadline_);
   used_ = gateways_->current();
+  taken_in_ = false;
   absl::MutexLock lock(&mutex_);
   context_ = std::move(made);
   if (cancelled_) context_->TryCancel();
@@ -86,11 +87,13 @@ bool RetryState::AfterFailure(const absl::Status& status) {
   const bool unavailable = status.code() == absl::StatusCode::kUnavailable ||
                            status.code() == absl::StatusCode::kCancelled;
   if (!full && !unavailable) return false;
+  // One that has been taken in is not refused any more: its gateway is short of memory.
+  const bool broken_off = unavailable || taken_in_;
   const RetryPolicy& policy = gateways_->policy();
   const std::optional<absl::Duration> told = RetryAfterOf(status);
   // Larger than is ever allowed: generation.proto.
-  if (full && !told.has_value()) return false;
-  const bool lost = unavailable && !told.has_value();
+  if (!broken_off && !told.has_value()) return false;
+  const bool lost = broken_off && !told.has_value();
   const absl::Time now = absl::Now();
   absl::MutexLock lock(&mutex_);
   if (cancelled_) return false;

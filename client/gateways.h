@@ -66,7 +66,9 @@ class RetryState {
   v1::Generation::Stub& stub() { return gateways_->stub(used_); }
   // Of the try under way, once it has ended: with what RetryAfterOf reads.
   absl::Status Outcome(const grpc::Status& status);
-  // A gateway has given something.
+  // The try under way has been taken in: it has been answered something.
+  void TakenIn() { taken_in_ = true; }
+  // A gateway has given something new.
   void Progress();
   // Whether the call is to be made again after this status, once it is time: waits.
   bool AfterFailure(const absl::Status& status);
@@ -77,6 +79,7 @@ class RetryState {
   const std::shared_ptr<Gateways> gateways_;
   const absl::Time deadline_;
   size_t used_ = 0;
+  bool taken_in_ = false;
   int32_t failures_ = 0;                  // in a row
   int32_t refusals_ = 0;                  // of them
   std::optional<absl::Time> lost_since_;  // none: a gateway answered the last try

@@ -58,7 +58,7 @@ class Gateway final : public v1::Generation::Service {
     writer->Write(event);
     int at = request->has_resume() ? request->resume().choices(0).tokens_size() : 0;
     while (at < kTokens) {
-      if (blocks-- == 0) return {grpc::StatusCode::UNAVAILABLE, "lost"};
+      if (blocks-- == 0) return {breaks_off_with, "lost"};
       v1::Output& output = *event.mutable_output();
       output.Clear();
       for (int i = 0; i < 3; ++i) output.add_tokens(100 + at++);
@@ -82,6 +82,7 @@ class Gateway final : public v1::Generation::Service {
   std::vector<std::string> keys;
   int calls = 0;
   std::string retry_after;  // told with every refusal, unless empty
+  grpc::StatusCode breaks_off_with = grpc::StatusCode::UNAVAILABLE;
 
  private:
   grpc::Status Refuse(grpc::ServerContext* context, int verdict) const {
@@ -300,6 +301,20 @@ TEST(ClientResume, WhatIsLargerThanIsEverAllowedIsNotTriedAgain) {
   Gateway gateway({-grpc::StatusCode::RESOURCE_EXHAUSTED, kAll});
   EXPECT_EQ(Read(*Connect({&gateway})).status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(gateway.requests.size(), 1u);
+}
+
+// As gRPC's servers break off calls when the memory of their connections is at its limit.
+TEST(ClientResume, AStreamThatIsBrokenOffForWantOfMemoryGoesOn) {
+  Gateway gateway(Plan{0, 2, kAll});
+  gateway.breaks_off_with = grpc::StatusCode::RESOURCE_EXHAUSTED;
+  const Result result = Read(*Connect({&gateway}));
+  EXPECT_THAT(result.tokens, kEveryToken);
+  EXPECT_EQ(result.resumes, 2);
+  // What it has received makes the request larger.
+  Gateway small(Plan{2, -grpc::StatusCode::RESOURCE_EXHAUSTED, kAll});
+  small.breaks_off_with = grpc::StatusCode::RESOURCE_EXHAUSTED;
+  EXPECT_EQ(Read(*Connect({&small})).status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(small.requests.size(), 2u);
 }
 
 TEST(ClientResume, OptionsAreChecked) {

@@ -155,10 +155,12 @@ class Attempts:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._start_over()
         self.used = current.index
+        self.taken_in = False  # the try under way has been answered something
 
     def begin(self) -> Optional[float]:
         """Before each try; returns the seconds that it may take."""
         self.used = self._current.index
+        self.taken_in = False
         if self._deadline is None:
             return None
         return max(0.0, self._deadline - time.monotonic())
@@ -178,8 +180,12 @@ class Attempts:
         code, told = error.code(), retry_after(error)
         # CANCELLED: a gateway that stops cuts off who does not read what it is told.
         lost = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-        # RESOURCE_EXHAUSTED without a time: larger than is ever allowed.
-        if not lost and (code != grpc.StatusCode.RESOURCE_EXHAUSTED or told is None):
+        if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+            # Taken in, it is not refused any more: its gateway is short of memory.
+            lost = self.taken_in
+            if told is None and not lost:
+                return None  # larger than is ever allowed
+        elif not lost:
             return None
         now = time.monotonic()
         lost = lost and told is None

@@ -44,6 +44,7 @@ class AsyncStream:
             while True:
                 try:
                     async for response in self._call:
+                        self._attempts.taken_in = True
                         if not self._received.take(response):
                             continue
                         event = _wire.read_event(response)

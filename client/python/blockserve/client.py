@@ -47,6 +47,7 @@ class Stream:
         while True:
             try:
                 for response in self._call:
+                    self._attempts.taken_in = True
                     if not self._received.take(response):
                         continue
                     event = _wire.read_event(response)

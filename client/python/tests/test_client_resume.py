@@ -24,6 +24,7 @@ class Gateway(generation_pb2_grpc.GenerationServicer):
 
     def __init__(self, gives):
         self.gives = iter(gives)
+        self.breaks_off_with = grpc.StatusCode.UNAVAILABLE
         self.requests = []
         self.metadata = []
 
@@ -44,7 +45,7 @@ class Gateway(generation_pb2_grpc.GenerationServicer):
         had = len(request.resume.choices[0].tokens) if request.HasField("resume") else 0
         for start in range(had, len(TOKENS), 3):
             if gives == 0:
-                context.abort(grpc.StatusCode.UNAVAILABLE, "lost")
+                context.abort(self.breaks_off_with, "lost")
             gives -= 1
             yield pb.GenerateResponse(output=pb.Output(
                 position=3 + start, tokens=TOKENS[start:start + 3], text="abc"))
@@ -151,6 +152,21 @@ def test_what_is_larger_than_is_ever_allowed_is_not_tried_again(serve, kind):
     with pytest.raises(blockserve.Error) as caught:
         generate(kind, gateway.address)
     assert caught.value.retry_after is None and len(gateway.requests) == 1
+
+
+@kinds
+def test_a_stream_that_is_broken_off_for_want_of_memory_goes_on(serve, kind):
+    """As gRPC's servers do when the memory of their connections is at its limit."""
+    gateway = serve(0, 2, 9)
+    gateway.breaks_off_with = grpc.StatusCode.RESOURCE_EXHAUSTED
+    events, resumes = generate(kind, gateway.address)
+    assert tokens_of(events) == TOKENS and resumes == 2
+    # What it has received makes the request larger.
+    small = serve(2, grpc.StatusCode.RESOURCE_EXHAUSTED, 9)
+    small.breaks_off_with = grpc.StatusCode.RESOURCE_EXHAUSTED
+    with pytest.raises(blockserve.Error):
+        generate(kind, small.address)
+    assert len(small.requests) == 2
 
 
 class Failure(grpc.RpcError):
