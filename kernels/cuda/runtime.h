@@ -63,7 +63,7 @@ absl::Status SetDevice(int32_t device);
 // Of the current device.
 absl::StatusOr<int32_t> CountMultiprocessors();
 // OK where the device still computes, to be asked after a call has failed: a fault of the hardware,
-// or an access beyond memory, fails every later call of this process. Waits for all of its streams.
+// or an access beyond memory, fails every later call of this process. Waits for no stream of ours.
 absl::Status CheckDevice(int32_t device);
 
 // Memory of the current device, zeroed.

@@ -97,16 +97,12 @@ absl::StatusOr<int32_t> CountMultiprocessors() {
 
 absl::Status CheckDevice(int32_t device) {
   if (absl::Status status = SetDevice(device); !status.ok()) return status;
-  // What earlier work has left behind is told once; what is told again is there to stay.
-  Ignore(cudaDeviceSynchronize());
+  // What earlier work has left behind is told once; what is told again is there to stay. The
+  // default stream has no work of ours: waiting for the whole device is refused while another
+  // thread captures a graph, and makes that capture void.
+  Ignore(cudaStreamSynchronize(nullptr));
   Ignore(cudaGetLastError());
-  const cudaError_t error = cudaDeviceSynchronize();
-  // Another thread captures a graph, which a lost device would not let it.
-  if (error == cudaErrorStreamCaptureUnsupported) {
-    Ignore(cudaGetLastError());
-    return absl::OkStatus();
-  }
-  return CudaStatus(error, "cudaDeviceSynchronize");
+  return CudaStatus(cudaStreamSynchronize(nullptr), "cudaStreamSynchronize");
 }
 
 absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(int64_t size_bytes) {

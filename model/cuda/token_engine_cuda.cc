@@ -434,7 +434,10 @@ void CudaTokenEngine::FinishOldestLane() {
   ring_.Finish();
   if (lane.rows.empty()) return;
   const absl::Status status = lane.done.Synchronize();
-  if (!status.ok()) Fail(lane.results, status);
+  if (!status.ok()) {
+    (void)lane.stream.Synchronize();  // as where a lane was not started
+    Fail(lane.results, status);
+  }
   const TokenTops tops{lane.host_top_tokens.as<int32_t>(), lane.host_top_logprobs.as<float>(),
                        top_stride_};
   for (size_t i = 0; i < lane.rows.size() && status.ok(); ++i) {
