@@ -66,7 +66,8 @@ absl::StatusOr<int32_t> CountMultiprocessors();
 // or an access beyond memory, fails every later call of this process. Waits for no stream of ours.
 absl::Status CheckDevice(int32_t device);
 
-// Memory of the current device, zeroed.
+// Memory of the current device, zeroed. Freeing it waits for nothing that can be relied on: what
+// uses it must have ended.
 class DeviceBuffer {
  public:
   DeviceBuffer() = default;
@@ -78,7 +79,7 @@ class DeviceBuffer {
     std::swap(size_bytes_, other.size_bytes_);
     return *this;
   }
-  ~DeviceBuffer();  // waits for the device
+  ~DeviceBuffer();
 
   int64_t size_bytes() const { return size_bytes_; }
   void* data() const { return data_; }
@@ -92,7 +93,8 @@ class DeviceBuffer {
   int64_t size_bytes_ = 0;
 };
 
-// Page-locked memory of the host, zeroed: copies from and to it run beside the host.
+// Page-locked memory of the host, zeroed: copies from and to it run beside the host. Freed as
+// DeviceBuffer.
 class PinnedBuffer {
  public:
   PinnedBuffer() = default;

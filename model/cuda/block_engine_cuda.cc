@@ -165,6 +165,7 @@ absl::Status CudaBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks)
                                              std::max<int64_t>(config_.block.max_positions, 1));
   const int64_t io_bytes = BlockIoLayout(config_.block_length, max_rows_).tables + 4 * capacity;
   const int64_t context_bytes = max_rows_ * stack_.stride() * cuda::ElementBytes(type_);
+  Drain();  // of what uses those that go
   for (Staging& staging : staging_) {
     staging = Staging();
     status = MoveInto(cuda::Event::Create(), staging.done);
@@ -212,7 +213,7 @@ absl::Status CudaBlockEngine::EnsurePositions(int64_t positions) {
     if (status.ok()) {
       status = cuda::CopyToDevice(sin.data(), rotary_.sin(), bytes, stream_.get());
     }
-    if (status.ok()) status = stream_.Synchronize();
+    status.Update(stream_.Synchronize());
   }
   if (!status.ok()) return status;
   cos_ = std::move(cos);

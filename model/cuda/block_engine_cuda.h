@@ -29,6 +29,7 @@ class CudaBlockEngine final : public BlockEngine {
  public:
   static absl::StatusOr<std::unique_ptr<BlockEngine>> Load(const Checkpoint& checkpoint,
                                                            const EngineOptions& options);
+  ~CudaBlockEngine() override { Drain(); }
 
   const ModelConfig& config() const override { return config_; }
   Arithmetic arithmetic() const override { return arithmetic_; }

@@ -80,6 +80,10 @@ absl::StatusOr<std::unique_ptr<TokenEngine>> CudaTokenEngine::Load(const Checkpo
   return engine;
 }
 
+CudaTokenEngine::~CudaTokenEngine() {
+  for (const Lane& lane : lanes_) (void)lane.stream.Synchronize();
+}
+
 absl::Status CudaTokenEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPool& pool) {
   const int64_t positions = lead() + config_.block_length - 1;
   if (!head_only() && positions > cuda::kMaxTokenPositions) {

@@ -27,6 +27,7 @@ class CudaTokenEngine final : public TokenEngine {
  public:
   static absl::StatusOr<std::unique_ptr<TokenEngine>> Load(const Checkpoint& checkpoint,
                                                            const EngineOptions& options);
+  ~CudaTokenEngine() override;  // waits for what is in flight
 
   const ModelConfig& config() const override { return config_; }
   Arithmetic arithmetic() const override { return arithmetic_; }

@@ -44,11 +44,6 @@ struct StreamState {
 // One device, so one for the process: whoever runs emulated work holds the lock.
 struct Streams {
   std::recursive_mutex mutex;
-  std::set<StreamState*> all;
-
-  void RunAll() {
-    for (StreamState* stream : all) stream->RunUntil(stream->issued());
-  }
 };
 
 Streams& TheStreams() {
@@ -205,7 +200,6 @@ absl::StatusOr<DeviceBuffer> DeviceBuffer::Allocate(int64_t size_bytes) {
 DeviceBuffer::~DeviceBuffer() {
   if (data_ == nullptr) return;
   const std::lock_guard lock(TheStreams().mutex);
-  TheStreams().RunAll();
   emulation::FreeDeviceMemory(data_);
 }
 
@@ -222,12 +216,7 @@ absl::StatusOr<PinnedBuffer> PinnedBuffer::Allocate(int64_t size_bytes) {
   return buffer;
 }
 
-PinnedBuffer::~PinnedBuffer() {
-  if (data_ == nullptr) return;
-  const std::lock_guard lock(TheStreams().mutex);
-  TheStreams().RunAll();
-  std::free(data_);
-}
+PinnedBuffer::~PinnedBuffer() { std::free(data_); }
 
 Graph::~Graph() { delete executable_; }
 
@@ -247,8 +236,6 @@ absl::StatusOr<Stream> Stream::Create(int64_t workspace_bytes, StreamPriority /*
     stream.workspace_ = *std::move(workspace);
   }
   stream.stream_ = {new CUstream_st, launch == KernelLaunch::kEarly};
-  const std::lock_guard lock(TheStreams().mutex);
-  TheStreams().all.insert(stream.stream_.stream->state.get());
   return stream;
 }
 
@@ -256,7 +243,6 @@ Stream::~Stream() {
   if (stream_ == nullptr) return;
   const std::lock_guard lock(TheStreams().mutex);
   stream_.stream->state->RunUntil(stream_.stream->state->issued());
-  TheStreams().all.erase(stream_.stream->state.get());
   delete stream_.stream;
 }
 
