@@ -12,6 +12,7 @@
 #include "common/program.h"
 #include "gateway/serving_flags.h"
 #include "model/device.h"
+#include "rpc/connection_acceptor.h"
 #include "rpc/health_server.h"
 #include "rpc/listen_address.h"
 #include "rpc/metrics_server.h"
@@ -97,6 +98,7 @@ int RunServe(const Arguments& arguments) {
 
   // Before any thread is started.
   TerminationWaiter termination;
+  RaiseDescriptorLimit();
   MetricRegistry metrics;
   const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
   options.metrics = &metrics;

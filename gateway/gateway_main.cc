@@ -14,6 +14,7 @@
 #include "gateway/gateway.h"
 #include "gateway/http/front.h"
 #include "gateway/serving_flags.h"
+#include "rpc/connection_acceptor.h"
 #include "rpc/health_server.h"
 #include "rpc/metrics_server.h"
 #include "rpc/server.h"
@@ -131,6 +132,7 @@ int Main(int argc, char** argv) {
 
   // Before any thread is started.
   TerminationWaiter termination;
+  RaiseDescriptorLimit();
   MetricRegistry metrics;
   const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
   options.gateway.metrics = &metrics;

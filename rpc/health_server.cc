@@ -27,17 +27,18 @@ absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(
     const std::string& listen_address) {
   std::unique_ptr<HealthServer> result(new HealthServer);
   if (listen_address.empty()) return result;
-  if (absl::Status status = CheckListenAddress(kFlag, listen_address); !status.ok()) return status;
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   SetServerArguments(builder);
-  int port = 0;
-  builder.AddListeningPort(listen_address, grpc::InsecureServerCredentials(), &port);
+  absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor = ConnectionAcceptor::Bind(
+      kFlag, listen_address, PortUse::kAlone, grpc::InsecureServerCredentials(), builder);
+  if (!acceptor.ok()) return acceptor.status();
+  result->acceptor_ = *std::move(acceptor);
   result->server_ = builder.BuildAndStart();
-  if (result->server_ == nullptr || port == 0) {
-    return CannotListen(kFlag, listen_address, "gRPC refuses it");
+  if (absl::Status status = result->acceptor_->Start(result->server_ != nullptr); !status.ok()) {
+    return status;
   }
-  result->address_ = BoundAddress(listen_address, port);
+  result->address_ = result->acceptor_->address();
   result->Set(kStartupService, false);
   result->Set(kReadinessService, false);
   result->Set(kLivenessService, true);
@@ -52,6 +53,7 @@ HealthServer::~HealthServer() {
     changed_.SignalAll();
   }
   if (watcher_.joinable()) watcher_.join();
+  if (acceptor_ != nullptr) acceptor_->Stop();
   if (server_ != nullptr) {
     server_->Shutdown(absl::ToChronoTime(absl::Now()));
     server_->Wait();

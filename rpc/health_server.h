@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "common/mutex.h"
 #include "common/progress.h"
+#include "rpc/connection_acceptor.h"
 
 namespace blockserve {
 
@@ -59,7 +60,8 @@ class HealthServer {
   void Watch(const std::vector<std::shared_ptr<const Progress>>& threads,
              absl::Duration stall_bound);
 
-  std::unique_ptr<grpc::Server> server_;  // null without an address
+  std::unique_ptr<ConnectionAcceptor> acceptor_;  // both null without an address
+  std::unique_ptr<grpc::Server> server_;
   std::string address_;
   Mutex mutex_;
   CondVar changed_;

@@ -1,6 +1,7 @@
 #include "rpc/listen_address.h"
 
 #include <netdb.h>
+#include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -23,36 +24,40 @@ bool SplitPort(absl::string_view address, absl::string_view& host, int& port) {
   return absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 0 && port <= 65535;
 }
 
-// Tries whether the address can be bound. gRPC does not say why it could not, but in its own log.
-absl::Status TryToBind(absl::string_view flag, absl::string_view address, absl::string_view host,
-                       int port, PortUse use) {
-  if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
-    host = host.substr(1, host.size() - 2);
+void SetPort(sockaddr* address, int port) {
+  const auto number = htons(static_cast<uint16_t>(port));
+  if (address->sa_family == AF_INET6) {
+    reinterpret_cast<sockaddr_in6*>(address)->sin6_port = number;
+  } else {
+    reinterpret_cast<sockaddr_in*>(address)->sin_port = number;
   }
-  addrinfo hints = {};
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = AI_PASSIVE;
-  addrinfo* found = nullptr;
-  const int failed =
-      getaddrinfo(std::string(host).c_str(), absl::StrCat(port).c_str(), &hints, &found);
-  if (failed != 0) return CannotListen(flag, address, gai_strerror(failed));
-  int error = 0;
-  bool bound = false;
-  for (const addrinfo* one = found; one != nullptr && !bound; one = one->ai_next) {
-    const int fd = socket(one->ai_family, one->ai_socktype | SOCK_CLOEXEC, one->ai_protocol);
-    if (fd < 0) {
-      error = errno;
-      continue;
-    }
-    const int on = 1;
-    setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    SetPortUse(fd, use);
-    bound = bind(fd, one->ai_addr, one->ai_addrlen) == 0;
-    if (!bound) error = errno;
-    close(fd);
+}
+
+// -1, with errno: it cannot be bound.
+int BindSocket(const sockaddr* address, socklen_t size, PortUse use) {
+  const int fd = socket(address->sa_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return -1;
+  const int on = 1;
+  const int off = 0;
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+  if (address->sa_family == AF_INET6) {
+    setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off));
   }
-  freeaddrinfo(found);
-  return bound ? absl::OkStatus() : CannotListen(flag, address, std::strerror(error));
+  SetPortUse(fd, use);
+  if (bind(fd, address, size) == 0) return fd;
+  const int error = errno;
+  close(fd);
+  errno = error;
+  return -1;
+}
+
+// Every address of the machine, of both families; -1 where that cannot be had.
+int BindWildcard(int port, PortUse use) {
+  sockaddr_in6 any = {};
+  any.sin6_family = AF_INET6;
+  any.sin6_addr = in6addr_any;
+  any.sin6_port = htons(static_cast<uint16_t>(port));
+  return BindSocket(reinterpret_cast<const sockaddr*>(&any), sizeof(any), use);
 }
 
 }  // namespace
@@ -69,15 +74,60 @@ void SetPortUse(int socket, PortUse use) {
   setsockopt(socket, SOL_SOCKET, SO_REUSEPORT, &on, sizeof(on));
 }
 
-absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address, PortUse use) {
-  if (absl::StartsWith(address, "unix:")) return absl::OkStatus();
+bool IsUnixAddress(absl::string_view address) { return absl::StartsWith(address, "unix:"); }
+
+int PortOf(int socket) {
+  sockaddr_storage address = {};
+  socklen_t size = sizeof(address);
+  if (getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) != 0) return 0;
+  return ntohs(address.ss_family == AF_INET6
+                   ? reinterpret_cast<const sockaddr_in6*>(&address)->sin6_port
+                   : reinterpret_cast<const sockaddr_in*>(&address)->sin_port);
+}
+
+absl::StatusOr<std::vector<int>> BindSockets(absl::string_view flag, absl::string_view address,
+                                             PortUse use) {
   absl::string_view host;
   int port = 0;
   if (!SplitPort(address, host, port)) {
     return absl::InvalidArgumentError(
         absl::StrCat(flag, " is \"", address, "\"; it must be host:port"));
   }
-  return TryToBind(flag, address, host, port, use);
+  if (host.size() >= 2 && host.front() == '[' && host.back() == ']') {
+    host = host.substr(1, host.size() - 2);
+  }
+  if (host == "0.0.0.0" || host == "::") {
+    if (const int fd = BindWildcard(port, use); fd >= 0) return std::vector<int>{fd};
+  }
+  addrinfo hints = {};
+  hints.ai_socktype = SOCK_STREAM;
+  hints.ai_flags = AI_PASSIVE;
+  addrinfo* found = nullptr;
+  const int failed =
+      getaddrinfo(std::string(host).c_str(), absl::StrCat(port).c_str(), &hints, &found);
+  if (failed != 0) return CannotListen(flag, address, gai_strerror(failed));
+  int error = 0;
+  std::vector<int> sockets;
+  for (const addrinfo* one = found; one != nullptr; one = one->ai_next) {
+    if (!sockets.empty()) SetPort(one->ai_addr, PortOf(sockets.front()));
+    const int fd = BindSocket(one->ai_addr, one->ai_addrlen, use);
+    if (fd >= 0) {
+      sockets.push_back(fd);
+    } else {
+      error = errno;
+    }
+  }
+  freeaddrinfo(found);
+  if (sockets.empty()) return CannotListen(flag, address, std::strerror(error));
+  return sockets;
+}
+
+absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address, PortUse use) {
+  if (IsUnixAddress(address)) return absl::OkStatus();
+  absl::StatusOr<std::vector<int>> sockets = BindSockets(flag, address, use);
+  if (!sockets.ok()) return sockets.status();
+  for (const int fd : *sockets) close(fd);
+  return absl::OkStatus();
 }
 
 bool IsLoopback(absl::string_view address) {
@@ -96,13 +146,11 @@ std::string NotEncrypted(absl::string_view flag, absl::string_view address,
 std::string BoundAddress(const std::string& address, int bound_port) {
   absl::string_view host;
   int port = 0;
-  if (absl::StartsWith(address, "unix:") || !SplitPort(address, host, port)) return address;
+  if (IsUnixAddress(address) || !SplitPort(address, host, port)) return address;
   return absl::StrCat(host, ":", bound_port);
 }
 
-void SetServerArguments(grpc::ServerBuilder& builder, PortUse use) {
-  // gRPC would share it unasked: a port that another process listens on must be an error.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, use == PortUse::kShared ? 1 : 0);
+void SetServerArguments(grpc::ServerBuilder& builder) {
   // Clients that vanish without a word are noticed within 15 s; clients may ask as often.
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 10'000);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 5'000);

@@ -1,12 +1,14 @@
-// Addresses that servers listen on: checked before gRPC sees them, so that errors say why.
+// Addresses that servers listen on: bound by ourselves, so that errors say why.
 #ifndef BLOCKSERVE_RPC_LISTEN_ADDRESS_H_
 #define BLOCKSERVE_RPC_LISTEN_ADDRESS_H_
 
 #include <grpcpp/server_builder.h>
 
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 
 namespace blockserve {
@@ -18,8 +20,19 @@ enum class PortUse { kAlone, kShared };
 // Of a socket that is not bound yet.
 void SetPortUse(int socket, PortUse use);
 
-// Whether "host:port" can be listened on now; "unix:PATH" is left to gRPC. INVALID_ARGUMENT (no
-// address) or FAILED_PRECONDITION (in use, not ours, …), naming `flag`.
+// Whether it is "unix:PATH": that is left to gRPC.
+bool IsUnixAddress(absl::string_view address);
+
+// Stream sockets bound to "host:port", one for each address of the host, all of one port; the
+// caller closes them. INVALID_ARGUMENT (no address) or FAILED_PRECONDITION (in use, not ours, …),
+// naming `flag`.
+absl::StatusOr<std::vector<int>> BindSockets(absl::string_view flag, absl::string_view address,
+                                             PortUse use);
+
+// The port that a socket is bound to; 0: none.
+int PortOf(int socket);
+
+// Whether BindSockets would take "host:port" now; "unix:PATH" is taken as it is.
 absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address,
                                 PortUse use = PortUse::kAlone);
 absl::Status CannotListen(absl::string_view flag, absl::string_view address, absl::string_view why);
@@ -34,7 +47,7 @@ std::string NotEncrypted(absl::string_view flag, absl::string_view address,
 std::string BoundAddress(const std::string& address, int bound_port);
 
 // Keepalive and the like: what all servers of our programs have in common.
-void SetServerArguments(grpc::ServerBuilder& builder, PortUse use = PortUse::kAlone);
+void SetServerArguments(grpc::ServerBuilder& builder);
 
 }  // namespace blockserve
 

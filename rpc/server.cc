@@ -23,7 +23,7 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   if (options.channelz) grpc::channelz::experimental::InitChannelzService();
 
   grpc::ServerBuilder builder;
-  SetServerArguments(builder, options.port_use);
+  SetServerArguments(builder);
   if (options.max_connection_age < absl::InfiniteDuration()) {
     // gRPC spreads it, and lets calls end in their own time.
     builder.AddChannelArgument(
@@ -32,28 +32,29 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
   }
   builder.SetMaxReceiveMessageSize(options.max_message_bytes);
   builder.SetMaxSendMessageSize(options.max_message_bytes);
-  int port = 0;
   if (!options.listen_address.empty()) {
-    absl::Status status =
-        CheckListenAddress(options.listen_flag, options.listen_address, options.port_use);
-    if (!status.ok()) return status;
     absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> credentials =
         MakeServerCredentials(options.tls);
     if (!credentials.ok()) return credentials.status();
+    absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor = ConnectionAcceptor::Bind(
+        options.listen_flag, options.listen_address, options.port_use, *credentials, builder);
+    if (!acceptor.ok()) return acceptor.status();
     if (!options.tls.enabled() && !IsLoopback(options.listen_address)) {
       LogWarning(NotEncrypted(options.listen_flag, options.listen_address,
                               absl::StrCat(options.tls.flags, "-cert")));
     }
     result->credentials_ = *std::move(credentials);
-    builder.AddListeningPort(options.listen_address, result->credentials_, &port);
+    result->acceptor_ = *std::move(acceptor);
   }
   for (grpc::Service* service : services) builder.RegisterService(service);
   result->server_ = builder.BuildAndStart();
-  if (result->server_ == nullptr || (!options.listen_address.empty() && port == 0)) {
-    return CannotListen(options.listen_flag, options.listen_address, "gRPC refuses it");
-  }
-  if (!options.listen_address.empty()) {
-    result->address_ = BoundAddress(options.listen_address, port);
+  if (result->acceptor_ != nullptr) {
+    if (absl::Status status = result->acceptor_->Start(result->server_ != nullptr); !status.ok()) {
+      return status;
+    }
+    result->address_ = result->acceptor_->address();
+  } else if (result->server_ == nullptr) {
+    return absl::InternalError("gRPC does not start a server");
   }
   result->SetServing(false);
   return result;
@@ -79,6 +80,7 @@ std::shared_ptr<grpc::Channel> RpcServer::InProcessChannel() {
 void RpcServer::Shutdown(absl::Duration grace) {
   if (shut_down_) return;
   shut_down_ = true;
+  if (acceptor_ != nullptr) acceptor_->Stop();
   if (server_ != nullptr) {
     SetServing(false);
     server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));

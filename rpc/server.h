@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "rpc/connection_acceptor.h"
 #include "rpc/listen_address.h"
 #include "rpc/tls.h"
 
@@ -69,6 +70,7 @@ class RpcServer {
   RpcServer() = default;
 
   std::shared_ptr<grpc::ServerCredentials> credentials_;  // read its certificates anew
+  std::unique_ptr<ConnectionAcceptor> acceptor_;          // null without a socket
   std::unique_ptr<grpc::Server> server_;
   std::string address_;
   int max_message_bytes_ = 0;

@@ -1,11 +1,19 @@
 #include "rpc/server.h"
 
+#include <fcntl.h>
 #include <grpcpp/completion_queue.h>
 #include <grpcpp/generic/generic_stub.h>
+#include <netinet/in.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -15,6 +23,7 @@ namespace blockserve {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 // What reflection lists, as the bytes of its answer.
 std::string ListServices(const std::shared_ptr<grpc::Channel>& channel) {
@@ -91,6 +100,56 @@ TEST(RpcServer, APortIsSharedByThoseAloneWhoSaySo) {
   EXPECT_EQ((*second)->address(), (*first)->address());
   options.port_use = PortUse::kAlone;
   EXPECT_THAT(std::string(RpcServer::Start(options, {}).status().message()), HasSubstr("in use"));
+}
+
+int ConnectTo(const std::string& address) {
+  sockaddr_in to = {};
+  to.sin_family = AF_INET;
+  to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  int port = 0;
+  EXPECT_TRUE(absl::SimpleAtoi(address.substr(address.rfind(':') + 1), &port));
+  to.sin_port = htons(static_cast<uint16_t>(port));
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd >= 0 && connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof(to)) == 0) return fd;
+  if (fd >= 0) close(fd);
+  return -1;
+}
+
+// Whether the other side has closed it; waits for it to do something.
+bool IsClosed(int fd) {
+  char byte;
+  return recv(fd, &byte, 1, 0) <= 0;
+}
+
+TEST(RpcServer, ServesAgainAfterMoreConnectionsThanDescriptors) {
+  rlimit before = {};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit few = before;
+  few.rlim_cur = 200;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &few), 0);
+  ServerOptions options;
+  options.listen_address = "127.0.0.1:0";
+  auto server = RpcServer::Start(options, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  (*server)->SetServing(true);
+  // Both ends are in this process. Some are kept for other things.
+  std::vector<int> connections;
+  while (connections.empty() || !IsClosed(connections.back())) {
+    connections.push_back(ConnectTo((*server)->address()));
+    ASSERT_GE(connections.back(), 0);
+  }
+  const int free = open("/dev/null", O_RDONLY | O_CLOEXEC);
+  EXPECT_GE(free, 0);
+  close(free);
+  // Then all of them are taken.
+  for (int fd = 0; fd >= 0;) {
+    fd = ConnectTo((*server)->address());
+    if (fd >= 0) connections.push_back(fd);
+  }
+  EXPECT_EQ(errno, EMFILE);
+  for (const int fd : connections) close(fd);
+  EXPECT_EQ(Check(Dial((*server)->address())), Health::kServing);
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
 TEST(RpcServer, AddressesWithoutAPortAreRefused) {

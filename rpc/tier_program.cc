@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/process_metrics.h"
+#include "rpc/connection_acceptor.h"
 #include "rpc/health_server.h"
 #include "rpc/listen_address.h"
 #include "rpc/metrics_server.h"
@@ -77,6 +78,7 @@ absl::Status ServeTier(
     const std::function<absl::StatusOr<std::unique_ptr<TierService>>(MetricRegistry&)>& load) {
   // Before any thread is started.
   TerminationWaiter termination;
+  RaiseDescriptorLimit();
   absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start(options.health_listen);
   if (!health.ok()) return health.status();
   // Loading takes its time: what cannot be listened on is told before.

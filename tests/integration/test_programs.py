@@ -378,3 +378,24 @@ def test_the_commit_in_the_programs_is_that_of_the_build_and_not_of_the_configur
     written()
     assert target.stat().st_mtime_ns == at
     assert written("abc") == "1.2.3 abc"
+
+
+@pytest.mark.parametrize("program", ["blockserve serve", "blockserve-gateway", "blockserve-block",
+                                     "blockserve-token"])
+def test_a_server_may_have_as_many_connections_as_the_system_allows(launcher, program):
+    """Not the 1024 that shells and systemd start programs with."""
+    model = harness.GOLDEN / "concat_l4"
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = before[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (200, hard))
+    try:
+        server = {"blockserve serve": lambda: launcher.serve(model),
+                  "blockserve-gateway": lambda: launcher.gateway(
+                      model, [], [], "--block-services=127.0.0.1:1",
+                      "--token-services=127.0.0.1:1"),
+                  "blockserve-block": lambda: launcher.block(model),
+                  "blockserve-token": lambda: launcher.token(model)}[program]()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    server.wait_until_ready()
+    assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (hard, hard)
