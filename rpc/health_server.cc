@@ -1,6 +1,7 @@
 #include "rpc/health_server.h"
 
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 
@@ -18,6 +19,8 @@ namespace blockserve {
 namespace {
 
 constexpr char kFlag[] = "--health-listen";
+// Of a probe or two.
+constexpr size_t kMaxMemoryBytes = size_t{16} << 20;
 constexpr absl::Duration kLongestSampleInterval = absl::Seconds(1);
 constexpr absl::Duration kShortestSampleInterval = absl::Milliseconds(1);
 
@@ -30,6 +33,7 @@ absl::StatusOr<std::unique_ptr<HealthServer>> HealthServer::Start(
   grpc::EnableDefaultHealthCheckService(true);
   grpc::ServerBuilder builder;
   SetServerArguments(builder);
+  builder.SetResourceQuota(grpc::ResourceQuota(kFlag).Resize(kMaxMemoryBytes));
   absl::StatusOr<std::unique_ptr<ConnectionAcceptor>> acceptor = ConnectionAcceptor::Bind(
       kFlag, listen_address, PortUse::kAlone, grpc::InsecureServerCredentials(), builder);
   if (!acceptor.ok()) return acceptor.status();

@@ -3,6 +3,7 @@
 #include <grpcpp/ext/channelz_service_plugin.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/resource_quota.h>
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server_builder.h>
 #include <grpcpp/support/channel_arguments.h>
@@ -43,6 +44,8 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
       LogWarning(NotEncrypted(options.listen_flag, options.listen_address,
                               absl::StrCat(options.tls.flags, "-cert")));
     }
+    builder.SetResourceQuota(grpc::ResourceQuota(options.listen_flag)
+                                 .Resize(static_cast<size_t>(options.max_memory_bytes)));
     result->credentials_ = *std::move(credentials);
     result->acceptor_ = *std::move(acceptor);
   }

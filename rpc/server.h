@@ -6,6 +6,7 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,6 +23,10 @@ namespace blockserve {
 // Largest message of the internal protocols, either way: 16 MiB.
 inline constexpr int kMaxTierMessageBytes = 16 << 20;
 
+// What the connections of a server hold together: messages that are being read above all. gRPC
+// reads a message whole before it looks at its size, and before it is known who sends it.
+inline constexpr int64_t kMaxServerMemoryBytes = int64_t{512} << 20;
+
 struct ServerOptions {
   // "host:port", "[v6]:port" or "unix:PATH"; port 0 lets the system choose. Empty: no socket at
   // all, reached by InProcessChannel alone.
@@ -29,6 +34,8 @@ struct ServerOptions {
   std::string listen_flag = "--listen";  // what messages call it
   PortUse port_use = PortUse::kAlone;
   int max_message_bytes = kMaxTierMessageBytes;
+  // Beyond it gRPC reads more slowly, and breaks off calls, of whoever, until there is room.
+  int64_t max_memory_bytes = kMaxServerMemoryBytes;
   // Of listen_address alone: the port of --health-listen is for probes, which have no certificate.
   ServerTlsFiles tls;
   // Channelz tells who is connected: not for a port that strangers reach.

@@ -152,6 +152,21 @@ TEST(RpcServer, ServesAgainAfterMoreConnectionsThanDescriptors) {
   ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
 }
 
+TEST(RpcServer, AMessageThatIsLargerThanAllConnectionsMayHoldIsNotReadToItsEnd) {
+  ServerOptions options;
+  options.listen_address = "127.0.0.1:0";
+  options.max_memory_bytes = 16 << 20;
+  auto server = RpcServer::Start(options, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  (*server)->SetServing(true);
+  std::string response;
+  const grpc::Status status = Call(Dial((*server)->address()), "/grpc.health.v1.Health/Check",
+                                   std::string(256 << 20, 'x'), response);
+  EXPECT_FALSE(status.ok());
+  EXPECT_THAT(status.error_message(), Not(HasSubstr("larger than max"))) << "it was read";
+  EXPECT_EQ(Check(Dial((*server)->address())), Health::kServing);
+}
+
 TEST(RpcServer, AddressesWithoutAPortAreRefused) {
   for (const std::string address : {"localhost", "localhost:", ":80", "localhost:x", "h:70000"}) {
     ServerOptions options;
