@@ -281,6 +281,26 @@ TEST_F(TokenServiceTest, CancelsRefusesAndExpiresWaitingRows) {
   EXPECT_EQ(rows.at(3).status().code(), 0);
 }
 
+TEST_F(TokenServiceTest, AMessageOfFarTooManyRowsEndsItsStreamAlone) {
+  Start({.max_rows = 1});
+  TokenClient other(channel_);
+  ASSERT_TRUE(other.Hello().has_value());
+  v1::TokenRequestBatch rows, cancels;
+  for (uint64_t i = 0; i <= 1 << 16; ++i) {
+    rows.add_rows()->set_id(i);
+    cancels.add_cancel(i);
+  }
+  for (const v1::TokenRequestBatch& message : {rows, cancels}) {
+    TokenClient client(channel_);
+    ASSERT_TRUE(client.Hello().has_value());
+    client.Send(message);
+    EXPECT_EQ(client.WaitForEnd().code(), absl::StatusCode::kResourceExhausted);
+    EXPECT_TRUE(client.WaitForRows(0).empty()) << "no row is answered";
+  }
+  other.Send(Rows(7, 1));
+  EXPECT_EQ(other.WaitForRows(1).at(7).tokens(0), 7);
+}
+
 TEST_F(TokenServiceTest, DropsTheRowsOfAGatewayThatIsGone) {
   Start({.max_rows = 1});
   gate_.Close();

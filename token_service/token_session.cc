@@ -1,5 +1,6 @@
 #include "token_service/token_session.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,6 +14,10 @@ namespace blockserve {
 namespace {
 
 constexpr OutgoingLimits kBeforeHello = {.max_queued_bytes = 1 << 20, .max_merged_bytes = 1 << 20};
+
+// Of rows, and of ids to cancel. No gateway comes near it: rows have contexts, and a message may
+// have 16 MiB.
+constexpr int kMostRowsOfMessage = 1 << 16;
 
 void FillLoad(const WorkerLoad& load, v1::TokenReplyBatch& reply) {
   v1::TokenLoad& out = *reply.mutable_load();
@@ -53,6 +58,12 @@ void TokenSession::OnMessage(v1::TokenRequestBatch&& message) {
     status = CheckHello(message);
   } else if (message.has_hello()) {
     status = absl::InvalidArgumentError("hello: only the stream's first message has one");
+  }
+  // Before anything is made of them: a row may take two bytes there, and some hundred here.
+  if (status.ok() && std::max(message.rows_size(), message.cancel_size()) > kMostRowsOfMessage) {
+    status = absl::ResourceExhaustedError(
+        absl::StrCat(message.rows_size(), " rows, and ", message.cancel_size(),
+                     " to cancel, in one message; at most ", kMostRowsOfMessage));
   }
   if (!status.ok()) {
     LogWarning(
