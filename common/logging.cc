@@ -44,29 +44,58 @@ std::optional<LogLevel> ParseLevel(absl::string_view name) {
   return std::nullopt;
 }
 
-// A JSON string. Bytes that are not UTF-8 become question marks: a log line is never lost for them.
-void AppendJsonString(std::string& out, absl::string_view text) {
+// How many bytes at the beginning of `text`, valid UTF-8, are a character that a terminal or a
+// reader of lines acts upon: a control character, or one of Unicode's ends of lines.
+size_t ActiveBytes(absl::string_view text) {
+  const auto byte = [&](size_t i) { return i < text.size() ? static_cast<uint8_t>(text[i]) : 0; };
+  if (byte(0) < 0x20 || byte(0) == 0x7f) return 1;
+  if (byte(0) == 0xc2 && byte(1) < 0xa0) return 2;                               // U+0080 to U+009F
+  if (byte(0) == 0xe2 && byte(1) == 0x80 && (byte(2) & 0xfe) == 0xa8) return 3;  // U+2028, U+2029
+  return 0;
+}
+
+// The text as it can stand in a line. Bytes that are not UTF-8 become question marks: a log line is
+// never lost for them. `quoted`: within a JSON string.
+void AppendEscaped(std::string& out, absl::string_view text, bool quoted) {
   const bool utf8 = IsValidUtf8(text);
-  out += '"';
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
+  for (size_t i = 0; i < text.size(); ++i) {
+    const char c = text[i];
+    const auto first = static_cast<uint8_t>(c);
+    if (quoted && (c == '"' || c == '\\')) {
       out += '\\';
       out += c;
     } else if (c == '\n') {
       out += "\\n";
-    } else if (byte < 0x20 || byte == 0x7f) {
-      absl::StrAppendFormat(&out, "\\u%04x", byte);
+    } else if (!utf8 && first >= 0x80) {
+      out += '?';
+    } else if (const size_t active = ActiveBytes(text.substr(i)); active > 0) {
+      const int character = active == 1   ? first
+                            : active == 2 ? static_cast<uint8_t>(text[i + 1])
+                                          : 0x2000 | (static_cast<uint8_t>(text[i + 2]) & 0x3f);
+      absl::StrAppendFormat(&out, "\\u%04x", character);
+      i += active - 1;
     } else {
-      out += byte >= 0x80 && !utf8 ? '?' : c;
+      out += c;
     }
   }
+}
+
+void AppendJsonString(std::string& out, absl::string_view text) {
+  out += '"';
+  AppendEscaped(out, text, /*quoted=*/true);
   out += '"';
 }
 
+bool IsPlain(absl::string_view text) {
+  if (text.empty() || !IsValidUtf8(text)) return false;
+  for (size_t i = 0; i < text.size(); ++i) {
+    if (ActiveBytes(text.substr(i)) > 0) return false;
+  }
+  return text.find_first_of(" \"\\=") == absl::string_view::npos;
+}
+
 void AppendText(std::string& out, absl::string_view text) {
-  const bool plain = !text.empty() && text.find_first_of(" \"\\\n\r\t=") == absl::string_view::npos;
-  if (plain && IsValidUtf8(text)) {
+  if (IsPlain(text)) {
     absl::StrAppend(&out, text);
   } else {
     AppendJsonString(out, text);
@@ -209,7 +238,7 @@ void Log(LogLevel level, absl::string_view message) {
   if (WritesJson()) {
     Write(level, FormatJsonEvent(message, {}));
   } else {
-    Write(level, message);
+    Write(level, FormatTextEvent(message, {}));
   }
 }
 
@@ -233,7 +262,8 @@ int64_t LogLinesLost() {
 }
 
 std::string FormatTextEvent(absl::string_view message, LogFields fields) {
-  std::string line(message);
+  std::string line;
+  AppendEscaped(line, message, /*quoted=*/false);
   for (const LogField& field : fields) {
     if (Empty(field)) continue;
     absl::StrAppend(&line, " ", field.name, "=");

@@ -28,6 +28,19 @@ TEST(Logging, JsonEscapesWhatTheClientsWrote) {
             R"("message":"a\nb","request_id":"x\"},{\u0001","n":-1)");
 }
 
+TEST(Logging, TextIsOneLineThatMovesNoTerminal) {
+  // C1 is a control character in two bytes; U+2028 ends a line for some readers.
+  const std::string written = "a\n\x1b[2J\xc2\x9b\xe2\x80\xa8\xc3\xa9 \"b\"\r";
+  const std::string escaped = "a\\n\\u001b[2J\\u009b\\u2028\xc3\xa9 ";
+  EXPECT_EQ(FormatTextEvent(written, {}), absl::StrCat(escaped, "\"b\"\\u000d"));
+  EXPECT_EQ(FormatTextEvent("m", {{"id", written}}),
+            absl::StrCat("m id=\"", escaped, "\\\"b\\\"\\u000d\""));
+  for (const absl::string_view plain : {"\x1b[2J", "\x7f", "\xc2\x85", "\xe2\x80\xa9"}) {
+    EXPECT_EQ(FormatTextEvent("m", {{"id", plain}}).substr(0, 6), "m id=\"") << plain;
+  }
+  EXPECT_EQ(FormatTextEvent("\xff!", {}), "?!");
+}
+
 TEST(Logging, JsonHasNoInvalidUtf8AndNoInfinity) {
   EXPECT_EQ(FormatJsonEvent("m", {{"id", "\xff\xfe"}, {"x", 1.0 / 0.0}}),
             R"("message":"m","id":"??","x":null)");

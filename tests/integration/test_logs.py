@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import socket
 import subprocess
 
@@ -11,7 +12,15 @@ import grpc
 import harness
 import http_tools
 import pytest
-from blockserve.v1 import generation_pb2, generation_pb2_grpc
+from blockserve.v1 import (
+    block_decoder_pb2,
+    block_decoder_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    tier_pb2,
+    token_decoder_pb2,
+    token_decoder_pb2_grpc,
+)
 
 MODEL = harness.GOLDEN / "concat_l4"
 JSON = "--log-format=json"
@@ -196,6 +205,26 @@ def test_what_the_caller_does_not_sample_and_what_is_malformed_leave_no_spans(ti
     for server in (block, token, gateway):
         assert not {"unsampled", "malformed"} & \
             {line["request_id"] for line in events(server, "span")}
+
+
+@pytest.mark.parametrize("tier", ["block", "token"])
+def test_a_stranger_writes_no_lines_of_his_own(launcher, tier):
+    """What a tier says of a gateway that does not fit names what it has: one line, no control characters."""
+    server = getattr(launcher, tier)(MODEL).wait_until_ready()
+    forged = "x\n2030-01-01T00:00:00.000Z info forged\x1b[2J"
+    hello = tier_pb2.GatewayHello(protocol_version=1, gateway_incarnation=1, config_hash=forged)
+    stub, batch = {
+        "block": (block_decoder_pb2_grpc.BlockDecoderStub, block_decoder_pb2.BlockRequestBatch),
+        "token": (token_decoder_pb2_grpc.TokenDecoderStub, token_decoder_pb2.TokenRequestBatch),
+    }[tier]
+    with grpc.insecure_channel(server.address) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub(channel).Run(iter([batch(hello=hello)]), timeout=60))
+    assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    harness.wait_until(lambda: "forged" in server.log(), "the refusal is logged")
+    for line in server.log().splitlines():
+        assert re.match(rf"\d{{4}}-\S+ \w+ blockserve-{tier}\[\d+\] ", line), line
+        assert line.isprintable(), repr(line)
 
 
 def test_unknown_formats_are_bad_usage(launcher):
