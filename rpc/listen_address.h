@@ -46,6 +46,9 @@ std::string NotEncrypted(absl::string_view flag, absl::string_view address,
 // `address` with the port that was bound in place of its own.
 std::string BoundAddress(const std::string& address, int bound_port);
 
+// Calls that one connection may have open at a time.
+inline constexpr int kMaxCallsOfConnection = 4096;
+
 // Keepalive and the like: what all servers of our programs have in common.
 void SetServerArguments(grpc::ServerBuilder& builder);
 

@@ -121,6 +121,36 @@ bool IsClosed(int fd) {
   return recv(fd, &byte, 1, 0) <= 0;
 }
 
+// Of HTTP/2's settings (RFC 9113, 6.5.2), as the server tells them first; 0: not told.
+uint32_t SettingOf(const std::string& address, uint16_t setting) {
+  const int fd = ConnectTo(address);
+  const std::string hello =
+      absl::StrCat("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", absl::string_view("\0\0\0\4\0\0\0\0\0", 9));
+  EXPECT_EQ(send(fd, hello.data(), hello.size(), 0), static_cast<ssize_t>(hello.size()));
+  unsigned char head[9] = {};
+  EXPECT_EQ(recv(fd, head, sizeof(head), MSG_WAITALL), 9);
+  EXPECT_EQ(head[3], 4) << "a SETTINGS frame";
+  std::vector<unsigned char> settings(head[0] << 16 | head[1] << 8 | head[2]);
+  EXPECT_EQ(recv(fd, settings.data(), settings.size(), MSG_WAITALL),
+            static_cast<ssize_t>(settings.size()));
+  close(fd);
+  for (size_t i = 0; i + 6 <= settings.size(); i += 6) {
+    if ((settings[i] << 8 | settings[i + 1]) != setting) continue;
+    return uint32_t{settings[i + 2]} << 24 | uint32_t{settings[i + 3]} << 16 |
+           uint32_t{settings[i + 4]} << 8 | settings[i + 5];
+  }
+  return 0;
+}
+
+TEST(RpcServer, BoundsTheCallsOfAConnection) {
+  ServerOptions options;
+  options.listen_address = "127.0.0.1:0";
+  auto server = RpcServer::Start(options, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  constexpr uint16_t kMaxConcurrentStreams = 3;
+  EXPECT_EQ(SettingOf((*server)->address(), kMaxConcurrentStreams), 4096u);
+}
+
 TEST(RpcServer, ServesAgainAfterMoreConnectionsThanDescriptors) {
   rlimit before = {};
   ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
