@@ -7,9 +7,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <utility>
 #include <vector>
 
@@ -21,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "common/logging.h"
+#include "common/read_file.h"
 
 namespace blockserve {
 namespace {
@@ -236,26 +235,23 @@ absl::StatusOr<NewApiKey> MakeApiKey(absl::string_view name, const ApiKeyLimits&
 absl::StatusOr<std::unique_ptr<ApiKeys>> ApiKeys::Load(const std::string& path,
                                                        absl::string_view flag) {
   std::unique_ptr<ApiKeys> keys(new ApiKeys(path, std::string(flag)));
-  std::error_code error;
-  const auto changed = std::filesystem::last_write_time(path, error);
-  absl::StatusOr<std::shared_ptr<const ApiKeyTable>> table = keys->Read();
+  const absl::StatusOr<std::string> text = ReadFile(path);
+  absl::StatusOr<std::shared_ptr<const ApiKeyTable>> table = keys->Parse(text);
   if (!table.ok()) return table.status();
   MutexLock lock(&keys->mutex_);
   keys->table_ = *std::move(table);
-  keys->changed_ = changed;
+  keys->text_ = text;
   keys->looked_at_ = absl::Now();
   return keys;
 }
 
-absl::StatusOr<std::shared_ptr<const ApiKeyTable>> ApiKeys::Read() const {
+absl::StatusOr<std::shared_ptr<const ApiKeyTable>> ApiKeys::Parse(
+    const absl::StatusOr<std::string>& text) const {
   const auto fail = [&](absl::string_view why) {
     return absl::InvalidArgumentError(absl::StrCat(flag_, " ", path_, ": ", why));
   };
-  std::ifstream file(path_);
-  if (!file) return fail("cannot be read");
-  std::ostringstream text;
-  text << file.rdbuf();
-  absl::StatusOr<ApiKeyTable> table = ApiKeyTable::Parse(text.str());
+  if (!text.ok()) return fail(text.status().message());
+  absl::StatusOr<ApiKeyTable> table = ApiKeyTable::Parse(*text);
   if (!table.ok()) return fail(table.status().message());
   return std::make_shared<const ApiKeyTable>(*std::move(table));
 }
@@ -265,12 +261,12 @@ std::shared_ptr<const ApiKeyTable> ApiKeys::Current() {
   const absl::Time now = absl::Now();
   if (now - looked_at_ < kLookInterval && now >= looked_at_) return table_;
   looked_at_ = now;
-  std::error_code error;
-  auto changed = std::filesystem::last_write_time(path_, error);
-  if (error) changed = {};  // told once, below
-  if (changed == changed_) return table_;
-  changed_ = changed;
-  absl::StatusOr<std::shared_ptr<const ApiKeyTable>> table = Read();
+  // By what it holds: the time of a file that was put in place of another may be the same, and so
+  // it may be where one is written in two pieces.
+  absl::StatusOr<std::string> text = ReadFile(path_);
+  if (text == text_) return table_;  // what cannot be read is told once
+  text_ = std::move(text);
+  absl::StatusOr<std::shared_ptr<const ApiKeyTable>> table = Parse(text_);
   if (table.ok()) {
     table_ = *std::move(table);
     LogInfo(absl::StrCat(flag_, " ", path_, ": ", table_->size(), " keys"));

@@ -7,7 +7,6 @@
 #define BLOCKSERVE_GATEWAY_API_KEYS_H_
 
 #include <cstdint>
-#include <filesystem>
 #include <map>
 #include <memory>
 #include <string>
@@ -93,13 +92,15 @@ class ApiKeys {
  private:
   ApiKeys(std::string path, std::string flag) : path_(std::move(path)), flag_(std::move(flag)) {}
   std::shared_ptr<const ApiKeyTable> Current();
-  absl::StatusOr<std::shared_ptr<const ApiKeyTable>> Read() const;
+  // Of what the file holds, or why it cannot be read.
+  absl::StatusOr<std::shared_ptr<const ApiKeyTable>> Parse(
+      const absl::StatusOr<std::string>& text) const;
 
   const std::string path_;
   const std::string flag_;
   Mutex mutex_;
   std::shared_ptr<const ApiKeyTable> table_ ABSL_GUARDED_BY(mutex_);
-  std::filesystem::file_time_type changed_ ABSL_GUARDED_BY(mutex_);
+  absl::StatusOr<std::string> text_ ABSL_GUARDED_BY(mutex_);  // that was read last
   absl::Time looked_at_ ABSL_GUARDED_BY(mutex_);
 };
 

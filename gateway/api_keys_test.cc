@@ -153,6 +153,8 @@ TEST_F(ApiKeysTest, APrefixCacheIsANamesOwnIfAnyOfItsLinesSaysSo) {
 TEST_F(ApiKeysTest, NamesFlagFileAndLine) {
   EXPECT_EQ(ApiKeys::Load("no/such.keys", "--api-keys").status(),
             absl::InvalidArgumentError("--api-keys no/such.keys: cannot be read"));
+  EXPECT_EQ(ApiKeys::Load("/tmp", "--api-keys").status(),
+            absl::InvalidArgumentError("--api-keys /tmp: cannot be read"));
   Write("{}");
   EXPECT_THAT(std::string(ApiKeys::Load(path_, "--api-keys").status().message()),
               HasSubstr(path_ + ": line 1: \"id\" must be"));

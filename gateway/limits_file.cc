@@ -1,11 +1,10 @@
 #include "gateway/limits_file.h"
 
 #include <cmath>
-#include <fstream>
-#include <iterator>
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "common/read_file.h"
 #include "nlohmann/json.hpp"
 
 namespace blockserve {
@@ -80,14 +79,12 @@ absl::Status ParseLimits(absl::string_view text, AdmissionOptions& options) {
 }
 
 absl::Status ReadLimitsFile(const std::string& path, AdmissionOptions& options) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be read"));
-  std::string text;
-  text.assign(std::istreambuf_iterator<char>(file), {});
-  if (text.size() > kMaxFileBytes) {
+  const absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok()) return Bad(absl::StrCat(path, ":"), text.status().message());
+  if (text->size() > kMaxFileBytes) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": larger than 16 MiB"));
   }
-  const absl::Status status = ParseLimits(text, options);
+  const absl::Status status = ParseLimits(*text, options);
   return status.ok() ? status
                      : absl::Status(status.code(), absl::StrCat(path, ": ", status.message()));
 }

@@ -49,6 +49,8 @@ TEST(LimitsFile, NamesWhatIsWrong) {
   AdmissionOptions options;
   EXPECT_THAT(std::string(ReadLimitsFile("/nowhere/limits.json", options).message()),
               HasSubstr("/nowhere/limits.json: cannot be read"));
+  EXPECT_THAT(std::string(ReadLimitsFile("/tmp", options).message()),
+              HasSubstr("/tmp: cannot be read"));
 }
 
 }  // namespace

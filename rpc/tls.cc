@@ -2,16 +2,22 @@
 
 #include <grpcpp/security/tls_certificate_provider.h>
 #include <grpcpp/security/tls_credentials_options.h>
+#include <openssl/asn1.h>
+#include <openssl/bio.h>
 #include <openssl/err.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
+#include <openssl/x509.h>
 
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 #include <fstream>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "rpc/tls_file_copies.h"
 
 namespace blockserve {
@@ -126,11 +132,38 @@ absl::Status CheckTlsFiles(const ClientTlsFiles& files) {
 
 namespace {
 
-// What reads the files of credentials anew lives as long as they do.
+// Why a certificate that can be used is refused by whoever looks at its times, who says no more
+// than that it cannot be verified; empty: it is not. `path`: of its copy.
+std::string TimesRemark(absl::string_view flag, absl::string_view file, const std::string& path) {
+  const std::unique_ptr<BIO, decltype(&BIO_free)> bio(BIO_new_file(path.c_str(), "r"), &BIO_free);
+  const std::unique_ptr<X509, decltype(&X509_free)> certificate(
+      bio == nullptr ? nullptr : PEM_read_bio_X509(bio.get(), nullptr, nullptr, nullptr),
+      &X509_free);
+  ERR_clear_error();
+  if (certificate == nullptr) return "";
+  const ASN1_TIME* begin = X509_get0_notBefore(certificate.get());
+  const ASN1_TIME* end = X509_get0_notAfter(certificate.get());
+  const bool early = X509_cmp_current_time(begin) > 0;
+  tm time = {};
+  if (!early && X509_cmp_current_time(end) > 0) return "";
+  if (ASN1_TIME_to_tm(early ? begin : end, &time) != 1) return "";
+  return absl::StrCat(
+      flag, " ", file, ": ", early ? "is not valid before " : "has expired on ",
+      absl::FormatTime("%Y-%m-%d %H:%M:%S UTC", absl::FromTM(time, absl::UTCTimeZone()),
+                       absl::UTCTimeZone()));
+}
+
+// What reads the files of credentials anew lives as long as they do. `at`: of the certificate, in
+// the copies.
 template <class Credentials>
 std::shared_ptr<Credentials> With(std::unique_ptr<TlsFileCopies> copies,
-                                  std::shared_ptr<Credentials> credentials) {
-  copies->LookEvery(absl::Seconds(kTlsReloadSeconds));
+                                  std::shared_ptr<Credentials> credentials, std::string flags,
+                                  std::string certificate, size_t at) {
+  copies->LookEvery(absl::Seconds(kTlsReloadSeconds),
+                    [flag = absl::StrCat(flags, "-cert"), certificate = std::move(certificate),
+                     at](const std::vector<std::string>& paths) {
+                      return certificate.empty() ? "" : TimesRemark(flag, certificate, paths[at]);
+                    });
   struct Both {
     std::unique_ptr<TlsFileCopies> copies;
     std::shared_ptr<Credentials> credentials;
@@ -161,7 +194,8 @@ absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeServerCredentials(
     options.watch_root_certs();
     options.set_cert_request_type(GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
   }
-  return With(*std::move(copies), grpc::experimental::TlsServerCredentials(options));
+  return With(*std::move(copies), grpc::experimental::TlsServerCredentials(options), files.flags,
+              files.certificate, 0);
 }
 
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials(
@@ -184,7 +218,8 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> MakeChannelCredentials
     if (own_ca) options.watch_root_certs();
     if (!files.certificate.empty()) options.watch_identity_key_cert_pairs();
   }
-  return With(*std::move(copies), grpc::experimental::TlsCredentials(options));
+  return With(*std::move(copies), grpc::experimental::TlsCredentials(options), files.flags,
+              files.certificate, 1);
 }
 
 }  // namespace blockserve

@@ -7,22 +7,19 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
-#include <fstream>
-#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "common/logging.h"
+#include "common/read_file.h"
 
 namespace blockserve {
 namespace {
 
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
+// Of what cannot be read it is empty, and then it is not used either.
+std::string ContentOf(const std::string& path) { return ReadFile(path).value_or(""); }
 
 std::string PathOf(int descriptor) { return absl::StrCat("/proc/self/fd/", descriptor); }
 
@@ -51,7 +48,7 @@ absl::StatusOr<std::unique_ptr<TlsFileCopies>> TlsFileCopies::Make(std::vector<s
   // With the names that people know, before there are others.
   if (absl::Status status = check(files); !status.ok()) return status;
   std::unique_ptr<TlsFileCopies> copies(new TlsFileCopies(std::move(files), std::move(check)));
-  for (const std::string& file : copies->files_) copies->last_.push_back(ReadFile(file));
+  for (const std::string& file : copies->files_) copies->last_.push_back(ContentOf(file));
   if (absl::Status status = copies->TakeOver(copies->last_); !status.ok()) return status;
   return copies;
 }
@@ -102,7 +99,7 @@ absl::Status TlsFileCopies::TakeOver(const std::vector<std::string>& contents) {
 
 void TlsFileCopies::Look() {
   std::vector<std::string> contents;
-  for (const std::string& file : files_) contents.push_back(ReadFile(file));
+  for (const std::string& file : files_) contents.push_back(ContentOf(file));
   if (contents == last_) return;
   last_ = std::move(contents);
   if (absl::Status status = TakeOver(last_); !status.ok()) {
@@ -115,10 +112,15 @@ void TlsFileCopies::Look() {
   }
 }
 
-void TlsFileCopies::LookEvery(absl::Duration interval) {
-  thread_ = std::thread([this, interval] {
+void TlsFileCopies::LookEvery(absl::Duration interval, Remark remark) {
+  thread_ = std::thread([this, interval, remark = std::move(remark)] {
+    std::string told;
     MutexLock lock(&mutex_);
     while (!ends_) {
+      if (std::string now = remark(paths_); now != told) {
+        if (!now.empty()) LogWarning(now);
+        told = std::move(now);
+      }
       changed_.WaitWithTimeout(&mutex_, interval);
       if (!ends_) Look();
     }

@@ -23,6 +23,9 @@ class TlsFileCopies {
  public:
   // Says whether files of these paths, in the order of Make's, can be used together.
   using Check = std::function<absl::Status(const std::vector<std::string>& paths)>;
+  // What there is to say of files that can be used: it goes into the log when it changes. Empty:
+  // nothing.
+  using Remark = std::function<std::string(const std::vector<std::string>& paths)>;
 
   // `files`: paths; empty ones are left out of everything. Errors: those of `check`, and of the
   // system.
@@ -39,8 +42,8 @@ class TlsFileCopies {
   // Takes over what has changed, if it can be used. What cannot is logged once, and the copies stay
   // as they are.
   void Look();
-  // Looks again and again, on a thread of its own.
-  void LookEvery(absl::Duration interval);
+  // Looks again and again, on a thread of its own, and asks `remark` each time.
+  void LookEvery(absl::Duration interval, Remark remark);
 
  private:
   TlsFileCopies(std::vector<std::string> files, Check check)

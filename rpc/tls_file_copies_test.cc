@@ -67,6 +67,10 @@ TEST_F(TlsFileCopiesTest, StayWhileTheFilesAreEmptyOrGone) {
   std::filesystem::remove(files_[0]);
   copies->Look();
   EXPECT_EQ(Read(copies->paths()[0]), "certificate 1");
+  std::filesystem::create_directory(files_[0]);  // what a file that is mounted leaves, at times
+  copies->Look();
+  EXPECT_EQ(Read(copies->paths()[0]), "certificate 1");
+  std::filesystem::remove(files_[0]);
   Write(0, "renewed 1");
   copies->Look();
   EXPECT_EQ(Read(copies->paths()[0]), "renewed 1");

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/logging.h"
+#include "common/read_file.h"
 
 namespace blockserve {
 namespace {
@@ -39,19 +40,20 @@ absl::StatusOr<std::shared_ptr<ssl::context>> MakeContext(const ServerTlsFiles& 
 
 }  // namespace
 
-HttpTls::Times HttpTls::Changed() const {
-  Times times;
+// Not the times of their last change: those of a file that was put in place of another may be the
+// same.
+std::vector<std::string> HttpTls::Contents() const {
+  std::vector<std::string> contents;
   for (const std::string& path : {files_.certificate, files_.key, files_.client_ca}) {
-    std::error_code ignored;
-    times.push_back(std::filesystem::last_write_time(path, ignored));
+    contents.push_back(ReadFile(path).value_or(""));
   }
-  return times;
+  return contents;
 }
 
 absl::StatusOr<std::shared_ptr<HttpTls>> HttpTls::Load(const ServerTlsFiles& files) {
   std::shared_ptr<HttpTls> tls(new HttpTls(files));
   MutexLock lock(&tls->mutex_);
-  tls->changed_ = tls->Changed();
+  tls->contents_ = tls->Contents();
   tls->looked_at_ = absl::Now();
   absl::StatusOr<std::shared_ptr<ssl::context>> context = MakeContext(files);
   if (!context.ok()) return context.status();
@@ -64,9 +66,9 @@ std::shared_ptr<ssl::context> HttpTls::Current() {
   const absl::Time now = absl::Now();
   if (now - looked_at_ < absl::Seconds(kTlsReloadSeconds)) return context_;
   looked_at_ = now;
-  Times changed = Changed();
-  if (changed == changed_) return context_;
-  changed_ = std::move(changed);
+  std::vector<std::string> contents = Contents();
+  if (contents == contents_) return context_;
+  contents_ = std::move(contents);
   absl::StatusOr<std::shared_ptr<ssl::context>> context = MakeContext(files_);
   if (context.ok()) {
     context_ = *std::move(context);

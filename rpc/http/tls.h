@@ -3,8 +3,8 @@
 #define BLOCKSERVE_RPC_HTTP_TLS_H_
 
 #include <boost/asio/ssl/context.hpp>
-#include <filesystem>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -25,14 +25,14 @@ class HttpTls {
   std::shared_ptr<boost::asio::ssl::context> Current();
 
  private:
-  using Times = std::vector<std::filesystem::file_time_type>;
   explicit HttpTls(const ServerTlsFiles& files) : files_(files) {}
-  Times Changed() const;
+  // What the files hold; nothing of those that cannot be read.
+  std::vector<std::string> Contents() const;
 
   const ServerTlsFiles files_;
   Mutex mutex_;
   std::shared_ptr<boost::asio::ssl::context> context_ ABSL_GUARDED_BY(mutex_);
-  Times changed_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::string> contents_ ABSL_GUARDED_BY(mutex_);
   absl::Time looked_at_ ABSL_GUARDED_BY(mutex_);
 };
 

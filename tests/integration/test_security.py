@@ -2,7 +2,9 @@
 
 import http.client
 import json
+import os
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -249,6 +251,32 @@ def test_keys_are_taken_in_and_back_while_it_runs(secured, pki, client):
     assert client.model().name
 
 
+def put_in_place(new, old):
+    """With the time of the file that was there, as packages and images of fixed times have it."""
+    before = old.stat()
+    os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(new, old)
+
+
+def test_a_key_is_taken_back_by_a_file_of_the_same_time(secured, pki, tmp_path):
+    made = keys_command("--name=carol", f"--file={secured.keys}")
+    tls = blockserve.Tls(ca=pki.public / "ca.crt")
+    with blockserve.Client(secured.gateway.address, tls=tls, api_key=made.stdout.strip(),
+                           timeout=60) as carol:
+        wait_until_known(carol)
+        lines = secured.keys.read_text().splitlines(keepends=True)
+        (tmp_path / "keys").write_text("".join(lines[:-1]))
+        put_in_place(tmp_path / "keys", secured.keys)
+
+        def is_refused():
+            try:
+                return not carol.model()
+            except blockserve.Error as error:
+                return error.code == grpc.StatusCode.UNAUTHENTICATED
+
+        harness.wait_until(is_refused, "the key that was taken back is refused", limit_s=30)
+
+
 def shown(pki, ports):
     """Serial numbers of the certificates that the ports show."""
     context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
@@ -275,6 +303,29 @@ def test_certificates_are_renewed_while_it_runs(secured, pki, client):
     stands.request("GET", "/health")
     assert stands.getresponse().status == 200
     stands.close()
+
+
+def test_certificates_are_renewed_by_files_of_the_same_time(secured, pki, tmp_path):
+    ports = [int(secured.gateway.address.split(":")[1]), secured.http_port]
+    old = shown(pki, ports)
+    made = make_certificates(shutil.copytree(pki.public, tmp_path / "new"), "server")
+    for name in ("server.key", "server.crt"):
+        put_in_place(made / name, pki.public / name)
+    harness.wait_until(lambda: not set(shown(pki, ports)) & set(old),
+                       "the new certificate is shown by both", limit_s=30)
+
+
+def test_an_expired_certificate_is_told_by_whoever_shows_it(pki, demo_model, launcher, tmp_path):
+    folder = shutil.copytree(pki.tiers, tmp_path / "tiers")
+    make_certificates(folder, "token", "gateway", "--days", "0")
+    own = [f"--tier-tls-{what}={folder}/gateway.{end}" for what, end in (("cert", "crt"), ("key", "key"))]
+    token = launcher.token(demo_model, *server_flags(folder, "token"))
+    gateway = launcher.gateway(demo_model, [token], [token], f"--tier-tls-ca={folder}/ca.crt", *own)
+    for server, flag, name in ((token, "--tls-cert", "token"), (gateway, "--tier-tls-cert", "gateway")):
+        wait_for_log(server, f"{flag} {folder}/{name}.crt: has expired on 20")
+    make_certificates(folder, "token", "gateway")
+    wait_for_log(gateway, f"at {token.address} connected")
+    assert token.log().count("has expired") == 1
 
 
 @pytest.mark.parametrize("content", ["nonsense\n", ""])
