@@ -14,6 +14,11 @@
 #include "rpc/listen_address.h"
 
 namespace blockserve {
+namespace {
+
+constexpr int kMaxSyncThreads = 16;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
     const ServerOptions& options, const std::vector<grpc::Service*>& services) {
@@ -44,8 +49,10 @@ absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(
       LogWarning(NotEncrypted(options.listen_flag, options.listen_address,
                               absl::StrCat(options.tls.flags, "-cert")));
     }
+    // Calls of reflection and channelz, and no others, take a thread for as long as they are open.
     builder.SetResourceQuota(grpc::ResourceQuota(options.listen_flag)
-                                 .Resize(static_cast<size_t>(options.max_memory_bytes)));
+                                 .Resize(static_cast<size_t>(options.max_memory_bytes))
+                                 .SetMaxThreads(kMaxSyncThreads));
     result->credentials_ = *std::move(credentials);
     result->acceptor_ = *std::move(acceptor);
   }

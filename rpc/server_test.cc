@@ -25,38 +25,46 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
-// What reflection lists, as the bytes of its answer.
-std::string ListServices(const std::shared_ptr<grpc::Channel>& channel) {
-  grpc::GenericStub stub(channel);
-  grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
-  grpc::CompletionQueue queue;
-  auto call = stub.PrepareCall(&context,
-                               "/grpc.reflection.v1alpha.ServerReflection/"
-                               "ServerReflectionInfo",
-                               &queue);
-  const auto step = [&] {
+// A call of reflection, open until this ends.
+class Reflection {
+ public:
+  explicit Reflection(const std::shared_ptr<grpc::Channel>& channel) : stub_(channel) {
+    context_.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(60));
+    call_ = stub_.PrepareCall(&context_,
+                              "/grpc.reflection.v1alpha.ServerReflection/"
+                              "ServerReflectionInfo",
+                              &queue_);
+    call_->StartCall(nullptr);
+    Step();
+  }
+  ~Reflection() {
+    context_.TryCancel();
+    grpc::Status status;
+    call_->Finish(&status, nullptr);
+    Step();
+    queue_.Shutdown();
+  }
+
+  // What it lists, as the bytes of its answer; empty: the call is over.
+  std::string ListServices() {
+    grpc::ByteBuffer response;
+    call_->Write(ToBuffer(std::string("\x3a\x00", 2)), nullptr);  // list_services: ""
+    if (!Step()) return "";
+    call_->Read(&response, nullptr);
+    return Step() ? ToString(response) : "";
+  }
+
+ private:
+  bool Step() {
     void* tag = nullptr;
     bool ok = false;
-    return queue.Next(&tag, &ok) && ok;
-  };
-  call->StartCall(nullptr);
-  std::string listed;
-  grpc::ByteBuffer response;
-  if (step()) {
-    call->Write(ToBuffer(std::string("\x3a\x00", 2)), nullptr);  // list_services: ""
-    if (step()) {
-      call->Read(&response, nullptr);
-      if (step()) listed = ToString(response);
-    }
+    return queue_.Next(&tag, &ok) && ok;
   }
-  context.TryCancel();
-  grpc::Status status;
-  call->Finish(&status, nullptr);
-  step();
-  queue.Shutdown();
-  return listed;
-}
+  grpc::GenericStub stub_;
+  grpc::ClientContext context_;
+  grpc::CompletionQueue queue_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> call_;
+};
 
 TEST(RpcServer, ListensWhereItSaysAndTellsItsHealth) {
   ServerOptions options;
@@ -71,7 +79,7 @@ TEST(RpcServer, ListensWhereItSaysAndTellsItsHealth) {
   (*server)->SetServing("wide", false);
   EXPECT_EQ(Check(channel, "wide"), Health::kNotServing);
   EXPECT_EQ(Check(channel), Health::kServing) << "a scope is apart from the process";
-  EXPECT_THAT(ListServices(channel), HasSubstr("grpc.health.v1.Health"));
+  EXPECT_THAT(Reflection(channel).ListServices(), HasSubstr("grpc.health.v1.Health"));
 }
 
 TEST(RpcServer, APortInUseIsAnErrorThatNamesIt) {
@@ -140,6 +148,27 @@ uint32_t SettingOf(const std::string& address, uint16_t setting) {
            uint32_t{settings[i + 4]} << 8 | settings[i + 5];
   }
   return 0;
+}
+
+TEST(RpcServer, CallsOfReflectionTakeFewThreads) {
+  ServerOptions options;
+  options.listen_address = "127.0.0.1:0";
+  auto server = RpcServer::Start(options, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto channel = Dial((*server)->address());
+  std::vector<std::unique_ptr<Reflection>> open;
+  size_t answered = 0;
+  for (int i = 0; i < 64; ++i) {
+    open.push_back(std::make_unique<Reflection>(channel));
+    answered += open.back()->ListServices().empty() ? 0 : 1;
+  }
+  EXPECT_GE(answered, 1u);
+  EXPECT_LE(answered, 16u) << "each has a thread for as long as it is open";
+  open.clear();
+  (*server)->SetServing(true);
+  EXPECT_EQ(Check(channel), Health::kServing);
+  while (Reflection(channel).ListServices().empty()) {
+  }
 }
 
 TEST(RpcServer, BoundsTheCallsOfAConnection) {
