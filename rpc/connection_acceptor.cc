@@ -20,6 +20,9 @@
 namespace blockserve {
 namespace {
 
+// More than a gateway has requests (--max-live-choices), and few enough that idle connections, some
+// 20 KB each, do not fill the memory.
+constexpr rlim_t kDescriptors = 32768;
 // For connections to the tiers, files that are read again, scrapers.
 constexpr int kReservedDescriptors = 64;
 // Without a descriptor nothing can be done about a connection that waits.
@@ -38,7 +41,7 @@ int DescriptorsForConnections() {
 void RaiseDescriptorLimit() {
   rlimit limit = {};
   if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
+  limit.rlim_cur = std::min(limit.rlim_max, std::max(limit.rlim_cur, kDescriptors));
   setrlimit(RLIMIT_NOFILE, &limit);
 }
 

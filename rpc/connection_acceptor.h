@@ -22,9 +22,9 @@
 
 namespace blockserve {
 
-// Lets the process have as many open files and sockets as it may have. The limit that it is started
-// with is often 1024, for the sake of programs that use select(). For main, before there are
-// servers.
+// Lets the process have 32,768 open files and sockets, or as many as it may have. The limit that it
+// is started with is often 1024, for the sake of programs that use select(). For main, before there
+// are servers.
 void RaiseDescriptorLimit();
 
 class ConnectionAcceptor {
