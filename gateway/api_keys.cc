@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,7 @@
 #include "absl/time/clock.h"
 #include "common/logging.h"
 #include "common/read_file.h"
+#include "gateway/unique_members.h"
 
 namespace blockserve {
 namespace {
@@ -118,8 +120,12 @@ class Line {
 };
 
 absl::StatusOr<std::pair<std::string, ApiKey>> ParseLine(absl::string_view text) {
-  Json json = Json::parse(text.begin(), text.end(), nullptr, /*allow_exceptions=*/false);
+  std::optional<std::string> twice;
+  Json json = ParseUniqueMembers(text, twice);
   if (!json.is_object()) return absl::InvalidArgumentError("is no JSON object");
+  if (twice.has_value()) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", *twice, "\" is there twice"));
+  }
   Line line(std::move(json));
   ApiKey key;
   const std::string id = line.Text("id");

@@ -86,6 +86,8 @@ TEST(ApiKeyTable, SaysWhichLineIsWrongAndWhy) {
   expect(absl::StrReplaceAll(good, {{"alice", ""}}), "line 1: \"name\" must have 1 to 64 bytes");
   expect(absl::StrReplaceAll(good, {{"\"name\"", "\"max_request\":1,\"name\""}}),
          "line 1: \"max_request\" is not known");
+  expect(absl::StrReplaceAll(good, {{"\"name\"", "\"burst\":1,\"burst\":2,\"name\""}}),
+         "line 1: \"burst\" is there twice");
   expect(absl::StrReplaceAll(good, {{"\"name\"", "\"max_requests\":1.5,\"name\""}}),
          "line 1: \"max_requests\" must be a whole number from 0 to 1e+09");
   expect(absl::StrReplaceAll(good, {{"\"name\"", "\"highest_priority\":\"low\",\"name\""}}),
