@@ -1,7 +1,5 @@
 // blockserve-load: load against a server of blockserve, and what came of it.
 #include <algorithm>
-#include <fstream>
-#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,6 +15,7 @@
 #include "absl/time/time.h"
 #include "bench/load_program.h"
 #include "common/program.h"
+#include "common/read_file.h"
 #include "common/utf8.h"
 #include "rpc/tls.h"
 
@@ -118,10 +117,9 @@ absl::Status ParseSharedPrefix(const std::string& text, WorkloadOptions& workloa
 }
 
 absl::StatusOr<std::string> ReadKey(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read"));
-  const std::string key(std::istreambuf_iterator<char>(file), {});
-  return std::string(absl::StripAsciiWhitespace(key));
+  const absl::StatusOr<std::string> key = ReadFile(path);
+  if (!key.ok()) return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read"));
+  return std::string(absl::StripAsciiWhitespace(*key));
 }
 
 absl::Status ReadTls(LoadTarget& target) {

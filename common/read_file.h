@@ -2,6 +2,7 @@
 #ifndef BLOCKSERVE_COMMON_READ_FILE_H_
 #define BLOCKSERVE_COMMON_READ_FILE_H_
 
+#include <cstdint>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -11,6 +12,11 @@ namespace blockserve {
 // NOT_FOUND "cannot be read": also a folder, and what the system fails to read to its end. (A
 // std::istreambuf_iterator throws there.)
 absl::StatusOr<std::string> ReadFile(const std::string& path);
+
+// Of a regular file, with its name in front of errors: NOT_FOUND when there is no such file,
+// INVALID_ARGUMENT when it is no regular file or larger than `max_bytes`, INTERNAL when reading
+// fails.
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes);
 
 }  // namespace blockserve
 

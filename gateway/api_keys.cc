@@ -8,7 +8,6 @@
 #include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -19,9 +18,9 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
+#include "common/json.h"
 #include "common/logging.h"
 #include "common/read_file.h"
-#include "gateway/unique_members.h"
 
 namespace blockserve {
 namespace {
@@ -120,13 +119,10 @@ class Line {
 };
 
 absl::StatusOr<std::pair<std::string, ApiKey>> ParseLine(absl::string_view text) {
-  std::optional<std::string> twice;
-  Json json = ParseUniqueMembers(text, twice);
-  if (!json.is_object()) return absl::InvalidArgumentError("is no JSON object");
-  if (twice.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", *twice, "\" is there twice"));
-  }
-  Line line(std::move(json));
+  absl::StatusOr<Json> json = ParseJson(text, "");
+  if (!json.ok()) return json.status();
+  if (!json->is_object()) return absl::InvalidArgumentError("is no JSON object");
+  Line line(*std::move(json));
   ApiKey key;
   const std::string id = line.Text("id");
   if (!IsHex(id, kIdHex)) line.Fail("id", absl::StrCat("must be ", kIdHex, " hex digits"));

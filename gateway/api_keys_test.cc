@@ -79,7 +79,7 @@ TEST(ApiKeyTable, SaysWhichLineIsWrongAndWhy) {
     const auto table = ApiKeyTable::Parse(text);
     EXPECT_EQ(table.status(), absl::InvalidArgumentError(message));
   };
-  expect(good + "\nalice\n", "line 2: is no JSON object");
+  expect(good + "\nalice\n", "line 2: not valid JSON (column 1 of 5 bytes)");
   expect(good + "\n" + good, absl::StrCat("line 2: there is another ", good.substr(7, 8)));
   expect(absl::StrReplaceAll(good, {{"\"salt\":\"", "\"salt\":\"0"}}),
          "line 1: \"salt\" must be 32 hex digits");
@@ -87,7 +87,7 @@ TEST(ApiKeyTable, SaysWhichLineIsWrongAndWhy) {
   expect(absl::StrReplaceAll(good, {{"\"name\"", "\"max_request\":1,\"name\""}}),
          "line 1: \"max_request\" is not known");
   expect(absl::StrReplaceAll(good, {{"\"name\"", "\"burst\":1,\"burst\":2,\"name\""}}),
-         "line 1: \"burst\" is there twice");
+         "line 1: the key \"burst\" stands twice in one object");
   expect(absl::StrReplaceAll(good, {{"\"name\"", "\"max_requests\":1.5,\"name\""}}),
          "line 1: \"max_requests\" must be a whole number from 0 to 1e+09");
   expect(absl::StrReplaceAll(good, {{"\"name\"", "\"highest_priority\":\"low\",\"name\""}}),

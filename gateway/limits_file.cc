@@ -2,11 +2,10 @@
 
 #include <cmath>
 #include <limits>
-#include <optional>
 
 #include "absl/strings/str_cat.h"
+#include "common/json.h"
 #include "common/read_file.h"
-#include "gateway/unique_members.h"
 #include "nlohmann/json.hpp"
 
 namespace blockserve {
@@ -52,10 +51,10 @@ absl::Status ReadLimits(const std::string& where, const Json& json, KeyLimits& l
 }  // namespace
 
 absl::Status ParseLimits(absl::string_view text, AdmissionOptions& options) {
-  std::optional<std::string> twice;
-  const Json json = ParseUniqueMembers(text, twice);
+  const absl::StatusOr<Json> parsed = ParseJson(text, "");
+  if (!parsed.ok()) return parsed.status();
+  const Json& json = *parsed;
   if (!json.is_object()) return absl::InvalidArgumentError("it is no JSON object");
-  if (twice.has_value()) return Bad(absl::StrCat("\"", *twice, "\""), "is there twice");
   for (const auto& [name, value] : json.items()) {
     if (name != "default" && name != "keys") {
       return Bad(name, "is not known; members are default and keys");

@@ -29,7 +29,7 @@ TEST(LimitsFile, KeysTakeWhatTheyLeaveOutFromTheDefault) {
 
 TEST(LimitsFile, NamesWhatIsWrong) {
   const std::vector<std::pair<const char*, const char*>> cases = {
-      {"", "no JSON object"},
+      {"", "not valid JSON"},
       {"[]", "no JSON object"},
       {R"({"key": {}})", "key is not known"},
       {R"({"default": 3})", "default must be an object"},
@@ -39,9 +39,9 @@ TEST(LimitsFile, NamesWhatIsWrong) {
       {R"({"keys": {"a": {"max_requests": 1.5}}})", "must be a whole number"},
       {R"({"keys": {"a": {"max_requests": 1e30}}})", "must be a whole number"},
       {R"({"keys": {"a": {"weight": 0}}})", "keys.a is wrong: weight must be"},
-      {R"({"keys": {"a": {"weight": 1}, "b": {}, "a": {}}})", "\"a\" is there twice"},
-      {R"({"keys": {"": {}, "": {}}})", "\"\" is there twice"},
-      {R"({"keys": {"a": {"burst": 1, "weight": 1, "burst": 2}}})", "\"burst\" is there twice"},
+      {R"({"keys": {"a": {"weight": 1}, "b": {}, "a": {}}})", "the key \"a\" stands twice in one object"},
+      {R"({"keys": {"": {}, "": {}}})", "the key \"\" stands twice in one object"},
+      {R"({"keys": {"a": {"burst": 1, "weight": 1, "burst": 2}}})", "the key \"burst\" stands twice in one object"},
       {R"({"default": {"max_tokens": -1}})", "default is wrong: max_tokens must be"}};
   for (const auto& [json, message] : cases) {
     AdmissionOptions options;

@@ -6,7 +6,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "model/json.h"
+#include "common/json.h"
+#include "common/read_file.h"
 
 namespace blockserve {
 namespace {

@@ -6,7 +6,7 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "model/json.h"
+#include "common/read_file.h"
 #include "model/tokenizer_file.h"
 
 namespace blockserve {

@@ -12,7 +12,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "model/json.h"
+#include "common/json.h"
+#include "common/read_file.h"
 
 namespace blockserve {
 namespace {

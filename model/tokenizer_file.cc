@@ -8,7 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "model/json.h"
+#include "common/json.h"
 #include "model/tokenizer_byte_level.h"
 
 namespace blockserve {

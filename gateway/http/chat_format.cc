@@ -1,25 +1,18 @@
 #include "gateway/http/chat_format.h"
 
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/read_file.h"
 #include "gateway/http/json_fields.h"
 #include "gateway/validate.h"
 
 namespace blockserve {
 namespace {
-
-absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat(path.string(), " cannot be read"));
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
 
 bool HasJinjaTemplate(const std::filesystem::path& folder) {
   std::error_code ignored;

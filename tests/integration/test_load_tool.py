@@ -137,6 +137,13 @@ def test_a_salt_keeps_the_cache_of_other_runs_out(launcher, tmp_path, protocol):
     assert bad.returncode == 2 and b"--cache-salt is not valid UTF-8" in bad.stderr
 
 
+def test_a_key_that_cannot_be_read_is_told(tmp_path):
+    for path in (tmp_path, tmp_path / "none"):
+        bad = subprocess.run([harness.program("blockserve-load"), "--grpc=127.0.0.1:1", "--concurrency=1",
+                              f"--api-key-file={path}"], capture_output=True, text=True, check=False)
+        assert bad.returncode == 2 and f"--api-key-file: {path} cannot be read" in bad.stderr
+
+
 @pytest.fixture
 def strange_server():
     """Its address. What it answers to a completion is told by the request's path."""

@@ -572,7 +572,7 @@ def test_a_file_of_keys_that_cannot_be_used_is_named(demo_model, tmp_path):
          f"--api-keys={tmp_path}/keys"], text=True, capture_output=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        f"blockserve serve: --api-keys {tmp_path}/keys: line 2: is no JSON object")
+        f"blockserve serve: --api-keys {tmp_path}/keys: line 2: not valid JSON (column 2 of 9 bytes)")
 
 
 @pytest.mark.parametrize("program", ["blockserve serve", "blockserve-gateway", "blockserve-block",

@@ -1,17 +1,12 @@
-#include "model/json.h"
-
-#include <sys/stat.h>
+#include "common/json.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 #include <exception>
-#include <fstream>
-#include <limits>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 
 namespace blockserve {
@@ -98,63 +93,36 @@ class DocumentBuilder : public nlohmann::json_sax<json> {
   size_t error_position_ = 0;  // 1-based; 0 when unknown
 };
 
-std::string LineAndColumn(absl::string_view text, size_t position) {
+// The column alone in a text of one line, which may itself be a line of a file.
+std::string Place(absl::string_view text, size_t position) {
   const absl::string_view before = text.substr(0, position == 0 ? 0 : position - 1);
   const size_t line = 1 + static_cast<size_t>(std::count(before.begin(), before.end(), '\n'));
   const size_t line_start = before.rfind('\n');
   const size_t column =
       before.size() - (line_start == absl::string_view::npos ? 0 : line_start + 1) + 1;
-  return absl::StrCat("line ", line, ", column ", column);
+  return absl::StrCat(" (", absl::StrContains(text, '\n') ? absl::StrCat("line ", line, ", ") : "",
+                      "column ", column, " of ", text.size(), " bytes)");
 }
 
 }  // namespace
 
 absl::StatusOr<json> ParseJson(absl::string_view text, absl::string_view source) {
+  const auto refuse = [&](absl::string_view what, absl::string_view place) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(source, source.empty() ? "" : ": ", what, place));
+  };
   // The parser takes a zero byte for the end of the text; no JSON has one.
   if (const size_t zero = text.find('\0'); zero != absl::string_view::npos) {
-    return absl::InvalidArgumentError(absl::StrCat(source, ": not valid JSON: a zero byte (",
-                                                   LineAndColumn(text, zero + 1), " of ",
-                                                   text.size(), " bytes)"));
+    return refuse("not valid JSON: a zero byte", Place(text, zero + 1));
   }
   try {
     DocumentBuilder builder;
     if (json::sax_parse(text.begin(), text.end(), &builder)) return builder.TakeDocument();
-    const std::string place =
-        builder.error_position() == 0
-            ? ""
-            : absl::StrCat(" (", LineAndColumn(text, builder.error_position()), " of ", text.size(),
-                           " bytes)");
-    return absl::InvalidArgumentError(absl::StrCat(source, ": ", builder.error(), place));
+    return refuse(builder.error(),
+                  builder.error_position() == 0 ? "" : Place(text, builder.error_position()));
   } catch (const std::exception& error) {
-    return absl::InvalidArgumentError(absl::StrCat(source, ": not valid JSON: ", error.what()));
+    return refuse("not valid JSON: ", error.what());
   }
-}
-
-absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
-  struct stat info;
-  if (stat(path.c_str(), &info) != 0) {
-    const int error = errno;
-    if (error == ENOENT || error == ENOTDIR) {
-      return absl::NotFoundError(absl::StrCat(path, ": no such file"));
-    }
-    return absl::InvalidArgumentError(absl::StrCat(path, ": ", std::strerror(error)));
-  }
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
-  }
-  if (info.st_size > max_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": has ", info.st_size, " bytes; at most ", max_bytes, " are read"));
-  }
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot be opened"));
-  std::string contents(static_cast<size_t>(info.st_size), '\0');
-  file.read(contents.data(), static_cast<std::streamsize>(contents.size()));
-  if (file.gcount() != static_cast<std::streamsize>(contents.size())) {
-    return absl::InternalError(
-        absl::StrCat(path, ": read only ", file.gcount(), " of ", contents.size(), " bytes"));
-  }
-  return contents;
 }
 
 absl::string_view JsonTypeName(const json& value) {
