@@ -162,6 +162,20 @@ TEST_F(AuditTest, AuditsForWhichNobodyWaitsDoNotPileUp) {
   ExpectNothingLeft();
 }
 
+TEST_F(AuditTest, HeldSequencesDoNotKeepTheKvThatTheirAuditsWaitFor) {
+  options_.tier.audit = {.contexts = 1, .hold = true};
+  MakeCore(2, 2);
+  NumberWorkers();
+  // Of room for two texts and no third: the audit of each waits for what another one has.
+  for (const auto& replica : blocks_) replica->pages = 13;
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 4; ++i) streams.push_back(Generate(Request(80, 20, i)));
+  ASSERT_TRUE(RunUntilDone(streams));
+  for (const Stream& stream : streams) ExpectExact(stream);
+  EXPECT_EQ(contexts().skipped, 0);
+  ExpectNothingLeft();
+}
+
 TEST_F(AuditTest, AReplicaWithWrongContextsIsFoundAndItsSequencesMove) {
   options_.tier.audit = {.contexts = 1, .hold = true};
   MakeCore(3, 2);

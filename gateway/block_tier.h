@@ -263,6 +263,9 @@ class BlockTier {
   void TellRow(Replica& replica, uint64_t handle, int64_t block, ContextRowPtr row);
   void OpenShadow(uint64_t id);
   void OnShadowRow(uint64_t id, ContextRowPtr row);
+  // Sequences whose rows are held back could keep all the KV that the audits of one another wait
+  // for. One whose audit finds no room gives its own up: it is opened again with its next block.
+  void MakeRoomForAudits();
   void EndAudit(uint64_t id, ContextRowPtr row);
   void EndAudit(uint64_t id, absl::Status status);
   void RetireIfEmpty(Replica& replica);

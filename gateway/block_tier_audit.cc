@@ -1,5 +1,6 @@
 // BlockTier: context rows that another replica computes too, by prefill, and that are compared bit
 // for bit. Where two differ, a third one settles who is wrong.
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -96,6 +97,21 @@ void BlockTier::OnShadowRow(uint64_t id, ContextRowPtr row) {
   EndAudit(id,
            absl::InternalError(absl::StrCat("block services '", absl::StrJoin(audit.names, "', '"),
                                             "' differ over this request's context")));
+}
+
+void BlockTier::MakeRoomForAudits() {
+  if (!options_.audit.hold || pump_posted_) return;  // what waits may go in this very turn
+  for (const auto& [id, audit] : audits_) {
+    const auto held = sequences_.find(audit.sequence);
+    const auto shadow = sequences_.find(audit.shadow);
+    if (held == sequences_.end() || held->second->phase != Phase::kIdle) continue;
+    if (shadow == sequences_.end() || shadow->second->phase != Phase::kWaiting) continue;
+    const bool comes_to_turn =
+        std::any_of(replicas_.begin(), replicas_.end(), [&](const auto& replica) {
+          return MayHold(*replica, shadow->second->spec) && replica->opens > 0;
+        });
+    if (!comes_to_turn) Detach(held->first, *held->second, /*close_copy=*/true);
+  }
 }
 
 // The row, if it was held back, is told now.

@@ -178,6 +178,7 @@ void BlockTier::Tick() {
     }
   }
   WatchConnections(now);
+  MakeRoomForAudits();
   for (const std::unique_ptr<Replica>& replica : replicas_) {
     if (replica->link == nullptr && !membership_.HasTwin(replica->member, now)) Connect(*replica);
     if (replica->member.connected && replica->health.WantsProbe(now)) Probe(*replica, now);
