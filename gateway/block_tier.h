@@ -95,6 +95,9 @@ class BlockTier {
   // Opens a sequence, at once or when there is room. RESOURCE_EXHAUSTED: too many wait already.
   // `on_context` tells the last block's row.
   absl::StatusOr<uint64_t> Open(SequenceSpec spec);
+  // As Open, of a request that has begun: it does not stand in line with new ones, and is not
+  // refused.
+  uint64_t OpenBegun(SequenceSpec spec);
   // A sequence that begins as `parent` does, whose prompt is open: no row is told before Extend.
   // spec.prompt is the parent's.
   uint64_t Fork(uint64_t parent, SequenceSpec spec);

@@ -32,6 +32,17 @@ absl::StatusOr<uint64_t> BlockTier::Open(SequenceSpec spec) {
   return handle;
 }
 
+uint64_t BlockTier::OpenBegun(SequenceSpec spec) {
+  const uint64_t handle = next_handle_++;
+  std::unique_ptr<Sequence>& sequence = sequences_[handle];
+  sequence = std::make_unique<Sequence>();
+  sequence->spec = std::move(spec);
+  sequence->wants_row = true;
+  sequence->begun = true;
+  Enqueue(handle, *sequence);
+  return handle;
+}
+
 uint64_t BlockTier::Fork(uint64_t parent, SequenceSpec spec) {
   const uint64_t handle = next_handle_++;
   std::unique_ptr<Sequence>& sequence = sequences_[handle];

@@ -173,9 +173,7 @@ void GenerationRun::Begin(ContextRowPtr row) {
       forks.push_back(i);
       continue;
     }
-    absl::StatusOr<uint64_t> sequence = environment_.block_tier->Open(SpecOf(i));
-    if (!sequence.ok()) return End(sequence.status());
-    choices_[i].sequence = *sequence;
+    choices_[i].sequence = environment_.block_tier->OpenBegun(SpecOf(i));
   }
   for (const size_t i : forks) {
     if (!over()) OnContext(i, block, row);

@@ -130,6 +130,22 @@ TEST_F(ResumeTest, GoesOnFromEveryTokenWithEveryAlignment) {
   }
 }
 
+TEST_F(ResumeTest, ChoicesOfARequestThatHasBegunAreNotRefusedForAFullQueue) {
+  options_.tier.max_queued = 2;
+  MakeCore(1, 1);
+  GenerationRequest request = Request(8, 40, 4);
+  request.n = 8;
+  const Stream whole = Whole(request);
+  // Of room for two of them at a time.
+  blocks_[0]->pages = 6;
+  blocks_[0]->Break();
+  blocks_[0]->Mend();
+  const Stream rest = Resume(Rest(whole, {20, 21, 22, 23, 24, 25, 26, 27}));
+  ASSERT_TRUE(RunUntilDone({rest}));
+  ExpectTheRest(whole, rest);
+  ExpectNothingLeft();
+}
+
 TEST_F(ResumeTest, TwoChoicesCutAtEveryPairOfTokens) {
   MakeCore(1, 1);
   GenerationRequest request = Request(6, 9, 3);
