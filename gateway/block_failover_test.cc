@@ -161,6 +161,24 @@ TEST_F(BlockFailoverTest, SuspendedSequencesAreOpenedAgain) {
   ExpectAllExact(streams);
 }
 
+TEST_F(BlockFailoverTest, WhatIsOpenedAgainWaitsForNoMoreRoomThanItStillNeeds) {
+  MakeCore(1, 1);
+  blocks_[0]->pages = 30;
+  Stream old = Generate(Request(8, 400, 1));
+  ASSERT_TRUE(loop_.RunUntil([&] { return old.sink->tokens[0].size() >= 380; }));
+  // It has room beside the new one, whose open takes its time.
+  blocks_[0]->service_time = absl::Seconds(1);
+  Stream young = Generate(Request(8, 4, 2));
+  loop_.Advance(absl::ZeroDuration());
+  blocks_[0]->service_time = absl::Milliseconds(1);
+  blocks_[0]->suspend = 1;
+  ASSERT_TRUE(RunUntilDone({old}));
+  EXPECT_EQ(blocks_[0]->suspend, 0);
+  EXPECT_EQ(young.sink->started, 0);
+  ASSERT_TRUE(RunUntilDone({young}));
+  ExpectAllExact({old, young});
+}
+
 TEST_F(BlockFailoverTest, ADrainingReplicaIsEmptiedWhereAnotherIsThere) {
   MakeCore(2, 1);
   const std::vector<Stream> streams = Load(20, 400);

@@ -90,7 +90,6 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
         return MayHold(*replica, sequence.spec) && replica->fits_reserve(blocks, reserve);
       });
   std::vector<BlockReplicaView> views;
-  std::vector<int64_t> needed;
   int64_t most_needed = 0;
   for (const std::unique_ptr<Replica>& replica : replicas_) {
     const uint64_t key = PrefixMemory::Key(sequence.spec.cache_pool, *sequence.spec.prompt,
@@ -112,8 +111,8 @@ BlockTier::Replica* BlockTier::Choose(const Sequence& sequence) {
     view.has_prefix = replica->prefixes.Knows(key);
     view.sequences = std::max<int64_t>(static_cast<int64_t>(replica->sequences.size()),
                                        replica->load.sequences());
-    most_needed = std::max(most_needed, EstimatePages(blocks, sequence.spec.reserve_blocks,
-                                                      block_length_, replica->page_blocks));
+    most_needed =
+        std::max(most_needed, EstimatePages(blocks, reserve, block_length_, replica->page_blocks));
   }
   const int chosen = PickReplica(views, most_needed);
   return chosen < 0 ? nullptr : replicas_[static_cast<size_t>(chosen)].get();
