@@ -121,7 +121,7 @@ __global__ void ProductOfAWarp(const uint16_t* x, float* y) {
 
 class Emulator : public testing::Test {
  protected:
-  Emulator() : stream_(*Stream::Create()), y_(*DeviceBuffer::Allocate(64 * sizeof(float))) {
+  Emulator() : y_(*DeviceBuffer::Allocate(64 * sizeof(float))), stream_(*Stream::Create()) {
     for (int i = 0; i < 64; ++i) y_.as<float>()[i] = static_cast<float>(i);
   }
   template <typename Kernel, typename... Arguments>
@@ -133,8 +133,8 @@ class Emulator : public testing::Test {
   }
   float* y() const { return y_.as<float>(); }
 
-  Stream stream_;
   DeviceBuffer y_;
+  Stream stream_;  // ends its work before the buffer goes
 };
 using EmulatorDeathTest = Emulator;
 
