@@ -193,6 +193,8 @@ class BlockTier {
     ServiceTimes opens_per_block;
     std::vector<int32_t> probe;  // [L]: the block that began the first text opened
   };
+  // A new one, detached, under its handle.
+  std::pair<uint64_t, Sequence*> Add(SequenceSpec spec);
   int64_t BlocksOf(const Sequence& sequence) const;
   // Of those whom not all replicas may hold: a replica for the one would be one for the other.
   static bool StandInOneLine(const Sequence& one, const Sequence& other);

@@ -54,11 +54,8 @@ void BlockTier::OpenShadow(uint64_t id) {
   spec.not_by = audit.processes;
   spec.on_context = [this, id](int64_t, ContextRowPtr row) { OnShadowRow(id, std::move(row)); };
   spec.on_failed = [this, id](absl::Status status) { EndAudit(id, std::move(status)); };
-  const uint64_t handle = next_handle_++;
+  const auto [handle, shadow] = Add(std::move(spec));
   audit.shadow = handle;
-  std::unique_ptr<Sequence>& shadow = sequences_[handle];
-  shadow = std::make_unique<Sequence>();
-  shadow->spec = std::move(spec);
   shadow->begun = true;  // its request has
   shadow->aside = !options_.audit.hold;
   shadow->wants_row = true;

@@ -22,21 +22,23 @@ absl::StatusOr<uint64_t> BlockTier::Open(SequenceSpec spec) {
           absl::StrCat(queue_.new_items(), " requests wait for room already; try again later"));
     }
   }
-  const uint64_t handle = next_handle_++;
-  std::unique_ptr<Sequence>& sequence = sequences_[handle];
-  sequence = std::make_unique<Sequence>();
-  sequence->spec = std::move(spec);
+  const auto [handle, sequence] = Add(std::move(spec));
   sequence->wants_row = true;
   sequence->next_score_block = sequence->spec.first_context;
   Enqueue(handle, *sequence);
   return handle;
 }
 
-uint64_t BlockTier::OpenBegun(SequenceSpec spec) {
+std::pair<uint64_t, BlockTier::Sequence*> BlockTier::Add(SequenceSpec spec) {
   const uint64_t handle = next_handle_++;
   std::unique_ptr<Sequence>& sequence = sequences_[handle];
   sequence = std::make_unique<Sequence>();
   sequence->spec = std::move(spec);
+  return {handle, sequence.get()};
+}
+
+uint64_t BlockTier::OpenBegun(SequenceSpec spec) {
+  const auto [handle, sequence] = Add(std::move(spec));
   sequence->wants_row = true;
   sequence->begun = true;
   Enqueue(handle, *sequence);
@@ -44,10 +46,7 @@ uint64_t BlockTier::OpenBegun(SequenceSpec spec) {
 }
 
 uint64_t BlockTier::Fork(uint64_t parent, SequenceSpec spec) {
-  const uint64_t handle = next_handle_++;
-  std::unique_ptr<Sequence>& sequence = sequences_[handle];
-  sequence = std::make_unique<Sequence>();
-  sequence->spec = std::move(spec);
+  const auto [handle, sequence] = Add(std::move(spec));
   sequence->begun = true;  // its request has: it does not stand in line with new ones
   const auto found = sequences_.find(parent);
   if (found == sequences_.end()) return handle;

@@ -384,20 +384,19 @@ TEST(CudaEngines, StepsUnderWayTogetherAreThoseOneAfterAnother) {
 TEST(CudaEngines, WaitForTheirDeviceBeforeTheyGo) {
   TestModelOptions options;
   options.max_rows = 128;
-  absl::StatusOr<std::unique_ptr<TestModel>> model =
-      TestModel::Load("tests/golden/concat_l4", options);
-  ASSERT_TRUE(model.ok()) << model.status();
-  const Blocks blocks((*model)->token(), 128);
+  std::unique_ptr<TestModel> model = LoadGolden("concat_l4", options);
+  ASSERT_NE(model, nullptr);
+  const Blocks blocks(model->token(), 128);
   std::vector<TokenRowResult> results(blocks.rows.size());
-  (*model)->token().Start(blocks.rows, absl::MakeSpan(results));
+  model->token().Start(blocks.rows, absl::MakeSpan(results));
   const std::vector<int32_t> tokens(3 * 4, 1);
   const std::vector<int32_t> pages = {0};
-  std::vector<float> contexts(3 * (*model)->config().block.hidden_size);
+  std::vector<float> contexts(3 * model->config().block.hidden_size);
   BlockChunk chunk;
   chunk.tokens = tokens;
   chunk.pages = pages;
-  ASSERT_TRUE((*model)->block().Start({&chunk, 1}, absl::MakeSpan(contexts)).ok());
-  model->reset();
+  ASSERT_TRUE(model->block().Start({&chunk, 1}, absl::MakeSpan(contexts)).ok());
+  model.reset();
 }
 
 TEST(CudaFailures, ACallThatFailsOnceFailsItsRowsAloneWhicheverItIs) {
