@@ -136,6 +136,20 @@ def test_ports_are_those_that_the_flags_open(overlay, tier):
 
 
 @every_overlay
+@every_tier
+def test_why_a_container_has_failed_is_in_its_pod(overlay, tier):
+    """The programs' last line says it, on standard error; nothing writes the file that is looked at by default."""
+    assert container(overlay, tier)["terminationMessagePolicy"] == "FallbackToLogsOnError"
+
+
+@every_tier
+def test_on_a_laptop_images_that_are_there_are_used(tier):
+    """An image without a tag is asked of a registry by default, each time a pod starts."""
+    one = container("dev", tier)
+    assert ":" not in one["image"] and one["imagePullPolicy"] == "IfNotPresent"
+
+
+@every_overlay
 def test_the_gateway_is_told_the_headless_services(overlay):
     services = {s["metadata"]["name"]: s["spec"] for s in of_kind(overlay, "Service")}
     for tier in ("block", "token"):
