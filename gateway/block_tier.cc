@@ -174,9 +174,8 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
 void BlockTier::OnLost(Replica& replica, absl::Status status) {
   // Told again of each attempt to connect that fails.
   const bool was_connected = replica.member.connected;
-  const bool may_have_died = was_connected && !replica.member.draining && !status.ok();
   const bool was_usable = replica.member.usable();
-  membership_.Lost(replica.member, status, loop_.Now());
+  const bool may_have_died = membership_.Lost(replica.member, status, loop_.Now());
   replica.Disconnected();
   if (was_connected) replica.lost_at = loop_.Now();
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());

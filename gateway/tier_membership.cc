@@ -67,7 +67,10 @@ bool TierMembership::Connected(TierMember& member, TierIdentity identity, absl::
   return member.fits;
 }
 
-void TierMembership::Lost(TierMember& member, const absl::Status& status, absl::Time now) {
+bool TierMembership::Lost(TierMember& member, const absl::Status& status, absl::Time now) {
+  const bool may_have_died = member.connected && !member.draining && !status.ok() &&
+                             status.code() != absl::StatusCode::kFailedPrecondition &&
+                             status.code() != absl::StatusCode::kResourceExhausted;
   if (member.connected && member.fits) {
     LogWarning(absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address,
                             " lost: ", status.ok() ? "it ended the stream" : status.ToString()));
@@ -88,6 +91,7 @@ void TierMembership::Lost(TierMember& member, const absl::Status& status, absl::
   }
   member.connected = false;
   Update(member, now);
+  return may_have_died;
 }
 
 void TierMembership::Update(TierMember& member, absl::Time now) {

@@ -51,8 +51,10 @@ class TierMembership {
   bool HasTwin(const TierMember& member, absl::Time now) const;
   // The member has said hello. False, logged once for each reason: it does not fit and is not used.
   bool Connected(TierMember& member, TierIdentity identity, absl::Time now);
-  // The stream broke, or could not be made; logged, within bounds.
-  void Lost(TierMember& member, const absl::Status& status, absl::Time now);
+  // The stream broke, or could not be made; logged, within bounds. True: the process may have died
+  // of what it had. One that drains, or ends its stream in order, has not, nor one whose stream
+  // ended for a message or a queue that was too large.
+  bool Lost(TierMember& member, const absl::Status& status, absl::Time now);
   // To be called when `draining`, `removed` or `condemned` has changed.
   void Update(TierMember& member, absl::Time now);
   void Forget(const TierMember& member) {

@@ -187,6 +187,26 @@ TEST(TierMembership, AWorkerOfAnotherModelIsWaitedOutAndThenNamed) {
   EXPECT_EQ(tier.Verdict(kWait, kNoDeadline, lost + kWait).message(), "no token worker is there");
 }
 
+TEST(TierMembership, OnlyAStreamThatBrokeMayBeADeath) {
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  TierMembership tier("block service", Expected(), now);
+  const auto lost = [&](const absl::Status& status, bool draining) {
+    TierMember member;
+    EXPECT_TRUE(tier.Connected(member, Fitting(), now));
+    member.draining = draining;
+    return tier.Lost(member, status, now);
+  };
+  EXPECT_TRUE(lost(absl::UnavailableError("connection reset"), false));
+  EXPECT_TRUE(lost(absl::InternalError("no such frame"), false));
+  EXPECT_FALSE(lost(absl::UnavailableError("connection reset"), true));
+  EXPECT_FALSE(lost(absl::OkStatus(), false));
+  EXPECT_FALSE(lost(absl::ResourceExhaustedError("memory quota"), false));
+  EXPECT_FALSE(lost(absl::FailedPreconditionError("another model"), false));
+  // Whom nobody has reached cannot have died of anything.
+  TierMember never;
+  EXPECT_FALSE(tier.Lost(never, absl::UnavailableError("refused"), now));
+}
+
 TEST(TierMembership, DrainingWorkersDoNotCount) {
   const absl::Time now = absl::FromUnixSeconds(1000);
   TierMembership tier("token worker", Expected(), now);

@@ -362,14 +362,9 @@ void TokenTier::OnAnswered(Worker& worker, const Attempt& attempt, Row* row) {
 }
 
 void TokenTier::OnLost(Worker& worker, absl::Status status) {
-  // A worker that drains or ends its stream in order was not killed by a row, nor was one whose
-  // stream ended for a message or a queue that was too large.
   const bool was_connected = worker.member.connected;
-  const bool died = was_connected && !worker.member.draining && !status.ok() &&
-                    status.code() != absl::StatusCode::kFailedPrecondition &&
-                    status.code() != absl::StatusCode::kResourceExhausted;
   const bool was_usable = worker.member.usable();
-  membership_.Lost(worker.member, status, loop_.Now());
+  const bool died = membership_.Lost(worker.member, status, loop_.Now());
   worker.reserved = false;
   worker.ping.Reset(false);
   worker.outgoing.clear();

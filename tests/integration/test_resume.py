@@ -92,6 +92,27 @@ def test_kill_9_of_a_gateway_under_asyncio(tiers, launcher):
         assert completion.usage.completion_tokens == undisturbed.usage.completion_tokens
 
 
+def test_a_gateway_that_is_frozen_is_left_long_before_the_deadline(tiers):
+    """Its kernel goes on acknowledging what it is sent: only an answer of the process itself tells. gRPC's own limit
+    for that is a minute, whatever the keepalive."""
+    request = {"prompt": "Once upon a time", "max_tokens": 4000, "ignore_eos": True, "seed": 5}
+    with sdk(tiers.spare) as client:
+        expected = ask(client, request)
+    doomed = tiers.gateway()
+    with sdk(doomed, tiers.spare) as client:
+        seen = []
+
+        def freeze(output):
+            seen.append(output.position)
+            if len(seen) == 10:
+                doomed.process.send_signal(signal.SIGSTOP)
+
+        stream = client.stream(**request, timeout=45)
+        assert read_answer(stream, freeze) == expected
+    assert stream.resumes == 1
+    doomed.kill()
+
+
 def test_a_stop_string_that_belongs_to_the_text_comes_once_wherever_the_stream_broke(tiers, stub):
     request = pb.GenerateRequest(text="Once upon a time", stop=pb.StopConditions(max_tokens=60))
     request.sampling.temperature = 0

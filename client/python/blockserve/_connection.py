@@ -100,13 +100,18 @@ class Settings:
         channel_options = [
             ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            # A gateway that vanishes without a word is noticed; retries are the client's own; and
-            # one that comes back is found soon.
+            # A gateway that vanishes without a word is noticed, however long nothing is sent to it;
+            # retries are the client's own; and one that comes back is found soon.
             ("grpc.keepalive_time_ms", 10_000),
             ("grpc.keepalive_timeout_ms", 5_000),
+            # What gRPC 1.85 goes by for every ping, the keepalive's too: a minute by itself.
+            ("grpc.http2.ping_timeout_ms", 5_000),
+            ("grpc.http2.max_pings_without_data", 0),
             ("grpc.enable_retries", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            # Of one attempt to connect: who takes the connection and then says nothing is frozen.
+            ("grpc.min_reconnect_backoff_ms", 5_000),
         ]
         if tls is not None:
             credentials = tls.credentials()
