@@ -154,43 +154,25 @@ class Lane:
             self._add_tier("block", lambda: deployment.blocks)
             self.kinds["gateway killed"] = self._gateway_killed
             self.kinds["gateway SIGTERM"] = self._gateway_terminated
+            self._add_silence("gateway", lambda: deployment.gateways)
             self.kinds["log disk full"] = self._disk_full
             if deployment.disk.why_not is not None:
                 self.unavailable["log disk full"] = deployment.disk.why_not
         self._thread = threading.Thread(target=self._run)
 
     def _add_tier(self, tier: str, programs) -> None:
-        def pick(fault, choose_from):
-            victim = self._draw.choice(choose_from)
-            fault.victim = victim.name
-            return victim
-
         def killed(fault):
-            victim = pick(fault, self._deployment.mortal(programs()))
+            victim = self._pick(fault, self._deployment.mortal(programs()))
             victim.kill()
             self._wait(0.2, 1.0)
             victim.start()
             victim.wait_until_ready()
 
-        def frozen(fault):
-            victim = pick(fault, programs())
-            victim.send(signal.SIGSTOP)
-            self._wait(1.5, 4.0)
-            victim.send(signal.SIGCONT)
-
         def terminated(fault):
-            victim = pick(fault, self._deployment.mortal(programs()))
+            victim = self._pick(fault, self._deployment.mortal(programs()))
             victim.terminate()
             victim.start()
             victim.wait_until_ready()
-
-        def cut(direction):
-            def inject(fault):
-                victim = pick(fault, programs())
-                self._deployment.network.cut(victim.name, direction)
-                self._wait(1.5, 4.0)
-                self._deployment.network.mend(victim.name)
-            return inject
 
         def delayed(fault):
             victim = programs()[-1]
@@ -200,22 +182,45 @@ class Lane:
             self._wait(1.5, 4.0)
             proxy.delay(0)
 
-        self.kinds[f"{tier} killed"] = killed
-        self.kinds[f"{tier} frozen"] = frozen
-        self.kinds[f"{tier} SIGTERM, restart"] = terminated
-        for direction in ("in", "out", "both"):
-            kind = f"{tier} packets dropped, {direction}"
-            self.kinds[kind] = cut(direction)
-            if not self._deployment.network.separate:
-                self.unavailable[kind] = self._deployment.network.why_not
         def reset(fault):
             victim = programs()[-1]
             fault.victim = victim.name
             self._deployment.proxies[victim.name].reset()
             self._wait(1.0, 2.0)
 
+        self.kinds[f"{tier} killed"] = killed
+        self.kinds[f"{tier} SIGTERM, restart"] = terminated
+        self._add_silence(tier, programs)
         self.kinds[f"{tier} delayed"] = delayed
         self.kinds[f"{tier} connections reset"] = reset
+
+    def _add_silence(self, tier: str, programs) -> None:
+        """The process is frozen, or its packets are dropped; everybody keeps the connections."""
+        def frozen(fault):
+            victim = self._pick(fault, programs())
+            victim.send(signal.SIGSTOP)
+            self._wait(1.5, 4.0)
+            victim.send(signal.SIGCONT)
+
+        def cut(direction):
+            def inject(fault):
+                victim = self._pick(fault, programs())
+                self._deployment.network.cut(victim.name, direction)
+                self._wait(1.5, 4.0)
+                self._deployment.network.mend(victim.name)
+            return inject
+
+        self.kinds[f"{tier} frozen"] = frozen
+        for direction in ("in", "out", "both"):
+            kind = f"{tier} packets dropped, {direction}"
+            self.kinds[kind] = cut(direction)
+            if not self._deployment.network.separate:
+                self.unavailable[kind] = self._deployment.network.why_not
+
+    def _pick(self, fault: Fault, choose_from):
+        victim = self._draw.choice(choose_from)
+        fault.victim = victim.name
+        return victim
 
     def _wait(self, least: float, most: float) -> None:
         self._stop.wait(self._draw.uniform(least, most))
