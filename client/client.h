@@ -47,7 +47,8 @@ struct ClientOptions {
   std::string key_pem;
   std::string server_name;  // in the servers' certificates; empty: the host of the address
   // A call that a gateway cannot take (UNAVAILABLE, RESOURCE_EXHAUSTED) is tried again, and a
-  // stream that breaks is resumed, so many times in a row without a new token; 0: never. Not set:
+  // stream that breaks is resumed, so many times in a row without a new token; 0: never. So too
+  // behind a proxy, which makes UNKNOWN or an INTERNAL of its own of a lost gateway. Not set:
   // while a gateway that has answered before is lost, for 30 s; where it refuses
   // (RESOURCE_EXHAUSTED or UNAVAILABLE with a retry-after), or none has ever answered, 5 times.
   // RESOURCE_EXHAUSTED without one is final, unless it breaks off a stream that had begun.

@@ -67,6 +67,7 @@ absl::Status RetryState::Outcome(const grpc::Status& status) {
   absl::Status outcome(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
   absl::MutexLock lock(&mutex_);
   const auto& metadata = context_->GetServerTrailingMetadata();
+  of_a_gateway_ = metadata.find("blockserve-status") != metadata.end();
   if (const auto found = metadata.find("retry-after"); found != metadata.end()) {
     outcome.SetPayload(kRetryAfterPayload,
                        absl::Cord(absl::string_view(found->second.data(), found->second.size())));
@@ -78,14 +79,20 @@ void RetryState::Progress() {
   gateways_->set_answered();
   failures_ = 0;
   refusals_ = 0;
+  resets_ = 0;
   lost_since_.reset();
 }
 
 bool RetryState::AfterFailure(const absl::Status& status) {
   const bool full = status.code() == absl::StatusCode::kResourceExhausted;
-  // A gateway that stops breaks off what still runs; so may whatever stands between.
+  // A gateway that stops breaks off what still runs; so may whatever stands between. UNKNOWN: a
+  // proxy's stream ended without a status. INTERNAL that is no gateway's: a proxy has reset the
+  // stream. That one once in a row: gateways of older builds mark nothing, and a request that kills
+  // workers must not come again.
+  const bool reset = status.code() == absl::StatusCode::kInternal && !of_a_gateway_;
   const bool unavailable = status.code() == absl::StatusCode::kUnavailable ||
-                           status.code() == absl::StatusCode::kCancelled;
+                           status.code() == absl::StatusCode::kCancelled ||
+                           status.code() == absl::StatusCode::kUnknown || (reset && ++resets_ == 1);
   if (!full && !unavailable) return false;
   // One that has been taken in is not refused any more: its gateway is short of memory.
   const bool broken_off = unavailable || taken_in_;

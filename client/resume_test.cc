@@ -58,7 +58,7 @@ class Gateway final : public v1::Generation::Service {
     writer->Write(event);
     int at = request->has_resume() ? request->resume().choices(0).tokens_size() : 0;
     while (at < kTokens) {
-      if (blocks-- == 0) return {breaks_off_with, "lost"};
+      if (blocks-- == 0) return End(context, breaks_off_with, "lost");
       v1::Output& output = *event.mutable_output();
       output.Clear();
       for (int i = 0; i < 3; ++i) output.add_tokens(100 + at++);
@@ -83,11 +83,19 @@ class Gateway final : public v1::Generation::Service {
   int calls = 0;
   std::string retry_after;  // told with every refusal, unless empty
   grpc::StatusCode breaks_off_with = grpc::StatusCode::UNAVAILABLE;
+  bool behind_a_proxy = false;  // which makes an INTERNAL of its own of what breaks
 
  private:
   grpc::Status Refuse(grpc::ServerContext* context, int verdict) const {
     if (!retry_after.empty()) context->AddTrailingMetadata("retry-after", retry_after);
-    return {static_cast<grpc::StatusCode>(-verdict), "not now"};
+    return End(context, static_cast<grpc::StatusCode>(-verdict), "not now");
+  }
+  grpc::Status End(grpc::ServerContext* context, grpc::StatusCode code,
+                   const std::string& why) const {
+    if (code == grpc::StatusCode::INTERNAL && !behind_a_proxy) {
+      context->AddTrailingMetadata("blockserve-status", "INTERNAL");
+    }
+    return {code, why};
   }
   int Next() {
     ++calls;
@@ -315,6 +323,29 @@ TEST(ClientResume, AStreamThatIsBrokenOffForWantOfMemoryGoesOn) {
   small.breaks_off_with = grpc::StatusCode::RESOURCE_EXHAUSTED;
   EXPECT_EQ(Read(*Connect({&small})).status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(small.requests.size(), 2u);
+}
+
+// nginx and others reset the stream, or end it without a status, when the gateway behind them dies.
+TEST(ClientResume, AStreamThatAProxyBreaksOffGoesOn) {
+  for (const grpc::StatusCode code : {grpc::StatusCode::INTERNAL, grpc::StatusCode::UNKNOWN}) {
+    Gateway gateway(Plan{2, 1, kAll});
+    gateway.behind_a_proxy = true;
+    gateway.breaks_off_with = code;
+    const Result result = Read(*Connect({&gateway}));
+    EXPECT_THAT(result.tokens, kEveryToken);
+    EXPECT_EQ(result.resumes, 2);
+  }
+  // Without progress it may be a request that kills workers.
+  Gateway gateway(Plan{2, 0, 0, kAll});
+  gateway.behind_a_proxy = true;
+  gateway.breaks_off_with = grpc::StatusCode::INTERNAL;
+  EXPECT_EQ(Read(*Connect({&gateway})).status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(gateway.requests.size(), 2u);
+  // A gateway's own is final.
+  Gateway own(Plan{2, kAll});
+  own.breaks_off_with = grpc::StatusCode::INTERNAL;
+  EXPECT_EQ(Read(*Connect({&own})).status.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(own.requests.size(), 1u);
 }
 
 TEST(ClientResume, OptionsAreChecked) {

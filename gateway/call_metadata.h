@@ -1,4 +1,5 @@
-// What a gRPC call carries beside its messages: the caller's trace context, and when to come again.
+// What a gRPC call carries beside its messages: the caller's trace context, when to come again, and
+// whose error it is.
 #ifndef BLOCKSERVE_GATEWAY_CALL_METADATA_H_
 #define BLOCKSERVE_GATEWAY_CALL_METADATA_H_
 
@@ -21,13 +22,15 @@ inline TraceContext CallerTrace(const grpc::CallbackServerContext& context) {
 }
 
 // The call's status; one that tells when to come again does so in the trailing metadata, in seconds
-// for people and proxies, and in the form that gRPC's own retries heed.
+// for people and proxies, and in the form that gRPC's own retries heed. An INTERNAL is marked as a
+// gateway's: gRPC has one of its own for a stream that a proxy resets, and that one may be resumed.
 inline grpc::Status FinalStatus(const absl::Status& status, grpc::CallbackServerContext& context) {
   if (const std::optional<absl::Duration> wait = RetryAfter(status)) {
     context.AddTrailingMetadata("retry-after", absl::StrCat(RetryAfterSeconds(*wait)));
     context.AddTrailingMetadata("grpc-retry-pushback-ms",
                                 absl::StrCat(absl::ToInt64Milliseconds(*wait)));
   }
+  if (absl::IsInternal(status)) context.AddTrailingMetadata("blockserve-status", "INTERNAL");
   return ToGrpcStatus(status);
 }
 

@@ -475,6 +475,20 @@ TEST_F(WrittenByWritersTest, ALoneStreamDoesNotWaitForTheWriters) {
   EXPECT_EQ(reader->Finish().error_message(), "over");
 }
 
+// So that clients tell it from the INTERNAL that gRPC makes of a stream that a proxy resets.
+TEST_F(WrittenByWritersTest, AnInternalErrorIsMarkedAsAGateways) {
+  grpc::ClientContext context;
+  auto reader = written_stub_->Generate(&context, OneToken());
+  begun_.WaitForNotification();
+  loop_.Post([this] { sinks_[0]->OnDone(absl::InternalError("non-finite logits"), {}); });
+  v1::GenerateResponse event;
+  EXPECT_FALSE(reader->Read(&event));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::INTERNAL);
+  const auto& told = context.GetServerTrailingMetadata();
+  ASSERT_NE(told.find("blockserve-status"), told.end());
+  EXPECT_EQ(told.find("blockserve-status")->second, "INTERNAL");
+}
+
 TEST_F(WrittenByWritersTest, AClientThatLeavesWhileItsEventsWaitForAWriterIsForgotten) {
   wanted_ = StreamWriters::kFew + 1;
   std::vector<std::unique_ptr<grpc::ClientContext>> contexts;

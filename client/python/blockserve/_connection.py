@@ -41,6 +41,10 @@ def retry_after(error: grpc.RpcError) -> Optional[float]:
     return None
 
 
+def _is_of_a_gateway(error: grpc.RpcError) -> bool:
+    return any(key == "blockserve-status" for key, _ in error.trailing_metadata() or ())
+
+
 def _authorization(api_key: Optional[str]) -> tuple[tuple[str, str], ...]:
     key = (api_key or "").strip()  # as read from a file
     if not key:
@@ -178,13 +182,21 @@ class Attempts:
     def _start_over(self) -> None:
         self._failures = 0  # in a row
         self._refusals = 0  # of them
+        self._resets = 0  # likewise
         self._lost_since: Optional[float] = None  # None: a gateway answered the last try
 
     def pause_after(self, error: grpc.RpcError) -> Optional[float]:
         """Seconds after which to try again; None: that is of no use."""
         code, told = error.code(), retry_after(error)
-        # CANCELLED: a gateway that stops cuts off who does not read what it is told.
-        lost = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
+        # CANCELLED: a gateway that stops cuts off who does not read what it is told. UNKNOWN: a
+        # proxy's stream ended without a status.
+        lost = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED,
+                        grpc.StatusCode.UNKNOWN)
+        if code == grpc.StatusCode.INTERNAL and not _is_of_a_gateway(error):
+            # A proxy has reset the stream, since its gateway is gone. Once in a row: gateways of
+            # older builds mark nothing, and a request that kills workers must not come again.
+            self._resets += 1
+            lost = self._resets == 1
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             # Taken in, it is not refused any more: its gateway is short of memory.
             lost = self.taken_in

@@ -25,17 +25,24 @@ class Gateway(generation_pb2_grpc.GenerationServicer):
     def __init__(self, gives):
         self.gives = iter(gives)
         self.breaks_off_with = grpc.StatusCode.UNAVAILABLE
+        self.behind_a_proxy = False  # which makes an INTERNAL of its own of what breaks
         self.requests = []
         self.metadata = []
 
     def _next(self, context):
-        gives = next(self.gives)
+        gives, told = next(self.gives), ()
         if isinstance(gives, tuple):
             gives, retry_after = gives
-            context.set_trailing_metadata((("retry-after", retry_after),))
+            told = (("retry-after", retry_after),)
         if isinstance(gives, grpc.StatusCode):
-            context.abort(gives, "not now")
+            self._end(context, gives, told)
         return gives
+
+    def _end(self, context, code, told=()):
+        if code == grpc.StatusCode.INTERNAL and not self.behind_a_proxy:
+            told = (*told, ("blockserve-status", "INTERNAL"))
+        context.set_trailing_metadata(told)
+        context.abort(code, "not now")
 
     def Generate(self, request, context):
         self.requests.append(pb.GenerateRequest.FromString(request.SerializeToString()))
@@ -45,7 +52,7 @@ class Gateway(generation_pb2_grpc.GenerationServicer):
         had = len(request.resume.choices[0].tokens) if request.HasField("resume") else 0
         for start in range(had, len(TOKENS), 3):
             if gives == 0:
-                context.abort(self.breaks_off_with, "lost")
+                self._end(context, self.breaks_off_with)
             gives -= 1
             yield pb.GenerateResponse(output=pb.Output(
                 position=3 + start, tokens=TOKENS[start:start + 3], text="abc"))
@@ -336,6 +343,27 @@ def test_what_is_final_is_not_tried_again(serve, kind, code):
     with pytest.raises(blockserve.Error) as caught:
         generate(kind, gateway.address)
     assert caught.value.code == code and len(gateway.requests) == 1
+
+
+@kinds
+@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN])
+def test_a_stream_that_a_proxy_breaks_off_goes_on(serve, kind, code):
+    """nginx and others reset it, or end it without a status, when the gateway behind them dies."""
+    gateway = serve(2, 1, 9)
+    gateway.behind_a_proxy, gateway.breaks_off_with = True, code
+    events, resumes = generate(kind, gateway.address)
+    assert tokens_of(events) == TOKENS and resumes == 2
+
+
+@kinds
+@pytest.mark.parametrize("behind_a_proxy, calls", [(True, 2), (False, 1)])
+def test_a_request_that_may_kill_workers_does_not_come_again(serve, kind, behind_a_proxy, calls):
+    """Not even where nobody has marked the error as a gateway's: once, unless there is progress."""
+    gateway = serve(2, 0, 0, 9)
+    gateway.behind_a_proxy, gateway.breaks_off_with = behind_a_proxy, grpc.StatusCode.INTERNAL
+    with pytest.raises(blockserve.Error) as caught:
+        generate(kind, gateway.address)
+    assert caught.value.code == grpc.StatusCode.INTERNAL and len(gateway.requests) == calls
 
 
 @kinds
