@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/memory_limit.h"
 
 namespace blockserve {
 
@@ -23,14 +24,14 @@ absl::StatusOr<KvStore> KvStore::Allocate(const StackConfig& stack, Arithmetic a
   store.layout_.bf16 = StoresBf16(arithmetic);
   const double bytes = static_cast<double>(store.num_layers_) * static_cast<double>(num_pages) *
                        static_cast<double>(store.layout_.page_bytes());
-  // Beyond what an address space holds the product below would overflow.
-  if (bytes < 0x1p46) {
+  const int64_t limit = MemoryLimitBytes();
+  if (bytes <= static_cast<double>(limit)) {
     store.data_ = AlignedBuffer(store.num_layers_ * num_pages * store.layout_.page_bytes());
   }
   if (store.data_.data() == nullptr && bytes > 0) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no memory for ", static_cast<int64_t>(bytes / (1 << 20)),
-                     " MiB of KV: ", num_pages, " pages of ", page_blocks, " blocks"));
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "no memory for ", static_cast<int64_t>(bytes / (1 << 20)), " MiB of KV: ", num_pages,
+        " pages of ", page_blocks, " blocks, where this process may have ", limit >> 20, " MiB"));
   }
   return store;
 }
