@@ -79,7 +79,7 @@ void RetryState::Progress() {
   gateways_->set_answered();
   failures_ = 0;
   refusals_ = 0;
-  resets_ = 0;
+  reset_ = false;
   lost_since_.reset();
 }
 
@@ -89,10 +89,12 @@ bool RetryState::AfterFailure(const absl::Status& status) {
   // proxy's stream ended without a status. INTERNAL that is no gateway's: a proxy has reset the
   // stream. That one once in a row: gateways of older builds mark nothing, and a request that kills
   // workers must not come again.
-  const bool reset = status.code() == absl::StatusCode::kInternal && !of_a_gateway_;
+  const bool first_reset =
+      status.code() == absl::StatusCode::kInternal && !of_a_gateway_ && !reset_;
+  reset_ = reset_ || first_reset;
   const bool unavailable = status.code() == absl::StatusCode::kUnavailable ||
                            status.code() == absl::StatusCode::kCancelled ||
-                           status.code() == absl::StatusCode::kUnknown || (reset && ++resets_ == 1);
+                           status.code() == absl::StatusCode::kUnknown || first_reset;
   if (!full && !unavailable) return false;
   // One that has been taken in is not refused any more: its gateway is short of memory.
   const bool broken_off = unavailable || taken_in_;

@@ -82,7 +82,7 @@ class RetryState {
   bool taken_in_ = false;
   int32_t failures_ = 0;                  // in a row
   int32_t refusals_ = 0;                  // of them
-  int32_t resets_ = 0;                    // likewise
+  bool reset_ = false;                    // one of them was a proxy's
   bool of_a_gateway_ = false;             // the last error: a gateway has said so
   std::optional<absl::Time> lost_since_;  // none: a gateway answered the last try
   absl::BitGen random_;

@@ -8,9 +8,9 @@
 namespace blockserve {
 
 // Bytes: the machine's memory, or the limit of a control group (of either version) that this
-// process is in where that is less. The system itself refuses nothing where it is told to promise
-// more than there is, as Kubernetes tells every node: who believes it is killed later, under load.
-// `root`: where /proc and /sys are.
+// process is in where that is less; never more than an address space holds. The system itself
+// refuses nothing where it is told to promise more than there is, as Kubernetes tells every node:
+// who believes it is killed later, under load. `root`: where /proc and /sys are.
 int64_t MemoryLimitBytes(const std::string& root = "");
 
 }  // namespace blockserve

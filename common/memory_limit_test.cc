@@ -4,7 +4,6 @@
 
 #include <filesystem>
 #include <fstream>
-#include <limits>
 
 namespace blockserve {
 namespace {
@@ -52,7 +51,11 @@ TEST_F(MemoryLimitTest, NoLimitOfVersion1IsANumber) {
 
 TEST_F(MemoryLimitTest, OfThisProcessIsThere) {
   EXPECT_GT(MemoryLimitBytes(), 16 << 20);
-  EXPECT_LT(MemoryLimitBytes(), std::numeric_limits<int64_t>::max());
+  EXPECT_LT(MemoryLimitBytes(), (int64_t{1} << 46) - 1);
+}
+
+TEST_F(MemoryLimitTest, IsAnAddressSpaceWhereNothingTells) {
+  EXPECT_EQ(MemoryLimitBytes(root_ + "/nowhere"), (int64_t{1} << 46) - 1);
 }
 
 }  // namespace

@@ -152,28 +152,14 @@ class Lane:
                 self.unavailable["request that kills its worker"] = "it may kill any of them"
         else:
             self._add_tier("block", lambda: deployment.blocks)
-            self.kinds["gateway killed"] = self._gateway_killed
-            self.kinds["gateway SIGTERM"] = self._gateway_terminated
-            self._add_silence("gateway", lambda: deployment.gateways)
+            self._add_programs("gateway", lambda: deployment.gateways)
             self.kinds["log disk full"] = self._disk_full
             if deployment.disk.why_not is not None:
                 self.unavailable["log disk full"] = deployment.disk.why_not
         self._thread = threading.Thread(target=self._run)
 
     def _add_tier(self, tier: str, programs) -> None:
-        def killed(fault):
-            victim = self._pick(fault, self._deployment.mortal(programs()))
-            victim.kill()
-            self._wait(0.2, 1.0)
-            victim.start()
-            victim.wait_until_ready()
-
-        def terminated(fault):
-            victim = self._pick(fault, self._deployment.mortal(programs()))
-            victim.terminate()
-            victim.start()
-            victim.wait_until_ready()
-
+        """As all programs, and what the proxy of the last one does."""
         def delayed(fault):
             victim = programs()[-1]
             fault.victim = victim.name
@@ -188,14 +174,26 @@ class Lane:
             self._deployment.proxies[victim.name].reset()
             self._wait(1.0, 2.0)
 
-        self.kinds[f"{tier} killed"] = killed
-        self.kinds[f"{tier} SIGTERM, restart"] = terminated
-        self._add_silence(tier, programs)
+        self._add_programs(tier, programs)
         self.kinds[f"{tier} delayed"] = delayed
         self.kinds[f"{tier} connections reset"] = reset
 
-    def _add_silence(self, tier: str, programs) -> None:
-        """The process is frozen, or its packets are dropped; everybody keeps the connections."""
+    def _add_programs(self, tier: str, programs) -> None:
+        """The process ends and comes back; or it is frozen, or its packets are dropped, and everybody keeps the
+        connections."""
+        def killed(fault):
+            victim = self._pick(fault, self._deployment.mortal(programs()))
+            victim.kill()
+            self._wait(0.2, 1.0)
+            victim.start()
+            victim.wait_until_ready()
+
+        def terminated(fault):
+            victim = self._pick(fault, self._deployment.mortal(programs()))
+            victim.terminate()
+            victim.start()
+            victim.wait_until_ready()
+
         def frozen(fault):
             victim = self._pick(fault, programs())
             victim.send(signal.SIGSTOP)
@@ -210,6 +208,8 @@ class Lane:
                 self._deployment.network.mend(victim.name)
             return inject
 
+        self.kinds[f"{tier} killed"] = killed
+        self.kinds[f"{tier} SIGTERM, restart"] = terminated
         self.kinds[f"{tier} frozen"] = frozen
         for direction in ("in", "out", "both"):
             kind = f"{tier} packets dropped, {direction}"
@@ -227,8 +227,7 @@ class Lane:
 
     def _wrong_bits(self, fault: Fault) -> None:
         """A worker that is replaced by one whose bits are wrong, until it has been found."""
-        victim = self._draw.choice(self._deployment.mortal(self._deployment.tokens))
-        fault.victim = victim.name
+        victim = self._pick(fault, self._deployment.mortal(self._deployment.tokens))
         victim.terminate()
         victim.start("--inject-wrong-bits=0.5")
         victim.wait_until_ready()
@@ -250,21 +249,6 @@ class Lane:
             worker.start()
         for worker in dead:
             worker.wait_until_ready()
-
-    def _gateway_killed(self, fault: Fault) -> None:
-        victim = self._draw.choice(self._deployment.mortal(self._deployment.gateways))
-        fault.victim = victim.name
-        victim.kill()
-        self._wait(0.2, 1.0)
-        victim.start()
-        victim.wait_until_ready()
-
-    def _gateway_terminated(self, fault: Fault) -> None:
-        victim = self._draw.choice(self._deployment.mortal(self._deployment.gateways))
-        fault.victim = victim.name
-        victim.terminate()
-        victim.start()
-        victim.wait_until_ready()
 
     def _disk_full(self, fault: Fault) -> None:
         """Everybody's; a gateway that starts then has a lot to log."""

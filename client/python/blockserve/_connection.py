@@ -31,18 +31,19 @@ Addresses = Union[str, Sequence[str]]
 
 def retry_after(error: grpc.RpcError) -> Optional[float]:
     """Seconds until the gateway wants to be asked again; None: it does not tell."""
-    for key, value in error.trailing_metadata() or ():
-        if key == "retry-after":
-            try:
-                seconds = float(value)
-            except ValueError:
-                return None
-            return seconds if 0 <= seconds <= _MAX_RETRY_AFTER_S else None
-    return None
+    value = _told(error, "retry-after")
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        return None
+    return seconds if 0 <= seconds <= _MAX_RETRY_AFTER_S else None
 
 
-def _is_of_a_gateway(error: grpc.RpcError) -> bool:
-    return any(key == "blockserve-status" for key, _ in error.trailing_metadata() or ())
+def _told(error: grpc.RpcError, key: str) -> Optional[str]:
+    """What the trailing metadata say first under the key."""
+    return next((value for name, value in error.trailing_metadata() or () if name == key), None)
 
 
 def _authorization(api_key: Optional[str]) -> tuple[tuple[str, str], ...]:
@@ -182,7 +183,7 @@ class Attempts:
     def _start_over(self) -> None:
         self._failures = 0  # in a row
         self._refusals = 0  # of them
-        self._resets = 0  # likewise
+        self._reset = False  # one of them was a proxy's
         self._lost_since: Optional[float] = None  # None: a gateway answered the last try
 
     def pause_after(self, error: grpc.RpcError) -> Optional[float]:
@@ -192,11 +193,10 @@ class Attempts:
         # proxy's stream ended without a status.
         lost = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED,
                         grpc.StatusCode.UNKNOWN)
-        if code == grpc.StatusCode.INTERNAL and not _is_of_a_gateway(error):
+        if code == grpc.StatusCode.INTERNAL and _told(error, "blockserve-status") is None:
             # A proxy has reset the stream, since its gateway is gone. Once in a row: gateways of
             # older builds mark nothing, and a request that kills workers must not come again.
-            self._resets += 1
-            lost = self._resets == 1
+            lost, self._reset = not self._reset, True
         if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
             # Taken in, it is not refused any more: its gateway is short of memory.
             lost = self.taken_in
