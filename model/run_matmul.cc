@@ -68,7 +68,7 @@ void QuantizedRows::Quantize(const CpuKernels& kernels, ThreadPool& pool, Matmul
   quantize.x_stride = args.x_stride;
   quantize.k = args.weights->k();
   quantize.format = args.weights->format();
-  quantize.x_unsigned = quantize.format == WeightFormat::kInt8 && kernels.int8_rows_unsigned;
+  quantize.int8_rows = kernels.int8_rows;
   quantize.quantized = rows_.data();
   quantize.quantized_stride = QuantizedStride(quantize.k);
   quantize.scales = scales_.as<float>();
@@ -78,7 +78,7 @@ void QuantizedRows::Quantize(const CpuKernels& kernels, ThreadPool& pool, Matmul
   args.quantized = quantize.quantized;
   args.quantized_stride = quantize.quantized_stride;
   args.x_scales = quantize.scales;
-  args.x_unsigned = quantize.x_unsigned;
+  args.int8_rows = quantize.int8_rows;
   args.finish_dots = kernels.finish_dots;
 }
 

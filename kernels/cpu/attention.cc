@@ -23,7 +23,7 @@ namespace {
 
 // Queries that share the loads of keys and values in registers: a tile. The tiles of a run share
 // them in the first-level cache.
-constexpr int kMaxQueries = kParts > 2 ? 1 : static_cast<int>(kAttentionQueries);
+constexpr int kMaxQueries = kPartLanes == 1 ? 1 : static_cast<int>(kAttentionQueries);
 
 // Groups of 16 keys, or of 16 dimensions of an output, that are computed side by side: enough
 // chains to keep the units busy, few enough to stay in registers.
@@ -32,6 +32,8 @@ constexpr int GroupsAtOnce([[maybe_unused]] int queries) {
   return 4;
 #elif HWY_TARGET == HWY_AVX2
   return queries == 1 ? 4 : queries <= 3 ? 2 : 1;
+#elif HWY_TARGET == HWY_NEON
+  return queries <= 2 ? 2 : 1;
 #else
   return 1;
 #endif

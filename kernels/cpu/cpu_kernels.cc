@@ -16,16 +16,13 @@
 namespace blockserve {
 namespace {
 
-constexpr std::array<KernelTarget, 3> kTargets = {KernelTarget::kPortable, KernelTarget::kAvx2,
-                                                  KernelTarget::kAvx512};
-
 CpuKernels Table(KernelTarget target) {
   CpuKernels table;
   table.target = target;
   table.matmul = MatmulKernel(target);
   table.bf16dot_matmul = Bf16DotMatmulKernel(target);
   table.int8_matmul = Int8MatmulKernel(target);
-  table.int8_rows_unsigned = Int8RowsAreUnsigned(target);
+  table.int8_rows = Int8RowsOf(target);
   table.quantize = QuantizeKernel(target);
   table.finish_dots = FinishDotsKernel(target);
   table.layer_norm = LayerNormKernel(target);
@@ -52,6 +49,8 @@ const char* KernelTargetName(KernelTarget target) {
       return "avx2";
     case KernelTarget::kAvx512:
       return "avx512";
+    case KernelTarget::kNeon:
+      return "neon";
   }
   return "unknown";
 }
@@ -59,21 +58,20 @@ const char* KernelTargetName(KernelTarget target) {
 std::vector<KernelTarget> SupportedKernelTargets() {
   const int64_t machine = static_cast<int64_t>(hwy::SupportedTargets());
   std::vector<KernelTarget> targets;
-  if ((machine & HWY_AVX3) && MatmulKernel(KernelTarget::kAvx512) != nullptr) {
-    targets.push_back(KernelTarget::kAvx512);
-  }
-  if ((machine & HWY_AVX2) && MatmulKernel(KernelTarget::kAvx2) != nullptr) {
-    targets.push_back(KernelTarget::kAvx2);
-  }
-  if (MatmulKernel(KernelTarget::kPortable) != nullptr) {
-    targets.push_back(KernelTarget::kPortable);
-  }
+  const auto add = [&](KernelTarget target, bool machine_has) {
+    if (machine_has && MatmulKernel(target) != nullptr) targets.push_back(target);
+  };
+  add(KernelTarget::kAvx512, machine & HWY_AVX3);
+  add(KernelTarget::kAvx2, machine & HWY_AVX2);
+  add(KernelTarget::kNeon, true);
+  add(KernelTarget::kPortable, true);
   return targets;
 }
 
 const CpuKernels& GetCpuKernels(KernelTarget target) {
-  static const std::array<CpuKernels, 3> tables = {Table(kTargets[0]), Table(kTargets[1]),
-                                                   Table(kTargets[2])};
+  static const std::array<CpuKernels, 4> tables = {
+      Table(KernelTarget::kPortable), Table(KernelTarget::kAvx2), Table(KernelTarget::kAvx512),
+      Table(KernelTarget::kNeon)};
   return tables[static_cast<size_t>(target)];
 }
 

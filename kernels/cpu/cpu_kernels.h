@@ -36,6 +36,13 @@ struct DotTile {
   const uint32_t* sums = nullptr;
 };
 
+// How integers of rows are stored for the product with kInt8.
+enum class Int8Rows {
+  kInt16,
+  kInt8,
+  kUint8,  // with 128 added
+};
+
 struct MatmulArgs {
   // kF32 and kBf16 only; the other formats read `quantized`.
   const float* x = nullptr;
@@ -59,20 +66,20 @@ struct MatmulArgs {
   const uint8_t* quantized = nullptr;
   int64_t quantized_stride = 0;     // bytes
   const float* x_scales = nullptr;  // [rows], kInt8
-  bool x_unsigned = false;
+  Int8Rows int8_rows = Int8Rows::kInt16;
   // CpuKernels::finish_dots of the same instruction set.
   void (*finish_dots)(const MatmulArgs& args, const DotTile& tile) = nullptr;
 };
 
 // Rows of x in the form that kBf16Dot or kInt8 multiply: bfloat16, or integers round(x / scale)
-// with scale = largest magnitude / 127 as int16, or as uint8 with 128 added. A row with a value
-// that is not finite has the scale NaN, and so has NaN results.
+// with scale = largest magnitude / 127. A row with a value that is not finite has the scale NaN,
+// and so has NaN results.
 struct QuantizeArgs {
   const float* x = nullptr;  // [rows, x_stride], zero from k to its padding
   int64_t x_stride = 0;      // elements
   int64_t k = 0;
   WeightFormat format = WeightFormat::kInt8;
-  bool x_unsigned = false;
+  Int8Rows int8_rows = Int8Rows::kInt16;
   uint8_t* quantized = nullptr;  // [rows, quantized_stride]
   int64_t quantized_stride = 0;  // bytes, >= k padded to 16 times 2, multiple of 64
   float* scales = nullptr;       // [rows], kInt8
@@ -167,7 +174,7 @@ struct CpuKernels {
   // machine lacks AVX512-BF16. For kInt8: exact sums of integers, the same on every machine.
   void (*bf16dot_matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) = nullptr;
   void (*int8_matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) = nullptr;
-  bool int8_rows_unsigned = false;  // the form of QuantizeArgs that int8_matmul reads
+  Int8Rows int8_rows = Int8Rows::kInt16;  // what int8_matmul reads
   void (*quantize)(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) = nullptr;
   // y of a tile from its sums: scales, bias, epilogue.
   void (*finish_dots)(const MatmulArgs& args, const DotTile& tile) = nullptr;

@@ -9,6 +9,10 @@
 
 #if HWY_ARCH_X86_64
 #include <immintrin.h>
+#elif HWY_ARCH_ARM_A64
+#include <arm_neon.h>
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace blockserve {
@@ -264,16 +268,102 @@ void Avx512Int8(const MatmulArgs& args, int64_t begin, int64_t end) {
 }  // namespace blockserve
 HWY_POP_ATTRIBUTES
 
-#endif  // HWY_ARCH_X86_64
+#elif HWY_ARCH_ARM_A64
+
+HWY_PUSH_ATTRIBUTES("arch=armv8.2-a+dotprod")
+namespace blockserve {
+namespace {
+
+// Rows of the largest tile: 24 sums, 4 weights and an input of the 32 registers.
+constexpr int kNeonRows = 6;
+constexpr int kNeonParts = 4;  // registers of a line of weights
+
+template <int kRows>
+HWY_INLINE void NeonStep(RowPointers<kRows>& x, const char*& w,
+                         int32x4_t (&sum)[kRows][kNeonParts]) {
+  int8x16_t line[kNeonParts];
+#pragma GCC unroll 4
+  for (int p = 0; p < kNeonParts; ++p) {
+    line[p] = vld1q_s8(reinterpret_cast<const int8_t*>(w) + 16 * p);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    const int8x16_t a = vreinterpretq_s8_s32(vdupq_n_s32(x.template At<int32_t>(r, 0)));
+#pragma GCC unroll 4
+    for (int p = 0; p < kNeonParts; ++p) sum[r][p] = vdotq_s32(sum[r][p], line[p], a);
+  }
+  w += 64;
+  x.Advance(4);
+}
+
+template <int kRows>
+void NeonTile(const MatmulArgs& args, int64_t row, int64_t panel, WeightPrefetcher& prefetcher) {
+  const PackedMatrix& weights = *args.weights;
+  const char* w = weights.panel_data() + panel * weights.panel_bytes();
+  RowPointers<kRows> x;
+  x.Set(reinterpret_cast<const char*>(args.quantized + row * args.quantized_stride),
+        args.quantized_stride);
+  int32x4_t sum[kRows][kNeonParts];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kNeonParts; ++p) sum[r][p] = vdupq_n_s32(0);
+  }
+  int64_t lines = weights.panel_bytes() / 64;
+  for (; lines >= kChunk; lines -= kChunk) {
+    prefetcher.Burst();
+#pragma GCC unroll 1
+    for (int64_t i = 0; i < kChunk; ++i) NeonStep<kRows>(x, w, sum);
+  }
+  for (; lines > 0; --lines) NeonStep<kRows>(x, w, sum);
+  alignas(64) int32_t sums[kRows][kPanelWidth];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int p = 0; p < kNeonParts; ++p) vst1q_s32(sums[r] + 4 * p, sum[r][p]);
+  }
+  args.finish_dots(args, {row, kRows, panel, 1, reinterpret_cast<const uint32_t*>(sums)});
+}
+
+template <int kRows>
+void NeonRunTile(const MatmulArgs& args, int64_t rows, int64_t row, int64_t begin, int64_t end,
+                 WeightPrefetcher& prefetcher) {
+  if (rows == kRows) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      NeonTile<kRows>(args, row, panel, prefetcher);
+    }
+    return;
+  }
+  if constexpr (kRows > 1) NeonRunTile<kRows - 1>(args, rows, row, begin, end, prefetcher);
+}
+
+void NeonInt8(const MatmulArgs& args, int64_t begin, int64_t end) {
+  ForTiles(
+      args, begin, end, kNeonRows, 1,
+      [&](int64_t rows, int64_t row, int64_t first, int64_t last, WeightPrefetcher& prefetcher) {
+        NeonRunTile<kNeonRows>(args, rows, row, first, last, prefetcher);
+      });
+}
+
+}  // namespace
+}  // namespace blockserve
+HWY_POP_ATTRIBUTES
+
+#endif  // HWY_ARCH_ARM_A64
 
 namespace blockserve {
 
-bool Int8RowsAreUnsigned([[maybe_unused]] KernelTarget target) {
+Int8Rows Int8RowsOf([[maybe_unused]] KernelTarget target) {
 #if HWY_ARCH_X86_64
-  return target == KernelTarget::kAvx512 && __builtin_cpu_supports("avx512vnni");
-#else
-  return false;
+  if (target == KernelTarget::kAvx512 && __builtin_cpu_supports("avx512vnni")) {
+    return Int8Rows::kUint8;
+  }
+#elif HWY_ARCH_ARM_A64
+  if (target == KernelTarget::kNeon && (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) {
+    return Int8Rows::kInt8;
+  }
 #endif
+  return Int8Rows::kInt16;
 }
 
 decltype(CpuKernels::matmul) Bf16DotMatmulKernel([[maybe_unused]] KernelTarget target) {
@@ -287,8 +377,10 @@ decltype(CpuKernels::matmul) Bf16DotMatmulKernel([[maybe_unused]] KernelTarget t
 
 decltype(CpuKernels::matmul) Int8MatmulKernel([[maybe_unused]] KernelTarget target) {
 #if HWY_ARCH_X86_64
-  if (Int8RowsAreUnsigned(target)) return &Avx512Int8;
+  if (Int8RowsOf(target) == Int8Rows::kUint8) return &Avx512Int8;
   if (target != KernelTarget::kPortable) return &Avx2Int8;
+#elif HWY_ARCH_ARM_A64
+  if (Int8RowsOf(target) == Int8Rows::kInt8) return &NeonInt8;
 #endif
   return &PlainInt8;
 }

@@ -9,10 +9,11 @@ namespace blockserve {
 
 // AVX512-BF16, for kAvx512 alone; nullptr where the machine lacks it.
 decltype(CpuKernels::matmul) Bf16DotMatmulKernel(KernelTarget target);
-// AVX512-VNNI for kAvx512 where the machine has it, else AVX2, else plain loops: the same integers.
+// AVX512-VNNI for kAvx512 where the machine has it, else AVX2; for kNeon the dot products of
+// Armv8.2 where the machine has them; else plain loops: the same integers.
 decltype(CpuKernels::matmul) Int8MatmulKernel(KernelTarget target);
-// Whether that kernel reads rows as uint8 with 128 added, rather than as int16.
-bool Int8RowsAreUnsigned(KernelTarget target);
+// What that kernel reads rows as.
+Int8Rows Int8RowsOf(KernelTarget target);
 
 }  // namespace blockserve
 

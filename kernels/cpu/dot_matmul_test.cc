@@ -61,7 +61,7 @@ std::vector<float> Multiply(const CpuKernels& kernels, const PackedMatrix& weigh
   quantize.x_stride = PadToPanel(k);
   quantize.k = k;
   quantize.format = weights.format();
-  quantize.x_unsigned = int8 && kernels.int8_rows_unsigned;
+  quantize.int8_rows = kernels.int8_rows;
   quantize.quantized = quantized.data();
   quantize.quantized_stride = PadToPanel(k) * 2;
   quantize.scales = scales.data();
@@ -76,7 +76,7 @@ std::vector<float> Multiply(const CpuKernels& kernels, const PackedMatrix& weigh
   args.quantized = quantized.data();
   args.quantized_stride = quantize.quantized_stride;
   args.x_scales = scales.data();
-  args.x_unsigned = quantize.x_unsigned;
+  args.int8_rows = quantize.int8_rows;
   args.finish_dots = kernels.finish_dots;
   (int8 ? kernels.int8_matmul : kernels.bf16dot_matmul)(args, 0, weights.num_panels());
   std::vector<float> out(rows * n);

@@ -2,8 +2,18 @@
 #ifndef BLOCKSERVE_KERNELS_CPU_HIGHWAY_TARGETS_H_
 #define BLOCKSERVE_KERNELS_CPU_HIGHWAY_TARGETS_H_
 
-// Without fused multiply-add they would give other bits than the rest.
-#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_SSE4)
+// Without fused multiply-add the first two would give other bits than the rest. Vectors of SVE have
+// no size that the compiler knows: they cannot be parts of a V16.
+#define HWY_DISABLED_TARGETS \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#if defined(__aarch64__)
+// Highway leaves out what every machine can do better, and AArch64 always has NEON; but tests
+// compare with the portable kernels.
+#define HWY_COMPILE_ALL_ATTAINABLE
+// Highway's NEON includes cryptography, which not every machine has, unless it believes that it
+// cannot ask the machine: this is its name for that.
+#define TOOLCHAIN_MISS_SYS_AUXV_H
+#endif
 
 #include "hwy/detect_targets.h"
 #include "kernels/cpu/kernel_target.h"
@@ -18,6 +28,11 @@
 #else
 #define BLOCKSERVE_AVX2_FUNCTION(NAME) nullptr
 #endif
+#if HWY_TARGETS & HWY_NEON
+#define BLOCKSERVE_NEON_FUNCTION(NAME) &N_NEON::NAME
+#else
+#define BLOCKSERVE_NEON_FUNCTION(NAME) nullptr
+#endif
 #if HWY_TARGETS & HWY_SCALAR
 #define BLOCKSERVE_PORTABLE_FUNCTION(NAME) &N_SCALAR::NAME
 #elif HWY_TARGETS & HWY_EMU128
@@ -30,6 +45,7 @@
 #define BLOCKSERVE_KERNEL_FOR(target, NAME)                             \
   ((target) == KernelTarget::kAvx512 ? BLOCKSERVE_AVX512_FUNCTION(NAME) \
    : (target) == KernelTarget::kAvx2 ? BLOCKSERVE_AVX2_FUNCTION(NAME)   \
+   : (target) == KernelTarget::kNeon ? BLOCKSERVE_NEON_FUNCTION(NAME)   \
                                      : BLOCKSERVE_PORTABLE_FUNCTION(NAME))
 
 #endif  // BLOCKSERVE_KERNELS_CPU_HIGHWAY_TARGETS_H_

@@ -10,6 +10,7 @@ enum class KernelTarget {
   kPortable,  // one lane at a time, fused multiply-add by the C library: right, and slow
   kAvx2,      // with FMA
   kAvx512,    // F, VL, DQ, BW
+  kNeon,      // AArch64: every machine has it
 };
 
 const char* KernelTargetName(KernelTarget target);

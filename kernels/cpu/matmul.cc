@@ -17,13 +17,16 @@ namespace HWY_NAMESPACE {
 namespace {
 
 // Rows of the largest register tile. f32: 6 rows of 16 outputs fill the 16 registers of AVX2 (12
-// sums, 2 weights, 1 input), 12 rows of 2 panels the 32 of AVX-512. bf16 needs registers for
-// widening: on AVX2 gcc 12 spills sums with 6 rows and reaches two thirds of the speed of 4.
+// sums, 2 weights, 1 input), 12 rows of 2 panels the 32 of AVX-512, 6 rows the 32 of NEON (24, 4,
+// 1). bf16 needs registers for widening: on AVX2 gcc 12 spills sums with 6 rows and reaches two
+// thirds of the speed of 4.
 constexpr int MaxTileRows([[maybe_unused]] bool bf16) {
 #if HWY_TARGET == HWY_AVX3
   return 12;
 #elif HWY_TARGET == HWY_AVX2
   return bf16 ? 4 : 6;
+#elif HWY_TARGET == HWY_NEON
+  return 6;
 #else
   return 2;
 #endif
@@ -37,6 +40,8 @@ constexpr int TilePanels([[maybe_unused]] int rows, [[maybe_unused]] bool bf16) 
 #elif HWY_TARGET == HWY_AVX2
   if (bf16) return rows == 1 ? 4 : rows == 2 ? 2 : 1;
   return rows == 1 ? 4 : rows == 2 ? 3 : rows == 3 ? 2 : 1;
+#elif HWY_TARGET == HWY_NEON
+  return rows <= 2 ? 2 : 1;
 #else
   return 1;
 #endif

@@ -18,6 +18,7 @@ namespace {
 
 using DI = hn::RebindToSigned<DF>;
 using DI16 = hn::Rebind<int16_t, DI>;
+using DI8 = hn::Rebind<int8_t, DI>;
 using DU8 = hn::Rebind<uint8_t, DI>;
 
 // Rounds to bfloat16 as Bf16FromFloat does.
@@ -39,7 +40,7 @@ void RoundRowToBf16(const float* x, int64_t width, uint16_t* out) {
 }
 
 // Returns the row's scale; NaN, and a row of zeros, where a value is not finite.
-float RoundRowToInt8(const float* x, int64_t width, bool x_unsigned, void* out) {
+float RoundRowToInt8(const float* x, int64_t width, Int8Rows rows, void* out) {
   V16 largest = Set16(0.0f);
   V16 probe = Set16(0.0f);  // x * 0 is NaN for an infinite or NaN x and stays so in the sum
   for (int64_t i = 0; i < width; i += kPanelWidth) {
@@ -52,7 +53,7 @@ float RoundRowToInt8(const float* x, int64_t width, bool x_unsigned, void* out) 
   const float magnitude = ReduceMax(largest);
   const bool finite = ReduceSum(probe) == 0.0f;
   if (!finite) {
-    std::memset(out, 0, width * (x_unsigned ? 1 : 2));
+    std::memset(out, 0, width * (rows == Int8Rows::kInt16 ? 2 : 1));
     return std::numeric_limits<float>::quiet_NaN();
   }
   const VF inverse = hn::Set(DF(), magnitude > 1e-30f ? 127.0f / magnitude : 0.0f);
@@ -62,13 +63,17 @@ float RoundRowToInt8(const float* x, int64_t width, bool x_unsigned, void* out) 
   for (int64_t i = 0; i < width; i += kPartLanes) {
     const VF shifted = hn::Add(hn::Mul(hn::LoadU(DF(), x + i), inverse), round);
     const auto q = hn::Sub(hn::BitCast(di, shifted), round_bits);
-    if (x_unsigned) {
-      const DU8 d8;
-      hn::StoreU(hn::DemoteTo(d8, hn::Add(q, hn::Set(di, 128))), d8,
-                 static_cast<uint8_t*>(out) + i);
-    } else {
-      const DI16 d16;
-      hn::StoreU(hn::DemoteTo(d16, q), d16, static_cast<int16_t*>(out) + i);
+    switch (rows) {
+      case Int8Rows::kInt16:
+        hn::StoreU(hn::DemoteTo(DI16(), q), DI16(), static_cast<int16_t*>(out) + i);
+        break;
+      case Int8Rows::kInt8:
+        hn::StoreU(hn::DemoteTo(DI8(), q), DI8(), static_cast<int8_t*>(out) + i);
+        break;
+      case Int8Rows::kUint8:
+        hn::StoreU(hn::DemoteTo(DU8(), hn::Add(q, hn::Set(di, 128))), DU8(),
+                   static_cast<uint8_t*>(out) + i);
+        break;
     }
   }
   return magnitude / 127.0f;
@@ -82,7 +87,7 @@ void QuantizeRows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) 
     const float* x = args.x + r * args.x_stride;
     uint8_t* out = args.quantized + r * args.quantized_stride;
     if (args.format == WeightFormat::kInt8) {
-      args.scales[r] = RoundRowToInt8(x, width, args.x_unsigned, out);
+      args.scales[r] = RoundRowToInt8(x, width, args.int8_rows, out);
     } else {
       RoundRowToBf16(x, width, reinterpret_cast<uint16_t*>(out));
     }
@@ -103,7 +108,7 @@ void FinishDots(const MatmulArgs& args, const DotTile& tile) {
         BLOCKSERVE_UNROLL
         for (int i = 0; i < kParts; ++i) {
           auto sum = hn::LoadU(di, reinterpret_cast<const int32_t*>(sums) + i * kPartLanes);
-          if (args.x_unsigned) {
+          if (args.int8_rows == Int8Rows::kUint8) {
             sum = hn::Sub(sum, hn::LoadU(di, weights.offsets() + column + i * kPartLanes));
           }
           v.part[i] = hn::ConvertTo(DF(), sum);

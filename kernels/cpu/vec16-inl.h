@@ -1,5 +1,5 @@
 // Sixteen virtual float lanes on whatever vectors the target has: one of AVX-512, two of AVX2,
-// sixteen scalars. Included once for each target, as Highway's own headers.
+// four of NEON, sixteen scalars. Included once for each target, as Highway's own headers.
 #if defined(BLOCKSERVE_KERNELS_CPU_VEC16_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef BLOCKSERVE_KERNELS_CPU_VEC16_INL_H_
 #undef BLOCKSERVE_KERNELS_CPU_VEC16_INL_H_

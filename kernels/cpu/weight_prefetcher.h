@@ -11,9 +11,9 @@
 
 namespace blockserve {
 
-// Bytes of weights that one pass over the rows reads again and again: a small part of a second-level
-// cache, which holds the next group and the inputs too, and into which lines come by way of the
-// first level.
+// Bytes of weights that one pass over the rows reads again and again: a small part of a
+// second-level cache, which holds the next group and the inputs too, and into which lines come by
+// way of the first level.
 inline constexpr int64_t kWeightGroupBytes = 96 * 1024;
 
 // Panels of a group; whole tiles of `side_by_side` panels.
@@ -66,7 +66,7 @@ struct WeightPrefetcher {
 // rather than make one pointer for every row and spill them.
 template <typename T>
 HWY_INLINE void KeepInRegister([[maybe_unused]] T& value) {
-#if HWY_ARCH_X86
+#if HWY_ARCH_X86 || HWY_ARCH_ARM_A64
   asm("" : "+r"(value));
 #endif
 }
