@@ -2,6 +2,10 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace blockserve {
@@ -10,7 +14,6 @@ namespace {
 // Rounds of chains for each one that the caller asks for.
 constexpr int kInnerRounds = 64;
 
-#if defined(__x86_64__)
 // Written in assembly: what is timed must be these instructions and no load or store beside them. A
 // latency of 4 on 2 units needs 8 chains; these take the registers that there are, less the inputs.
 // clang-format off
@@ -22,6 +25,8 @@ constexpr int kInnerRounds = 64;
   STEP("12") STEP("13") STEP("14") STEP("15") STEP("16") STEP("17") \
   STEP("18") STEP("19") STEP("20") STEP("21") STEP("22") STEP("23")
 // clang-format on
+
+#if defined(__x86_64__)
 #define BLOCKSERVE_LOW_REGISTERS                                                           \
   "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", \
       "xmm11", "xmm12", "xmm13", "xmm14", "xmm15"
@@ -86,6 +91,43 @@ __attribute__((target("avx2"))) float ReadAvx2(const float* values, int64_t coun
   const __m256 sum = _mm256_add_ps(_mm256_add_ps(s0, s1), _mm256_add_ps(s2, s3));
   return _mm256_cvtss_f32(sum);
 }
+#elif defined(__aarch64__)
+#define BLOCKSERVE_NEON_REGISTERS                                                                \
+  "v0", "v1", "v2", "v3", "v4", "v5", "v6", "v7", "v8", "v9", "v10", "v11", "v12", "v13", "v14", \
+      "v15", "v16", "v17", "v18", "v19", "v20", "v21", "v22", "v23", "v30", "v31"
+#define BLOCKSERVE_ZERO_NEON(N) "movi v" N ".4s, #0\n\t"
+#define BLOCKSERVE_FMA_NEON(N) "fmla v" N ".4s, v30.4s, v31.4s\n\t"
+#define BLOCKSERVE_INT8_NEON(N) "sdot v" N ".4s, v30.16b, v31.16b\n\t"
+
+#define BLOCKSERVE_LOOP_NEON(NAME, STEP, INPUT, OPERATIONS)                                        \
+  double NAME(int64_t rounds) {                                                                    \
+    int64_t left = rounds * kInnerRounds;                                                          \
+    asm volatile(                                                                                  \
+        ".arch_extension dotprod\n\t" BLOCKSERVE_CHAINS_24(                                        \
+            BLOCKSERVE_ZERO_NEON) "movi v30." INPUT "\n\tmovi v31." INPUT                          \
+                                  "\n"                                                             \
+                                  "1:\n\t" BLOCKSERVE_CHAINS_24(STEP) "subs %0, %0, #1\n\tb.ne 1b" \
+        : "+r"(left)                                                                               \
+        :                                                                                          \
+        : "cc", BLOCKSERVE_NEON_REGISTERS);                                                        \
+    return static_cast<double>(rounds) * kInnerRounds * 24 * (OPERATIONS);                         \
+  }
+
+// clang-format off
+BLOCKSERVE_LOOP_NEON(FmaNeon, BLOCKSERVE_FMA_NEON, "4s, #0", 4 * 2)
+BLOCKSERVE_LOOP_NEON(Int8DotNeon, BLOCKSERVE_INT8_NEON, "16b, #1", 16 * 2)
+// clang-format on
+
+float ReadNeon(const float* values, int64_t count) {
+  float32x4_t s0 = vdupq_n_f32(0), s1 = s0, s2 = s0, s3 = s0;
+  for (int64_t i = 0; i < count; i += 16) {
+    s0 = vaddq_f32(s0, vld1q_f32(values + i));
+    s1 = vaddq_f32(s1, vld1q_f32(values + i + 4));
+    s2 = vaddq_f32(s2, vld1q_f32(values + i + 8));
+    s3 = vaddq_f32(s3, vld1q_f32(values + i + 12));
+  }
+  return vaddvq_f32(vaddq_f32(vaddq_f32(s0, s1), vaddq_f32(s2, s3)));
+}
 #endif
 
 // One chain a lane, as the portable kernels have it.
@@ -118,11 +160,19 @@ PeakLoops FindPeakLoops([[maybe_unused]] bool with_avx512) {
   } else if (__builtin_cpu_supports("avx2")) {
     loops.int8_dot = {"AVX2 maddubs", &Int8DotAvx2};
   }
+#elif defined(__aarch64__)
+  loops.fma_f32 = {"NEON FMA", &FmaNeon};
+  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) {
+    loops.int8_dot = {"NEON dot product", &Int8DotNeon};
+  }
 #endif
   return loops;
 }
 
 float ReadAll(const float* values, int64_t count) {
+#if defined(__aarch64__)
+  return ReadNeon(values, count);
+#else
 #if defined(__x86_64__)
   if (__builtin_cpu_supports("avx2")) return ReadAvx2(values, count);
 #endif
@@ -131,6 +181,7 @@ float ReadAll(const float* values, int64_t count) {
     for (int j = 0; j < 16; ++j) sum[j] += values[i + j];
   }
   return sum[0];
+#endif
 }
 
 }  // namespace blockserve
