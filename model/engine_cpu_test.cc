@@ -193,5 +193,56 @@ TEST(CpuEngine, NumericIdsAreThoseOfEveryTarget) {
   EXPECT_EQ(*ProbeNumericId(first->token()), *ProbeNumericId(last->token()));
 }
 
+// Recorded once, for all machines and compilers: machines of several generations serve one request
+// together, and so do two versions while one replaces the other. Who changes bits on purpose
+// records anew what this prints.
+TEST(CpuEngine, BitsAreThoseOfEveryMachine) {
+  struct Recorded {
+    const char* folder;
+    Arithmetic arithmetic;
+    const char* block;
+    const char* token;
+  };
+  for (const Recorded& recorded : {
+           Recorded{"concat_l4", Arithmetic::kF32, "f32-a5da3b555a8bf018", "f32-2b5ed764e5bf43cf"},
+           Recorded{"concat_l4", Arithmetic::kBf16, "bf16-24104573292bb1c9",
+                    "bf16-a27c8f112a480657"},
+           Recorded{"concat_l4", Arithmetic::kInt8, "int8-ca4555e9a70aef7d",
+                    "int8-8bd6381fd243ffb9"},
+           Recorded{"widths_differ_l8", Arithmetic::kF32, "f32-f6b346af8127cebe",
+                    "f32-586ffbc20aa86cd6"},
+           Recorded{"widths_differ_l8", Arithmetic::kInt8, "int8-7bce81ea68c7a5f9",
+                    "int8-53c5b0755bf2d38f"},
+           Recorded{"vanilla", Arithmetic::kF32, "f32-7bcadab809827f61", "f32-22ad2b8574f1571c"},
+           Recorded{"vanilla", Arithmetic::kBf16, "bf16-e141fe9dd40a1d26", "bf16-a6a5f454b1757bcf"},
+       }) {
+    SCOPED_TRACE(recorded.folder);
+    TestModelOptions options;
+    options.arithmetic = recorded.arithmetic;
+    const std::unique_ptr<TestModel> model = LoadGolden(recorded.folder, options);
+    ASSERT_NE(model, nullptr);
+    EXPECT_EQ(*ProbeNumericId(model->block()), recorded.block);
+    EXPECT_EQ(*ProbeNumericId(model->token()), recorded.token);
+  }
+}
+
+TEST(CpuEngine, SampledTokensAndLogprobsAreThoseOfEveryMachine) {
+  const std::unique_ptr<TestModel> model = LoadGolden("concat_l4", TestModelOptions());
+  ASSERT_NE(model, nullptr);
+  SamplingParameters sampling;
+  sampling.temperature = 0.8f;
+  sampling.top_p = 0.95f;
+  const absl::StatusOr<Generated> generated =
+      model->Generate(Alignment::kEnd, {17, 4, 211}, 12, sampling, 7);
+  ASSERT_TRUE(generated.ok()) << generated.status();
+  EXPECT_THAT(generated->tokens,
+              testing::ElementsAre(137, 456, 169, 497, 344, 137, 326, 243, 137, 351, 188, 201));
+  EXPECT_THAT(
+      generated->logprobs,
+      testing::ElementsAre(-0x1.7f3f6p+1f, -0x1.0c1fcp+2f, -0x1.237cfp+0f, -0x1.20793p-1f,
+                           -0x1.a17bcap+1f, -0x1.63accap+0f, -0x1.c9845ap+1f, -0x1.0a0dacp+1f,
+                           -0x1.fcc61ap-1f, -0x1.a74c6p-2f, -0x1.10cc92p+2f, -0x1.7e979cp-2f));
+}
+
 }  // namespace
 }  // namespace blockserve
