@@ -4,11 +4,14 @@
 #include <atomic>
 #include <chrono>
 #include <fstream>
+#include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "bench/peak_kernels.h"
 #include "kernels/aligned_buffer.h"
@@ -98,14 +101,18 @@ nlohmann::ordered_json PeakJson(const PeakRate& rate) {
 
 std::string CpuName() {
   std::ifstream file("/proc/cpuinfo");
+  std::string implementer, part;  // numbers: all that Linux tells of an AArch64 processor
   for (std::string line; std::getline(file, line);) {
-    if (!absl::StartsWith(line, "model name")) continue;
-    const size_t colon = line.find(':');
-    if (colon != std::string::npos) {
-      return std::string(absl::StripAsciiWhitespace(absl::string_view(line).substr(colon + 1)));
-    }
+    const std::pair<absl::string_view, absl::string_view> field =
+        absl::StrSplit(line, absl::MaxSplits(':', 1));
+    const absl::string_view name = absl::StripAsciiWhitespace(field.first);
+    const std::string value(absl::StripAsciiWhitespace(field.second));
+    if (name == "model name") return value;
+    if (name == "CPU implementer") implementer = value;
+    if (name == "CPU part") part = value;
   }
-  return "unknown";
+  if (part.empty()) return "unknown";
+  return absl::StrCat("AArch64 implementer ", implementer, " part ", part);
 }
 
 int NumCores() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }

@@ -103,7 +103,7 @@ __attribute__((target("avx2"))) float ReadAvx2(const float* values, int64_t coun
   double NAME(int64_t rounds) {                                                                    \
     int64_t left = rounds * kInnerRounds;                                                          \
     asm volatile(                                                                                  \
-        ".arch_extension dotprod\n\t" BLOCKSERVE_CHAINS_24(                                        \
+        ".arch armv8.2-a+dotprod\n\t" BLOCKSERVE_CHAINS_24(                                        \
             BLOCKSERVE_ZERO_NEON) "movi v30." INPUT "\n\tmovi v31." INPUT                          \
                                   "\n"                                                             \
                                   "1:\n\t" BLOCKSERVE_CHAINS_24(STEP) "subs %0, %0, #1\n\tb.ne 1b" \
