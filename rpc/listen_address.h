@@ -23,13 +23,14 @@ void SetPortUse(int socket, PortUse use);
 // Whether it is "unix:PATH": that is left to gRPC.
 bool IsUnixAddress(absl::string_view address);
 
-// Stream sockets bound to "host:port", one for each address of the host, all of one port; the
-// caller closes them. INVALID_ARGUMENT (no address) or FAILED_PRECONDITION (in use, not ours, …),
-// naming `flag`.
+// Stream sockets bound to "host:port", one for each address of the host, all of one port; "0.0.0.0"
+// and "[::]" are every address of the machine, of both families. The caller closes them.
+// INVALID_ARGUMENT (no address) or FAILED_PRECONDITION (in use, not ours, …), naming `flag`.
 absl::StatusOr<std::vector<int>> BindSockets(absl::string_view flag, absl::string_view address,
                                              PortUse use);
 
-// The port that a socket is bound to; 0: none.
+// AF_INET or AF_INET6, and the port, that a socket is bound to; port 0: none.
+int FamilyOf(int socket);
 int PortOf(int socket);
 
 // Whether BindSockets would take "host:port" now; "unix:PATH" is taken as it is.

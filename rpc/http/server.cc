@@ -1,14 +1,16 @@
 #include "rpc/http/server.h"
 
+#include <sys/socket.h>
+
 #include <atomic>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/socket_base.hpp>
+#include <deque>
 #include <future>
 #include <unordered_set>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/logging.h"
 #include "rpc/asio_loop.h"
@@ -26,28 +28,6 @@ constexpr int kSendBufferBytes = 64 << 10;
 constexpr int64_t kRefusedConnections = 64;
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 
-absl::StatusOr<Tcp::endpoint> Resolve(boost::asio::io_context& context, const std::string& address,
-                                      const std::string& flag) {
-  const auto bad = [&](absl::string_view why) {
-    return absl::InvalidArgumentError(absl::StrCat(flag, ": \"", address, "\" ", why));
-  };
-  const size_t colon = address.rfind(':');
-  if (colon == std::string::npos || colon == 0) return bad("is not host:port");
-  std::string host = address.substr(0, colon);
-  int port = 0;
-  if (!absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
-    return bad("has no port of 0 to 65535");
-  }
-  if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
-    host = host.substr(1, host.size() - 2);
-  }
-  boost::system::error_code error;
-  Tcp::resolver resolver(context);
-  const auto found = resolver.resolve(host, std::to_string(port), Tcp::resolver::passive, error);
-  if (error || found.empty()) return bad(absl::StrCat("cannot be resolved: ", error.message()));
-  return found.begin()->endpoint();
-}
-
 }  // namespace
 
 struct HttpServer::Impl {
@@ -62,22 +42,23 @@ struct HttpServer::Impl {
 
   ~Impl() { Shutdown(absl::ZeroDuration()); }
 
-  void Accept() {
+  void Accept(Tcp::acceptor& acceptor) {
     Worker& worker = *workers[next_worker++ % workers.size()];
-    acceptor->async_accept(worker.loop.context(), [this, &worker](boost::system::error_code error,
-                                                                  Tcp::socket socket) {
-      if (cut_off || error == boost::asio::error::operation_aborted) return;
-      if (error) {
-        // Out of descriptors, most likely: others must end first.
-        LogWarning(absl::StrCat("accepting an HTTP connection: ", error.message()));
-        workers[0]->loop.PostAfter(kAcceptPause, [this] {
-          if (!cut_off) Accept();
+    acceptor.async_accept(
+        worker.loop.context(),
+        [this, &acceptor, &worker](boost::system::error_code error, Tcp::socket socket) {
+          if (cut_off || error == boost::asio::error::operation_aborted) return;
+          if (error) {
+            // Out of descriptors, most likely: others must end first.
+            LogWarning(absl::StrCat("accepting an HTTP connection: ", error.message()));
+            workers[0]->loop.PostAfter(kAcceptPause, [this, &acceptor] {
+              if (!cut_off) Accept(acceptor);
+            });
+            return;
+          }
+          TakeConnection(worker, std::move(socket));
+          Accept(acceptor);
         });
-        return;
-      }
-      TakeConnection(worker, std::move(socket));
-      Accept();
-    });
   }
 
   void TakeConnection(Worker& worker, Tcp::socket socket) {
@@ -152,7 +133,7 @@ struct HttpServer::Impl {
     std::promise<void> closed;
     workers[0]->loop.Post([&] {
       boost::system::error_code ignored;
-      if (acceptor != nullptr) acceptor->close(ignored);
+      for (Tcp::acceptor& acceptor : acceptors) acceptor.close(ignored);
       closed.set_value();
     });
     closed.get_future().wait();
@@ -166,7 +147,7 @@ struct HttpServer::Impl {
   HttpServerOptions options;
   std::string address;
   std::vector<std::unique_ptr<Worker>> workers;
-  std::unique_ptr<Tcp::acceptor> acceptor;  // on the first worker's loop
+  std::deque<Tcp::acceptor> acceptors;  // on the first worker's loop
   size_t next_worker = 0;
   std::atomic<int64_t> connections{0};
   std::atomic<bool> draining{false};
@@ -198,32 +179,31 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     impl->workers.push_back(std::move(worker));
   }
   boost::asio::io_context& context = impl->workers[0]->loop.context();
-  impl->acceptor = std::make_unique<Tcp::acceptor>(context);
-  absl::StatusOr<Tcp::endpoint> endpoint =
-      Resolve(context, options.listen_address, options.listen_flag);
-  if (!endpoint.ok()) {
+  absl::StatusOr<std::vector<int>> sockets =
+      BindSockets(options.listen_flag, options.listen_address, options.port_use);
+  if (!sockets.ok()) {
     impl->draining = true;
-    return endpoint.status();
+    return sockets.status();
   }
-  boost::system::error_code error;
-  impl->acceptor->open(endpoint->protocol(), error);
-  if (!error) impl->acceptor->set_option(Tcp::acceptor::reuse_address(true), error);
-  if (!error) SetPortUse(impl->acceptor->native_handle(), options.port_use);
-  if (!error) impl->acceptor->bind(*endpoint, error);
-  if (!error) impl->acceptor->listen(boost::asio::socket_base::max_listen_connections, error);
-  if (error) {
-    impl->draining = true;
-    return absl::FailedPreconditionError(absl::StrCat(
-        options.listen_flag, ": cannot listen on ", options.listen_address, ": ", error.message()));
+  impl->address = BoundAddress(options.listen_address, PortOf(sockets->front()));
+  for (const int fd : *sockets) {
+    impl->acceptors.emplace_back(context, FamilyOf(fd) == AF_INET6 ? Tcp::v6() : Tcp::v4(), fd);
   }
-  if (!options.tls && !options.plaintext_is_meant && !endpoint->address().is_loopback()) {
+  for (Tcp::acceptor& acceptor : impl->acceptors) {
+    boost::system::error_code error;
+    acceptor.listen(boost::asio::socket_base::max_listen_connections, error);
+    if (error) {
+      impl->draining = true;
+      return CannotListen(options.listen_flag, options.listen_address, error.message());
+    }
+  }
+  if (!options.tls && !options.plaintext_is_meant && !IsLoopback(options.listen_address)) {
     LogWarning(NotEncrypted(options.listen_flag, options.listen_address, "--tls-cert"));
   }
-  const Tcp::endpoint bound = impl->acceptor->local_endpoint();
-  const std::string host = options.listen_address.substr(0, options.listen_address.rfind(':'));
-  impl->address = absl::StrCat(host, ":", bound.port());
   Impl& made = *impl;
-  made.workers[0]->loop.Post([&made] { made.Accept(); });
+  made.workers[0]->loop.Post([&made] {
+    for (Tcp::acceptor& acceptor : made.acceptors) made.Accept(acceptor);
+  });
   return std::unique_ptr<HttpServer>(new HttpServer(std::move(impl)));
 }
 

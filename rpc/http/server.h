@@ -18,7 +18,7 @@
 namespace blockserve {
 
 struct HttpServerOptions {
-  std::string listen_address;                 // "host:port" or "[v6]:port"; port 0: any
+  std::string listen_address;                 // of BindSockets; port 0: any
   std::string listen_flag = "--http-listen";  // what messages call it
   PortUse port_use = PortUse::kAlone;
   int32_t threads = 1;

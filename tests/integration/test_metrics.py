@@ -209,4 +209,4 @@ def test_a_metrics_port_that_is_taken_is_a_clear_error(tiers, launcher):
     server = launcher.start("blockserve-token", [f"--model={MODEL}", f"--metrics-listen={taken}"])
     assert server.process.wait(harness.START_LIMIT_S) == 2
     server._expect_exit_0 = False
-    assert f"--metrics-listen: cannot listen on {taken}" in server.log()
+    assert f"--metrics-listen {taken}: cannot listen there" in server.log()

@@ -400,3 +400,30 @@ def test_a_server_may_have_as_many_connections_as_the_system_allows(launcher, pr
     server.wait_until_ready()
     raised = 32768 if hard == resource.RLIM_INFINITY else min(hard, 32768)
     assert resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE) == (raised, hard)
+
+
+def has_ipv6():
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_every_port_is_there_in_both_families(host, launcher):
+    """Pods of a cluster may have IPv6 addresses alone."""
+    if not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    model = harness.GOLDEN / "concat_l4"
+    ports = {flag: harness.free_port() for flag in ("--http-listen", "--health-listen", "--metrics-listen")}
+    gateway = launcher.gateway(model, [], [], "--block-services=127.0.0.1:1", "--token-services=127.0.0.1:1",
+                               *(f"{flag}={host}:{port}" for flag, port in ports.items()))
+    harness.wait_until(lambda: "listening on" in gateway.log(), "the gateway listens")
+    for flag, port in ports.items():
+        for address in ("127.0.0.1", "::1"):
+            try:
+                socket.create_connection((address, port), timeout=10).close()
+            except OSError as error:
+                pytest.fail(f"{flag} {host}: {address}: {error}")
