@@ -3,9 +3,11 @@
 import json
 import pathlib
 
+import blockserve
 import golden_folders
 import harness
 import pytest
+import secured_tiers
 
 LOG_LINES_OF_A_FAILURE = 20
 
@@ -78,3 +80,21 @@ def chat_model(demo_model, tmp_path_factory):
                   "assistant": {"before": "A: ", "after": "\n"}},
         "answer": "A:", "stop": ["\nQ:"]}))
     return folder
+
+
+@pytest.fixture(scope="module")
+def pki(tmp_path_factory):
+    return secured_tiers.make_authorities(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def secured(pki, demo_model, launcher, tmp_path_factory):
+    return secured_tiers.start(pki, demo_model, launcher, tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def secured_client(secured, pki):
+    tls = blockserve.Tls(ca=pki.public / "ca.crt")
+    with blockserve.Client(secured.gateway.address, tls=tls, api_key=secured.key,
+                           timeout=60) as made:
+        yield made
