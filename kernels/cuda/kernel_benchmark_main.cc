@@ -133,7 +133,7 @@ class Benchmark {
     // What is launched first is loaded, which a capture may not.
     Keep(run());
     Keep(stream_.Synchronize());
-    Keep(stream_.BeginCapture());
+    if (status_.ok()) Keep(stream_.BeginCapture());
     if (!status_.ok()) return status_;
     for (int i = 0; i < kRunsOfAGraph; ++i) Keep(run());
     absl::StatusOr<Graph> graph = stream_.EndCapture();
@@ -162,7 +162,10 @@ class Benchmark {
       Keep(end_.Synchronize());
       absl::StatusOr<float> milliseconds = end_.MillisecondsSince(begin_);
       Keep(milliseconds.status());
-      if (!status_.ok()) return status_;
+      if (!status_.ok()) {
+        Keep(stream_.Synchronize());  // before the buffers go
+        return status_;
+      }
       times.push_back(*milliseconds * 1e3 / kRunsOfAGraph);
     }
     std::sort(times.begin(), times.end());
