@@ -1,5 +1,6 @@
 // blockserve: serving, generating, scoring and looking into models from the command line.
 #include <cstdio>
+#include <cstdlib>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -54,6 +55,8 @@ int Main(int argc, char** argv) {
     std::puts(VersionText("blockserve").c_str());
     return kExitOk;
   }
+  // What gRPC writes to standard error comes again in the one line of the error. A server logs it.
+  if (name != "serve") setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
   for (const Command& command : kCommands) {
     if (command.name == name) return command.run({arguments.begin() + 1, arguments.end()});
   }

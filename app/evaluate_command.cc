@@ -22,7 +22,6 @@
 #include "common/program.h"
 #include "common/utf8.h"
 #include "model/alignment.h"
-#include "rpc/server.h"
 
 namespace blockserve {
 namespace {
@@ -31,9 +30,6 @@ constexpr absl::string_view kProgram = "blockserve evaluate";
 constexpr absl::string_view kUsage =
     "blockserve evaluate (--model DIR | --server ADDRESS) --text FILE\n"
     "Perplexity, bits per byte, and loss by position in the block and by length of context.";
-
-// What fits into one message, with room for what is around it.
-constexpr int64_t kMostTextBytes = kMaxTierMessageBytes - (64 << 10);
 
 struct EvaluateOptions {
   SourceOptions source;
@@ -91,9 +87,9 @@ absl::StatusOr<nlohmann::ordered_json> Evaluate(const EvaluateOptions& options) 
     return absl::InvalidArgumentError(absl::StrCat("--text ", options.file, " is not valid UTF-8"));
   }
   if (std::ssize(*text) > kMostTextBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--text ", options.file, " has ", text->size(), " bytes; ", kMostTextBytes,
-                     " are the most that are tokenized as one text"));
+    return absl::InvalidArgumentError(absl::StrCat("--text ", options.file, " has ", text->size(),
+                                                   " bytes; ", kMostTextBytes,
+                                                   " are the most that are tokenized as one text"));
   }
   absl::StatusOr<Alignment> alignment = ParseAlignment(options.alignment);
   if (!alignment.ok()) return alignment.status();

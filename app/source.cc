@@ -1,5 +1,6 @@
 #include "app/source.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -27,6 +28,22 @@ bool IsHostAndPort(absl::string_view address) {
   int port = 0;
   return colon != absl::string_view::npos && colon > 0 &&
          absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 1 && port <= 65535;
+}
+
+// The flag that a connection may lack, by what gRPC says of it: it tells that in words alone.
+absl::string_view AdviceFor(absl::string_view message, const ClientTlsFiles& tls) {
+  const auto says = [&](absl::string_view words) { return absl::StrContains(message, words); };
+  if (says("http1.x server") || says("missing selected ALPN")) {
+    return " (--server takes a gRPC port, not that of HTTP)";
+  }
+  if (!tls.enabled()) return says("Socket closed") ? " (a server with TLS needs --tls-ca)" : "";
+  if (says("Socket closed") && tls.certificate.empty()) {
+    return " (a server that asks for a certificate needs --tls-cert and --tls-key)";
+  }
+  if (says("wrong version number")) return " (a server without TLS needs no --tls-ca)";
+  if (says("certificate verify failed")) return " (it is not of a CA of --tls-ca)";
+  if (says("not in peer certificate")) return " (--tls-name tells another name)";
+  return "";
 }
 
 }  // namespace
@@ -80,12 +97,25 @@ absl::StatusOr<std::unique_ptr<Client>> ServerFlags::Connect() const {
     *file.contents = *std::move(contents);
   }
   client.api_key = std::string(absl::StripAsciiWhitespace(client.api_key));
+  if (!api_key_file.empty() &&
+      (client.api_key.empty() ||
+       !std::all_of(client.api_key.begin(), client.api_key.end(), absl::ascii_isgraph))) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--api-key-file ", api_key_file, " holds no API key"));
+  }
   return Client::Create(client);
 }
 
 absl::Status ServerFlags::Explain(const absl::Status& status) const {
   if (status.ok() || !addresses.has_value()) return status;
-  return absl::Status(status.code(), absl::StrCat(*addresses, ": ", status.message()));
+  std::string message(status.message());
+  if (absl::IsUnauthenticated(status)) {
+    message = api_key_file.empty() ? "an API key is needed (--api-key-file)"
+                                   : absl::StrCat("--api-key-file ", api_key_file, ": ", message);
+  } else if (absl::IsUnavailable(status)) {
+    absl::StrAppend(&message, AdviceFor(message, tls));
+  }
+  return absl::Status(status.code(), absl::StrCat(*addresses, ": ", message));
 }
 
 void SourceOptions::AddFlags(FlagTable& flags) {

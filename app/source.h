@@ -13,9 +13,13 @@
 #include "app/embedded.h"
 #include "client/client.h"
 #include "common/flag_table.h"
+#include "rpc/server.h"
 #include "rpc/tls.h"
 
 namespace blockserve {
+
+// Of what is tokenized as one text: it fits into one message, with room for what is around it.
+inline constexpr int64_t kMostTextBytes = kMaxTierMessageBytes - (64 << 10);
 
 // --server and what goes with it.
 struct ServerFlags {
@@ -28,7 +32,8 @@ struct ServerFlags {
   absl::Status Validate() const;
   // Needs `addresses`. Errors: a file that cannot be read.
   absl::StatusOr<std::unique_ptr<Client>> Connect() const;
-  // Puts `addresses` before an error of a call, where there are any.
+  // Puts `addresses` before an error of a call, where there are any, and names the flag that is
+  // missing or wrong where the error tells.
   absl::Status Explain(const absl::Status& status) const;
 };
 

@@ -1,5 +1,6 @@
 // blockserve tokenize and detokenize: the tokenizer of a model folder or of a server.
 #include <cstdio>
+#include <iterator>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -32,10 +33,18 @@ class TokenizerSource {
     }
     return server_.Validate();
   }
-  absl::StatusOr<std::vector<int32_t>> Encode(const std::string& text) {
+  // `flag` is where the text is from.
+  absl::StatusOr<std::vector<int32_t>> Encode(const std::string& text, absl::string_view flag) {
     if (server_.addresses.has_value()) {
       // Else protobuf complains on standard error, in words of its own.
-      if (!IsValidUtf8(text)) return absl::InvalidArgumentError("text is not valid UTF-8");
+      if (!IsValidUtf8(text)) {
+        return absl::InvalidArgumentError(absl::StrCat(flag, " is not valid UTF-8"));
+      }
+      if (std::ssize(text) > kMostTextBytes) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(flag, " has ", text.size(), " bytes; ", kMostTextBytes,
+                         " are the most that a server tokenizes as one text"));
+      }
       auto client = server_.Connect();
       if (!client.ok()) return client.status();
       auto ids = (*client)->Tokenize(text);
@@ -89,12 +98,14 @@ int RunTokenize(const Arguments& arguments) {
     status = absl::InvalidArgumentError("give one of --text and --file");
   }
   if (!status.ok()) return ReportUsageError(kTokenize, status);
+  std::string flag = "--text";
   if (file.has_value()) {
     absl::StatusOr<std::string> content = ReadInput("--file", *file);
     if (!content.ok()) return ReportFailure(kTokenize, content.status());
     text = *std::move(content);
+    flag = absl::StrCat("--file ", *file);
   }
-  absl::StatusOr<std::vector<int32_t>> ids = source.Encode(*text);
+  absl::StatusOr<std::vector<int32_t>> ids = source.Encode(*text, flag);
   if (!ids.ok()) return ReportFailure(kTokenize, ids.status());
   if (format == "json") {
     std::puts(nlohmann::ordered_json{{"tokens", *ids}}.dump().c_str());

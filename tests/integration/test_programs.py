@@ -325,6 +325,14 @@ def test_a_file_that_is_no_text_is_refused_in_one_line(source, tmp_path):
     assert len(refused.stderr.splitlines()) == 1
 
 
+def test_a_text_that_is_too_long_for_one_message_is_refused_by_its_flag(tmp_path):
+    (tmp_path / "long").write_bytes(b"a" * (16 << 20))
+    refused = run("blockserve", "tokenize", "--server=127.0.0.1:1", f"--file={tmp_path}/long")
+    assert refused.returncode == 2
+    assert refused.stderr == (f"blockserve tokenize: --file {tmp_path}/long has 16777216 bytes; 16711680 are the "
+                              "most that a server tokenizes as one text\n")
+
+
 def test_a_number_of_choices_that_nobody_takes_costs_no_memory(three_processes):
     source = three_processes("concat_l4", "server")
     limit = 4 << 30

@@ -41,6 +41,34 @@ def test_the_command_line_speaks_to_it(secured, pki, tmp_path, command):
     assert call().returncode == 1, "without a key"
 
 
+def test_the_command_line_names_the_flag_that_a_connection_lacks(secured, mutual, pki, demo_model,
+                                                                 launcher, tmp_path):
+    plain = launcher.serve(demo_model, f"--http-address=127.0.0.1:{(http_port := harness.free_port())}")
+    wait_for_log(plain, "blockserve serves")
+    for name, key in (("wrong", "bsk_00000000_x\n"), ("blank", "\n"), ("two", "bsk_a bsk_b\n")):
+        (tmp_path / name).write_text(key)
+    ca, tls = f"--tls-ca={pki.public}/ca.crt", secured.gateway.address
+    cases = [
+        (1, tls, [ca], "an API key is needed (--api-key-file)"),
+        (1, tls, [ca, f"--api-key-file={tmp_path}/wrong"],
+         f"--api-key-file {tmp_path}/wrong: the API key is not known here"),
+        (2, tls, [ca, f"--api-key-file={tmp_path}/blank"], f"--api-key-file {tmp_path}/blank holds no API key"),
+        (2, tls, [ca, f"--api-key-file={tmp_path}/two"], f"--api-key-file {tmp_path}/two holds no API key"),
+        (1, tls, [], "(a server with TLS needs --tls-ca)"),
+        (1, tls, [f"--tls-ca={pki.tiers}/ca.crt"], "(it is not of a CA of --tls-ca)"),
+        (1, tls, [ca, "--tls-name=other"], "(--tls-name tells another name)"),
+        (1, mutual.grpc, [ca], "(a server that asks for a certificate needs --tls-cert and --tls-key)"),
+        (1, plain.address, [ca], "(a server without TLS needs no --tls-ca)"),
+        (1, f"127.0.0.1:{http_port}", [], "(--server takes a gRPC port, not that of HTTP)"),
+        (1, f"127.0.0.1:{secured.http_port}", [ca], "(--server takes a gRPC port, not that of HTTP)"),
+    ]
+    for status, address, flags, told in cases:
+        done = subprocess.run([harness.program("blockserve"), "detokenize", "--tokens=5", f"--server={address}",
+                               *flags], text=True, capture_output=True, check=False, timeout=60)
+        assert done.returncode == status and done.stderr.endswith(told + "\n"), (flags, done.stderr)
+        assert done.stderr.count("\n") == 1, done.stderr
+
+
 @pytest.mark.parametrize("tier", ["block", "token"])
 def test_a_tier_refuses_callers_without_a_certificate(secured, pki, tier):
     address = getattr(secured, tier).address
