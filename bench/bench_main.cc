@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 #include "bench/engine_run.h"
 #include "bench/machine.h"
@@ -152,6 +153,17 @@ class ProgressLine {
   std::string last_;
 };
 
+// Random models may be measured at any length on purpose; others were meant to be within it.
+void WarnBeyondPositions(const ModelConfig& model, const Workload& workload) {
+  // The last block is never embedded.
+  const int64_t positions = PromptBlocks(model, workload) + GeneratedBlocks(model, workload) - 1;
+  if (positions <= model.block.max_positions) return;
+  absl::FPrintF(stderr,
+                "%s: warning: --prompt and --generate take %d positions; the model's "
+                "max_position_embeddings is %d, and servers need --allow-long-contexts beyond it\n",
+                kProgram, positions, model.block.max_positions);
+}
+
 absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) {
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(config.model);
   if (!checkpoint.ok()) return checkpoint.status();
@@ -164,6 +176,7 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
     return absl::InvalidArgumentError(
         "--groups: both decoders share the cores of a CPU; it must be 1 there");
   }
+  WarnBeyondPositions((*checkpoint)->config(), config.workload);
   config.run.groups = config.groups;
   config.run.arithmetic = choice->arithmetic;
   config.run.cuda_device = choice->cuda_device;
@@ -253,6 +266,7 @@ absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
                                                 const std::string& command) {
   absl::StatusOr<ModelConfig> model = LoadModelConfig(config.model);
   if (!model.ok()) return model.status();
+  WarnBeyondPositions(*model, config.workload);
   ServedBenchOptions options;
   options.workload = config.workload;
   options.seed = config.run.seed;

@@ -46,6 +46,20 @@ def test_table_names_every_part():
         assert word in result.stdout
 
 
+@pytest.mark.parametrize("mode", [["--nocheck", "--warmup=0"], ["--tiers", "--layouts=one"]])
+def test_warns_beyond_the_positions_of_the_model(mode):
+    """In blocks, of which the last is never embedded: 8196 tokens are 2048."""
+    def told(prompt):
+        result = bench("--model=tests/golden/concat_l4", f"--prompt={prompt}", "--generate=4",
+                       "--sequences=1", "--threads=1", *mode)
+        assert result.returncode == 0 and result.stdout, result.stderr
+        return result.stderr
+
+    assert told(8192) == ""
+    assert told(8193).startswith("blockserve-bench: warning: --prompt and --generate take 2049 positions; "
+                                 "the model's max_position_embeddings is 2048")
+
+
 def test_one_process_and_three_give_the_same_tokens():
     result = bench("--model=tests/golden/concat_l4", "--prompt=21", "--generate=9",
                    "--sequences=3", "--threads=1", "--tiers", "--format=json")
