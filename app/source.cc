@@ -79,7 +79,6 @@ absl::Status ServerFlags::Validate() const {
 absl::StatusOr<std::unique_ptr<Client>> ServerFlags::Connect() const {
   ClientOptions client;
   client.addresses = SplitList(*addresses);
-  client.max_retries = 3;  // who types a wrong address is not left waiting
   client.tls = tls.enabled();
   client.server_name = tls.server_name;
   struct File {

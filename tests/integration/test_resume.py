@@ -4,6 +4,8 @@ import asyncio
 import json
 import re
 import signal
+import subprocess
+import time
 import types
 
 import blockserve
@@ -227,6 +229,16 @@ def test_over_http_a_stream_goes_on_through_another_gateway(tiers):
         assert written[-1]["finish_reason"] == choice["finish_reason"] == "length"
 
 
+def start_again(doomed, demo_model, launcher):
+    """A gateway at the address of one that was killed."""
+    block, tokens = (next(flag.split("=")[1] for flag in doomed.process.args
+                          if flag.startswith(f"--{tier}-services=")).split(",")
+                     for tier in ("block", "token"))
+    return launcher.start("blockserve-gateway", [
+        f"--model={demo_model}", "--block-services=" + ",".join(block),
+        "--token-services=" + ",".join(tokens)], port=int(doomed.address.split(":")[1]))
+
+
 def test_with_one_address_the_stream_waits_for_its_gateway(tiers, demo_model, launcher):
     request = {"prompt": "Tom and Sue", "max_tokens": 240, "ignore_eos": True, "seed": 4}
     with sdk(tiers.spare) as client:
@@ -237,15 +249,27 @@ def test_with_one_address_the_stream_waits_for_its_gateway(tiers, demo_model, la
     def replace(output):
         if not replaced:
             doomed.kill()
-            block, tokens = (next(flag.split("=")[1] for flag in doomed.process.args
-                                  if flag.startswith(f"--{tier}-services=")).split(",")
-                             for tier in ("block", "token"))
-            replaced.append(launcher.start("blockserve-gateway", [
-                f"--model={demo_model}", "--block-services=" + ",".join(block),
-                "--token-services=" + ",".join(tokens)], port=int(doomed.address.split(":")[1])))
+            replaced.append(start_again(doomed, demo_model, launcher))
 
     with sdk(doomed) as client:
         assert read_answer(client.stream(**request), replace) == expected
+
+
+def test_with_one_address_the_command_line_waits_too(tiers, demo_model, launcher):
+    """A load balancer that is started again is away for longer than a few quick tries take."""
+    with sdk(tiers.spare) as client:
+        expected = client.generate("Tom and Sue", max_tokens=4000, ignore_eos=True, seed=4)
+    doomed = tiers.gateway()
+    with subprocess.Popen([
+            harness.program("blockserve"), "generate", f"--server={doomed.address}", "--prompt=Tom and Sue",
+            "--max-tokens=4000", "--ignore-eos", "--temperature=1", "--seed=4"], stdout=subprocess.PIPE, text=True) as generate:
+        text = generate.stdout.read(1)
+        doomed.kill()
+        time.sleep(2)
+        again = start_again(doomed, demo_model, launcher)
+        text += generate.stdout.read()
+    assert generate.returncode == 0 and text == expected.choices[0].text + "\n"
+    harness.wait_until(lambda: "request finished" in again.log(), "the stream has ended at the second gateway")
 
 
 def read(stub, request):
