@@ -69,7 +69,7 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
   if (!options.api.cors_origin.empty()) {
     server_options.headers.emplace_back("Access-Control-Allow-Origin", options.api.cors_origin);
     server_options.headers.emplace_back("Access-Control-Expose-Headers",
-                                        "X-Request-Id, Retry-After");
+                                        "X-Request-Id, Retry-After, X-Should-Retry");
     if (options.api.cors_origin != "*") server_options.headers.emplace_back("Vary", "Origin");
   }
   if (options.tls.enabled()) {

@@ -148,6 +148,8 @@ HttpResponse OpenAiError(const absl::Status& status) {
   if (const std::optional<absl::Duration> wait = RetryAfter(status)) {
     response.headers = {{"Retry-After", absl::StrCat(RetryAfterSeconds(*wait))}};
   }
+  // OpenAI's packages send again whatever ends with a 5xx, but not what says this.
+  if (absl::IsInternal(status)) response.headers = {{"X-Should-Retry", "false"}};
   return response;
 }
 

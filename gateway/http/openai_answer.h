@@ -20,7 +20,8 @@ namespace blockserve {
 HttpResponse OpenAiError(int status, absl::string_view message, absl::string_view param = "",
                          absl::string_view code = "");
 // With the status code's HTTP status (common/status_catalogue.h), and Retry-After where trying
-// again may help. The field's name at the beginning of the message becomes `param`.
+// again may help, X-Should-Retry where it must not be tried. The field's name at the beginning of
+// the message becomes `param`.
 HttpResponse OpenAiError(const absl::Status& status);
 
 // A token as text: its own where that is whole characters, else "bytes:\xE2\x80"; "token_id:17"

@@ -60,6 +60,10 @@ TEST(OpenAiError, HasOpenAisFormAndTheRightStatus) {
   EXPECT_EQ(OpenAiError(absl::UnavailableError("gone")).status, 503);
   EXPECT_EQ(OpenAiError(absl::UnavailableError("gone")).headers[0].first, "Retry-After");
   EXPECT_EQ(OpenAiError(absl::DeadlineExceededError("late")).status, 504);
+  const HttpResponse broken = OpenAiError(absl::InternalError("workers died"));
+  EXPECT_EQ(broken.status, 500);
+  ASSERT_EQ(broken.headers.size(), 1u);
+  EXPECT_EQ(broken.headers[0], std::make_pair(std::string("X-Should-Retry"), std::string("false")));
   EXPECT_EQ(OpenAiError(absl::UnauthenticatedError("who")).status, 401);
   const HttpResponse lost = OpenAiError(absl::NotFoundError("model: there is no \"x\""));
   EXPECT_EQ(lost.status, 404);

@@ -63,6 +63,17 @@ def test_errors_are_the_packages_own(client):
         client.chat.completions.create(model="demo-block", messages=[{"role": "user", "content": "hi"}])
 
 
+def test_a_request_that_breaks_its_workers_is_not_sent_again(launcher, demo_model):
+    """The package tries again by itself what ends with a 5xx, which would break as many workers each time."""
+    worker = launcher.token(demo_model, "--allow-fault-injection", "--inject-errors=1")
+    server = http_tools.gateway(launcher, demo_model, [launcher.block(demo_model)], [worker])
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="none") as client:
+        with pytest.raises(openai.InternalServerError, match="an injected error"):
+            client.completions.create(model="demo-block", prompt=PROMPT)
+    server.server.stop()
+    assert server.server.log().count("request finished") == 1
+
+
 def test_64_streams_at_once(url):
     async def run():
         async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
