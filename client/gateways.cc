@@ -13,6 +13,8 @@ namespace blockserve {
 namespace {
 
 constexpr absl::Duration kMaxBackoff = absl::Seconds(2);
+// How soon a wait notices that it is cancelled.
+constexpr absl::Duration kWaitSlice = absl::Milliseconds(50);
 constexpr absl::string_view kRetryAfterPayload = "blockserve.v1/retry-after-seconds";
 
 }  // namespace
@@ -30,8 +32,10 @@ namespace internal {
 
 Gateways::Gateways(std::vector<std::shared_ptr<grpc::Channel>> channels, std::string api_key,
                    RetryPolicy policy)
-    : authorization_(api_key.empty() ? "" : absl::StrCat("Bearer ", api_key)), policy_(policy) {
-  for (const auto& channel : channels) stubs_.push_back(v1::Generation::NewStub(channel));
+    : authorization_(api_key.empty() ? "" : absl::StrCat("Bearer ", api_key)),
+      policy_(policy),
+      channels_(std::move(channels)) {
+  for (const auto& channel : channels_) stubs_.push_back(v1::Generation::NewStub(channel));
   current_ =
       absl::Uniform<size_t>(absl::BitGen(), 0, stubs_.size());  // not all clients to the first
 }
@@ -104,8 +108,7 @@ bool RetryState::AfterFailure(const absl::Status& status) {
   if (!broken_off && !told.has_value()) return false;
   const bool lost = broken_off && !told.has_value();
   const absl::Time now = absl::Now();
-  absl::MutexLock lock(&mutex_);
-  if (cancelled_) return false;
+  if (cancelled()) return false;
   ++failures_;
   if (!lost) {
     gateways_->set_answered();
@@ -131,7 +134,23 @@ bool RetryState::AfterFailure(const absl::Status& status) {
   if (!policy.max_retries.has_value() && lost && until >= *lost_since_ + policy.longest_loss) {
     return false;
   }
-  return !mutex_.AwaitWithDeadline(absl::Condition(&cancelled_), until);
+  return WaitUntil(until);
+}
+
+// In gRPC, which goes on with a connection only while a thread of its caller is in there: 1.51
+// looks by itself every 5 s, and a proxy that waits for our first bytes is never reached in time.
+bool RetryState::WaitUntil(absl::Time time) {
+  grpc::Channel& channel = gateways_->channel(gateways_->current());
+  for (absl::Time now = absl::Now(); now < time && !cancelled(); now = absl::Now()) {
+    channel.WaitForStateChange(channel.GetState(/*try_to_connect=*/true),
+                               absl::ToChronoTime(std::min(time, now + kWaitSlice)));
+  }
+  return !cancelled();
+}
+
+bool RetryState::cancelled() const {
+  absl::MutexLock lock(&mutex_);
+  return cancelled_;
 }
 
 void RetryState::Cancel() {

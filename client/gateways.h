@@ -2,6 +2,7 @@
 #ifndef BLOCKSERVE_CLIENT_GATEWAYS_H_
 #define BLOCKSERVE_CLIENT_GATEWAYS_H_
 
+#include <grpcpp/channel.h>
 #include <grpcpp/client_context.h>
 
 #include <atomic>
@@ -36,6 +37,7 @@ class Gateways {
 
   // The gateway that calls go to at the moment.
   size_t current() const { return current_.load(); }
+  grpc::Channel& channel(size_t index) { return *channels_[index]; }
   v1::Generation::Stub& stub(size_t index) { return *stubs_[index]; }
   // `failed` could not be reached: the next one is current, unless another call has moved on.
   void MoveOn(size_t failed);
@@ -50,6 +52,7 @@ class Gateways {
  private:
   const std::string authorization_;
   const RetryPolicy policy_;
+  const std::vector<std::shared_ptr<grpc::Channel>> channels_;
   std::vector<std::unique_ptr<v1::Generation::Stub>> stubs_;
   std::atomic<size_t> current_{0};
   std::atomic<bool> answered_{false};
@@ -76,6 +79,10 @@ class RetryState {
   void Cancel();
 
  private:
+  // False: cancelled meanwhile.
+  bool WaitUntil(absl::Time time);
+  bool cancelled() const;
+
   const std::shared_ptr<Gateways> gateways_;
   const absl::Time deadline_;
   size_t used_ = 0;
@@ -86,7 +93,7 @@ class RetryState {
   bool of_a_gateway_ = false;             // the last error: a gateway has said so
   std::optional<absl::Time> lost_since_;  // none: a gateway answered the last try
   absl::BitGen random_;
-  absl::Mutex mutex_;
+  mutable absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
   std::unique_ptr<grpc::ClientContext> context_ ABSL_GUARDED_BY(mutex_);
 };
