@@ -308,6 +308,25 @@ def test_the_command_line_waits_for_a_load_balancer_that_is_started_again(tiers)
     assert generate.returncode == 0 and text == expected.choices[0].text + "\n"
 
 
+def test_a_client_waits_for_a_load_balancer_that_is_started_again(tiers):
+    """Whatever the gRPC: up to 1.76 at least it hardly goes on with a connection while no call is under way."""
+    request = {"prompt": "Tom and Sue", "max_tokens": 4000, "ignore_eos": True, "seed": 4}
+    with sdk(tiers.spare) as client:
+        expected = ask(client, request)
+    port = harness.free_port()
+    balancers = [Balancer(tiers.spare, port)]
+    again = threading.Timer(2, lambda: balancers.append(Balancer(tiers.spare, port)))
+
+    def break_off(output):
+        if not again.ident:
+            balancers[0].close()
+            again.start()
+
+    with blockserve.Client(f"127.0.0.1:{port}", timeout=120) as client:
+        assert read_answer(client.stream(**request), break_off) == expected
+    balancers[1].close()
+
+
 def read(stub, request):
     return list(stub.Generate(request, timeout=120))
 

@@ -25,6 +25,10 @@ _RETRIES = 5
 _LONGEST_TIMEOUT_S = 3e8
 # Of a `retry-after`; gateways tell at most a minute.
 _MAX_RETRY_AFTER_S = 1e6
+# Of one attempt to connect: who takes the connection and then says nothing is frozen. But gRPC up to
+# 1.76 at least looks only every 5 s at what becomes of an attempt while no call is under way, and has
+# to look twice where a proxy waits for our first bytes.
+_CONNECT_LIMIT_MS = 5_000 if [int(part) for part in grpc.__version__.split(".")[:2]] >= [1, 80] else 11_000
 
 Addresses = Union[str, Sequence[str]]
 
@@ -115,8 +119,7 @@ class Settings:
             ("grpc.enable_retries", 0),
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.max_reconnect_backoff_ms", 2_000),
-            # Of one attempt to connect: who takes the connection and then says nothing is frozen.
-            ("grpc.min_reconnect_backoff_ms", 5_000),
+            ("grpc.min_reconnect_backoff_ms", _CONNECT_LIMIT_MS),
         ]
         if tls is not None:
             credentials = tls.credentials()
