@@ -152,14 +152,14 @@ struct BlockTier::Replica final : public BlockLink::Observer {
     const int64_t most = pages > 0 ? pages * page_blocks : std::numeric_limits<int64_t>::max();
     return max_blocks > 0 ? std::min<int64_t>(most, max_blocks) : most;
   }
-  // As its admission does where its pool is the bound. Where its positions are, a reserve may count
-  // one more: the last block of an output, which is never embedded.
+  // With the reserve for its output, as its admission counts where its pool is the bound. Where its
+  // positions are, there is one more: the last block of an output, which is never embedded.
+  int64_t reserve_capacity_blocks() const {
+    const bool by_positions = max_blocks > 0 && (pages <= 0 || max_blocks < pages * page_blocks);
+    return by_positions ? int64_t{max_blocks} + 1 : capacity_blocks();
+  }
   bool fits_reserve(int64_t blocks, int64_t reserve_blocks) const {
-    if (blocks > capacity_blocks()) return false;
-    const int64_t pool_blocks = pages * page_blocks;
-    const bool by_positions = max_blocks > 0 && (pages <= 0 || max_blocks < pool_blocks);
-    if (by_positions) return blocks + reserve_blocks <= int64_t{max_blocks} + 1;
-    return pages <= 0 || blocks + reserve_blocks <= pool_blocks;
+    return blocks <= capacity_blocks() && blocks + reserve_blocks <= reserve_capacity_blocks();
   }
   size_t page_tokens(int32_t block_length) const {
     return static_cast<size_t>(page_blocks) * static_cast<size_t>(block_length);

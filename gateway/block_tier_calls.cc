@@ -16,6 +16,11 @@ namespace {
 // Under way at a replica that is well: as many as there are.
 constexpr int32_t kMostOpens = std::numeric_limits<int32_t>::max();
 
+// Of a text that fits into so many blocks: up to block_length - 1 pads come before it.
+int64_t TokensThatFit(int64_t blocks, int64_t block_length) {
+  return (blocks - 1) * block_length + 1;
+}
+
 }  // namespace
 
 void BlockTier::SchedulePump() {
@@ -132,7 +137,7 @@ absl::Status BlockTier::CheckCapacity(const Sequence& sequence) const {
   for (const std::unique_ptr<Replica>& replica : replicas_) {
     if (!Suits(*replica, sequence.spec)) continue;
     if (replica->fits_reserve(blocks, reserve)) return absl::OkStatus();
-    most = std::max(most, replica->capacity_blocks());
+    most = std::max(most, replica->reserve_capacity_blocks());
   }
   if (most == 0) return absl::OkStatus();
   if (sequence.begun) {
@@ -141,24 +146,24 @@ absl::Status BlockTier::CheckCapacity(const Sequence& sequence) const {
                      " blocks; one that had is gone"));
   }
   const bool text_fits = blocks < most;
-  return WithContextLengthExceeded(absl::InvalidArgumentError(
+  return ContextLengthExceeded(
       absl::StrCat(text_fits ? absl::string_view("stop.max_tokens") : sequence.spec.text_field,
                    ": the text needs ", (blocks + (text_fits ? reserve : 0)) * block_length_,
-                   " tokens of KV, pads included; the largest block service has room for ",
-                   most * block_length_)));
+                   " tokens of KV, pads included, more than the largest block service has"),
+      TokensThatFit(most, block_length_));
 }
 
 int64_t BlockTier::CapacityTokens(const TierGroup& group) const {
   int64_t most = 0;
   for (const std::unique_ptr<Replica>& replica : replicas_) {
     if (replica->member.usable() && replica->member.group == group) {
-      most = std::max(most, replica->capacity_blocks());
+      most = std::max(most, replica->reserve_capacity_blocks());
     }
   }
   if (most == 0 || most > std::numeric_limits<int64_t>::max() / block_length_) {
     return std::numeric_limits<int64_t>::max();
   }
-  return (most - 1) * block_length_ + 1;  // before which there are at most block_length_ - 1 pads
+  return TokensThatFit(most, block_length_);
 }
 
 v1::BlockRequest& BlockTier::AddItem(Replica& replica, BlockCall call, uint64_t handle,

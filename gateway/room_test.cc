@@ -170,5 +170,23 @@ TEST_F(RoomTest, TheModelsLimitIsThatOfTheLargestKv) {
   EXPECT_EQ(response.max_tokens(), 100);
 }
 
+// A model of 80 positions and blocks of 4 says 320: that replicas have no more says nothing less.
+TEST_F(RoomTest, PositionsDoNotLowerTheModelsLimit) {
+  MakeCore(1, 1);
+  blocks_[0]->max_blocks = 80;
+  Connect();
+  v1::GetModelResponse response;
+  response.set_max_tokens(320);
+  core_->FillModelStatus(response);
+  EXPECT_EQ(response.max_tokens(), 320);
+  for (const Alignment alignment : {Alignment::kEnd, Alignment::kStart, Alignment::kNone}) {
+    GenerationRequest request = Request(311, 9, 1);
+    request.alignment = alignment;
+    const Stream stream = Generate(request);
+    ASSERT_TRUE(RunUntilDone({stream}));
+    EXPECT_TRUE(stream.sink->status.ok()) << stream.sink->status;
+  }
+}
+
 }  // namespace
 }  // namespace blockserve

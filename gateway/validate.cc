@@ -124,8 +124,9 @@ absl::Status RequestValidator::CheckLength(absl::string_view field, absl::string
   const int64_t most = (config_.block.max_positions + 1) * config_.block_length;
   const int64_t least = tokenizer_->LeastTokens(text);
   if (least <= most) return absl::OkStatus();
-  return WithContextLengthExceeded(Invalid(field, text.size(), " bytes are at least ", least,
-                                           " tokens; the model can hold at most ", most));
+  return ContextLengthExceeded(
+      absl::StrCat(field, ": ", text.size(), " bytes are at least ", least, " tokens"),
+      MaxTokens());
 }
 
 absl::StatusOr<std::vector<int32_t>> RequestValidator::Encode(absl::string_view field,
@@ -359,10 +360,11 @@ absl::Status RequestValidator::CheckPositions(absl::string_view field, Alignment
   // The last block is written by the token decoder and never embedded.
   const int64_t blocks = (pads + layout_tokens + more_tokens + block_length - 1) / block_length - 1;
   if (blocks <= config_.block.max_positions) return absl::OkStatus();
-  return WithContextLengthExceeded(
-      Invalid(field, layout_tokens, " tokens and ", more_tokens, " after them need ", blocks,
-              " positions of the block decoder (alignment ", std::string(AlignmentName(alignment)),
-              ", blocks of ", block_length, "); the model has ", config_.block.max_positions));
+  return ContextLengthExceeded(
+      absl::StrCat(field, ": ", layout_tokens, " tokens and ", more_tokens, " after them need ",
+                   blocks, " positions of the block decoder (alignment ", AlignmentName(alignment),
+                   ", blocks of ", block_length, "), which has ", config_.block.max_positions),
+      MaxTokens());
 }
 
 absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::GenerateRequest& request,
@@ -517,9 +519,7 @@ void RequestValidator::FillModel(v1::GetModelResponse& response) const {
   response.set_kind(config_.kind == ModelKind::kVanilla ? "gpt_neox" : "block_transformer");
   response.set_block_length(config_.block_length);
   response.set_vocab_size(config_.vocab_size);
-  // Fits with any alignment.
-  response.set_max_tokens(
-      options_.allow_beyond_positions ? 0 : config_.block.max_positions * config_.block_length);
+  response.set_max_tokens(options_.allow_beyond_positions ? 0 : MaxTokens());
   response.set_bos_token_id(config_.bos_token_id);
   response.set_eos_token_id(config_.eos_token_id);
   response.set_pad_token_id(config_.pad_token_id);

@@ -76,6 +76,8 @@ class RequestValidator {
   int32_t vocab_limit() const;
 
  private:
+  // What the model can hold with any alignment.
+  int64_t MaxTokens() const { return config_.block.max_positions * config_.block_length; }
   absl::Status CheckIds(absl::string_view field, absl::Span<const int32_t> ids) const;
   // Too long for the model whatever its tokens are: told before it is tokenized.
   absl::Status CheckLength(absl::string_view field, absl::string_view text) const;

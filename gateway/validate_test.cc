@@ -344,6 +344,7 @@ TEST_F(ValidateTest, ATextThatCannotFitWhateverItsTokensAreIsToldAsTooLong) {
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
     EXPECT_TRUE(IsContextLengthExceeded(status));
     EXPECT_THAT(std::string(status.message()), StartsWith(absl::StrCat(field, ": 900000 bytes")));
+    EXPECT_THAT(std::string(status.message()), HasSubstr("model's maximum context length is "));
   };
   v1::GenerateRequest generate;
   generate.set_text(text);

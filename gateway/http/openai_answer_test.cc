@@ -53,8 +53,7 @@ TEST(OpenAiError, HasOpenAisFormAndTheRightStatus) {
   ASSERT_EQ(full.headers.size(), 1u);
   EXPECT_EQ(full.headers[0].first, "Retry-After");
   EXPECT_TRUE(OpenAiError(absl::ResourceExhaustedError("never")).headers.empty());
-  const HttpResponse long_text =
-      OpenAiError(WithContextLengthExceeded(absl::InvalidArgumentError("continuation: too long")));
+  const HttpResponse long_text = OpenAiError(ContextLengthExceeded("continuation: too long", 8));
   EXPECT_EQ(Json::parse(long_text.body)["error"]["code"], "context_length_exceeded");
   EXPECT_EQ(Json::parse(long_text.body)["error"]["param"], "prompt");
   EXPECT_EQ(OpenAiError(absl::UnavailableError("gone")).status, 503);

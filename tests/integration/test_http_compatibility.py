@@ -171,6 +171,17 @@ def test_one_client_does_not_fill_the_log_of_unknown_fields(server):
         assert 1 <= sum(f"{name}," in log or f"{name}\n" in log for name in names) <= 16
 
 
+def test_a_text_beyond_the_model_is_told_in_the_words_that_clients_look_for(server):
+    """litellm, and with it the fallbacks of its router, goes by these words, not by the code."""
+    limit = server.request("GET", "/v1/models")[2]["data"][0]["max_model_len"]
+    assert limit == 8192, "2048 positions of 4 tokens"
+    for fields in ({"prompt": [5] * 9000, "max_tokens": 1}, {"prompt": "a", "max_tokens": 9000},
+                   {"prompt": "the dog " * 30_000}):
+        status, error = server.refusal(**fields)
+        assert status == 400 and error["code"] == "context_length_exceeded"
+        assert f": this model's maximum context length is {limit} tokens" in error["message"]
+
+
 def test_a_text_beyond_the_kv_is_told_by_field_and_not_asked_again(launcher, demo_model):
     small = http_tools.serve(launcher, demo_model, "--kv-memory-mib=2")
     assert "longer ones are refused (--kv-memory-mib)" in small.server.log()
@@ -183,6 +194,7 @@ def test_a_text_beyond_the_kv_is_told_by_field_and_not_asked_again(launcher, dem
         status, headers, answer = small.request("POST", "/v1/completions", fields)
         assert status == 400 and "Retry-After" not in headers, answer
         assert answer["error"]["code"] == "context_length_exceeded" and answer["error"]["param"] == param
+        assert f": this model's maximum context length is {limit} tokens" in answer["error"]["message"]
     assert small.complete(prompt=[5] * (limit - 4), max_tokens=4)["usage"]["total_tokens"] <= limit
     client = launcher.client(small.server)
     assert client.model().max_tokens == limit
