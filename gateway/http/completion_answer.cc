@@ -95,7 +95,7 @@ void CompletionAnswer::EchoAlone(size_t prompt) {
 std::string CompletionAnswer::TakeEvents() { return std::exchange(out_, {}); }
 
 std::string CompletionAnswer::TakeLastEvents() {
-  if (job_.wanted.include_usage) Events().AppendUsageOnly(out_, id_.ToString(), TotalUsage());
+  if (job_.wanted.include_usage) Events().AppendUsageOnly(out_, EventId(), TotalUsage());
   out_.append(kSseDone.data(), kSseDone.size());
   return TakeEvents();
 }
@@ -213,10 +213,14 @@ void CompletionAnswer::WriteEvent(size_t index, const Block& block, size_t begin
   if (job_.resume.has_value() && id_.tokens[index] <= job_.resume->tokens[index]) return;
   if (wanted.continuous_usage) {
     const OpenAiUsage usage = TotalUsage();
-    Events().AppendChoice(out_, id_.ToString(), event, &usage);
+    Events().AppendChoice(out_, EventId(), event, &usage);
   } else {
-    Events().AppendChoice(out_, id_.ToString(), event, nullptr);
+    Events().AppendChoice(out_, EventId(), event, nullptr);
   }
+}
+
+std::string CompletionAnswer::EventId() const {
+  return job_.wanted.include_event_id ? id_.ToString() : "";
 }
 
 OpenAiEvents& CompletionAnswer::Events() {

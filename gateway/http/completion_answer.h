@@ -71,6 +71,7 @@ class CompletionAnswer {
   void WriteEvents(size_t index, const Block& block, const v1::Finished* finished);
   void WriteEvent(size_t index, const Block& block, size_t begin, size_t end,
                   absl::string_view text, const v1::Finished* finished);
+  std::string EventId() const;  // empty where the client wants none
   OpenAiEvents& Events();
   OpenAiUsage TotalUsage() const;
 

@@ -94,6 +94,7 @@ class CompletionAnswerTest : public testing::Test {
 
 TEST_F(CompletionAnswerTest, AStreamHasAnEventForEachToken) {
   job_.wanted.include_usage = true;
+  job_.wanted.include_event_id = true;
   AddBlock(0, 0, 0, 3);
   const std::string first = Answer().TakeEvents();
   EXPECT_EQ(Events(first).size(), 3u);

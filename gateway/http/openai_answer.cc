@@ -285,9 +285,14 @@ OpenAiEvents::OpenAiEvents(OpenAiHead head, bool usage_field)
   AppendHead(beginning_, head_, head_.chat ? "chat.completion.chunk" : "text_completion");
 }
 
+void OpenAiEvents::Begin(std::string& out, absl::string_view event_id) const {
+  if (!event_id.empty()) absl::StrAppend(&out, "id: ", event_id, "\n");
+  out += beginning_;
+}
+
 void OpenAiEvents::AppendChoice(std::string& out, absl::string_view event_id,
                                 const OpenAiChoice& choice, const OpenAiUsage* usage) const {
-  absl::StrAppend(&out, "id: ", event_id, "\n", beginning_);
+  Begin(out, event_id);
   AppendChoiceObject(out, choice, head_.chat, /*event=*/true);
   out += ']';
   if (usage != nullptr) {
@@ -301,7 +306,8 @@ void OpenAiEvents::AppendChoice(std::string& out, absl::string_view event_id,
 
 void OpenAiEvents::AppendUsageOnly(std::string& out, absl::string_view event_id,
                                    const OpenAiUsage& usage) const {
-  absl::StrAppend(&out, "id: ", event_id, "\n", beginning_, "],\"usage\":");
+  Begin(out, event_id);
+  out += "],\"usage\":";
   AppendUsage(out, usage);
   out += "}\n\n";
 }

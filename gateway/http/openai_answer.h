@@ -87,8 +87,8 @@ struct OpenAiChoice {
   std::optional<absl::string_view> worker;
 };
 
-// One event of a stream, in server-sent form. `event_id`: of its `id:` line; `usage`: null where
-// the events have none.
+// One event of a stream, in server-sent form. `event_id`: of its `id:` line, of which there is none
+// where it is empty; `usage`: null where the events have none.
 class OpenAiEvents {
  public:
   explicit OpenAiEvents(OpenAiHead head, bool usage_field);
@@ -99,6 +99,8 @@ class OpenAiEvents {
                        const OpenAiUsage& usage) const;
 
  private:
+  void Begin(std::string& out, absl::string_view event_id) const;
+
   const OpenAiHead head_;
   const bool usage_field_;
   std::string beginning_;  // of every event's data, up to "choices":[

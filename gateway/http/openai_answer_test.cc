@@ -76,7 +76,7 @@ Json DataOf(const std::string& event) {
   return Json::parse(event.substr(data + 6));
 }
 
-TEST(OpenAiEvents, WriteOneEventPerChoiceWithItsId) {
+TEST(OpenAiEvents, WriteOneEventPerChoiceWithItsIdIfItHasOne) {
   const OpenAiEvents events({false, "cmpl-1", 17, "m\"x", "f32"}, /*usage_field=*/true);
   const int32_t ids[] = {5, 6};
   OpenAiChoice choice;
@@ -96,6 +96,9 @@ TEST(OpenAiEvents, WriteOneEventPerChoiceWithItsId) {
   EXPECT_EQ(data["choices"][0]["token_ids"], Json({5, 6}));
   EXPECT_EQ(data["choices"][0]["worker"], "w");
   EXPECT_TRUE(data["choices"][0]["finish_reason"].is_null());
+  std::string without;
+  events.AppendChoice(without, "", choice, nullptr);
+  EXPECT_EQ("id: r:2a:4\n" + without, out);
 }
 
 TEST(OpenAiEvents, ChatNamesTheRoleInTheFirstEventAlone) {

@@ -205,6 +205,7 @@ void ReadStreamOptions(JsonFields& fields, HttpCompletion& out) {
   out.continuous_usage = inner.Bool("continuous_usage_stats").value_or(false);
   out.per_block = inner.Bool("per_block").value_or(false);
   out.include_worker = inner.Bool("include_worker").value_or(false);
+  out.include_event_id = inner.Bool("include_event_id").value_or(false);
   if (const auto interval = inner.Integer("stream_interval", 1, kMaxStreamInterval)) {
     out.request.set_stream_interval(static_cast<int32_t>(*interval));
   }

@@ -44,6 +44,9 @@ struct HttpCompletion {
   bool continuous_usage = false;
   bool per_block = false;       // one event per block, or what is sent together, not per token
   bool include_worker = false;  // events say which token worker wrote them
+  // Events have an `id:` line. Not unasked: OpenAI and vLLM have none, and clients that take every
+  // line for data ("vllm bench serve", sglang.bench_serving) fail at it.
+  bool include_event_id = false;
   bool return_token_ids = false;
   bool tokens_as_ids = false;  // in log-probabilities tokens are "token_id:17"
   std::vector<RenamedField> renamed;

@@ -48,7 +48,8 @@ TEST(ParseCompletion, FillsEveryFieldOfTheRequest) {
   const HttpCompletion parsed =
       Parsed(R"({"model":"m","prompt":"a","max_tokens":7,"n":2,"best_of":2,
     "echo":true,"stream":true,"stream_options":{"include_usage":true,"continuous_usage_stats":true,
-    "per_block":true,"include_worker":true,"stream_interval":16},"logprobs":3,"stop":["x","y"],"stop_token_ids":[4,5],
+    "per_block":true,"include_worker":true,"include_event_id":true,"stream_interval":16},
+    "logprobs":3,"stop":["x","y"],"stop_token_ids":[4,5],
     "ignore_eos":true,"min_tokens":2,"seed":-2,"temperature":0.5,"top_p":0.25,"top_k":-1,
     "min_p":0.125,"repetition_penalty":1.5,"presence_penalty":0.75,"frequency_penalty":-0.75,
     "logit_bias":{"12":-100,"13":1.5},"alignment":"start","priority":"batch",
@@ -58,7 +59,8 @@ TEST(ParseCompletion, FillsEveryFieldOfTheRequest) {
   EXPECT_EQ(parsed.max_tokens, 7);
   EXPECT_EQ(request.n(), 2);
   EXPECT_TRUE(parsed.echo && parsed.stream && parsed.include_usage && parsed.continuous_usage &&
-              parsed.per_block && parsed.include_worker && parsed.return_token_ids);
+              parsed.per_block && parsed.include_worker && parsed.include_event_id &&
+              parsed.return_token_ids);
   EXPECT_EQ(request.stream_interval(), 16);
   EXPECT_EQ(request.logprobs(), 3);
   EXPECT_EQ(request.stop().strings(1), "y");

@@ -36,6 +36,8 @@ def errands(seed: int) -> list[Errand]:
     draw = random.Random(seed)
 
     def body(**fields) -> dict:
+        if fields.get("stream"):
+            fields["stream_options"] = {"include_event_id": True, **fields.get("stream_options", {})}
         return {"prompt": draw.choice(clients.STARTS) + " and" * draw.randrange(0, 8),
                 "seed": draw.getrandbits(53), "temperature": 0.9, "ignore_eos": True, "logprobs": 0,
                 "return_token_ids": True, "max_tokens": draw.randrange(16, 48), **fields}

@@ -43,8 +43,8 @@ class HttpServer:
         status, _, answer = self.request("POST", path, fields)
         return status, answer["error"]
 
-    def events(self, path: str = "/v1/completions", **fields) -> list[tuple[str, dict]]:
-        """(id, data) of each event of a stream that ends as it should."""
+    def events(self, path: str = "/v1/completions", **fields) -> list[tuple[str | None, dict]]:
+        """(id, data) of each event of a stream that ends as it should; ids where they are asked for."""
         status, headers, text = self.request("POST", path, {**fields, "stream": True})
         assert status == 200, text
         assert headers["Content-Type"].startswith("text/event-stream")
@@ -55,11 +55,11 @@ class HttpServer:
         return connection
 
 
-def parse_events(text: str) -> Iterator[tuple[str, dict]]:
+def parse_events(text: str) -> Iterator[tuple[str | None, dict]]:
     assert text.endswith("data: [DONE]\n\n"), text[-300:]
     for event in text.split("\n\n")[:-2]:
         lines = dict(line.split(": ", 1) for line in event.split("\n"))
-        yield lines["id"], json.loads(lines["data"])
+        yield lines.get("id"), json.loads(lines["data"])
 
 
 def serve(launcher: harness.Launcher, model: pathlib.Path, *flags: str) -> HttpServer:

@@ -82,7 +82,8 @@ def test_a_stream_has_one_event_per_token_and_the_same_text(server, stop):
 def test_events_carry_request_id_and_position(server):
     status, headers, text = server.request(
         "POST", "/v1/completions", {"prompt": PROMPT, "max_tokens": 6, "stream": True, "seed": 255,
-                                    "ignore_eos": True}, {"X-Request-Id": "mine"})
+                                    "ignore_eos": True, "stream_options": {"include_event_id": True}},
+        {"X-Request-Id": "mine"})
     assert status == 200 and headers["X-Request-Id"] == "mine"
     ids = [event_id.split(":") for event_id, _ in http_tools.parse_events(text)]
     assert [[request, seed, tokens] for request, seed, _, tokens in ids] == [
@@ -93,7 +94,7 @@ def test_events_carry_request_id_and_position(server):
 def test_a_stream_goes_on_after_the_last_event_that_a_client_has(server, per_block):
     """Nobody gave a seed: the events' ids tell the one that was drawn."""
     fields = {"prompt": [PROMPT, "Once"], "n": 2, "max_tokens": 120, "temperature": 1, "logprobs": 0,
-              "stream_options": {"include_usage": True, "per_block": per_block}}
+              "stream_options": {"include_usage": True, "include_event_id": True, "per_block": per_block}}
     events = server.events(**fields)
     for cut in (0, len(events) // 3, len(events) - 2):
         status, _, text = server.request("POST", "/v1/completions", {**fields, "stream": True},

@@ -154,7 +154,8 @@ def test_every_answer_has_a_request_id(server):
 
 
 def test_a_stream_that_was_shorter_than_its_client_says_is_refused(server):
-    fields = {"prompt": PROMPT, "max_tokens": 20, "seed": 1, "stop": " ", "temperature": 0}
+    fields = {"prompt": PROMPT, "max_tokens": 20, "seed": 1, "stop": " ", "temperature": 0,
+              "stream_options": {"include_event_id": True}}
     events = server.events(**fields)
     head, tokens = events[-1][0].rsplit(":", 1)
     for more in (1, 5, 1000):
@@ -169,6 +170,18 @@ def test_one_client_does_not_fill_the_log_of_unknown_fields(server):
         server.request("POST", path, {"prompt": "a", "max_tokens": 1, **dict.fromkeys(names, 1)})
         log = server.server.log()
         assert 1 <= sum(f"{name}," in log or f"{name}\n" in log for name in names) <= 16
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", CHAT])
+def test_unasked_a_stream_has_lines_of_data_alone(chat, path):
+    """As OpenAI's and vLLM's: `vllm bench serve` and sglang.bench_serving take every line for data."""
+    fields = {"prompt": PROMPT} if path != CHAT else {"messages": [{"role": "user", "content": "Hi"}]}
+    fields |= {"max_tokens": 6, "stream": True, "stream_options": {"include_usage": True}, **GREEDY}
+    lines = chat.request("POST", path, fields)[2].split("\n")
+    assert len(lines) == 2 * (6 + 1 + 1) + 1
+    assert all(line.startswith("data: ") for line in lines[:-1:2]) and not any(lines[1::2])
+    fields["stream_options"]["include_event_id"] = True
+    assert all(name is not None for name, _ in chat.events(path, **fields))
 
 
 def test_a_text_beyond_the_model_is_told_in_the_words_that_clients_look_for(server):

@@ -205,7 +205,8 @@ def test_over_http_a_stream_goes_on_through_another_gateway(tiers):
     port, spare_port = harness.free_port(), harness.free_port()
     doomed = http_tools.HttpServer(tiers.gateway(f"--http-listen=127.0.0.1:{port}"), port)
     other = http_tools.HttpServer(tiers.gateway(f"--http-listen=127.0.0.1:{spare_port}"), spare_port)
-    fields = {"prompt": "Once upon a time", "max_tokens": 600, "ignore_eos": True, "stream": True, "n": 2}
+    fields = {"prompt": "Once upon a time", "max_tokens": 600, "ignore_eos": True, "stream": True, "n": 2,
+              "stream_options": {"include_event_id": True}}
     text = ""
     with doomed.connect() as connection:
         connection.settimeout(60)

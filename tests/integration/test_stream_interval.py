@@ -82,7 +82,8 @@ def test_events_over_http(server, gathering):
 
 
 def test_a_stream_goes_on_at_a_server_that_cuts_it_elsewhere(server, gathering):
-    fields = {"prompt": PROMPT, "return_token_ids": True, "stream": True, **FIELDS}
+    fields = {"prompt": PROMPT, "return_token_ids": True, "stream": True,
+              "stream_options": {"include_event_id": True}, **FIELDS}
     events = {which: which.events(**{**fields, "stream": True}) for which in (server, gathering)}
     for begun, other in ((server, gathering), (gathering, server)):
         for cut in (1, len(events[begun]) // 2, len(events[begun]) - 2):
