@@ -21,9 +21,9 @@ WRITTEN = {"config.json", "tokenizer.json", "chat_format.json", "stats.json", "r
 LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 # Of cmake, podman, kubectl, curl, GoogleTest, ctest, lm_eval, ghz and other load tools.
-FLAGS_OF_OTHERS = {"--base-url", "--build-arg", "--cacert", "--call", "--from-file", "--gtest_filter", "--insecure",
-                   "--install", "--model_args", "--namespace", "--prefix", "--preset", "--previous", "--sdist",
-                   "--tag", "--tasks", "--test-dir", "--url"}
+FLAGS_OF_OTHERS = {"--backend", "--base-url", "--build-arg", "--cacert", "--call", "--from-file", "--gtest_filter",
+                   "--insecure", "--install", "--model_args", "--namespace", "--prefix", "--preset", "--previous",
+                   "--sdist", "--tag", "--tasks", "--test-dir", "--url", "--use-server-token-count"}
 SERVERS_AND_TOOLS = ["blockserve-gateway", "blockserve-block", "blockserve-token", "blockserve-bench",
                      "blockserve-load", "blockserve-simulate", "blockserve-random-model"]
 SUBCOMMANDS = ["serve", "generate", "score", "evaluate", "tokenize", "detokenize", "inspect", "keys"]

@@ -225,7 +225,7 @@ def test_over_http_a_stream_goes_on_through_another_gateway(tiers):
     events = received + list(http_tools.parse_events(rest))
     assert len(events) == 1200
     seed = int(received[0][0].split(":")[1], 16)
-    whole = other.complete(**{**fields, "stream": False, "seed": seed})
+    whole = other.complete(**{**fields, "stream": False, "stream_options": None, "seed": seed})
     for choice in whole["choices"]:
         written = [data["choices"][0] for _, data in events
                    if data["choices"][0]["index"] == choice["index"]]
