@@ -7,6 +7,7 @@
 #include <set>
 #include <tuple>
 
+#include "absl/strings/str_cat.h"
 #include "bench/load_arrivals.h"
 #include "bench/load_histogram.h"
 #include "bench/load_lengths.h"
