@@ -100,6 +100,10 @@ absl::StatusOr<nlohmann::ordered_json> Evaluate(const EvaluateOptions& options) 
   if (!model.ok()) return source.Explain(model.status());
   absl::StatusOr<std::vector<int32_t>> tokens =
       source.client().Tokenize(*text, source.call_options());
+  if (absl::IsFailedPrecondition(tokens.status())) {
+    return source.Explain(
+        absl::FailedPreconditionError(absl::StrCat("--text: ", tokens.status().message())));
+  }
   if (!tokens.ok()) return source.Explain(tokens.status());
   if (options.limit > 0 && tokens->size() > static_cast<size_t>(options.limit)) {
     tokens->resize(static_cast<size_t>(options.limit));

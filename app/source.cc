@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "app/command.h"
 #include "model/device.h"
+#include "rpc/connection_advice.h"
 
 namespace blockserve {
 namespace {
@@ -28,22 +29,6 @@ bool IsHostAndPort(absl::string_view address) {
   int port = 0;
   return colon != absl::string_view::npos && colon > 0 &&
          absl::SimpleAtoi(address.substr(colon + 1), &port) && port >= 1 && port <= 65535;
-}
-
-// The flag that a connection may lack, by what gRPC says of it: it tells that in words alone.
-absl::string_view AdviceFor(absl::string_view message, const ClientTlsFiles& tls) {
-  const auto says = [&](absl::string_view words) { return absl::StrContains(message, words); };
-  if (says("http1.x server") || says("missing selected ALPN")) {
-    return " (--server takes a gRPC port, not that of HTTP)";
-  }
-  if (!tls.enabled()) return says("Socket closed") ? " (a server with TLS needs --tls-ca)" : "";
-  if (says("Socket closed") && tls.certificate.empty()) {
-    return " (a server that asks for a certificate needs --tls-cert and --tls-key)";
-  }
-  if (says("wrong version number")) return " (a server without TLS needs no --tls-ca)";
-  if (says("certificate verify failed")) return " (it is not of a CA of --tls-ca)";
-  if (says("not in peer certificate")) return " (--tls-name tells another name)";
-  return "";
 }
 
 }  // namespace
@@ -112,9 +97,15 @@ absl::Status ServerFlags::Explain(const absl::Status& status) const {
     message = api_key_file.empty() ? "an API key is needed (--api-key-file)"
                                    : absl::StrCat("--api-key-file ", api_key_file, ": ", message);
   } else if (absl::IsUnavailable(status)) {
-    absl::StrAppend(&message, AdviceFor(message, tls));
+    absl::StrAppend(&message, ConnectionAdvice(message, tls));
   }
   return absl::Status(status.code(), absl::StrCat(*addresses, ": ", message));
+}
+
+absl::Status Source::Explain(const absl::Status& status) const {
+  if (!absl::IsDeadlineExceeded(status)) return server_.Explain(status);
+  return server_.Explain(absl::DeadlineExceededError(
+      absl::StrCat("not done within --timeout ", absl::FormatDuration(timeout_))));
 }
 
 void SourceOptions::AddFlags(FlagTable& flags) {

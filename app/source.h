@@ -57,8 +57,8 @@ class Source {
 
   Client& client() { return *client_; }
   CallOptions call_options() const { return {timeout_}; }
-  // As ServerFlags::Explain.
-  absl::Status Explain(const absl::Status& status) const { return server_.Explain(status); }
+  // As ServerFlags::Explain, and names --timeout.
+  absl::Status Explain(const absl::Status& status) const;
 
  private:
   Source() = default;

@@ -59,14 +59,20 @@ class TokenizerSource {
       auto client = server_.Connect();
       if (!client.ok()) return client.status();
       auto text = (*client)->Detokenize(ids, skip_special_tokens);
-      return text.ok() ? std::move(text) : server_.Explain(text.status());
+      return text.ok() ? std::move(text) : server_.Explain(NamingTokens(text.status()));
     }
     auto tokenizer = LoadTokenizer(*model_);
     if (!tokenizer.ok()) return tokenizer.status();
-    return (*tokenizer)->Decode(ids, skip_special_tokens);
+    auto text = (*tokenizer)->Decode(ids, skip_special_tokens);
+    return text.ok() ? std::move(text) : NamingTokens(text.status());
   }
 
  private:
+  static absl::Status NamingTokens(const absl::Status& status) {
+    if (!absl::IsInvalidArgument(status)) return status;
+    return absl::InvalidArgumentError(absl::StrCat("--tokens: ", status.message()));
+  }
+
   std::optional<std::string> model_;
   ServerFlags server_;
 };

@@ -119,7 +119,9 @@ absl::Status ParseSharedPrefix(const std::string& text, WorkloadOptions& workloa
 absl::StatusOr<std::string> ReadKey(const std::string& path) {
   const absl::StatusOr<std::string> key = ReadFile(path);
   if (!key.ok()) return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read"));
-  return std::string(absl::StripAsciiWhitespace(*key));
+  const absl::string_view stripped = absl::StripAsciiWhitespace(*key);
+  if (stripped.empty()) return absl::InvalidArgumentError(absl::StrCat(path, " holds no API key"));
+  return std::string(stripped);
 }
 
 absl::Status ReadTls(LoadTarget& target) {

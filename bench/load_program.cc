@@ -17,6 +17,7 @@
 #include "bench/load_plot.h"
 #include "bench/load_report.h"
 #include "common/program.h"
+#include "rpc/connection_advice.h"
 
 namespace blockserve {
 namespace {
@@ -99,6 +100,14 @@ absl::Status PrepareTls(LoadTarget& target) {
   return absl::OkStatus();
 }
 
+// The flag that is missing or wrong, where the error of a gRPC call tells.
+absl::Status NamingTheFlag(const absl::Status& status, const LoadTarget& target) {
+  std::string flag;
+  if (absl::IsUnauthenticated(status)) flag = " (--api-key-file)";
+  if (absl::IsUnavailable(status)) flag = ConnectionAdvice(status.message(), target.tls);
+  return absl::Status(status.code(), absl::StrCat(status.message(), flag));
+}
+
 // Asks the server what it serves: fills in what random prompts need, and describes the target.
 absl::Status AskTarget(LoadProgramConfig& config, LoadDescription& description) {
   WorkloadOptions& workload = config.workload;
@@ -117,7 +126,7 @@ absl::Status AskTarget(LoadProgramConfig& config, LoadDescription& description) 
     return absl::OkStatus();
   }
   absl::StatusOr<v1::GetModelResponse> model = AskModel(config.target.grpc, kConnectTimeout);
-  if (!model.ok()) return model.status();
+  if (!model.ok()) return NamingTheFlag(model.status(), config.target);
   description.target = {{"protocol", "grpc"},
                         {"address", absl::StrJoin(config.target.grpc.addresses, ",")},
                         {"model", model->name()},

@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "bench/load_random.h"
+#include "common/read_file.h"
 #include "common/utf8.h"
 
 namespace blockserve {
@@ -63,8 +64,9 @@ absl::StatusOr<PromptLine> ParsePrompt(const std::string& line) {
 }  // namespace
 
 absl::StatusOr<std::vector<PromptLine>> ReadPrompts(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, " cannot be read"));
+  absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok()) return absl::NotFoundError(absl::StrCat(path, " cannot be read"));
+  std::istringstream file(*std::move(text));
   std::vector<PromptLine> prompts;
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {

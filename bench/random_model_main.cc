@@ -134,7 +134,13 @@ absl::Status WriteModel(const Size& size, const std::string& folder) {
   if (!config.ok()) return config.status();
   std::error_code error;
   std::filesystem::create_directories(folder, error);
-  std::ofstream(absl::StrCat(folder, "/config.json")) << config_text << "\n";
+  std::ofstream config_file(absl::StrCat(folder, "/config.json"));
+  config_file << config_text << "\n";
+  config_file.close();
+  // Before minutes of drawing.
+  if (!config_file) {
+    return absl::InvalidArgumentError(absl::StrCat("--out ", folder, ": cannot be written"));
+  }
 
   const std::vector<RequiredTensor> tensors = RequiredTensors(*config);
   ordered_json header;

@@ -96,6 +96,11 @@ def test_plot_is_one_svg_that_also_shows_an_earlier_run(text, tmp_path):
     assert len(lines) == 2
 
 
+def test_a_model_without_a_tokenizer_is_told(text):
+    result = evaluate("--model=tests/golden/concat_l4", f"--text={text}")
+    assert result.returncode == 2 and result.stderr == "blockserve evaluate: --text: this model has no tokenizer\n"
+
+
 @pytest.mark.parametrize("flags, words", [
     (["--stride=200", "--window=100"], ["--stride", "--window"]),
     (["--compare=x.json"], ["--compare", "--plot"]),

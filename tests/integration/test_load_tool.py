@@ -225,6 +225,7 @@ def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
     trace, prompts = tmp_path / "trace.csv", tmp_path / "prompts.txt"
     trace.write_text("arrival_s,prompt,output\n0,3,5\n")
     prompts.write_text("Once\n")
+    (tmp_path / "no_key").write_text("\n")
     for arguments, word in [
             ([], "--grpc"), (["--grpc=x:1"], "--concurrency"),
             (["--grpc=x:1", "--rate=1", "--concurrency=1"], "--concurrency"),
@@ -240,6 +241,8 @@ def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
             (["--grpc=x:1", "--rate=1", f"--prompts={prompts}", "--shared-prefix=2"], "--shared-prefix has no effect"),
             (["--grpc=x:1", "--rate=1", f"--prompts={prompts}", "--prompt-tokens=9"], "--prompt-tokens has no effect"),
             (["--http=x:1", "--rate=1", "--connections=4"], "--connections has no effect with --http"),
+            (["--grpc=x:1", "--rate=1", f"--prompts={tmp_path}"], f"--prompts: {tmp_path} cannot be read"),
+            (["--grpc=x:1", "--rate=1", f"--api-key-file={tmp_path}/no_key"], "no_key holds no API key"),
             (["--compare", str(tmp_path / "none.json")], "two results")]:
         error = load(*arguments, status=2).stderr
         assert word in error and error.count("\n") == 1, error

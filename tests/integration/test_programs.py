@@ -224,6 +224,9 @@ BAD_USAGE = [
     ("blockserve-bench", ["--model=tests/golden/concat_l4", "--gateways=2"], ["--gateways needs --tiers"]),
     ("blockserve-simulate", ["--model=tests/golden/concat_l4", "--block-replicas=1", "--token-steps=2"],
      ["--token-steps needs --token-workers"]),
+    ("blockserve", ["detokenize", "--model=models/demo-block", "--tokens=1,-5"], ["--tokens: token id -5"]),
+    ("blockserve-random-model", ["--size=block_main_b4_85", "--out=README.md"],
+     ["--out README.md: cannot be written"]),
 ]
 
 

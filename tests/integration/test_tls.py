@@ -55,18 +55,22 @@ def test_the_command_line_names_the_flag_that_a_connection_lacks(secured, mutual
         (2, tls, [ca, f"--api-key-file={tmp_path}/blank"], f"--api-key-file {tmp_path}/blank holds no API key"),
         (2, tls, [ca, f"--api-key-file={tmp_path}/two"], f"--api-key-file {tmp_path}/two holds no API key"),
         (1, tls, [], "(a server with TLS needs --tls-ca)"),
-        (1, tls, [f"--tls-ca={pki.tiers}/ca.crt"], "(it is not of a CA of --tls-ca)"),
+        (1, tls, [f"--tls-ca={pki.tiers}/ca.crt"], "(its certificate is not of a CA of --tls-ca)"),
         (1, tls, [ca, "--tls-name=other"], "(--tls-name tells another name)"),
         (1, mutual.grpc, [ca], "(a server that asks for a certificate needs --tls-cert and --tls-key)"),
         (1, plain.address, [ca], "(a server without TLS needs no --tls-ca)"),
-        (1, f"127.0.0.1:{http_port}", [], "(--server takes a gRPC port, not that of HTTP)"),
-        (1, f"127.0.0.1:{secured.http_port}", [ca], "(--server takes a gRPC port, not that of HTTP)"),
+        (1, f"127.0.0.1:{http_port}", [], "(a gRPC port is needed, not that of HTTP)"),
+        (1, f"127.0.0.1:{secured.http_port}", [ca], "(a gRPC port is needed, not that of HTTP)"),
     ]
     for status, address, flags, told in cases:
         done = subprocess.run([harness.program("blockserve"), "detokenize", "--tokens=5", f"--server={address}",
                                *flags], text=True, capture_output=True, check=False, timeout=60)
         assert done.returncode == status and done.stderr.endswith(told + "\n"), (flags, done.stderr)
         assert done.stderr.count("\n") == 1, done.stderr
+    for address, flags, told in ((tls, [], "(a server with TLS needs --tls-ca)"), (tls, [ca], "(--api-key-file)")):
+        done = subprocess.run([harness.program("blockserve-load"), f"--grpc={address}", "--concurrency=1", *flags],
+                              text=True, capture_output=True, check=False, timeout=60)
+        assert done.returncode == 1 and told in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("tier", ["block", "token"])
