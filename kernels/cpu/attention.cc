@@ -23,7 +23,11 @@ namespace {
 
 // Queries that share the loads of keys and values in registers: a tile. The tiles of a run share
 // them in the first-level cache.
-constexpr int kMaxQueries = kPartLanes == 1 ? 1 : static_cast<int>(kAttentionQueries);
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+constexpr int kMaxQueries = 1;
+#else
+constexpr int kMaxQueries = static_cast<int>(kAttentionQueries);
+#endif
 
 // Groups of 16 keys, or of 16 dimensions of an output, that are computed side by side: enough
 // chains to keep the units busy, few enough to stay in registers.

@@ -4,8 +4,9 @@
 
 // Without fused multiply-add the first two would give other bits than the rest. Vectors of SVE have
 // no size that the compiler knows: they cannot be parts of a V16.
-#define HWY_DISABLED_TARGETS \
-  (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#define HWY_DISABLED_TARGETS                                                \
+  (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | \
+   BLOCKSERVE_TARGETS_OF_LATER_HIGHWAY)
 #if defined(__aarch64__)
 // Highway leaves out what every machine can do better, and AArch64 always has NEON; but tests
 // compare with the portable kernels.
@@ -17,6 +18,14 @@
 
 #include "hwy/detect_targets.h"
 #include "kernels/cpu/kernel_target.h"
+
+// Highway 1.2 (Debian 13) takes SSE2 for what every machine has, in place of the portable kernels,
+// and knows more kinds of AVX-512 than are asked for.
+#ifdef HWY_AVX3_ZEN4
+#define BLOCKSERVE_TARGETS_OF_LATER_HIGHWAY (HWY_SSE2 | HWY_AVX3_DL | HWY_AVX3_ZEN4 | HWY_AVX3_SPR)
+#else
+#define BLOCKSERVE_TARGETS_OF_LATER_HIGHWAY 0
+#endif
 
 #if HWY_TARGETS & HWY_AVX3
 #define BLOCKSERVE_AVX512_FUNCTION(NAME) &N_AVX3::NAME
