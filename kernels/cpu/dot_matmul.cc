@@ -45,6 +45,30 @@ void ForTiles(const MatmulArgs& args, int64_t begin, int64_t end, int64_t max_ro
   }
 }
 
+// One panel at a time, in tiles of at most Kernel::kMaxRows rows: Kernel::Tile<rows>(row, panel).
+template <typename Kernel, int kRows = Kernel::kMaxRows>
+void RunPanels(const MatmulArgs& args, int64_t rows, int64_t row, int64_t begin, int64_t end,
+               WeightPrefetcher& prefetcher) {
+  if (rows == kRows) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      Kernel::template Tile<kRows>(args, row, panel, prefetcher);
+    }
+    return;
+  }
+  if constexpr (kRows > 1) {
+    RunPanels<Kernel, kRows - 1>(args, rows, row, begin, end, prefetcher);
+  }
+}
+
+template <typename Kernel>
+void PanelByPanel(const MatmulArgs& args, int64_t begin, int64_t end) {
+  ForTiles(
+      args, begin, end, Kernel::kMaxRows, 1,
+      [&](int64_t rows, int64_t row, int64_t first, int64_t last, WeightPrefetcher& prefetcher) {
+        RunPanels<Kernel>(args, rows, row, first, last, prefetcher);
+      });
+}
+
 void PlainInt8(const MatmulArgs& args, int64_t begin, int64_t end) {
   const PackedMatrix& weights = *args.weights;
   alignas(64) int32_t sums[kPanelWidth];
@@ -73,9 +97,6 @@ void PlainInt8(const MatmulArgs& args, int64_t begin, int64_t end) {
 HWY_PUSH_ATTRIBUTES("avx2,fma,bmi,bmi2")
 namespace blockserve {
 namespace {
-
-// Rows of the largest tile: 12 sums, 2 weights, an input and a product are the 16 registers.
-constexpr int kAvx2Rows = 6;
 
 // Rows of int16, weights widened to int16: products of pairs are exact in int32, where the
 // instructions on bytes would saturate. Half a panel at a time: a register of sums holds 4 outputs,
@@ -123,25 +144,15 @@ void Avx2Tile(const MatmulArgs& args, int64_t row, int64_t panel, WeightPrefetch
   args.finish_dots(args, {row, kRows, panel, 1, reinterpret_cast<const uint32_t*>(sums)});
 }
 
-template <int kRows>
-void Avx2RunTile(const MatmulArgs& args, int64_t rows, int64_t row, int64_t begin, int64_t end,
-                 WeightPrefetcher& prefetcher) {
-  if (rows == kRows) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      Avx2Tile<kRows>(args, row, panel, prefetcher);
-    }
-    return;
+struct Avx2Int8 {
+  // 12 sums, 2 weights, an input and a product are the 16 registers.
+  static constexpr int kMaxRows = 6;
+  template <int kRows>
+  static void Tile(const MatmulArgs& args, int64_t row, int64_t panel,
+                   WeightPrefetcher& prefetcher) {
+    Avx2Tile<kRows>(args, row, panel, prefetcher);
   }
-  if constexpr (kRows > 1) Avx2RunTile<kRows - 1>(args, rows, row, begin, end, prefetcher);
-}
-
-void Avx2Int8(const MatmulArgs& args, int64_t begin, int64_t end) {
-  ForTiles(
-      args, begin, end, kAvx2Rows, 1,
-      [&](int64_t rows, int64_t row, int64_t first, int64_t last, WeightPrefetcher& prefetcher) {
-        Avx2RunTile<kAvx2Rows>(args, rows, row, first, last, prefetcher);
-      });
-}
+};
 
 }  // namespace
 }  // namespace blockserve
@@ -274,8 +285,6 @@ HWY_PUSH_ATTRIBUTES("arch=armv8.2-a+dotprod")
 namespace blockserve {
 namespace {
 
-// Rows of the largest tile: 24 sums, 4 weights and an input of the 32 registers.
-constexpr int kNeonRows = 6;
 constexpr int kNeonParts = 4;  // registers of a line of weights
 
 template <int kRows>
@@ -325,25 +334,15 @@ void NeonTile(const MatmulArgs& args, int64_t row, int64_t panel, WeightPrefetch
   args.finish_dots(args, {row, kRows, panel, 1, reinterpret_cast<const uint32_t*>(sums)});
 }
 
-template <int kRows>
-void NeonRunTile(const MatmulArgs& args, int64_t rows, int64_t row, int64_t begin, int64_t end,
-                 WeightPrefetcher& prefetcher) {
-  if (rows == kRows) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      NeonTile<kRows>(args, row, panel, prefetcher);
-    }
-    return;
+struct NeonInt8 {
+  // 24 sums, 4 weights and an input of the 32 registers.
+  static constexpr int kMaxRows = 6;
+  template <int kRows>
+  static void Tile(const MatmulArgs& args, int64_t row, int64_t panel,
+                   WeightPrefetcher& prefetcher) {
+    NeonTile<kRows>(args, row, panel, prefetcher);
   }
-  if constexpr (kRows > 1) NeonRunTile<kRows - 1>(args, rows, row, begin, end, prefetcher);
-}
-
-void NeonInt8(const MatmulArgs& args, int64_t begin, int64_t end) {
-  ForTiles(
-      args, begin, end, kNeonRows, 1,
-      [&](int64_t rows, int64_t row, int64_t first, int64_t last, WeightPrefetcher& prefetcher) {
-        NeonRunTile<kNeonRows>(args, rows, row, first, last, prefetcher);
-      });
-}
+};
 
 }  // namespace
 }  // namespace blockserve
@@ -378,9 +377,9 @@ decltype(CpuKernels::matmul) Bf16DotMatmulKernel([[maybe_unused]] KernelTarget t
 decltype(CpuKernels::matmul) Int8MatmulKernel([[maybe_unused]] KernelTarget target) {
 #if HWY_ARCH_X86_64
   if (Int8RowsOf(target) == Int8Rows::kUint8) return &Avx512Int8;
-  if (target != KernelTarget::kPortable) return &Avx2Int8;
+  if (target != KernelTarget::kPortable) return &PanelByPanel<Avx2Int8>;
 #elif HWY_ARCH_ARM_A64
-  if (Int8RowsOf(target) == Int8Rows::kInt8) return &NeonInt8;
+  if (Int8RowsOf(target) == Int8Rows::kInt8) return &PanelByPanel<NeonInt8>;
 #endif
   return &PlainInt8;
 }
