@@ -191,6 +191,60 @@ TEST_P(DotMatmul, Int8OfZerosIsTheBias) {
             bias);
 }
 
+// Also the form that only a machine with AVX512-VNNI multiplies.
+TEST_P(DotMatmul, EveryFormOfInt8RowsHoldsTheSameIntegers) {
+  std::mt19937 random(7);
+  const int64_t k = 64;
+  const std::vector<float> x = Normal(random, k);
+  const auto quantized = [&](Int8Rows form, auto element) {
+    std::vector<decltype(element)> row(2 * k / sizeof(element));
+    float scale = 0;
+    QuantizeArgs args;
+    args.x = x.data();
+    args.x_stride = k;
+    args.k = k;
+    args.int8_rows = form;
+    args.quantized = reinterpret_cast<uint8_t*>(row.data());
+    args.quantized_stride = 2 * k;
+    args.scales = &scale;
+    kernels().quantize(args, 0, 1);
+    EXPECT_EQ(scale,
+              std::abs(*std::max_element(
+                  x.begin(), x.end(), [](float a, float b) { return std::abs(a) < std::abs(b); })) /
+                  127);
+    return row;
+  };
+  const std::vector<int16_t> wide = quantized(Int8Rows::kInt16, int16_t{});
+  const std::vector<int8_t> narrow = quantized(Int8Rows::kInt8, int8_t{});
+  const std::vector<uint8_t> shifted = quantized(Int8Rows::kUint8, uint8_t{});
+  for (int64_t i = 0; i < k; ++i) {
+    EXPECT_EQ(narrow[i], wide[i]);
+    EXPECT_EQ(shifted[i], wide[i] + 128);
+  }
+
+  const PackedMatrix weights =
+      Pack(Normal(random, 16 * k), Normal(random, 16), 16, k, WeightFormat::kInt8);
+  const auto finished = [&](Int8Rows form, bool with_offsets) {
+    std::vector<int32_t> sums(16);
+    for (int32_t o = 0; o < 16; ++o) {
+      sums[o] = 1000 * o - 7000 + (with_offsets ? weights.offsets()[o] : 0);
+    }
+    alignas(64) float y[16];
+    const float scale = 0.01f;
+    MatmulArgs args;
+    args.rows = 1;
+    args.weights = &weights;
+    args.y = y;
+    args.y_stride = 16;
+    args.x_scales = &scale;
+    args.int8_rows = form;
+    kernels().finish_dots(args, {0, 1, 0, 1, reinterpret_cast<const uint32_t*>(sums.data())});
+    return std::vector<float>(y, y + 16);
+  };
+  EXPECT_EQ(finished(Int8Rows::kInt8, false), finished(Int8Rows::kInt16, false));
+  EXPECT_EQ(finished(Int8Rows::kUint8, true), finished(Int8Rows::kInt16, false));
+}
+
 TEST_P(DotMatmul, Bf16DotIsNearTheProductOfTheRoundedValues) {
   if (kernels().bf16dot_matmul == nullptr) GTEST_SKIP() << "no AVX512-BF16 for this target";
   std::mt19937 random(4);
