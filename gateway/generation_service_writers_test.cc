@@ -49,6 +49,22 @@ class WrittenByWritersTest : public GenerationServiceFixture {
     loop_.Join();
   }
 
+  struct Call {
+    std::unique_ptr<grpc::ClientContext> context;
+    std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>> reader;
+  };
+  // So many streams that their events wait for a writer; back when the core has them all.
+  std::vector<Call> BeginMoreThanFew() {
+    wanted_ = StreamWriters::kFew + 1;
+    std::vector<Call> calls(wanted_);
+    for (Call& call : calls) {
+      call.context = std::make_unique<grpc::ClientContext>();
+      call.reader = written_stub_->Generate(call.context.get(), OneToken());
+    }
+    begun_.WaitForNotification();
+    return calls;
+  }
+
   // Takes the only writer, and says so when it has.
   std::shared_ptr<StuckStream> StickWriter() {
     const auto stuck = std::make_shared<StuckStream>();
@@ -192,47 +208,33 @@ TEST_F(WrittenByWritersTest, ALoneStreamDoesNotWaitForTheWriters) {
 }
 
 TEST_F(WrittenByWritersTest, AClientThatLeavesWhileItsEventsWaitForAWriterIsForgotten) {
-  wanted_ = StreamWriters::kFew + 1;
-  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
-  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> readers;
-  for (size_t i = 0; i < wanted_; ++i) {
-    contexts.push_back(std::make_unique<grpc::ClientContext>());
-    readers.push_back(written_stub_->Generate(contexts.back().get(), OneToken()));
-  }
-  begun_.WaitForNotification();
+  const std::vector<Call> calls = BeginMoreThanFew();
   const std::shared_ptr<StuckStream> stuck = StickWriter();
   TellBlocks(0);
-  contexts[0]->TryCancel();
+  calls[0].context->TryCancel();
   core_.cancelled.WaitForNotification();
   v1::GenerateResponse event;
-  EXPECT_FALSE(readers[0]->Read(&event));
-  EXPECT_EQ(readers[0]->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  EXPECT_FALSE(calls[0].reader->Read(&event));
+  EXPECT_EQ(calls[0].reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
   TellBlocks(4);
   stuck->go_on.Notify();
   loop_.Post([this] {
     for (const auto& sink : sinks_) sink->OnDone(absl::OkStatus(), {});
   });
   for (size_t i = 1; i < wanted_; ++i) {
-    EXPECT_TRUE(readers[i]->Read(&event));
+    EXPECT_TRUE(calls[i].reader->Read(&event));
     EXPECT_EQ(event.output().position(), 0);
     EXPECT_EQ(event.output().tokens_size(), 8);
-    EXPECT_TRUE(readers[i]->Read(&event));
+    EXPECT_TRUE(calls[i].reader->Read(&event));
     EXPECT_TRUE(event.has_usage());
-    EXPECT_FALSE(readers[i]->Read(&event));
-    EXPECT_TRUE(readers[i]->Finish().ok());
+    EXPECT_FALSE(calls[i].reader->Read(&event));
+    EXPECT_TRUE(calls[i].reader->Finish().ok());
   }
 }
 
 TEST_F(WrittenByWritersTest, AServerThatStopsDoesNotWaitForWhatWaitsForAWriter) {
   core_.expects_cancel = false;
-  wanted_ = StreamWriters::kFew + 1;
-  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
-  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> readers;
-  for (size_t i = 0; i < wanted_; ++i) {
-    contexts.push_back(std::make_unique<grpc::ClientContext>());
-    readers.push_back(written_stub_->Generate(contexts.back().get(), OneToken()));
-  }
-  begun_.WaitForNotification();
+  const std::vector<Call> calls = BeginMoreThanFew();
   const std::shared_ptr<StuckStream> stuck = StickWriter();
   TellBlocks(0);
   written_server_->Shutdown(std::chrono::system_clock::now());
@@ -240,9 +242,9 @@ TEST_F(WrittenByWritersTest, AServerThatStopsDoesNotWaitForWhatWaitsForAWriter) 
   TellBlocks(4);  // the core does not know yet
   stuck->go_on.Notify();
   v1::GenerateResponse event;
-  for (const auto& reader : readers) {
-    EXPECT_FALSE(reader->Read(&event));
-    EXPECT_FALSE(reader->Finish().ok());
+  for (const Call& call : calls) {
+    EXPECT_FALSE(call.reader->Read(&event));
+    EXPECT_FALSE(call.reader->Finish().ok());
   }
 }
 
