@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import threading
-import time
 import types
 
 import blockserve
@@ -255,10 +254,12 @@ def test_with_one_address_the_stream_waits_for_its_gateway(tiers, demo_model, la
 
 
 class Balancer:
-    """Passes connections on to a gateway, and says nothing before it has been spoken to, as Envoy does."""
+    """Passes connections on to a gateway, and says nothing before it has been spoken to, as Envoy does; drops the
+    first ones, as one that is away does."""
 
-    def __init__(self, gateway, port):
+    def __init__(self, gateway, port, drops=0):
         self._gateway = gateway.address.split(":")
+        self.drops = drops
         self._sockets = [socket.create_server(("127.0.0.1", port))]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -266,6 +267,10 @@ class Balancer:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._sockets[0].accept()
+                if self.drops:
+                    client.close()
+                    self.drops -= 1
+                    continue
                 threading.Thread(target=self._begin, args=(client,), daemon=True).start()
 
     def _begin(self, client):
@@ -289,6 +294,10 @@ class Balancer:
             end.close()
 
 
+# More than a few quick tries.
+DROPS = 5
+
+
 def test_the_command_line_waits_for_a_load_balancer_that_is_started_again(tiers):
     """Which is away for longer than a few quick tries take."""
     with sdk(tiers.spare) as client:
@@ -301,9 +310,9 @@ def test_the_command_line_waits_for_a_load_balancer_that_is_started_again(tiers)
             text=True) as generate:
         text = generate.stdout.read(1)
         balancer.close()
-        time.sleep(2)
+        balancer = Balancer(tiers.spare, port, DROPS)
+        harness.wait_until(lambda: not balancer.drops, "the balancer is back")
         assert generate.poll() is None, "it has not gone on yet"
-        balancer = Balancer(tiers.spare, port)
         text += generate.stdout.read()
     balancer.close()
     assert generate.returncode == 0 and text == expected.choices[0].text + "\n"
@@ -316,15 +325,15 @@ def test_a_client_waits_for_a_load_balancer_that_is_started_again(tiers):
         expected = ask(client, request)
     port = harness.free_port()
     balancers = [Balancer(tiers.spare, port)]
-    again = threading.Timer(2, lambda: balancers.append(Balancer(tiers.spare, port)))
 
     def break_off(output):
-        if not again.ident:
+        if len(balancers) == 1:
             balancers[0].close()
-            again.start()
+            balancers.append(Balancer(tiers.spare, port, DROPS))
 
     with blockserve.Client(f"127.0.0.1:{port}", timeout=120) as client:
         assert read_answer(client.stream(**request), break_off) == expected
+    assert not balancers[1].drops
     balancers[1].close()
 
 
