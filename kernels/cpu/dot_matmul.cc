@@ -101,56 +101,53 @@ namespace {
 // Rows of int16, weights widened to int16: products of pairs are exact in int32, where the
 // instructions on bytes would saturate. Half a panel at a time: a register of sums holds 4 outputs,
 // two sums each, which leaves room for so many rows that widening costs little.
-template <int kRows>
-void Avx2Tile(const MatmulArgs& args, int64_t row, int64_t panel, WeightPrefetcher& prefetcher) {
-  const PackedMatrix& weights = *args.weights;
-  alignas(64) int32_t sums[kRows][kPanelWidth];
-#pragma GCC unroll 1
-  for (int half = 0; half < 2; ++half) {
-    const char* w = weights.panel_data() + panel * weights.panel_bytes() + half * 32;
-    RowPointers<kRows> x;
-    x.Set(reinterpret_cast<const char*>(args.quantized + row * args.quantized_stride),
-          args.quantized_stride);
-    __m256i sum[kRows][2];
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    const auto step = [&]() __attribute__((always_inline, target("avx2,fma,bmi,bmi2"))) {
-      const __m256i low = _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w)));
-      const __m256i high =
-          _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w + 16)));
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const __m256i a = _mm256_set1_epi64x(x.template At<int64_t>(r, 0));
-        sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(a, low));
-        sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(a, high));
-      }
-      w += 64;
-      x.Advance(8);
-    };
-    int64_t lines = weights.panel_bytes() / 64;
-    for (; lines >= kChunk; lines -= kChunk) {
-      if (half == 0) prefetcher.Burst();
-#pragma GCC unroll 1
-      for (int64_t i = 0; i < kChunk; ++i) step();
-    }
-    for (; lines > 0; --lines) step();
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const __m256i pairs = _mm256_hadd_epi32(sum[r][0], sum[r][1]);
-      _mm256_store_si256(reinterpret_cast<__m256i*>(sums[r] + 8 * half),
-                         _mm256_permute4x64_epi64(pairs, 0xd8));
-    }
-  }
-  args.finish_dots(args, {row, kRows, panel, 1, reinterpret_cast<const uint32_t*>(sums)});
-}
-
 struct Avx2Int8 {
   // 12 sums, 2 weights, an input and a product are the 16 registers.
   static constexpr int kMaxRows = 6;
+
   template <int kRows>
   static void Tile(const MatmulArgs& args, int64_t row, int64_t panel,
                    WeightPrefetcher& prefetcher) {
-    Avx2Tile<kRows>(args, row, panel, prefetcher);
+    const PackedMatrix& weights = *args.weights;
+    alignas(64) int32_t sums[kRows][kPanelWidth];
+#pragma GCC unroll 1
+    for (int half = 0; half < 2; ++half) {
+      const char* w = weights.panel_data() + panel * weights.panel_bytes() + half * 32;
+      RowPointers<kRows> x;
+      x.Set(reinterpret_cast<const char*>(args.quantized + row * args.quantized_stride),
+            args.quantized_stride);
+      __m256i sum[kRows][2];
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
+      const auto step = [&]() __attribute__((always_inline, target("avx2,fma,bmi,bmi2"))) {
+        const __m256i low =
+            _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w)));
+        const __m256i high =
+            _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(w + 16)));
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const __m256i a = _mm256_set1_epi64x(x.template At<int64_t>(r, 0));
+          sum[r][0] = _mm256_add_epi32(sum[r][0], _mm256_madd_epi16(a, low));
+          sum[r][1] = _mm256_add_epi32(sum[r][1], _mm256_madd_epi16(a, high));
+        }
+        w += 64;
+        x.Advance(8);
+      };
+      int64_t lines = weights.panel_bytes() / 64;
+      for (; lines >= kChunk; lines -= kChunk) {
+        if (half == 0) prefetcher.Burst();
+#pragma GCC unroll 1
+        for (int64_t i = 0; i < kChunk; ++i) step();
+      }
+      for (; lines > 0; --lines) step();
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const __m256i pairs = _mm256_hadd_epi32(sum[r][0], sum[r][1]);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums[r] + 8 * half),
+                           _mm256_permute4x64_epi64(pairs, 0xd8));
+      }
+    }
+    args.finish_dots(args, {row, kRows, panel, 1, reinterpret_cast<const uint32_t*>(sums)});
   }
 };
 
@@ -305,42 +302,38 @@ HWY_INLINE void NeonStep(RowPointers<kRows>& x, const char*& w,
   x.Advance(4);
 }
 
-template <int kRows>
-void NeonTile(const MatmulArgs& args, int64_t row, int64_t panel, WeightPrefetcher& prefetcher) {
-  const PackedMatrix& weights = *args.weights;
-  const char* w = weights.panel_data() + panel * weights.panel_bytes();
-  RowPointers<kRows> x;
-  x.Set(reinterpret_cast<const char*>(args.quantized + row * args.quantized_stride),
-        args.quantized_stride);
-  int32x4_t sum[kRows][kNeonParts];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int p = 0; p < kNeonParts; ++p) sum[r][p] = vdupq_n_s32(0);
-  }
-  int64_t lines = weights.panel_bytes() / 64;
-  for (; lines >= kChunk; lines -= kChunk) {
-    prefetcher.Burst();
-#pragma GCC unroll 1
-    for (int64_t i = 0; i < kChunk; ++i) NeonStep<kRows>(x, w, sum);
-  }
-  for (; lines > 0; --lines) NeonStep<kRows>(x, w, sum);
-  alignas(64) int32_t sums[kRows][kPanelWidth];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int p = 0; p < kNeonParts; ++p) vst1q_s32(sums[r] + 4 * p, sum[r][p]);
-  }
-  args.finish_dots(args, {row, kRows, panel, 1, reinterpret_cast<const uint32_t*>(sums)});
-}
-
 struct NeonInt8 {
   // 24 sums, 4 weights and an input of the 32 registers.
   static constexpr int kMaxRows = 6;
+
   template <int kRows>
   static void Tile(const MatmulArgs& args, int64_t row, int64_t panel,
                    WeightPrefetcher& prefetcher) {
-    NeonTile<kRows>(args, row, panel, prefetcher);
+    const PackedMatrix& weights = *args.weights;
+    const char* w = weights.panel_data() + panel * weights.panel_bytes();
+    RowPointers<kRows> x;
+    x.Set(reinterpret_cast<const char*>(args.quantized + row * args.quantized_stride),
+          args.quantized_stride);
+    int32x4_t sum[kRows][kNeonParts];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kNeonParts; ++p) sum[r][p] = vdupq_n_s32(0);
+    }
+    int64_t lines = weights.panel_bytes() / 64;
+    for (; lines >= kChunk; lines -= kChunk) {
+      prefetcher.Burst();
+#pragma GCC unroll 1
+      for (int64_t i = 0; i < kChunk; ++i) NeonStep<kRows>(x, w, sum);
+    }
+    for (; lines > 0; --lines) NeonStep<kRows>(x, w, sum);
+    alignas(64) int32_t sums[kRows][kPanelWidth];
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < kNeonParts; ++p) vst1q_s32(sums[r] + 4 * p, sum[r][p]);
+    }
+    args.finish_dots(args, {row, kRows, panel, 1, reinterpret_cast<const uint32_t*>(sums)});
   }
 };
 
