@@ -75,7 +75,13 @@ class Server:
         started.append(self)
 
     def log(self) -> str:
+        """So far: a thread of its own writes it, so that what an answer told of may come after the answer."""
         return self.log_path.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for_log(self, text: str, times: int = 1) -> str:
+        """The log, once `text` stands in it so often."""
+        wait_until(lambda: self.log().count(text) >= times, f"{self.name} says {text!r}")
+        return self.log()
 
     def is_alive(self) -> bool:
         return self.process.poll() is None

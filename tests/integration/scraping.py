@@ -46,8 +46,7 @@ class Scraped:
 
 def scrape(server: harness.Server) -> Scraped:
     """Of a program that was started with --metrics-listen=127.0.0.1:0."""
-    found = re.search(r"metrics on (127\.0\.0\.1:\d+)", server.log())
-    assert found, f"{server.name} does not say where its metrics are:\n{server.log()}"
+    found = re.search(r"metrics on (127\.0\.0\.1:\d+)", server.wait_for_log("metrics on 127.0.0.1:"))
     with urllib.request.urlopen(f"http://{found[1]}/metrics", timeout=30) as response:
         assert response.headers["Content-Type"].startswith("text/plain")
         return Scraped(response.read().decode("utf-8"))

@@ -45,10 +45,6 @@ def health(address, credentials=None):
         return health_pb2_grpc.HealthStub(channel).Check(request, timeout=20).status
 
 
-def wait_for_log(server, text):
-    harness.wait_until(lambda: text in server.log(), f"{server.name} says {text!r}")
-
-
 def put_in_place(new, old):
     """With the time of the file that was there, as packages and images of fixed times have it."""
     before = old.stat()
@@ -73,7 +69,7 @@ def start(pki, model: pathlib.Path, launcher: harness.Launcher,
         f"--http-listen=127.0.0.1:{(http_port := harness.free_port())}",
         f"--metrics-listen=127.0.0.1:{metrics['gateway']}")
     for server in (block, token):
-        wait_for_log(gateway, f"at {server.address} connected")
-    wait_for_log(gateway, "listening on")
+        gateway.wait_for_log(f"at {server.address} connected")
+    gateway.wait_for_log("listening on")
     return types.SimpleNamespace(block=block, token=token, gateway=gateway, keys=keys, key=key,
                                  http_port=http_port, metrics=metrics)

@@ -174,6 +174,7 @@ def test_whatever_costs_work_counts_for_the_rate_of_a_key(secured, pki):
 
 def test_nothing_secret_is_logged(secured, secured_client):
     secured_client.generate("a prompt nobody else should read", max_tokens=2, request_id="the-request")
+    secured.gateway.wait_for_log("the-request")
     for server in (secured.gateway, secured.block, secured.token):
         log = server.log()
         assert "nobody else should read" not in log and secured.key not in log

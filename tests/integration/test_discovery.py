@@ -296,7 +296,7 @@ def test_a_name_server_that_is_away_costs_nothing(service, demo_model, tmp_path)
         expected = client.generate(**REQUEST).choices[0].tokens
         service.name_server.kill()
         service.name_server.wait()
-        harness.wait_until(lambda: "cannot be resolved" in gateway.log(), "the log says so")
+        gateway.wait_for_log("cannot be resolved")
         assert client.generate(**REQUEST).choices[0].tokens == expected
         service.start_name_server()
         cluster.add("token", "token-1")
@@ -312,7 +312,7 @@ def test_names_may_come_after_the_gateway(service, demo_model, tmp_path):
         cluster = Cluster(service, demo_model, launcher)
         gateway = cluster.gateway("--resolve-interval=20ms")
         client = launcher.client(gateway.wait_until_ready())
-        harness.wait_until(lambda: "blockserve-token.test" in gateway.log(), "the log names it")
+        gateway.wait_for_log("blockserve-token.test")
         cluster.add("token", "token-0")
         harness.wait_until(lambda: client.model().token_workers == 1, "the worker is found")
         assert client.generate(**REQUEST).choices[0].tokens

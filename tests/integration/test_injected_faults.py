@@ -124,7 +124,7 @@ def test_a_replica_whose_engine_hangs_is_done_without(deployment):
                       for first in range(1, 33)]
             with concurrent.futures.ThreadPoolExecutor(len(marked)) as pool:
                 list(pool.map(lambda request: ask(client, request), marked))
-            assert "'block-0' has said nothing for" in gateway.log()
+            gateway.wait_for_log("'block-0' has said nothing for")
             load.wait_for_answers(8)
     finally:
         blocks[0].kill()  # it would not end by itself

@@ -106,6 +106,7 @@ def test_a_refused_request_leaves_a_line_too(tiers):
     status, *_ = gateway.http.request("POST", "/v1/completions", {"prompt": [7], "n": 0},
                                       {"X-Request-Id": "bad-http"})
     assert status == 400
+    gateway.wait_for_log("bad-http")
     by_id = {line["request_id"]: line for line in events(gateway, "request refused")}
     assert {request_id: (line["method"], line["error"].split(":")[0])
             for request_id, line in by_id.items()} == {
@@ -135,7 +136,7 @@ def test_lines_of_the_grpc_library_have_the_same_form(launcher, tmp_path):
     subprocess.run([harness.ROOT / "scripts/make_certificates", pki, "token"], check=True,
                    capture_output=True)
     token = launcher.token(MODEL, JSON, f"--tls-cert={pki}/token.crt", f"--tls-key={pki}/token.key")
-    harness.wait_until(lambda: "listening on" in token.log(), "its port")
+    token.wait_for_log("listening on")
     host, port = token.address.split(":")
     with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(b"no handshake of TLS\r\n" * 10)
@@ -149,7 +150,7 @@ def test_lines_of_the_grpc_library_have_the_same_form(launcher, tmp_path):
 def test_prompts_are_logged_only_where_that_is_asked_for(launcher):
     server = launcher.serve(MODEL, JSON, "--log-prompts").wait_until_ready()
     launcher.client(server).generate([7, 8, 9], max_tokens=3, ignore_eos=True, request_id="r")
-    harness.wait_until(lambda: "request finished" in server.log(), "the line")
+    server.wait_for_log("request finished")
     line, = [json.loads(text) for text in server.log().splitlines()
              if text.startswith("{") and "request finished" in text]
     assert line["prompt"] == "7,8,9"
@@ -221,7 +222,7 @@ def test_a_stranger_writes_no_lines_of_his_own(launcher, tier):
         with pytest.raises(grpc.RpcError) as caught:
             list(stub(channel).Run(iter([batch(hello=hello)]), timeout=60))
     assert caught.value.code() == grpc.StatusCode.FAILED_PRECONDITION
-    harness.wait_until(lambda: "forged" in server.log(), "the refusal is logged")
+    server.wait_for_log("forged")
     for line in server.log().splitlines():
         assert re.match(rf"\d{{4}}-\S+ \w+ blockserve-{tier}\[\d+\] ", line), line
         assert line.isprintable(), repr(line)

@@ -205,7 +205,7 @@ def test_workers_that_go_take_their_series_along(launcher):
 
 
 def test_a_metrics_port_that_is_taken_is_a_clear_error(tiers, launcher):
-    taken = re.search(r"metrics on (\S+)", tiers[0].log())[1]
+    taken = re.search(r"metrics on (\S+)", tiers[0].wait_for_log("metrics on "))[1]
     server = launcher.start("blockserve-token", [f"--model={MODEL}", f"--metrics-listen={taken}"])
     assert server.process.wait(harness.START_LIMIT_S) == 2
     server._expect_exit_0 = False

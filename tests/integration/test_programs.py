@@ -431,7 +431,7 @@ def test_every_port_is_there_in_both_families(host, launcher):
     ports = {flag: harness.free_port() for flag in ("--http-listen", "--health-listen", "--metrics-listen")}
     gateway = launcher.gateway(model, [], [], "--block-services=127.0.0.1:1", "--token-services=127.0.0.1:1",
                                *(f"{flag}={host}:{port}" for flag, port in ports.items()))
-    harness.wait_until(lambda: "listening on" in gateway.log(), "the gateway listens")
+    gateway.wait_for_log("listening on")
     for flag, port in ports.items():
         for address in ("127.0.0.1", "::1"):
             try:

@@ -25,7 +25,7 @@ def test_tiers_of_another_model_are_refused(launcher):
     error = refusal(client)
     assert error.code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.FAILED_PRECONDITION)
     assert "token" in error.message
-    harness.wait_until(lambda: "config" in gateway.log(), "the gateway's log says what differs")
+    gateway.wait_for_log("config")
     assert client.model().token_workers == 0
     # A right worker beside the wrong one, on a gateway of its own: the wrong one gets no work.
     gateway = launcher.gateway(ours, [launcher.block(ours, F32)],
@@ -69,5 +69,5 @@ def test_the_log_says_why_a_worker_is_not_connected(launcher):
     for says in (f"what listens at {token.address} is no block service",
                  f"what listens at {block.address} is no token worker",
                  f"block service at {absent.address} cannot be reached: "):
-        harness.wait_until(lambda says=says: says in gateway.log(), says)
-    assert "Connection refused" in gateway.log()
+        gateway.wait_for_log(says)
+    gateway.wait_for_log("Connection refused")

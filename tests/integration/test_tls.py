@@ -15,7 +15,7 @@ import grpc
 import harness
 import pytest
 from grpc_health.v1 import health_pb2
-from secured_tiers import health, make_certificates, put_in_place, server_flags, wait_for_log
+from secured_tiers import health, make_certificates, put_in_place, server_flags
 
 PROMPT = {"prompt": "The little dog", "max_tokens": 8, "seed": 1, "temperature": 0.0}
 
@@ -44,7 +44,7 @@ def test_the_command_line_speaks_to_it(secured, pki, tmp_path, command):
 def test_the_command_line_names_the_flag_that_a_connection_lacks(secured, mutual, pki, demo_model,
                                                                  launcher, tmp_path):
     plain = launcher.serve(demo_model, f"--http-address=127.0.0.1:{(http_port := harness.free_port())}")
-    wait_for_log(plain, "blockserve serves")
+    plain.wait_for_log("blockserve serves")
     for name, key in (("wrong", "bsk_00000000_x\n"), ("blank", "\n"), ("two", "bsk_a bsk_b\n")):
         (tmp_path / name).write_text(key)
     ca, tls = f"--tls-ca={pki.public}/ca.crt", secured.gateway.address
@@ -130,7 +130,7 @@ def test_metrics_may_be_shown_in_plaintext(pki, launcher):
     model = harness.GOLDEN / "concat_l4"
     server = launcher.block(model, *server_flags(pki.tiers, "block"), "--metrics-plaintext",
                             f"--metrics-listen=127.0.0.1:{(port := harness.free_port())}")
-    wait_for_log(server, f"metrics on 127.0.0.1:{port}\n")
+    server.wait_for_log(f"metrics on 127.0.0.1:{port}\n")
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as page:
         assert b"process_start_time_seconds" in page.read()
 
@@ -146,7 +146,8 @@ def test_plaintext_that_other_machines_reach_is_told(program, flags, launcher):
         server = (launcher.serve(model, *given, *more) if program == "serve" else
                   launcher.gateway(model, [], [], "--block-services=127.0.0.1:1",
                                    "--token-services=127.0.0.1:1", *given, *more))
-        wait_for_log(server, "blockserve serves" if program == "serve" else "listening on")
+        server.wait_for_log("blockserve serves" if program == "serve" else "listening on")
+        server.stop()
         return server.log(), given
 
     log, given = start("0.0.0.0")
@@ -213,9 +214,9 @@ def test_an_expired_certificate_is_told_by_whoever_shows_it(pki, demo_model, lau
     token = launcher.token(demo_model, *server_flags(folder, "token"))
     gateway = launcher.gateway(demo_model, [token], [token], f"--tier-tls-ca={folder}/ca.crt", *own)
     for server, flag, name in ((token, "--tls-cert", "token"), (gateway, "--tier-tls-cert", "gateway")):
-        wait_for_log(server, f"{flag} {folder}/{name}.crt: has expired on 20")
+        server.wait_for_log(f"{flag} {folder}/{name}.crt: has expired on 20")
     make_certificates(folder, "token", "gateway")
-    wait_for_log(gateway, f"at {token.address} connected")
+    gateway.wait_for_log(f"at {token.address} connected")
     assert token.log().count("has expired") == 1
 
 
@@ -265,7 +266,7 @@ def mutual(pki, demo_model, launcher):
     port = harness.free_port()
     server = launcher.serve(demo_model, f"--http-address=127.0.0.1:{port}", "--http-header-timeout=2s",
                             *server_flags(pki.public, "server", f"{pki.public}/ca.crt"))
-    wait_for_log(server, "blockserve serves")
+    server.wait_for_log("blockserve serves")
     return types.SimpleNamespace(grpc=server.address, http=f"https://127.0.0.1:{port}", port=port,
                                  log=server.log)
 
