@@ -4,8 +4,11 @@
 #include <fstream>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
 #include "app/command.h"
 #include "common/program.h"
 #include "gateway/api_keys.h"
@@ -20,6 +23,13 @@ constexpr absl::string_view kUsage =
     "prints\n"
     "the key. It is kept nowhere else. To take a key back, delete its line; servers notice by "
     "themselves.";
+
+// `message` names a field of the file first, which has a flag: "max_requests" is --max-requests.
+std::string OfFlag(absl::string_view message) {
+  const auto [field, rule] = std::pair<absl::string_view, absl::string_view>(
+      absl::StrSplit(message, absl::MaxSplits("\" ", 1)));
+  return absl::StrCat("--", absl::StrReplaceAll(field, {{"\"", ""}, {"_", "-"}}), " ", rule);
+}
 
 }  // namespace
 
@@ -59,7 +69,7 @@ int RunKeys(const Arguments& arguments) {
   limits.highest_priority = priority == "high" ? 1 : priority == "normal" ? 2 : 3;
   limits.own_prefix_cache = prefix_cache == "own";
   absl::StatusOr<NewApiKey> made = MakeApiKey(name, limits);
-  if (!made.ok()) return ReportUsageError(kProgram, made.status());
+  if (!made.ok()) return bad_usage(OfFlag(made.status().message()));
 
   // Who edited the file may have left its last line without an end.
   std::ifstream before(path, std::ios::binary | std::ios::ate);

@@ -44,8 +44,8 @@ absl::Status KeyLimits::Validate() const {
     return bad("requests_per_second", "must be 0 (no limit) or more");
   }
   if (burst < 0) return bad("burst", "must be 0 (a second's worth) or more");
-  if (!std::isfinite(weight) || weight < 0.001 || weight > 1000) {
-    return bad("weight", "must be 0.001 to 1000");
+  if (!(weight >= kLeastWeight && weight <= kMostWeight)) {
+    return bad("weight", absl::StrCat("must be ", kLeastWeight, " to ", kMostWeight));
   }
   return absl::OkStatus();
 }

@@ -55,8 +55,10 @@ struct KeyLimits {
   int64_t max_tokens = 0;          // in flight: prompts and all that may be generated
   double requests_per_second = 0;  // sustained
   int32_t burst = 0;               // at once, above the rate; 0: a second's worth, at least 1
-  double weight = 1;               // share against other keys; above 0
+  double weight = 1;               // share against other keys
 
+  static constexpr double kLeastWeight = 0.001;
+  static constexpr double kMostWeight = 1000;
   // INVALID_ARGUMENT naming the field.
   absl::Status Validate() const;
 };

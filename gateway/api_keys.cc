@@ -21,6 +21,7 @@
 #include "common/json.h"
 #include "common/logging.h"
 #include "common/read_file.h"
+#include "gateway/admission.h"
 
 namespace blockserve {
 namespace {
@@ -69,12 +70,13 @@ class Line {
     if (!IsHex(text, 2 * bytes)) Fail(name, absl::StrCat("must be ", 2 * bytes, " hex digits"));
     return absl::HexStringToBytes(IsHex(text, 2 * bytes) ? text : std::string(2 * bytes, '0'));
   }
-  double Number(const char* name, double otherwise, double most, bool whole) {
+  double Number(const char* name, double otherwise, double least, double most, bool whole) {
     const Json* value = Take(name);
     if (value == nullptr) return otherwise;
     const double number = value->is_number() ? value->get<double>() : -1;
-    if (!(number >= 0 && number <= most) || (whole && number != std::floor(number))) {
-      Fail(name, absl::StrCat("must be a ", whole ? "whole " : "", "number from 0 to ", most));
+    if (!(number >= least && number <= most) || (whole && number != std::floor(number))) {
+      Fail(name,
+           absl::StrCat("must be a ", whole ? "whole " : "", "number from ", least, " to ", most));
       return otherwise;
     }
     return number;
@@ -133,12 +135,11 @@ absl::StatusOr<std::pair<std::string, ApiKey>> ParseLine(absl::string_view text)
   key.salt = line.Bytes("salt", kSaltBytes);
   key.hash = line.Bytes("sha256", SHA256_DIGEST_LENGTH);
   ApiKeyLimits& limits = key.limits;
-  limits.max_requests = static_cast<int32_t>(line.Number("max_requests", 0, 1e9, true));
-  limits.max_tokens = static_cast<int64_t>(line.Number("max_tokens", 0, 1e15, true));
-  limits.requests_per_second = line.Number("requests_per_second", 0, 1e9, false);
-  limits.burst = static_cast<int32_t>(line.Number("burst", 0, 1e9, true));
-  limits.weight = line.Number("weight", 1, 1e6, false);
-  if (limits.weight <= 0) line.Fail("weight", "must be above 0");
+  limits.max_requests = static_cast<int32_t>(line.Number("max_requests", 0, 0, 1e9, true));
+  limits.max_tokens = static_cast<int64_t>(line.Number("max_tokens", 0, 0, 1e15, true));
+  limits.requests_per_second = line.Number("requests_per_second", 0, 0, 1e9, false);
+  limits.burst = static_cast<int32_t>(line.Number("burst", 0, 0, 1e9, true));
+  limits.weight = line.Number("weight", 1, KeyLimits::kLeastWeight, KeyLimits::kMostWeight, false);
   limits.highest_priority = line.Priority("highest_priority");
   limits.own_prefix_cache = line.OwnPrefixCache("prefix_cache");
   if (absl::Status status = line.status(); !status.ok()) return status;
@@ -228,9 +229,7 @@ absl::StatusOr<NewApiKey> MakeApiKey(absl::string_view name, const ApiKeyLimits&
   if (limits.own_prefix_cache) line["prefix_cache"] = kOwnCache;
   made.line = line.dump(-1, ' ', false, Json::error_handler_t::replace);
   // What was asked for is what the file's reader takes, or its words say what is wrong.
-  if (absl::StatusOr<ApiKeyTable> table = ApiKeyTable::Parse(made.line); !table.ok()) {
-    return table.status();
-  }
+  if (auto read = ParseLine(made.line); !read.ok()) return read.status();
   return made;
 }
 

@@ -60,7 +60,7 @@ class ApiKeyTable {
   std::map<std::string, ApiKeyLimits, std::less<>> limits_;  // by name
 };
 
-// A new key and its line. Draws random bits.
+// A new key and its line. Draws random bits. INVALID_ARGUMENT: "\"FIELD\" what is wrong".
 struct NewApiKey {
   std::string key;   // to be given to its user, and kept nowhere
   std::string line;  // of the file

@@ -96,7 +96,11 @@ TEST(ApiKeyTable, SaysWhichLineIsWrongAndWhy) {
          "line 1: \"prefix_cache\" must be shared or own");
   expect(absl::StrReplaceAll(good, {{"\"name\"", "\"prefix_cache\":true,\"name\""}}),
          "line 1: \"prefix_cache\" must be shared or own");
-  EXPECT_FALSE(MakeApiKey("", {}).ok());
+  // As in the file of limits.
+  expect(absl::StrReplaceAll(good, {{"\"name\"", "\"weight\":1001,\"name\""}}),
+         "line 1: \"weight\" must be a number from 0.001 to 1000");
+  EXPECT_EQ(MakeApiKey("", {}).status(),
+            absl::InvalidArgumentError("\"name\" must have 1 to 64 bytes"));
 }
 
 class ApiKeysTest : public ::testing::Test {

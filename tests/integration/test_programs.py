@@ -219,6 +219,8 @@ BAD_USAGE = [
       for flag in ("--api-key-file=key", "--tls-ca=system", "--tls-name=name")),
     ("blockserve", ["evaluate", "--model=models/demo-block", "--text=README.md", "--compare=a.json"],
      ["--compare needs --plot"]),
+    ("blockserve", ["keys", "--name=a", "--file=/no/such/file", "--max-requests=-1"],
+     ["--max-requests must be a whole number from 0 to 1e+09"]),
     ("blockserve", ["keys", "--name=a", "--file=/no/such/file", "--burst=2"],
      ["--burst needs --requests-per-second"]),
     ("blockserve-bench", ["--model=tests/golden/concat_l4", "--gateways=2"], ["--gateways needs --tiers"]),
