@@ -399,7 +399,12 @@ absl::StatusOr<std::string> AskHttpModel(const HttpTargetOptions& options, absl:
     });
   });
   context.run();
-  if (error) return absl::UnavailableError(absl::StrCat(address, ": ", error.message()));
+  if (error) {
+    // HTTP/2, which a gRPC port answers with, is such a version.
+    return absl::UnavailableError(absl::StrCat(
+        address, ": ", error.message(),
+        error == http::error::bad_version ? " (an HTTP port is needed, not that of gRPC)" : ""));
+  }
   if (response.result() != http::status::ok) {
     return absl::FailedPreconditionError(absl::StrCat(address, ": /v1/models answers ",
                                                       response.result_int(), ": ",

@@ -252,6 +252,8 @@ def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
     assert "other" in error
     error = load(f"--grpc={nowhere}", "--concurrency=1", "--requests=1", *SHORT, status=1).stderr
     assert nowhere in error and "Connection refused" in error
+    error = load(f"--http={server.address}", "--concurrency=1", "--requests=1", *SHORT, status=1).stderr
+    assert "(an HTTP port is needed, not that of gRPC)" in error
 
 
 def test_a_result_that_could_not_be_written_is_told_before_anything_is_sent(server, tmp_path):
