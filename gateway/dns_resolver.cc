@@ -1,50 +1,86 @@
 #include "gateway/dns_resolver.h"
 
-#include <boost/asio/ip/tcp.hpp>
+#include <netdb.h>
+#include <sys/socket.h>
+
+#include <memory>
+#include <thread>
 #include <utility>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/mutex.h"
+#include "common/thread_name.h"
 
 namespace blockserve {
 namespace {
 
-using Tcp = boost::asio::ip::tcp;
-using Done = std::function<void(absl::StatusOr<std::vector<std::string>>)>;
+using Addresses = absl::StatusOr<std::vector<std::string>>;
+using Done = std::function<void(Addresses)>;
 
-std::vector<std::string> Addresses(const Tcp::resolver::results_type& results) {
-  std::vector<std::string> addresses;
-  for (const auto& entry : results) {
-    const boost::asio::ip::address address = entry.endpoint().address();
-    addresses.push_back(address.is_v6() ? absl::StrCat("[", address.to_string(), "]")
-                                        : address.to_string());
+// Where answers go, for as long as somebody wants them.
+struct Asker {
+  Mutex mutex;
+  Loop* loop ABSL_GUARDED_BY(mutex);
+};
+
+class DnsResolver {
+ public:
+  DnsResolver(Loop& loop, HostLookup lookup)
+      : lookup_(std::move(lookup)), asker_(std::make_shared<Asker>()) {
+    MutexLock lock(&asker_->mutex);
+    asker_->loop = &loop;
   }
-  return addresses;
-}
+  ~DnsResolver() {
+    MutexLock lock(&asker_->mutex);
+    asker_->loop = nullptr;
+  }
 
-void ResolveFamily(const std::shared_ptr<Tcp::resolver>& resolver, const std::string& host, bool v6,
-                   const Done& done) {
-  resolver->async_resolve(
-      v6 ? Tcp::v6() : Tcp::v4(), host, "",
-      [resolver, host, v6, done](const boost::system::error_code& error,
-                                 const Tcp::resolver::results_type& results) {
-        if (!error && !results.empty()) {
-          done(Addresses(results));
-        } else if (!v6) {
-          // A worker with both kinds of address is one worker: IPv6 only where there is no IPv4.
-          ResolveFamily(resolver, host, /*v6=*/true, done);
-        } else {
-          done(absl::UnavailableError(absl::StrCat("cannot be resolved: ", error.message())));
-        }
-      });
-}
+  void Resolve(const std::string& host, const Done& done) const {
+    std::thread([asker = asker_, lookup = lookup_, host, done] {
+      SetThreadName("dns");
+      Addresses addresses = lookup(host, AF_INET);
+      // A worker with both kinds of address is one worker: IPv6 only where there is no IPv4, which
+      // a server that does not answer has not said.
+      if (absl::IsNotFound(addresses.status())) addresses = lookup(host, AF_INET6);
+      MutexLock lock(&asker->mutex);
+      if (asker->loop != nullptr) asker->loop->Post([done, addresses] { done(addresses); });
+    }).detach();
+  }
+
+ private:
+  const HostLookup lookup_;
+  const std::shared_ptr<Asker> asker_;
+};
 
 }  // namespace
 
-Discovery::Resolver MakeDnsResolver(AsioLoop& loop) {
-  return [&loop](const std::string& host, const Done& done) {
-    ResolveFamily(std::make_shared<Tcp::resolver>(loop.context()), host, /*v6=*/false, done);
-  };
+absl::StatusOr<std::vector<std::string>> LookUpHost(const std::string& host, int family) {
+  addrinfo hints = {};
+  hints.ai_family = family;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* found = nullptr;
+  const int failed = getaddrinfo(host.c_str(), nullptr, &hints, &found);
+  if (failed != 0) {
+    const std::string why = absl::StrCat("cannot be resolved: ", gai_strerror(failed));
+    const bool has_none = failed == EAI_NONAME || failed == EAI_NODATA || failed == EAI_ADDRFAMILY;
+    return has_none ? absl::NotFoundError(why) : absl::UnavailableError(why);
+  }
+  std::vector<std::string> addresses;
+  for (const addrinfo* one = found; one != nullptr; one = one->ai_next) {
+    char text[NI_MAXHOST];
+    if (getnameinfo(one->ai_addr, one->ai_addrlen, text, sizeof(text), nullptr, 0,
+                    NI_NUMERICHOST) != 0) {
+      continue;
+    }
+    addresses.push_back(one->ai_family == AF_INET6 ? absl::StrCat("[", text, "]") : text);
+  }
+  freeaddrinfo(found);
+  return addresses;
+}
+
+Discovery::Resolver MakeDnsResolver(Loop& loop, HostLookup lookup) {
+  auto resolver = std::make_shared<const DnsResolver>(loop, std::move(lookup));
+  return [resolver](const std::string& host, const Done& done) { resolver->Resolve(host, done); };
 }
 
 }  // namespace blockserve
