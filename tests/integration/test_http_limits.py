@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import pathlib
 import re
 import socket
 
@@ -152,6 +153,23 @@ def test_a_client_that_leaves_frees_what_it_held(server):
             harness.wait_until(lambda: status_of(server)["block"][0]["sequences"] > 0, "its sequences are held")
         harness.wait_until(lambda: nothing_is_held(server), "everything of the request is given up")
     server.server.wait_for_log(": 499, the client has closed", 2)
+
+
+def timer_of(port, peer_port):
+    """What the kernel waits for at the server's end of a connection (proc_net_tcp.txt); None: there is none."""
+    for path in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in pathlib.Path(path).read_text().splitlines()[1:]:
+            _, local, remote, _, _, timer, *_ = line.split()
+            if [int(address.split(":")[1], 16) for address in (local, remote)] == [port, peer_port]:
+                return timer.split(":")[0]
+    return None
+
+
+def test_a_client_that_waits_is_asked_whether_it_is_there(server):
+    """Else the work of one whose network has gone without a word would be done to its end."""
+    with server.connect() as connection:
+        harness.wait_until(lambda: timer_of(server.port, connection.getsockname()[1]) == "02",
+                           "the keepalive timer runs")
 
 
 @pytest.fixture(scope="module")
