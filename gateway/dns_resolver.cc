@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 
 #include <memory>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -36,15 +37,23 @@ class DnsResolver {
   }
 
   void Resolve(const std::string& host, const Done& done) const {
-    std::thread([asker = asker_, lookup = lookup_, host, done] {
+    auto look_up = [asker = asker_, lookup = lookup_, host, done]() mutable {
       SetThreadName("dns");
       Addresses addresses = lookup(host, AF_INET);
       // A worker with both kinds of address is one worker: IPv6 only where there is no IPv4, which
       // a server that does not answer has not said.
       if (absl::IsNotFound(addresses.status())) addresses = lookup(host, AF_INET6);
       MutexLock lock(&asker->mutex);
-      if (asker->loop != nullptr) asker->loop->Post([done, addresses] { done(addresses); });
-    }).detach();
+      if (asker->loop == nullptr) return;
+      asker->loop->Post([done = std::move(done), addresses = std::move(addresses)]() mutable {
+        done(std::move(addresses));
+      });
+    };
+    try {
+      std::thread(std::move(look_up)).detach();
+    } catch (const std::system_error& error) {  // too many threads: known workers are kept
+      done(absl::UnavailableError(absl::StrCat("cannot be resolved: ", error.what())));
+    }
   }
 
  private:
