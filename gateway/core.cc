@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "gateway/call_tiers.h"
 #include "gateway/generation_run.h"
 #include "gateway/retry.h"
 #include "gateway/retry_after.h"
@@ -16,6 +17,29 @@ namespace blockserve {
 namespace {
 
 constexpr absl::Duration kTick = absl::Milliseconds(20);
+
+std::string HashOf(const Binding& binding) {
+  return HashOfTiers(binding.model_id, binding.block.numeric_id, binding.token.numeric_id);
+}
+
+// What a request is told for which workers are there, but none of those that it needs.
+absl::Status NobodyFor(const Run& run) {
+  if (const ResumeState* resume = run.resume()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "resume: no workers of model ", resume->model_id, " with the numeric ids ",
+        resume->block_numeric_id, " (block) and ", resume->token_numeric_id, " (token) are here"));
+  }
+  const CallTiers* tiers = run.call_tiers();
+  if (tiers == nullptr || tiers->hash.empty()) {
+    return absl::UnavailableError(
+        "no block service and token worker are there that serve the same model");
+  }
+  if (tiers->wrote_stream) {
+    return absl::FailedPreconditionError(
+        "Last-Event-ID: the model or the arithmetic that wrote this stream is not served here");
+  }
+  return absl::UnavailableError("the workers that served the first part of this call are gone");
+}
 
 }  // namespace
 
@@ -130,6 +154,16 @@ std::optional<Binding> Core::FindBinding(const Run& run) const {
     }
     return std::nullopt;
   }
+  const CallTiers* tiers = run.call_tiers();
+  if (tiers != nullptr && !tiers->hash.empty()) {
+    for (const auto& [block, replicas] : blocks.Groups()) {
+      for (const auto& [token, workers] : tokens.Groups()) {
+        Binding binding = bind(block, token);
+        if (HashOf(binding) == tiers->hash) return binding;
+      }
+    }
+    return std::nullopt;
+  }
   const std::optional<TierPair> pair = BestPair(blocks, tokens);
   if (!pair.has_value()) return std::nullopt;
   return bind(pair->block, pair->token);
@@ -137,6 +171,7 @@ std::optional<Binding> Core::FindBinding(const Run& run) const {
 
 bool Core::TryBind(Run& run) {
   if (const std::optional<Binding> binding = FindBinding(run)) {
+    if (CallTiers* tiers = run.call_tiers()) tiers->hash = HashOf(*binding);
     run.Start(*binding);
     return true;
   }
@@ -156,15 +191,7 @@ bool Core::TryBind(Run& run) {
   // Both tiers are there, but not those that this stream needs: they may be the ones that went just
   // now, or, just after the start, not have been found yet.
   if (both && now >= GiveUpTime(last_loss, tier_wait, run.deadline())) {
-    if (run.resume() == nullptr) {
-      run.End(absl::UnavailableError(
-          "no block service and token worker are there that serve the same model"));
-      return true;
-    }
-    const ResumeState& resume = *run.resume();
-    run.End(absl::FailedPreconditionError(absl::StrCat(
-        "resume: no workers of model ", resume.model_id, " with the numeric ids ",
-        resume.block_numeric_id, " (block) and ", resume.token_numeric_id, " (token) are here")));
+    run.End(NobodyFor(run));
     return true;
   }
   return false;

@@ -171,6 +171,39 @@ TEST_F(FailoverTest, AnUpgradeToAnotherModelMixesNothing) {
   ExpectNothingLeft();
 }
 
+// A call over HTTP may be several requests here, and the second comes when most workers are new.
+TEST_F(FailoverTest, RequestsOfOneCallAreServedByTheWorkersOfTheFirst) {
+  MakeCore(3, 1);
+  for (int i : {1, 2}) {
+    blocks_[i]->Kill();
+    blocks_[i]->numeric_id = "sim-2";
+  }
+  Connect();
+  const auto tiers = std::make_shared<CallTiers>();
+  const auto ask = [&](uint64_t seed, bool of_call) {
+    GenerationRequest request = Request(4, 12, seed);
+    if (of_call) request.origin.tiers = tiers;
+    const Stream stream = Generate(std::move(request));
+    EXPECT_TRUE(RunUntilDone({stream}));
+    return stream;
+  };
+  EXPECT_EQ(ask(1, true).sink->first.block_numeric_id(), "sim-1");
+  for (int i : {1, 2}) blocks_[i]->Restart();
+  Connect();
+  EXPECT_EQ(ask(2, false).sink->first.block_numeric_id(), "sim-2");
+  const Stream second = ask(3, true);
+  ExpectExact(second);
+  EXPECT_EQ(second.sink->first.block_numeric_id(), "sim-1");
+  blocks_[0]->Kill();
+  const Stream third = ask(4, true);
+  EXPECT_EQ(third.sink->started, 0);
+  EXPECT_EQ(third.sink->status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(third.sink->status.message(), HasSubstr("first part of this call"));
+  tiers->wrote_stream = true;
+  EXPECT_EQ(ask(5, true).sink->status.code(), absl::StatusCode::kFailedPrecondition);
+  ExpectNothingLeft();
+}
+
 TEST_F(FailoverTest, WithoutTwoTiersOfOneModelRequestsWaitAndAreThenRefused) {
   MakeCore(1, 1);
   blocks_[0]->model_digest = "model-2";

@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "blockserve/v1/generation.pb.h"
 #include "common/trace_context.h"
+#include "gateway/call_tiers.h"
 #include "gateway/request_method.h"
 #include "model/config.h"
 
@@ -29,6 +30,8 @@ struct RequestOrigin {
   // the call counts once, by its first request.
   int32_t prompts_of_call = 1;
   bool first_of_call = true;
+  // They are served by the same workers. Null: by whichever.
+  std::shared_ptr<CallTiers> tiers;
 };
 
 // What a client that goes on with a broken stream has of it.
@@ -57,7 +60,7 @@ struct GenerationRequest {
   int32_t min_tokens = 0;
   std::vector<std::string> stop_strings;
   bool include_stop_string = false;  // the text ends with the one that ended it; of the front
-  std::vector<int32_t> stop_ids;  // end-of-text included unless ignore_eos
+  std::vector<int32_t> stop_ids;     // end-of-text included unless ignore_eos
   int32_t n = 1;
   uint64_t seed = 0;
   Alignment alignment = Alignment::kEnd;

@@ -51,6 +51,8 @@ class Run {
   virtual int32_t choices() const = 0;
   // Set where it goes on with a stream, and so must be bound to the workers that began it.
   virtual const ResumeState* resume() const { return nullptr; }
+  // Of the call that it is a part of; null: whoever is there may serve it.
+  virtual CallTiers* call_tiers() const { return nullptr; }
 
   // Both tiers are there. Once.
   virtual void Start(const Binding& binding) = 0;

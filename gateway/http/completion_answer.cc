@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "gateway/call_tiers.h"
 #include "gateway/http/json_fields.h"
 
 namespace blockserve {
@@ -19,6 +20,7 @@ CompletionAnswer::CompletionAnswer(const Tokenizer* tokenizer, const HttpComplet
       choices_(job.prompts.size() * static_cast<size_t>(job.wanted.n())) {
   id_.request_id = job.request_id;
   id_.seed = job.seed;
+  id_.prompts = job.prompts_hash;
   id_.tokens.resize(choices_.size());
   for (size_t i = 0; i < job.prompts.size(); ++i) {
     const HttpPromptJob& prompt = job.prompts[i];
@@ -29,14 +31,11 @@ CompletionAnswer::CompletionAnswer(const Tokenizer* tokenizer, const HttpComplet
   }
 }
 
-absl::Status CompletionAnswer::Bind(absl::string_view model_id, absl::string_view block_numeric_id,
-                                    absl::string_view token_numeric_id) {
-  if (!head_.fingerprint.empty()) return absl::OkStatus();
+void CompletionAnswer::Bind(absl::string_view model_id, absl::string_view block_numeric_id,
+                            absl::string_view token_numeric_id) {
+  if (!head_.fingerprint.empty()) return;
   head_.fingerprint = absl::StrCat(block_numeric_id, "/", token_numeric_id);
   id_.tiers = HashOfTiers(model_id, block_numeric_id, token_numeric_id);
-  if (!job_.resume.has_value() || job_.resume->tiers == id_.tiers) return absl::OkStatus();
-  return absl::FailedPreconditionError(
-      "Last-Event-ID: the model or the arithmetic that wrote this stream is not served here");
 }
 
 void CompletionAnswer::AddScore(size_t prompt, v1::ScoreResponse score) {

@@ -29,10 +29,9 @@ class CompletionAnswer {
   // `tokenizer` (may be null) and `job` must outlive it.
   CompletionAnswer(const Tokenizer* tokenizer, const HttpCompletionJob& job);
 
-  // Who serves it; to be told before any block. FAILED_PRECONDITION where it goes on with a stream
-  // that others wrote.
-  absl::Status Bind(absl::string_view model_id, absl::string_view block_numeric_id,
-                    absl::string_view token_numeric_id);
+  // Who serves it, all of it; to be told before any block.
+  void Bind(absl::string_view model_id, absl::string_view block_numeric_id,
+            absl::string_view token_numeric_id);
   // The scores of an echoed prompt, before its first block.
   void AddScore(size_t prompt, v1::ScoreResponse score);
   void AddBlock(size_t prompt, Block block);

@@ -60,8 +60,8 @@ void CompletionCall::Begin() {
     } else if (job.generation.has_value()) {
       Generate(i);
     } else {
-      FailUnlessOk(answer_.Bind(job_.model.model_id(), job_.model.block_numeric_id(),
-                                job_.model.token_numeric_id()));
+      answer_.Bind(job_.model.model_id(), job_.model.block_numeric_id(),
+                   job_.model.token_numeric_id());
       PromptDone(i);
     }
   }
@@ -119,8 +119,7 @@ void CompletionCall::HandleEvents() {
 
 void CompletionCall::Handle(size_t prompt, Event event) {
   if (auto* started = std::get_if<v1::Started>(&event)) {
-    FailUnlessOk(answer_.Bind(started->model_id(), started->block_numeric_id(),
-                              started->token_numeric_id()));
+    answer_.Bind(started->model_id(), started->block_numeric_id(), started->token_numeric_id());
   } else if (auto* block = std::get_if<CompletionAnswer::Block>(&event)) {
     if (job_.wanted.stream) ++handled_blocks_;
     answer_.AddBlock(prompt, std::move(*block));
@@ -143,9 +142,7 @@ void CompletionCall::OnGenerated(size_t prompt, const DoneEvent& done) {
 void CompletionCall::OnScored(size_t prompt, absl::StatusOr<v1::ScoreResponse> response) {
   prompts_[prompt].running = 0;
   if (!response.ok()) return FailOfPrompt(prompt, response.status());
-  FailUnlessOk(answer_.Bind(response->model_id(), response->block_numeric_id(),
-                            response->token_numeric_id()));
-  if (over_) return;
+  answer_.Bind(response->model_id(), response->block_numeric_id(), response->token_numeric_id());
   answer_.AddScore(prompt, *std::move(response));
   if (job_.prompts[prompt].generation.has_value()) return Generate(prompt);
   PromptDone(prompt);

@@ -5,11 +5,13 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "common/random_bits.h"
 #include "common/trace_context.h"
 #include "gateway/http/json_fields.h"
 #include "gateway/validate.h"
+#include "model/fingerprint.h"
 
 namespace blockserve {
 namespace {
@@ -199,6 +201,19 @@ absl::Status ReadLastEventId(absl::string_view text, HttpCompletionJob& job) {
   return absl::OkStatus();
 }
 
+// Of what the tokens of the answer depend on beside the workers and the client's own fields.
+std::string HashOfPrompts(const std::vector<HttpPromptJob>& prompts) {
+  Sha256 hash;
+  for (const HttpPromptJob& prompt : prompts) {
+    hash.Update(absl::StrCat(absl::StrJoin(prompt.ids, ","), "\n"));
+    if (!prompt.generation.has_value()) continue;
+    for (const std::string& stop : prompt.generation->stop_strings) {
+      hash.Update(absl::StrCat(stop.size(), " ", stop));
+    }
+  }
+  return hash.Hex().substr(0, 8);
+}
+
 // What the core is to do for each prompt of `job.wanted`, which are moved away: `job.prompts`.
 absl::Status AddPrompts(const HttpJobContext& context, const HttpRequest& request,
                         const std::string& key_name, absl::Time deadline, HttpCompletionJob& job) {
@@ -208,6 +223,8 @@ absl::Status AddPrompts(const HttpJobContext& context, const HttpRequest& reques
   RequestOrigin origin;
   origin.trace = ParseTraceparent(request.header(kTraceparentKey)).value_or(TraceContext());
   origin.prompts_of_call = static_cast<int32_t>(count);
+  origin.tiers = std::make_shared<CallTiers>();
+  if (job.resume.has_value()) *origin.tiers = {job.resume->tiers, /*wrote_stream=*/true};
   for (size_t i = 0; i < count; ++i) {
     wanted.request.set_request_id(count == 1 ? job.request_id
                                              : absl::StrCat(job.request_id, "-", i));
@@ -294,6 +311,14 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
     return status;
   }
   if (absl::Status status = CheckAnswerSize(job); !status.ok()) return status;
+  if (wanted.stream) job.prompts_hash = HashOfPrompts(job.prompts);
+  if (job.resume.has_value() && !job.resume->prompts.empty() &&
+      job.resume->prompts != job.prompts_hash) {
+    return absl::FailedPreconditionError(
+        "Last-Event-ID: the prompt has other tokens than that of this stream: it is another one, "
+        "or "
+        "the tokenizer or the chat format is");
+  }
   job.head.chat = chat;
   job.head.id = absl::StrCat(chat ? "chatcmpl-" : "cmpl-", job.request_id);
   job.head.created = absl::ToUnixSeconds(absl::Now());

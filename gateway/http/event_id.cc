@@ -8,18 +8,13 @@
 namespace blockserve {
 namespace {
 
-// FNV-1a, folded: the same in every process.
-uint32_t ShortHash(absl::string_view text) {
-  uint64_t hash = 0xcbf29ce484222325u;
-  for (const char c : text) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return static_cast<uint32_t>(hash ^ (hash >> 32));
-}
+constexpr size_t kHashDigits = 8;
 
 }  // namespace
 
 std::string HttpEventId::ToString() const {
   if (tokens.size() > kMaxResumableChoices) return request_id;
-  std::string id = absl::StrCat(request_id, ":", absl::Hex(seed), ":", tiers, ":");
+  std::string id = absl::StrCat(request_id, ":", absl::Hex(seed), ":", tiers, prompts, ":");
   for (size_t i = 0; i < tokens.size(); ++i) absl::StrAppend(&id, i == 0 ? "" : ",", tokens[i]);
   return id;
 }
@@ -37,23 +32,17 @@ absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text) {
     return true;
   };
   absl::string_view tokens, tiers, seed;
-  if (!cut(tokens) || !cut(tiers) || !cut(seed) || text.empty()) return bad;
+  if (!cut(tokens) || !cut(tiers) || !cut(seed) || tiers.empty() || text.empty()) return bad;
   if (!absl::SimpleHexAtoi(seed, &id.seed)) return bad;
   id.request_id = std::string(text);
-  id.tiers = std::string(tiers);
+  id.tiers = std::string(tiers.substr(0, kHashDigits));
+  id.prompts = std::string(tiers.substr(id.tiers.size()));
   for (const absl::string_view count : absl::StrSplit(tokens, ',')) {
     int64_t number = 0;
     if (!absl::SimpleAtoi(count, &number) || number < 0) return bad;
     id.tokens.push_back(number);
   }
   return id;
-}
-
-std::string HashOfTiers(absl::string_view model_id, absl::string_view block_numeric_id,
-                        absl::string_view token_numeric_id) {
-  return absl::StrCat(
-      absl::Hex(ShortHash(absl::StrCat(model_id, "/", block_numeric_id, "/", token_numeric_id)),
-                absl::kZeroPad8));
 }
 
 }  // namespace blockserve

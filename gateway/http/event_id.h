@@ -17,10 +17,14 @@ namespace blockserve {
 struct HttpEventId {
   std::string request_id;
   uint64_t seed = 0;
-  std::string tiers;            // HashOfTiers
+  std::string tiers;  // HashOfTiers, 8 digits
+  // HashOfPrompts, 8 digits: the same text may be other tokens where the tokenizer or the chat
+  // format is another. Empty: the id of an older gateway, which is not checked for it.
+  std::string prompts;
   std::vector<int64_t> tokens;  // of each choice, those generated so far
 
-  // "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, the tokens by commas. Of more choices
+  // "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, the two hashes one after the other, the
+  // tokens by commas. Of more choices
   // than kMaxResumableChoices "REQUEST" alone: counts of all of them in every event would be most
   // of what is sent.
   std::string ToString() const;
@@ -30,10 +34,6 @@ inline constexpr size_t kMaxResumableChoices = 64;
 
 // INVALID_ARGUMENT naming Last-Event-ID; so too of an id that is "REQUEST" alone.
 absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text);
-
-// Of the ids of the model and of both tiers' arithmetics: a stream is made again where it is equal.
-std::string HashOfTiers(absl::string_view model_id, absl::string_view block_numeric_id,
-                        absl::string_view token_numeric_id);
 
 }  // namespace blockserve
 

@@ -108,7 +108,7 @@ def test_a_stream_goes_on_after_the_last_event_that_a_client_has(server, per_blo
     assert server.request("POST", "/v1/completions", {**fields, "stream": True},
                           {"Last-Event-ID": "a:b"})[0] == 400
     elsewhere = events[3][0].split(":")
-    elsewhere[-2] = "00000000"
+    elsewhere[-2] = "00000000" + elsewhere[-2][8:]
     assert server.request("POST", "/v1/completions", {**fields, "stream": True},
                           {"Last-Event-ID": ":".join(elsewhere)})[0] == 412
 
