@@ -11,6 +11,7 @@
 #include "common/mutex.h"
 #include "gateway/call_metadata.h"
 #include "gateway/generate_call.h"
+#include "gateway/known_fields.h"
 #include "rpc/status.h"
 
 namespace blockserve {
@@ -145,6 +146,7 @@ grpc::ServerUnaryReactor* GenerationService::AnswerUnary(grpc::CallbackServerCon
       if (context->IsCancelled()) return ClientHasGone();
       absl::StatusOr<Request> parsed = Parse<Request>(bytes);
       if (!parsed.ok()) return parsed.status();
+      if (absl::Status known = CheckFieldsAreKnown(*parsed); !known.ok()) return known;
       return answer(*parsed);
     };
     const auto made = answered();
@@ -181,6 +183,7 @@ void GenerationService::BeginCall(const std::shared_ptr<Call>& call,
       absl::StatusOr<Message> parsed = Parse<Message>(bytes);
       if (!parsed.ok()) return parsed.status();
       refused.request_id = Shortened(parsed->request_id());
+      if (absl::Status known = CheckFieldsAreKnown(*parsed); !known.ok()) return known;
       SetDefaultPriority(refused.key, *parsed);
       Made made = validate(*parsed, deadline);
       if (!made.ok()) return made;

@@ -116,6 +116,58 @@ def test_unknown_enum_values_are_refused(plain):
             assert field in caught.value.details()
 
 
+# A field that no version has yet: its number, and the bytes of a message that holds it.
+NEW_FIELD, NEW_FIELD_BYTES = "1007", b"\xfa\x3e\x01x"
+
+
+@pytest.mark.parametrize("part", ["", "stop.", "sampling.", "sampling.logit_bias.", "tokens.", "resume.choices."])
+def test_a_field_of_a_newer_client_is_refused_rather_than_passed_over(plain, part):
+    """It would change the answer, or else the client would not have sent it."""
+    request = pb.GenerateRequest(
+        tokens=pb.TokenIds(ids=[1]), stop=pb.StopConditions(max_tokens=2),
+        sampling=pb.SamplingParameters(logit_bias=[pb.LogitBias(token=1, bias=1)]),
+        resume=pb.Resume(choices=[pb.ResumedChoice()]))
+    message = request
+    for name in part.split(".")[:-1]:
+        message = getattr(message, name)
+        message = message[0] if name in ("logit_bias", "choices") else message
+    message.MergeFromString(NEW_FIELD_BYTES)
+    with grpc.insecure_channel(plain.address) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            list(generation_pb2_grpc.GenerationStub(channel).Generate(request, timeout=60))
+    assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith(f"{part}{NEW_FIELD}: ")
+    assert "upgrade the gateway" in caught.value.details()
+
+
+def test_every_call_refuses_the_fields_of_a_newer_client(plain):
+    with grpc.insecure_channel(plain.address) as channel:
+        stub = generation_pb2_grpc.GenerationStub(channel)
+        for call, request in ((stub.Score, pb.ScoreRequest(continuation_tokens=pb.TokenIds(ids=[1, 2]))),
+                              (stub.Tokenize, pb.TokenizeRequest()), (stub.Detokenize, pb.DetokenizeRequest()),
+                              (stub.GetModel, pb.GetModelRequest())):
+            request.MergeFromString(NEW_FIELD_BYTES)
+            with pytest.raises(grpc.RpcError) as caught:
+                call(request, timeout=60)
+            assert caught.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            assert NEW_FIELD in caught.value.details()
+
+
+def test_a_stream_of_a_newer_gateway_goes_on(plain):
+    """Its first message, which clients send back as they had it, may have fields that are not known here."""
+    request = pb.GenerateRequest(tokens=pb.TokenIds(ids=[1, 2]), seed=3,
+                                 stop=pb.StopConditions(max_tokens=9, ignore_eos=True))
+    with grpc.insecure_channel(plain.address) as channel:
+        stub = generation_pb2_grpc.GenerationStub(channel)
+        events = list(stub.Generate(request, timeout=60))
+        tokens = [token for event in events for token in event.output.tokens]
+        request.resume.started.CopyFrom(events[0].started)
+        request.resume.started.MergeFromString(NEW_FIELD_BYTES)
+        request.resume.choices.add(tokens=tokens[:5])
+        rest = list(stub.Generate(request, timeout=60))
+    assert [token for event in rest for token in event.output.tokens] == tokens[5:]
+
+
 def test_a_request_without_a_prompt_is_refused(plain):
     with grpc.insecure_channel(plain.address) as channel:
         stub = generation_pb2_grpc.GenerationStub(channel)
