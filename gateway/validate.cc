@@ -371,11 +371,12 @@ absl::StatusOr<GenerationRequest> RequestValidator::Generation(const v1::Generat
                                                                absl::string_view served_model_id,
                                                                absl::Time deadline) const {
   GenerationRequest out;
-  // A stream that goes on is the same request.
+  // A stream that goes on is the same request, also where most workers are of another model now.
+  const v1::Started& started = request.resume().started();
   const bool named = !request.request_id().empty() || !request.has_resume();
-  if (absl::Status status =
-          Head(request, named ? request.request_id() : request.resume().started().request_id(),
-               served_model_id, out);
+  const bool names_its_model = request.has_resume() && request.model() == started.model_id();
+  if (absl::Status status = Head(request, named ? request.request_id() : started.request_id(),
+                                 names_its_model ? started.model_id() : served_model_id, out);
       !status.ok()) {
     return status;
   }

@@ -175,6 +175,18 @@ TEST_F(ValidateTest, GoesOnWithAStream) {
   EXPECT_TRUE(Generation(same).ok());
 }
 
+// Half-way through an upgrade to another model, a client that named the model by its id.
+TEST_F(ValidateTest, AStreamMayNameTheModelThatBeganIt) {
+  v1::GenerateRequest request = Resumed();
+  request.mutable_resume()->mutable_started()->set_model_id("older");
+  request.set_model("older");
+  const auto result = Generation(request);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->resume->model_id, "older");
+  request.set_model("oldest");
+  EXPECT_EQ(Generation(request).status().code(), absl::StatusCode::kNotFound);
+}
+
 TEST_F(ValidateTest, RefusesAResumeThatDoesNotBelongToTheRequest) {
   struct Case {
     const char* field;
