@@ -194,8 +194,8 @@ TEST(CpuEngine, NumericIdsAreThoseOfEveryTarget) {
 }
 
 // Recorded once, for all machines and compilers: machines of several generations serve one request
-// together, and so do two versions while one replaces the other. Who changes bits on purpose
-// records anew what this prints.
+// together, and so do two versions while one replaces the other. Who changes bits on purpose, those
+// of draws among them, records anew what this prints.
 TEST(CpuEngine, BitsAreThoseOfEveryMachine) {
   struct Recorded {
     const char* folder;

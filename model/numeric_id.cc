@@ -5,7 +5,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/cpu/cpu_kernels.h"
+#include "kernels/cpu/packed_matrix.h"
 #include "model/engine.h"
+#include "model/sampler.h"
 
 namespace blockserve {
 namespace {
@@ -20,10 +23,51 @@ uint64_t HashFloats(absl::Span<const float> values) {
   return hash;
 }
 
-std::string Id(Arithmetic arithmetic, absl::Span<const float> values) {
-  return absl::StrCat(ArithmeticName(arithmetic), "-",
-                      absl::StrFormat("%016x", HashFloats(values)));
+std::string Id(Arithmetic arithmetic, uint64_t hash) {
+  return absl::StrCat(ArithmeticName(arithmetic), "-", absl::StrFormat("%016x", hash));
 }
+
+// What is drawn from logits, and log-probabilities, are bits as well: of a sampler by itself, the
+// same for every model and machine.
+uint64_t HashOfDraws() {
+  constexpr int32_t kVocab = 1000;
+  const CpuKernels& kernels = GetCpuKernels(SupportedKernelTargets().front());
+  std::vector<float> logits(PadToPanel(kVocab));
+  for (int32_t i = 0; i < kVocab; ++i) {
+    logits[i] = static_cast<float>(i * 7919 % 509 - 254) / 32.0f;  // ties too
+  }
+  const LogitStatistics statistics = StatisticsOf(kernels, logits.data(), kVocab);
+  const TokenCount counts[] = {{.token = 3, .in_prompt = 1, .in_output = 2},
+                               {.token = 500, .in_prompt = 0, .in_output = 1}};
+  const LogitBias bias[] = {{.token = 7, .bias = 6.0f}};
+  const SamplingParameters kinds[] = {
+      {},
+      {.temperature = 0.7f, .top_k = 40},
+      {.top_p = 0.9f},
+      {.temperature = 1.5f, .min_p = 0.05f},
+      {.top_k = 200, .top_p = 0.8f},
+      {.repetition_penalty = 1.3f, .presence_penalty = 0.5f, .frequency_penalty = 0.25f}};
+  Sampler sampler(kernels, kVocab);
+  std::vector<float> drawn;
+  for (const SamplingParameters& sampling : kinds) {
+    TokenRow row;
+    row.seed = 17;
+    row.choice = 1;
+    row.sampling = &sampling;
+    row.logit_bias = bias;
+    if (HasPenalties(sampling)) row.counts = counts;
+    for (int64_t position = 0; position < 32; ++position) {
+      const int32_t token =
+          sampler.Draw(logits.data(), statistics, row, {}, position).value_or(kVocab - 1);
+      drawn.push_back(static_cast<float>(token));
+      drawn.push_back(RawLogprob(statistics, logits[token]));
+    }
+  }
+  return HashFloats(drawn);
+}
+
+// HashOfDraws of the first sampler, whose ids are those of the logits alone.
+constexpr uint64_t kFirstDraws = 0x1936c8c4939cc71du;
 
 int32_t ProbeToken(const ModelConfig& config, int64_t i) {
   return static_cast<int32_t>((i * 7919 + 13) % config.vocab_size);
@@ -52,7 +96,7 @@ absl::StatusOr<std::string> ProbeNumericId(BlockEngine& engine) {
   };
   if (absl::Status status = run(0, kNumericProbeBlocks - 1); !status.ok()) return status;
   if (absl::Status status = run(kNumericProbeBlocks - 1, 1); !status.ok()) return status;
-  return Id(engine.arithmetic(), contexts);
+  return Id(engine.arithmetic(), HashFloats(contexts));
 }
 
 absl::StatusOr<std::string> ProbeNumericId(TokenEngine& engine) {
@@ -76,7 +120,7 @@ absl::StatusOr<std::string> ProbeNumericId(TokenEngine& engine) {
   engine.Decode({&row, 1}, {&result, 1});
   // Logits that are not finite are bits like others.
   if (absl::IsUnavailable(result.status)) return result.status;
-  return Id(engine.arithmetic(), logits);
+  return Id(engine.arithmetic(), HashFloats(logits) ^ HashOfDraws() ^ kFirstDraws);
 }
 
 }  // namespace blockserve
