@@ -311,13 +311,14 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
     return status;
   }
   if (absl::Status status = CheckAnswerSize(job); !status.ok()) return status;
-  if (wanted.stream) job.prompts_hash = HashOfPrompts(job.prompts);
+  if (wanted.include_event_id || job.resume.has_value()) {
+    job.prompts_hash = HashOfPrompts(job.prompts);
+  }
   if (job.resume.has_value() && !job.resume->prompts.empty() &&
       job.resume->prompts != job.prompts_hash) {
     return absl::FailedPreconditionError(
-        "Last-Event-ID: the prompt has other tokens than that of this stream: it is another one, "
-        "or "
-        "the tokenizer or the chat format is");
+        "Last-Event-ID: the prompt has other tokens than that of this stream: it, the tokenizer or "
+        "the chat format is another one");
   }
   job.head.chat = chat;
   job.head.id = absl::StrCat(chat ? "chatcmpl-" : "cmpl-", job.request_id);

@@ -41,7 +41,7 @@ struct HttpCompletionJob {
   std::string request_id;
   uint64_t seed = 0;                  // the events' ids tell it, so that a stream can be made again
   std::optional<HttpEventId> resume;  // seed and request id are its
-  std::string prompts_hash;           // of a stream: HttpEventId::prompts
+  std::string prompts_hash;           // HttpEventId::prompts, where there are ids
   std::vector<HttpPromptJob> prompts;
   v1::GetModelResponse model;  // as it was served when the request came
 };

@@ -18,15 +18,15 @@ struct HttpEventId {
   std::string request_id;
   uint64_t seed = 0;
   std::string tiers;  // HashOfTiers, 8 digits
-  // HashOfPrompts, 8 digits: the same text may be other tokens where the tokenizer or the chat
-  // format is another. Empty: the id of an older gateway, which is not checked for it.
+  // A hash of the prompts' tokens and stop strings, 8 digits: the same text may be other tokens
+  // where the tokenizer or the chat format is another. Empty: the id of an older gateway, which is
+  // not checked for it.
   std::string prompts;
   std::vector<int64_t> tokens;  // of each choice, those generated so far
 
   // "REQUEST:SEED:TIERS:TOKENS", the seed in hexadecimal, the two hashes one after the other, the
-  // tokens by commas. Of more choices
-  // than kMaxResumableChoices "REQUEST" alone: counts of all of them in every event would be most
-  // of what is sent.
+  // tokens by commas. Of more choices than kMaxResumableChoices "REQUEST" alone: counts of all of
+  // them in every event would be most of what is sent.
   std::string ToString() const;
 };
 
