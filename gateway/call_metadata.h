@@ -24,13 +24,17 @@ inline TraceContext CallerTrace(const grpc::CallbackServerContext& context) {
 // The call's status; one that tells when to come again does so in the trailing metadata, in seconds
 // for people and proxies, and in the form that gRPC's own retries heed. An INTERNAL is marked as a
 // gateway's: gRPC has one of its own for a stream that a proxy resets, and that one may be resumed.
+// A gateway's may have killed workers: whatever the client's retry policy, it must not come again.
 inline grpc::Status FinalStatus(const absl::Status& status, grpc::CallbackServerContext& context) {
   if (const std::optional<absl::Duration> wait = RetryAfter(status)) {
     context.AddTrailingMetadata("retry-after", absl::StrCat(RetryAfterSeconds(*wait)));
     context.AddTrailingMetadata("grpc-retry-pushback-ms",
                                 absl::StrCat(absl::ToInt64Milliseconds(*wait)));
   }
-  if (absl::IsInternal(status)) context.AddTrailingMetadata("blockserve-status", "INTERNAL");
+  if (absl::IsInternal(status)) {
+    context.AddTrailingMetadata("blockserve-status", "INTERNAL");
+    context.AddTrailingMetadata("grpc-retry-pushback-ms", "-1");
+  }
   return ToGrpcStatus(status);
 }
 

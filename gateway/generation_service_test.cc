@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "gateway/generation_service_fixture.h"
@@ -237,6 +238,35 @@ TEST_F(GenerationServiceTest, Scores) {
   EXPECT_TRUE(status.ok()) << status.error_message();
   EXPECT_EQ(response.request_id(), "s");
   EXPECT_THAT(response.tokens(), ::testing::ElementsAre(4));
+}
+
+TEST_F(GenerationServiceTest, WhatMayKillWorkersComesOnceWhateverTheClientsRetryPolicy) {
+  int scored = 0;
+  core_.on_score = [&](const ScoringRequest&, const std::shared_ptr<ScoringSink>& sink) {
+    ++scored;
+    sink->OnDone(absl::InternalError("two workers died with it"));
+  };
+  // Over a port: channels within the process retry nothing.
+  GenerationService service(&core_, &validator_);
+  int port = 0;
+  grpc::ServerBuilder builder;
+  builder.RegisterService(&service);
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  grpc::ChannelArguments arguments;
+  arguments.SetServiceConfigJSON(
+      R"({"methodConfig": [{"name": [{}], "retryPolicy": {
+           "maxAttempts": 5, "initialBackoff": "0.001s", "maxBackoff": "0.001s",
+           "backoffMultiplier": 1, "retryableStatusCodes": ["INTERNAL"]}}]})");
+  const auto stub = v1::Generation::NewStub(grpc::CreateCustomChannel(
+      absl::StrCat("127.0.0.1:", port), grpc::InsecureChannelCredentials(), arguments));
+  grpc::ClientContext context;
+  v1::ScoreRequest request;
+  request.mutable_continuation_tokens()->add_ids(4);
+  v1::ScoreResponse response;
+  EXPECT_EQ(stub->Score(&context, request, &response).error_code(), grpc::StatusCode::INTERNAL);
+  EXPECT_EQ(scored, 1);
+  server->Shutdown();
 }
 
 TEST_F(GenerationServiceTest, TellsTheCoreWhenAScoringClientLeaves) {
