@@ -20,10 +20,11 @@ FILE = re.compile(r"`([\w./-]+\.(?:cc|h|py|proto|md|cmake|json))`")
 WRITTEN = {"config.json", "tokenizer.json", "chat_format.json", "stats.json", "results/results.json"}
 LINK = re.compile(r"\]\((?!https?:)([\w./-]*)(?:#([\w-]+))?\)")
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
-# Of cmake, podman, kubectl, curl, GoogleTest, ctest, lm_eval, ghz and other load tools.
-FLAGS_OF_OTHERS = {"--backend", "--base-url", "--build-arg", "--cacert", "--call", "--from-file", "--gtest_filter",
-                   "--insecure", "--install", "--model_args", "--namespace", "--prefix", "--preset", "--previous",
-                   "--sdist", "--tag", "--tasks", "--test-dir", "--url", "--use-server-token-count"}
+# Of cmake, podman, kubectl, curl, protoc, GoogleTest, ctest, lm_eval, ghz and other load tools.
+FLAGS_OF_OTHERS = {"--backend", "--base-url", "--build-arg", "--cacert", "--call", "--from-file", "--go-grpc_opt",
+                   "--go-grpc_out", "--go_opt", "--go_out", "--grpc-java_out", "--grpc_out", "--gtest_filter",
+                   "--insecure", "--install", "--java_out", "--model_args", "--namespace", "--plugin", "--prefix",
+                   "--preset", "--previous", "--ruby_out", "--sdist", "--tag", "--tasks", "--test-dir", "--url", "--use-server-token-count"}
 SERVERS_AND_TOOLS = ["blockserve-gateway", "blockserve-block", "blockserve-token", "blockserve-bench",
                      "blockserve-load", "blockserve-simulate", "blockserve-random-model"]
 SUBCOMMANDS = ["serve", "generate", "score", "evaluate", "tokenize", "detokenize", "inspect", "keys"]
