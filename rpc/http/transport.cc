@@ -52,7 +52,11 @@ class TlsTransport final : public HttpTransport {
     boost::asio::async_write(stream_, buffer, std::move(done));
   }
   void ShutdownWrite(std::function<void()> done) override {
+    // As if the other side had ended: else OpenSSL waits for its end, and takes what it still sends
+    // for an error that ends reading too. The alert is made within async_shutdown's call.
+    SSL_set_shutdown(stream_.native_handle(), SSL_RECEIVED_SHUTDOWN);
     stream_.async_shutdown([done = std::move(done)](boost::system::error_code) { done(); });
+    SSL_set_shutdown(stream_.native_handle(), SSL_SENT_SHUTDOWN);
   }
   void Close() override {
     boost::system::error_code ignored;

@@ -291,9 +291,31 @@ def test_a_client_that_does_not_begin_its_handshake_is_closed(mutual):
         assert connection.recv(100) == b""
 
 
-def test_a_client_with_a_certificate_takes_up_its_tls_session(mutual, pki):
+def client_context(pki):
     context = ssl.create_default_context(cafile=str(pki.public / "ca.crt"))
     context.load_cert_chain(pki.public / "client.crt", pki.public / "client.key")
+    return context
+
+
+def test_a_client_that_is_answered_while_it_sends_may_send_on(mutual, pki):
+    """As without TLS: closing would take the answer away from clients that read when they have sent
+    everything."""
+    body = b"x" * 800_000
+    for _ in range(10):  # each second one found its connection closed
+        with socket.create_connection(("127.0.0.1", mutual.port), timeout=20) as plain:
+            with client_context(pki).wrap_socket(plain, server_hostname="127.0.0.1",
+                                                 suppress_ragged_eofs=False) as secure:
+                secure.sendall(b"POST /none HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body))
+                answer = b""
+                while piece := secure.recv(1000):  # to the end that TLS tells
+                    answer += piece
+                assert answer.startswith(b"HTTP/1.1 404") and b"Connection: close" in answer
+                secure.sendall(body)
+                secure.unwrap()
+
+
+def test_a_client_with_a_certificate_takes_up_its_tls_session(mutual, pki):
+    context = client_context(pki)
     session = None
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", mutual.port), timeout=20) as plain:
