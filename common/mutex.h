@@ -6,11 +6,12 @@
 #ifndef BLOCKSERVE_COMMON_MUTEX_H_
 #define BLOCKSERVE_COMMON_MUTEX_H_
 
+#include <condition_variable>
+
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
 
 #ifdef BLOCKSERVE_STD_MUTEX
-#include <condition_variable>
 #include <mutex>
 #else
 #include "absl/synchronization/mutex.h"
@@ -69,7 +70,34 @@ class CondVar {
 
 using Mutex = absl::Mutex;
 using MutexLock = absl::MutexLock;
-using CondVar = absl::CondVar;
+
+// Not Abseil's: before 20230802 it waits until a time of the wall clock, so that a wait of a second
+// lasts an hour where the clock is set back by one.
+class CondVar {
+ public:
+  void Wait(Mutex* mutex) {
+    Lockable lockable{mutex};
+    condition_.wait(lockable);
+  }
+  // True when the time ran out.
+  bool WaitWithTimeout(Mutex* mutex, absl::Duration timeout) {
+    Lockable lockable{mutex};
+    return condition_.wait_for(lockable, absl::ToChronoNanoseconds(timeout)) ==
+           std::cv_status::timeout;
+  }
+  void Signal() { condition_.notify_one(); }
+  void SignalAll() { condition_.notify_all(); }
+
+ private:
+  // The mutex by the standard library's names.
+  struct Lockable {
+    void lock() ABSL_NO_THREAD_SAFETY_ANALYSIS { mutex->Lock(); }
+    void unlock() ABSL_NO_THREAD_SAFETY_ANALYSIS { mutex->Unlock(); }
+    Mutex* mutex;
+  };
+
+  std::condition_variable_any condition_;
+};
 
 #endif
 
