@@ -12,8 +12,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "blockserve/v1/generation.grpc.pb.h"
+#include "rpc/deadline.h"
 #include "rpc/status.h"
 
 namespace blockserve {
@@ -181,7 +182,7 @@ absl::StatusOr<v1::GetModelResponse> AskModelOf(const GrpcTargetOptions& options
     grpc::ClientContext context;
     AddCommon(options, context);
     context.set_wait_for_ready(wait);
-    context.set_deadline(absl::ToChronoTime(absl::Now() + limit));
+    context.set_deadline(GrpcDeadlineIn(limit));
     return FromGrpcStatus(stub->GetModel(&context, request, &response));
   };
   absl::Status status = ask(/*wait=*/true, timeout);

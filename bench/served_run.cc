@@ -16,7 +16,9 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "bench/engine_run.h"
+#include "common/clock.h"
 #include "common/mutex.h"
+#include "rpc/deadline.h"
 #include "rpc/status.h"
 
 namespace blockserve {
@@ -62,7 +64,7 @@ class StreamReader final : public grpc::ClientReadReactor<v1::GenerateResponse> 
     request.mutable_stop()->set_max_tokens(static_cast<int32_t>(generate_tokens));
     request.mutable_stop()->set_ignore_eos(true);
     request.set_alignment(v1::ALIGNMENT_END);
-    context_.set_deadline(absl::ToChronoTime(absl::Now() + kRunLimit));
+    context_.set_deadline(GrpcDeadlineIn(kRunLimit));
     tokens.reserve(static_cast<size_t>(generate_tokens));
     stub.async()->Generate(&context_, &request, this);
     StartRead(&event_);
@@ -200,7 +202,7 @@ absl::Status ServedModel::Connect(const std::string& address) {
 
 absl::Status ServedModel::WaitUntilConnected(const std::shared_ptr<grpc::Channel>& channel) {
   Client client(channel);
-  const absl::Time limit = absl::Now() + kStartLimit;
+  const absl::Time limit = SteadyClock().Now() + kStartLimit;
   while (true) {
     for (ChildProcess& process : processes_) {
       if (absl::Status status = process.CheckAlive(); !status.ok()) return status;
@@ -211,7 +213,7 @@ absl::Status ServedModel::WaitUntilConnected(const std::shared_ptr<grpc::Channel
     if (model.ok() && model->block_services() > 0 && model->token_workers() > 0) {
       return absl::OkStatus();
     }
-    if (absl::Now() > limit) {
+    if (SteadyClock().Now() > limit) {
       return absl::DeadlineExceededError(
           absl::StrCat("the tiers are not connected after ", absl::FormatDuration(kStartLimit)));
     }

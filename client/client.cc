@@ -8,8 +8,9 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "client/gateways.h"
+#include "common/clock.h"
 
 namespace blockserve {
 namespace {
@@ -39,7 +40,7 @@ std::shared_ptr<grpc::Channel> Connect(const std::string& address,
 
 absl::Time DeadlineOf(const CallOptions& options) {
   return options.timeout == absl::InfiniteDuration() ? absl::InfiniteFuture()
-                                                     : absl::Now() + options.timeout;
+                                                     : SteadyClock().Now() + options.timeout;
 }
 
 template <class Response, class Request, class Method>

@@ -7,6 +7,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/wall_clock_for_test.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -141,6 +142,14 @@ TEST_F(ClientTest, GivesEveryCallADeadline) {
                       Request("r"), [](const auto&) { return true; }, options)
                   .ok());
   EXPECT_GT(service_.deadline, before + absl::Minutes(50));
+}
+
+TEST_F(ClientTest, CallsWhileTheWallClockIsSet) {
+  const WallClockThatIsSet clock(absl::Hours(1));
+  CallOptions options;
+  options.timeout = absl::Minutes(5);
+  const absl::Status status = client_->Tokenize("A", options).status();
+  EXPECT_TRUE(status.ok()) << status;
 }
 
 TEST_F(ClientTest, CallsTheOtherMethods) {

@@ -7,7 +7,9 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
+#include "rpc/deadline.h"
 
 namespace blockserve {
 namespace {
@@ -46,7 +48,8 @@ void Gateways::MoveOn(size_t failed) {
 
 std::unique_ptr<grpc::ClientContext> Gateways::MakeContext(absl::Time deadline) const {
   auto context = std::make_unique<grpc::ClientContext>();
-  if (deadline != absl::InfiniteFuture()) context->set_deadline(absl::ToChronoTime(deadline));
+  if (deadline != absl::InfiniteFuture())
+    context->set_deadline(GrpcDeadlineIn(deadline - SteadyClock().Now()));
   if (!authorization_.empty()) context->AddMetadata("authorization", authorization_);
   return context;
 }
@@ -107,7 +110,7 @@ bool RetryState::AfterFailure(const absl::Status& status) {
   // Larger than is ever allowed: generation.proto.
   if (!broken_off && !told.has_value()) return false;
   const bool lost = broken_off && !told.has_value();
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyClock().Now();
   if (cancelled()) return false;
   ++failures_;
   if (!lost) {
@@ -141,9 +144,10 @@ bool RetryState::AfterFailure(const absl::Status& status) {
 // looks by itself every 5 s, and a proxy that waits for our first bytes is never reached in time.
 bool RetryState::WaitUntil(absl::Time time) {
   grpc::Channel& channel = gateways_->channel(gateways_->current());
-  for (absl::Time now = absl::Now(); now < time && !cancelled(); now = absl::Now()) {
+  const SteadyClock clock;
+  for (absl::Time now = clock.Now(); now < time && !cancelled(); now = clock.Now()) {
     channel.WaitForStateChange(channel.GetState(/*try_to_connect=*/true),
-                               absl::ToChronoTime(std::min(time, now + kWaitSlice)));
+                               GrpcDeadlineIn(std::min(time - now, kWaitSlice)));
   }
   return !cancelled();
 }

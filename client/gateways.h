@@ -47,6 +47,7 @@ class Gateways {
   void set_answered() { answered_.store(true); }
   const RetryPolicy& policy() const { return policy_; }
 
+  // Times here are of a SteadyClock.
   std::unique_ptr<grpc::ClientContext> MakeContext(absl::Time deadline) const;
 
  private:

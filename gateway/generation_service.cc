@@ -1,5 +1,6 @@
 #include "gateway/generation_service.h"
 
+#include <grpc/support/time.h>
 #include <grpcpp/impl/codegen/proto_utils.h>
 
 #include <memory>
@@ -7,7 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/mutex.h"
 #include "gateway/call_metadata.h"
 #include "gateway/generate_call.h"
@@ -27,6 +28,17 @@ absl::StatusOr<Message> Parse(const grpc::ByteBuffer& bytes) {
                      ": malformed, or a string in it is not valid UTF-8"));
   }
   return message;
+}
+
+// Until the call's deadline. Not by deadline(), a time of the wall clock: when that has been set
+// back, absl::Now() goes on from before for up to two seconds, and every call seems too late.
+absl::Duration TimeLeft(const grpc::CallbackServerContext& context) {
+  const gpr_timespec deadline = context.raw_deadline();
+  if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) {
+    return absl::InfiniteDuration();
+  }
+  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  return absl::Seconds(left.tv_sec) + absl::Nanoseconds(left.tv_nsec);
 }
 
 // As much of a request's id as may have been one: it goes into the log.
@@ -174,7 +186,7 @@ void GenerationService::BeginCall(const std::shared_ptr<Call>& call,
   RefusedRequest refused{.method = method, .key = key.ok() ? *key : ""};
   // The context is gRPC's, and may be gone with the client.
   auto read = [this, call, bytes, validate, refused, trace = CallerTrace(context),
-               deadline = RequestDeadline(context.deadline(), absl::Now(), core_->Now())](
+               deadline = RequestDeadline(TimeLeft(context), core_->Now())](
                   const absl::Status& status) mutable {
     using Made = decltype(validate(Message(), deadline));
     const auto validated = [&]() -> Made {

@@ -10,9 +10,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/wall_clock_for_test.h"
 #include "gateway/generation_service_fixture.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "rpc/deadline.h"
 
 namespace blockserve {
 namespace {
@@ -220,6 +222,24 @@ TEST_F(GenerationServiceTest, PassesTheCallsDeadlineOnInTheCoresTime) {
     EXPECT_GT(deadline, core_.now + expected - absl::Minutes(1));
     EXPECT_LT(deadline, core_.now + expected + absl::Minutes(1));
   }
+}
+
+TEST_F(GenerationServiceTest, TakesCallsWhileTheWallClockIsSet) {
+  absl::Time deadline;
+  core_.on_generate = [&](const GenerationRequest& request,
+                          const std::shared_ptr<GenerationSink>& sink) {
+    deadline = request.deadline;
+    sink->OnDone(absl::OkStatus(), {});
+  };
+  const WallClockThatIsSet clock(absl::Hours(5));
+  grpc::ClientContext context;
+  context.set_deadline(GrpcDeadlineIn(absl::Hours(2)));
+  auto reader = stub_->Generate(&context, OneToken());
+  for (v1::GenerateResponse event; reader->Read(&event);) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_GT(deadline, core_.now + absl::Hours(1));
+  EXPECT_LT(deadline, core_.now + absl::Hours(3));
 }
 
 TEST_F(GenerationServiceTest, Scores) {

@@ -78,12 +78,8 @@ absl::Status NoTokenizer(absl::string_view field) {
 
 }  // namespace
 
-absl::Time RequestDeadline(std::chrono::system_clock::time_point call_deadline, absl::Time wall_now,
-                           absl::Time core_now) {
-  if (call_deadline == std::chrono::system_clock::time_point::max()) {
-    return core_now + kDefaultDeadline;
-  }
-  return core_now + (absl::FromChrono(call_deadline) - wall_now);
+absl::Time RequestDeadline(absl::Duration left, absl::Time core_now) {
+  return core_now + (left == absl::InfiniteDuration() ? kDefaultDeadline : left);
 }
 
 RequestValidator::RequestValidator(const ModelConfig& config, const Tokenizer* tokenizer,

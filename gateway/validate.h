@@ -5,7 +5,6 @@
 #ifndef BLOCKSERVE_GATEWAY_VALIDATE_H_
 #define BLOCKSERVE_GATEWAY_VALIDATE_H_
 
-#include <chrono>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -107,10 +106,9 @@ class RequestValidator {
   const ValidatorOptions options_;
 };
 
-// The request's deadline, by the core's clock, from that of a gRPC call, by the wall clock:
-// time_point::max() says that the call has none. `wall_now` and `core_now` are the same moment.
-absl::Time RequestDeadline(std::chrono::system_clock::time_point call_deadline, absl::Time wall_now,
-                           absl::Time core_now);
+// The request's deadline, by the core's clock, from what a gRPC call has left; infinite: it has no
+// deadline.
+absl::Time RequestDeadline(absl::Duration left, absl::Time core_now);
 
 }  // namespace blockserve
 

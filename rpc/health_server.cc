@@ -9,10 +9,11 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/clock.h"
 #include "common/logging.h"
 #include "common/thread_name.h"
+#include "rpc/deadline.h"
 #include "rpc/listen_address.h"
 
 namespace blockserve {
@@ -59,7 +60,7 @@ HealthServer::~HealthServer() {
   if (watcher_.joinable()) watcher_.join();
   if (acceptor_ != nullptr) acceptor_->Stop();
   if (server_ != nullptr) {
-    server_->Shutdown(absl::ToChronoTime(absl::Now()));
+    server_->Shutdown(GrpcDeadlineIn(absl::ZeroDuration()));
     server_->Wait();
   }
 }

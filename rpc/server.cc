@@ -9,8 +9,8 @@
 #include <grpcpp/support/channel_arguments.h>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "common/logging.h"
+#include "rpc/deadline.h"
 #include "rpc/listen_address.h"
 
 namespace blockserve {
@@ -93,7 +93,7 @@ void RpcServer::Shutdown(absl::Duration grace) {
   if (acceptor_ != nullptr) acceptor_->Stop();
   if (server_ != nullptr) {
     SetServing(false);
-    server_->Shutdown(absl::ToChronoTime(absl::Now() + grace));
+    server_->Shutdown(GrpcDeadlineIn(grace));
     server_->Wait();
   }
 }
