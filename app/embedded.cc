@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/program.h"
 #include "gateway/end_serving.h"
 #include "model/device.h"
@@ -162,12 +163,12 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
 
 absl::Status Embedded::WaitForTiers() {
   // The gateway connects by itself and tells nobody when; this is the one place that waits for it.
-  const absl::Time limit = absl::Now() + kTiersStart;
+  const absl::Time limit = SteadyClock().Now() + kTiersStart;
   while (true) {
     v1::GetModelResponse status;
     gateway_->core().FillModelStatus(status);
     if (status.block_services() > 0 && status.token_workers() > 0) return absl::OkStatus();
-    if (absl::Now() > limit) {
+    if (SteadyClock().Now() > limit) {
       return absl::InternalError(
           absl::StrCat("the tiers of this process did not come up: ", status.block_services(),
                        " block services, ", status.token_workers(), " token workers"));
@@ -178,24 +179,24 @@ absl::Status Embedded::WaitForTiers() {
 
 void Embedded::Stop(absl::Duration grace) {
   if (std::exchange(stopped_, true)) return;
-  const absl::Time end = absl::Now() + grace;
+  const absl::Time end = SteadyClock().Now() + grace;
   if (front_ != nullptr) EndServing(*front_, http_.get(), *gateway_, grace);
   if (gateway_ != nullptr) gateway_->Stop();
   // Later than the own gateway, whose requests have nowhere else to go.
-  if (tiers_ != nullptr && !tiers_->address().empty()) DrainTiers(end - absl::Now());
+  if (tiers_ != nullptr && !tiers_->address().empty()) DrainTiers(end - SteadyClock().Now());
   if (token_ != nullptr) token_->Stop();
   if (block_ != nullptr) block_->Stop();
   if (tiers_ != nullptr) tiers_->Shutdown(absl::ZeroDuration());
 }
 
 void Embedded::DrainTiers(absl::Duration timeout) {
-  const absl::Time end = absl::Now() + timeout;
+  const absl::Time end = SteadyClock().Now() + timeout;
   tiers_->SetServing(false);
   block_->StartDraining();
   // The sequences that are here still need their blocks written.
-  block_->WaitUntilDrained(end - absl::Now());
+  block_->WaitUntilDrained(end - SteadyClock().Now());
   token_->StartDraining();
-  token_->WaitUntilDrained(end - absl::Now());
+  token_->WaitUntilDrained(end - SteadyClock().Now());
 }
 
 Embedded::~Embedded() { Stop(absl::ZeroDuration()); }

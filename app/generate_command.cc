@@ -9,11 +9,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_split.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "app/command.h"
 #include "app/generation_output.h"
 #include "app/request_flags.h"
 #include "app/source.h"
+#include "common/clock.h"
 #include "common/logging.h"
 #include "common/program.h"
 
@@ -48,7 +49,7 @@ absl::Status Generate(const GenerateOptions& options, const v1::GenerateRequest&
   // Several choices come mixed: they are printed when all are there.
   const bool as_it_comes = !as_json && request.n() <= 1;
   GenerationOutput output(model->has_tokenizer());
-  const absl::Time begin = absl::Now();
+  const absl::Time begin = SteadyClock().Now();
   absl::Status status = (*source)->client().Generate(
       request,
       [&](const v1::GenerateResponse& event) {
@@ -57,7 +58,7 @@ absl::Status Generate(const GenerateOptions& options, const v1::GenerateRequest&
         return true;
       },
       (*source)->call_options());
-  const absl::Duration elapsed = absl::Now() - begin;
+  const absl::Duration elapsed = SteadyClock().Now() - begin;
   if (as_it_comes && output.completion_tokens() > 0) Write("\n");
   if (!status.ok()) return (*source)->Explain(NamingTheFlag(status));
   if (as_json) {

@@ -12,10 +12,10 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "bench/load_report.h"
 #include "block_service/block_service.h"
+#include "common/clock.h"
 #include "common/flag_table.h"
 #include "common/logging.h"
 #include "common/program.h"
@@ -164,8 +164,10 @@ class Simulation {
       one.server->SetServing(false);
       one.service->StartDraining();
     }
-    const absl::Time limit = absl::Now() + kDrainTimeout;
-    const auto left = [limit] { return std::max(absl::ZeroDuration(), limit - absl::Now()); };
+    const absl::Time limit = SteadyClock().Now() + kDrainTimeout;
+    const auto left = [limit] {
+      return std::max(absl::ZeroDuration(), limit - SteadyClock().Now());
+    };
     for (TokenWorkerProcess& one : tokens_) (void)one.service->WaitUntilDrained(left());
     for (BlockReplicaProcess& one : blocks_) (void)one.service->WaitUntilDrained(left());
     for (TokenWorkerProcess& one : tokens_) one.service->Stop();

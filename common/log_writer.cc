@@ -10,7 +10,8 @@
 #include <thread>
 #include <utility>
 
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
 #include "common/mutex.h"
 
 namespace blockserve {
@@ -99,10 +100,10 @@ void LogWriter::Write(absl::string_view line) {
 }
 
 bool LogWriter::Flush(absl::Duration wait) {
-  const absl::Time end = absl::Now() + wait;
+  const absl::Time end = SteadyClock().Now() + wait;
   MutexLock lock(&state_->mutex);
   while (state_->writing || !state_->queued.empty()) {
-    const absl::Duration left = end - absl::Now();
+    const absl::Duration left = end - SteadyClock().Now();
     if (left <= absl::ZeroDuration()) return false;
     state_->changed.WaitWithTimeout(&state_->mutex, left);
   }
@@ -152,9 +153,10 @@ void LogWriter::Run(State& state) {
 }
 
 void WriteLineWithin(int fd, absl::string_view line, absl::Duration wait) {
-  const absl::Time end = absl::Now() + wait;
+  const absl::Time end = SteadyClock().Now() + wait;
   while (!line.empty()) {
-    const int64_t left_ms = std::max<int64_t>(0, absl::ToInt64Milliseconds(end - absl::Now()));
+    const int64_t left_ms =
+        std::max<int64_t>(0, absl::ToInt64Milliseconds(end - SteadyClock().Now()));
     if (!WaitUntilWritable(fd, static_cast<int>(left_ms))) return;
     const ssize_t written = write(fd, line.data(), std::min(line.size(), kPieceBytes));
     if (written > 0) line.remove_prefix(static_cast<size_t>(written));

@@ -13,7 +13,8 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "common/clock.h"
 #include "common/logging.h"
 #include "common/thread_name.h"
 
@@ -96,10 +97,11 @@ void ConnectionAcceptor::Run() {
   SetThreadName("grpc-accept");
   std::vector<pollfd> polled = {{wake_, POLLIN, 0}};
   for (const int fd : sockets_) polled.push_back({fd, POLLIN, 0});
+  const SteadyClock clock;
   absl::Time next_warning = absl::InfinitePast();
   const auto warn = [&](absl::string_view what) {
-    if (absl::Now() < next_warning) return;
-    next_warning = absl::Now() + kBetweenWarnings;
+    if (clock.Now() < next_warning) return;
+    next_warning = clock.Now() + kBetweenWarnings;
     LogWarning(absl::StrCat(flag_, " ", address_, ": ", what));
   };
   while (true) {

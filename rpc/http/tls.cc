@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
+#include "common/clock.h"
 #include "common/logging.h"
 #include "common/read_file.h"
 
@@ -54,7 +54,7 @@ absl::StatusOr<std::shared_ptr<HttpTls>> HttpTls::Load(const ServerTlsFiles& fil
   std::shared_ptr<HttpTls> tls(new HttpTls(files));
   MutexLock lock(&tls->mutex_);
   tls->contents_ = tls->Contents();
-  tls->looked_at_ = absl::Now();
+  tls->looked_at_ = SteadyClock().Now();
   absl::StatusOr<std::shared_ptr<ssl::context>> context = MakeContext(files);
   if (!context.ok()) return context.status();
   tls->context_ = *std::move(context);
@@ -63,7 +63,7 @@ absl::StatusOr<std::shared_ptr<HttpTls>> HttpTls::Load(const ServerTlsFiles& fil
 
 std::shared_ptr<ssl::context> HttpTls::Current() {
   MutexLock lock(&mutex_);
-  const absl::Time now = absl::Now();
+  const absl::Time now = SteadyClock().Now();
   if (now - looked_at_ < absl::Seconds(kTlsReloadSeconds)) return context_;
   looked_at_ = now;
   std::vector<std::string> contents = Contents();
