@@ -11,6 +11,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/time.h"
+#include "common/prepare_process.h"
 
 namespace blockserve {
 namespace {
@@ -217,6 +218,7 @@ absl::Status FlagTable::Parse(const std::vector<std::string>& arguments) const {
 
 std::optional<int> FlagTable::ParseCommandLine(absl::string_view program, absl::string_view usage,
                                                const std::vector<std::string>& arguments) const {
+  PrepareProcess();
   const bool full = AsksFor(arguments, "--helpfull");
   if (full || AsksFor(arguments, "--help") || AsksFor(arguments, "-h")) {
     std::fputs(HelpText(usage, flags_, full).c_str(), stdout);

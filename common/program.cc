@@ -19,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "absl/synchronization/mutex.h"
 #include "common/logging.h"
+#include "common/prepare_process.h"
 #include "common/version.h"
 
 namespace blockserve {
@@ -282,6 +283,7 @@ void TuneLibraries() { absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle
 
 std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,
                                            int first) {
+  PrepareProcess();
   const std::string program(argc > 0 ? BaseName(argv[0]) : "blockserve");
   std::vector<std::string> arguments;
   for (int i = first; i < argc; ++i) arguments.emplace_back(argv[i]);

@@ -1,0 +1,74 @@
+#include "common/prepare_process.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdlib>
+#include <exception>
+#include <new>
+#include <system_error>
+
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "common/log_writer.h"
+
+namespace blockserve {
+namespace {
+
+void FillStandardDescriptors() {
+  for (int descriptor = STDIN_FILENO; descriptor <= STDERR_FILENO; ++descriptor) {
+    if (fcntl(descriptor, F_GETFD) >= 0) continue;
+    // The wrong way round: a write fails, as to one that is closed, and who writes is told.
+    (void)open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+  }
+}
+
+// Before the libraries' own initialisers: gRPC's opens an eventfd.
+[[gnu::section(".preinit_array"),
+  gnu::used]] void (*const fill_standard_descriptors)() = &FillStandardDescriptors;
+
+// Takes no lock and no memory. Not in the order of the log, which another thread writes.
+void Say(absl::string_view line) { WriteLineWithin(STDERR_FILENO, line, absl::Milliseconds(100)); }
+
+void SayError(const std::exception& error) {
+  Say("this process ends: ");
+  Say(error.what());
+  Say("\n");
+}
+
+[[noreturn]] void OnTerminate() {
+  try {
+    if (std::current_exception() != nullptr) std::rethrow_exception(std::current_exception());
+  } catch (const std::bad_alloc&) {
+    Say("this process ends: it gets no memory\n");
+  } catch (const std::system_error& error) {
+    if (error.code() == std::errc::resource_unavailable_try_again) {
+      Say("this process ends: it gets no thread (ulimit -u, a limit of pids, or memory)\n");
+    } else {
+      SayError(error);
+    }
+  } catch (const std::exception& error) {
+    SayError(error);
+  } catch (...) {
+  }
+  std::abort();
+}
+
+void OnBusError(int) {
+  Say("this process ends: a mapped file, most likely the model's, was cut short or cannot be read "
+      "from its disk\n");
+  // The default is set again: on return the same access ends the process.
+}
+
+}  // namespace
+
+void PrepareProcess() {
+  std::set_terminate(&OnTerminate);
+  struct sigaction action = {};
+  action.sa_handler = &OnBusError;
+  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  sigaction(SIGBUS, &action, nullptr);
+}
+
+}  // namespace blockserve
