@@ -1,25 +1,66 @@
 #include "rpc/signals.h"
 
 #include <pthread.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <future>
+#include <thread>
+
+#include "common/thread_name.h"
 
 namespace blockserve {
+namespace {
 
-TerminationWaiter::TerminationWaiter() {
-  sigemptyset(&signals_);
-  sigaddset(&signals_, SIGTERM);
-  sigaddset(&signals_, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
+constexpr int kEndedBySignal = 128;  // as shells have it
+
+int NextOf(const sigset_t& signals) {
+  int signal = 0;
+  while (sigwait(&signals, &signal) != 0) {
+    // Interrupted by a signal of another kind.
+  }
+  return signal;
+}
+
+[[noreturn]] void EndBy(int signal) {
+  sigset_t one;
+  sigemptyset(&one);
+  sigaddset(&one, signal);
+  std::signal(signal, SIG_DFL);
+  pthread_sigmask(SIG_UNBLOCK, &one, nullptr);
+  (void)raise(signal);
+  // To the first process of a container the default is to go on.
+  _exit(kEndedBySignal + signal);
+}
+
+}  // namespace
+
+struct TerminationWaiter::State {
+  std::atomic<bool> waits{false};
+  std::promise<int> first;
+};
+
+TerminationWaiter::TerminationWaiter() : state_(std::make_shared<State>()) {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   std::signal(SIGPIPE, SIG_IGN);
+  std::thread([state = state_, signals] {
+    SetThreadName("signals");
+    while (true) {
+      const int signal = NextOf(signals);
+      if (!state->waits.exchange(false)) EndBy(signal);
+      state->first.set_value(signal);
+    }
+  }).detach();
 }
 
 int TerminationWaiter::Wait() {
-  int signal = 0;
-  while (sigwait(&signals_, &signal) != 0) {
-    // Interrupted by a signal of another kind.
-  }
-  // Unblocked in this thread alone, which is enough for the default action to end the process.
-  pthread_sigmask(SIG_UNBLOCK, &signals_, nullptr);
-  return signal;
+  state_->waits = true;
+  return state_->first.get_future().get();
 }
 
 }  // namespace blockserve

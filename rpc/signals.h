@@ -2,12 +2,12 @@
 #ifndef BLOCKSERVE_RPC_SIGNALS_H_
 #define BLOCKSERVE_RPC_SIGNALS_H_
 
-#include <csignal>
+#include <memory>
 
 namespace blockserve {
 
 // Made in main before any thread is started: the threads inherit the blocked signals, so that they
-// are delivered to Wait alone.
+// are delivered to one of its own alone.
 class TerminationWaiter {
  public:
   // Blocks SIGTERM and SIGINT, and ignores SIGPIPE: whoever read the log may be gone, and the
@@ -16,12 +16,15 @@ class TerminationWaiter {
   TerminationWaiter(const TerminationWaiter&) = delete;
   TerminationWaiter& operator=(const TerminationWaiter&) = delete;
 
-  // Returns the first signal that comes. After that a second one ends the process at once: who is
-  // asked twice does not finish draining.
+  // Returns the first signal that comes. One that comes before this is called, and a second one
+  // afterwards, end the process at once: who still loads has nothing in hand, and who is asked
+  // twice does not finish draining.
   int Wait();
 
  private:
-  sigset_t signals_;
+  struct State;
+
+  std::shared_ptr<State> state_;  // of a thread that ends with the process
 };
 
 }  // namespace blockserve
