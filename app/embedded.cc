@@ -112,6 +112,7 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
       TokenService::Create(token_config, *embedded->checkpoint_, embedded->pool_.get());
   if (!token.ok()) return token.status();
   embedded->token_ = *std::move(token);
+  if (options.loaded != nullptr) options.loaded();
 
   ServerOptions tiers_options;
   tiers_options.listen_address = options.tiers_address;

@@ -5,6 +5,7 @@
 
 #include <grpcpp/channel.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -52,6 +53,8 @@ struct EmbeddedOptions {
   MetricRegistry* metrics = nullptr;  // of all three tiers; must outlive this; null: none
   // Names, admission, keys, logs. The model, the tiers and how to reach them are filled in.
   GatewayConfig gateway;
+  // Called when the model has been loaded, before anything can be asked of it. May be null.
+  std::function<void()> loaded;
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate() const;

@@ -107,6 +107,8 @@ int RunServe(const Arguments& arguments) {
   if (!metrics_server.ok()) return ReportFailure(kProgram, metrics_server.status());
   absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start(health_listen);
   if (!health.ok()) return ReportFailure(kProgram, health.status());
+  options.loaded = [&termination] { termination.SetLoading(false); };
+  termination.SetLoading(true);
   absl::StatusOr<std::unique_ptr<Embedded>> embedded = Embedded::Start(options);
   if (!embedded.ok()) return ReportFailure(kProgram, embedded.status());
   (*health)->WatchProgress((*embedded)->progress(), stall_bound);

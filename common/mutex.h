@@ -6,6 +6,8 @@
 #ifndef BLOCKSERVE_COMMON_MUTEX_H_
 #define BLOCKSERVE_COMMON_MUTEX_H_
 
+#include <algorithm>
+#include <chrono>
 #include <condition_variable>
 
 #include "absl/base/thread_annotations.h"
@@ -18,6 +20,12 @@
 #endif
 
 namespace blockserve {
+
+// For waits of the standard library, which adds it to the time that it is: infinite ones too.
+inline std::chrono::nanoseconds WaitTime(absl::Duration timeout) {
+  constexpr absl::Duration kForEver = absl::Hours(100 * 365 * 24);
+  return absl::ToChronoNanoseconds(std::min(timeout, kForEver));
+}
 
 #ifdef BLOCKSERVE_STD_MUTEX
 
@@ -54,8 +62,7 @@ class CondVar {
   // True when the time ran out.
   bool WaitWithTimeout(Mutex* mutex, absl::Duration timeout) {
     std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
-    const bool timed_out =
-        condition_.wait_for(lock, absl::ToChronoNanoseconds(timeout)) == std::cv_status::timeout;
+    const bool timed_out = condition_.wait_for(lock, WaitTime(timeout)) == std::cv_status::timeout;
     lock.release();
     return timed_out;
   }
@@ -82,8 +89,7 @@ class CondVar {
   // True when the time ran out.
   bool WaitWithTimeout(Mutex* mutex, absl::Duration timeout) {
     Lockable lockable{mutex};
-    return condition_.wait_for(lockable, absl::ToChronoNanoseconds(timeout)) ==
-           std::cv_status::timeout;
+    return condition_.wait_for(lockable, WaitTime(timeout)) == std::cv_status::timeout;
   }
   void Signal() { condition_.notify_one(); }
   void SignalAll() { condition_.notify_all(); }

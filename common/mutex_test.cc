@@ -1,5 +1,7 @@
 #include "common/mutex.h"
 
+#include <thread>
+
 #include "absl/time/time.h"
 #include "common/wall_clock_for_test.h"
 #include "gtest/gtest.h"
@@ -15,6 +17,22 @@ TEST(CondVar, WaitsNoLongerWhereTheWallClockIsSetBack) {
   CondVar changed;
   MutexLock lock(&mutex);
   EXPECT_TRUE(changed.WaitWithTimeout(&mutex, absl::Milliseconds(1)));
+}
+
+TEST(CondVar, AnInfiniteWaitEndsByASignal) {
+  Mutex mutex;
+  CondVar changed;
+  bool told = false;
+  MutexLock lock(&mutex);
+  std::thread teller([&] {
+    MutexLock teller_lock(&mutex);
+    told = true;
+    changed.Signal();
+  });
+  while (!told) EXPECT_FALSE(changed.WaitWithTimeout(&mutex, absl::InfiniteDuration()));
+  mutex.Unlock();
+  teller.join();
+  mutex.Lock();
 }
 
 }  // namespace

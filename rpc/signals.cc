@@ -37,7 +37,7 @@ int NextOf(const sigset_t& signals) {
 }  // namespace
 
 struct TerminationWaiter::State {
-  std::atomic<bool> waits{false};
+  std::atomic<bool> loading{false};
   std::promise<int> first;
 };
 
@@ -50,17 +50,15 @@ TerminationWaiter::TerminationWaiter() : state_(std::make_shared<State>()) {
   std::signal(SIGPIPE, SIG_IGN);
   std::thread([state = state_, signals] {
     SetThreadName("signals");
-    while (true) {
-      const int signal = NextOf(signals);
-      if (!state->waits.exchange(false)) EndBy(signal);
-      state->first.set_value(signal);
-    }
+    const int first = NextOf(signals);
+    if (state->loading) EndBy(first);
+    state->first.set_value(first);
+    EndBy(NextOf(signals));
   }).detach();
 }
 
-int TerminationWaiter::Wait() {
-  state_->waits = true;
-  return state_->first.get_future().get();
-}
+void TerminationWaiter::SetLoading(bool loading) { state_->loading = loading; }
+
+int TerminationWaiter::Wait() { return state_->first.get_future().get(); }
 
 }  // namespace blockserve

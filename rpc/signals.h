@@ -16,9 +16,10 @@ class TerminationWaiter {
   TerminationWaiter(const TerminationWaiter&) = delete;
   TerminationWaiter& operator=(const TerminationWaiter&) = delete;
 
-  // Returns the first signal that comes. One that comes before this is called, and a second one
-  // afterwards, end the process at once: who still loads has nothing in hand, and who is asked
-  // twice does not finish draining.
+  // While it is set a signal ends the process at once: who still loads has nothing in hand.
+  void SetLoading(bool loading);
+  // Returns the first other signal that comes, or has come. One after it ends the process at once:
+  // who is asked twice does not finish draining.
   int Wait();
 
  private:

@@ -89,7 +89,9 @@ absl::Status ServeTier(
   }
   MetricRegistry metrics;
   const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
+  termination.SetLoading(true);
   const absl::StatusOr<std::unique_ptr<TierService>> service = load(metrics);
+  termination.SetLoading(false);
   if (!service.ok()) return service.status();
   const absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options.server, {(*service)->service()});
