@@ -30,15 +30,19 @@ absl::Status NobodyFor(const Run& run) {
         resume->block_numeric_id, " (block) and ", resume->token_numeric_id, " (token) are here"));
   }
   const CallTiers* tiers = run.call_tiers();
-  if (tiers == nullptr || tiers->hash.empty()) {
-    return absl::UnavailableError(
-        "no block service and token worker are there that serve the same model");
+  if (tiers != nullptr && !tiers->hash.empty()) {
+    if (tiers->wrote_stream) {
+      return absl::FailedPreconditionError(
+          "Last-Event-ID: the model or the arithmetic that wrote this stream is not served here");
+    }
+    return absl::UnavailableError("the workers that served the first part of this call are gone");
   }
-  if (tiers->wrote_stream) {
-    return absl::FailedPreconditionError(
-        "Last-Event-ID: the model or the arithmetic that wrote this stream is not served here");
+  if (!run.model_id().empty()) {
+    return absl::NotFoundError(
+        absl::StrCat("model: \"", run.model_id(), "\" is not served here any more"));
   }
-  return absl::UnavailableError("the workers that served the first part of this call are gone");
+  return absl::UnavailableError(
+      "no block service and token worker are there that serve the same model");
 }
 
 }  // namespace
@@ -145,26 +149,19 @@ std::optional<Binding> Core::FindBinding(const Run& run) const {
         block, token,
         ModelId(expected_.config_hash, expected_.tokenizer_hash, block.part_hash, token.part_hash)};
   };
-  if (const ResumeState* resume = run.resume()) {
-    for (const TierGroup& block : blocks.WithNumericId(resume->block_numeric_id)) {
-      for (const TierGroup& token : tokens.WithNumericId(resume->token_numeric_id)) {
-        Binding binding = bind(block, token);
-        if (binding.model_id == resume->model_id) return binding;
-      }
-    }
-    return std::nullopt;
-  }
+  const ResumeState* resume = run.resume();
   const CallTiers* tiers = run.call_tiers();
-  if (tiers != nullptr && !tiers->hash.empty()) {
-    for (const auto& [block, replicas] : blocks.Groups()) {
-      for (const auto& [token, workers] : tokens.Groups()) {
-        Binding binding = bind(block, token);
-        if (HashOf(binding) == tiers->hash) return binding;
-      }
+  const bool begun = tiers != nullptr && !tiers->hash.empty();
+  const auto may_serve = [&](const TierGroup& block, const TierGroup& token) {
+    if (resume == nullptr && !begun && run.model_id().empty()) return true;
+    const Binding binding = bind(block, token);
+    if (resume != nullptr) {
+      return binding.model_id == resume->model_id && block.numeric_id == resume->block_numeric_id &&
+             token.numeric_id == resume->token_numeric_id;
     }
-    return std::nullopt;
-  }
-  const std::optional<TierPair> pair = BestPair(blocks, tokens);
+    return begun ? HashOf(binding) == tiers->hash : binding.model_id == run.model_id();
+  };
+  const std::optional<TierPair> pair = BestPair(blocks, tokens, may_serve);
   if (!pair.has_value()) return std::nullopt;
   return bind(pair->block, pair->token);
 }

@@ -171,6 +171,37 @@ TEST_F(FailoverTest, AnUpgradeToAnotherModelMixesNothing) {
   ExpectNothingLeft();
 }
 
+// It was checked when it came; when its turn comes most workers may be of another model.
+TEST_F(FailoverTest, ARequestThatNamesItsModelByIdIsServedByThatOneAlone) {
+  MakeCore(3, 1);
+  Connect();
+  const Stream first = Generate(Request(4, 4, 1));
+  ASSERT_TRUE(RunUntilDone({first}));
+  for (int i : {0, 1}) {
+    blocks_[i]->Kill();
+    blocks_[i]->part_hash = "part-2";
+    blocks_[i]->Restart();
+  }
+  Connect();
+  const auto ask = [&](uint64_t seed, const std::string& model_id) {
+    GenerationRequest request = Request(4, 12, seed);
+    request.model_id = model_id;
+    const Stream stream = Generate(std::move(request));
+    EXPECT_TRUE(RunUntilDone({stream}));
+    return stream;
+  };
+  const std::string older = first.sink->first.model_id();
+  EXPECT_NE(ask(2, "").sink->first.model_id(), older);
+  const Stream named = ask(3, older);
+  ExpectExact(named);
+  EXPECT_EQ(named.sink->first.model_id(), older);
+  blocks_[2]->Kill();
+  const Stream gone = ask(4, older);
+  EXPECT_EQ(gone.sink->started, 0);
+  EXPECT_EQ(gone.sink->status.code(), absl::StatusCode::kNotFound);
+  ExpectNothingLeft();
+}
+
 // A call over HTTP may be several requests here, and the second comes when most workers are new.
 TEST_F(FailoverTest, RequestsOfOneCallAreServedByTheWorkersOfTheFirst) {
   MakeCore(3, 1);

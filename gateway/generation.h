@@ -51,6 +51,7 @@ struct ResumeState {
 struct GenerationRequest {
   std::string request_id;
   std::string key;              // name of the API key's owner; empty: keys are not asked for
+  std::string model_id;         // given where the request names its model by it; empty: any
   std::vector<int32_t> prompt;  // not empty: an empty prompt is {bos}
   // The bytes of a character that the prompt ends within, where the client is shown the prompt's
   // text before them: the output's text begins with it.
@@ -77,7 +78,8 @@ struct GenerationRequest {
 // Scores `tokens`; those before `first_scored` are context.
 struct ScoringRequest {
   std::string request_id;
-  std::string key;  // as of a GenerationRequest
+  std::string key;  // these two as of a GenerationRequest
+  std::string model_id;
   std::vector<int32_t> tokens;
   int32_t first_scored = 0;
   Alignment alignment = Alignment::kEnd;

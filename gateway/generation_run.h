@@ -29,6 +29,7 @@ class GenerationRun final : public Run {
   const ResumeState* resume() const override {
     return request_.resume.has_value() ? &*request_.resume : nullptr;
   }
+  absl::string_view model_id() const override { return request_.model_id; }
   CallTiers* call_tiers() const override { return request_.origin.tiers.get(); }
   void Start(const Binding& binding) override;
   void Resume() override;

@@ -49,6 +49,8 @@ class Run {
   virtual absl::Time deadline() const = 0;
   virtual uint32_t priority() const = 0;
   virtual int32_t choices() const = 0;
+  // Of the model that the request named by its id, the only one to serve it; empty: any.
+  virtual absl::string_view model_id() const = 0;
   // Set where it goes on with a stream, and so must be bound to the workers that began it.
   virtual const ResumeState* resume() const { return nullptr; }
   // Of the call that it is a part of; null: whoever is there may serve it.

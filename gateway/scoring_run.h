@@ -39,6 +39,7 @@ class ScoringRun final : public Run {
   absl::Time deadline() const override { return request_.deadline; }
   uint32_t priority() const override { return request_.priority; }
   int32_t choices() const override { return 1; }
+  absl::string_view model_id() const override { return request_.model_id; }
   CallTiers* call_tiers() const override { return request_.origin.tiers.get(); }
   void Start(const Binding& binding) override;
 

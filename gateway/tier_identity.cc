@@ -74,14 +74,6 @@ absl::Time TierPresence::AwaySince(const TierGroup& group) const {
   return found->second.workers > 0 ? absl::InfiniteFuture() : found->second.away_since;
 }
 
-std::vector<TierGroup> TierPresence::WithNumericId(absl::string_view numeric_id) const {
-  std::vector<TierGroup> found;
-  for (const auto& [group, entry] : groups_) {
-    if (entry.workers > 0 && group.numeric_id == numeric_id) found.push_back(group);
-  }
-  return found;
-}
-
 std::vector<std::pair<TierGroup, int>> TierPresence::Groups() const {
   std::vector<std::pair<TierGroup, int>> groups;
   for (const auto& [group, entry] : groups_) {
@@ -90,7 +82,9 @@ std::vector<std::pair<TierGroup, int>> TierPresence::Groups() const {
   return groups;
 }
 
-std::optional<TierPair> BestPair(const TierPresence& blocks, const TierPresence& tokens) {
+std::optional<TierPair> BestPair(
+    const TierPresence& blocks, const TierPresence& tokens,
+    const std::function<bool(const TierGroup& block, const TierGroup& token)>& may_serve) {
   std::optional<TierPair> best;
   std::pair<int, int> most;
   for (const auto& [block, replicas] : blocks.Groups()) {
@@ -98,7 +92,7 @@ std::optional<TierPair> BestPair(const TierPresence& blocks, const TierPresence&
       const bool fit = block.model_digest == token.model_digest || block.model_digest.empty() ||
                        token.model_digest.empty();
       const std::pair<int, int> size(std::min(replicas, workers), replicas + workers);
-      if (!fit || size <= most) continue;
+      if (!fit || size <= most || (may_serve != nullptr && !may_serve(block, token))) continue;
       most = size;
       best = {block, token};
     }

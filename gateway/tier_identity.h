@@ -4,6 +4,7 @@
 #define BLOCKSERVE_GATEWAY_TIER_IDENTITY_H_
 
 #include <cstdint>
+#include <functional>
 #include <initializer_list>
 #include <map>
 #include <optional>
@@ -90,8 +91,6 @@ class TierPresence {
   absl::Time AwaySince() const { return total_ > 0 ? absl::InfiniteFuture() : away_since_; }
   // The last time at which a worker went; the start, if none has.
   absl::Time LastLoss() const { return last_loss_; }
-  // Groups of this numeric id that have workers.
-  std::vector<TierGroup> WithNumericId(absl::string_view numeric_id) const;
   // The group with the most workers; of equals, the first by name.
   std::optional<TierGroup> Largest() const;
   // Those that have workers, and how many, by name.
@@ -115,7 +114,10 @@ struct TierPair {
   TierGroup block;
   TierGroup token;
 };
-std::optional<TierPair> BestPair(const TierPresence& blocks, const TierPresence& tokens);
+// `may_serve`: of which pairs it is to be one; null: of all.
+std::optional<TierPair> BestPair(
+    const TierPresence& blocks, const TierPresence& tokens,
+    const std::function<bool(const TierGroup& block, const TierGroup& token)>& may_serve = nullptr);
 
 }  // namespace blockserve
 

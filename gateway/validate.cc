@@ -155,6 +155,8 @@ absl::Status RequestValidator::Head(const Request& request, const std::string& r
   if (!id.ok()) return id.status();
   out.request_id = *std::move(id);
   if (absl::Status status = Model(request.model(), served_model_id); !status.ok()) return status;
+  // Also when it leaves the queue, by which time most workers may be of another model.
+  if (request.model() != options_.model_name) out.model_id = request.model();
   absl::StatusOr<uint32_t> priority = ResolvePriority(request.priority());
   if (!priority.ok()) return priority.status();
   out.priority = *priority;

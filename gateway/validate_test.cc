@@ -426,9 +426,12 @@ TEST_F(ValidateTest, CountsThePadsOfTheAlignment) {
 
 TEST_F(ValidateTest, KnowsTheModelByNameAndById) {
   v1::GenerateRequest request = Prompt({1});
-  for (const char* model : {"", "tiny", kModelId}) {
+  for (const std::string model : {"", "tiny", kModelId}) {
     request.set_model(model);
-    EXPECT_TRUE(Generation(request).ok()) << model;
+    const auto result = Generation(request);
+    ASSERT_TRUE(result.ok()) << model;
+    // By its id it means no other.
+    EXPECT_EQ(result->model_id, model == kModelId ? kModelId : "");
   }
   request.set_model("other");
   EXPECT_EQ(Generation(request).status().code(), absl::StatusCode::kNotFound);
