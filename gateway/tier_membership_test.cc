@@ -70,7 +70,9 @@ TEST(CheckIdentity, NamesACapacityThatCannotBe) {
 TEST(TierMembership, AProcessIsOneMember) {
   absl::Time now = absl::FromUnixSeconds(1000);
   TierMembership membership("token worker", Expected(), now);
-  TierMember one{.address = "host:1"}, two{.address = "localhost:1"};
+  TierMember one, two;
+  one.address = "host:1";
+  two.address = "localhost:1";
   TierIdentity identity = Fitting();
   identity.incarnation = 7;
   EXPECT_FALSE(membership.IsTwin(one, identity, now));

@@ -243,7 +243,7 @@ HWY_INLINE void RunWidenedTile(const MatmulArgs& args, int64_t rows, int64_t row
   }
 }
 
-HWY_NOINLINE void RunWidened(const MatmulArgs& args, int64_t begin, int64_t end) {
+[[maybe_unused]] HWY_NOINLINE void RunWidened(const MatmulArgs& args, int64_t begin, int64_t end) {
   constexpr int64_t kMaxTileRows = MaxTileRows(false);
   const PackedMatrix& weights = *args.weights;
   alignas(64) float wide[kWidenMaxSteps * kPanelWidth];

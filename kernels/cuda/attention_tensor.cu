@@ -294,7 +294,7 @@ __device__ void AttendRun(const BlockAttentionArgs& args, const KvStrides& strid
 
 // Of a multiprocessor at least so many blocks at a time; 0: as many as come. Decoding waits for
 // memory, and heads of these sizes are a few registers from one block more.
-constexpr int MinBlocks(int size, int tiles_or_none) {
+[[maybe_unused]] constexpr int MinBlocks(int size, int tiles_or_none) {
   return (size == 48 || size == 64) && tiles_or_none == 0 ? 5 : 0;
 }
 
