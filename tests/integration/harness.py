@@ -51,6 +51,24 @@ def wait_until(holds: Callable[[], bool], what: str, limit_s: float = START_LIMI
         pause.wait(0.02)
 
 
+def health(address: str, service: str = "", credentials: Optional[grpc.ChannelCredentials] = None,
+           timeout: float = 60) -> int:
+    """What a process says of itself when it is asked once."""
+    options = [("grpc.enable_retries", 0)]
+    with (grpc.insecure_channel(address, options) if credentials is None
+          else grpc.secure_channel(address, credentials, options)) as channel:
+        request = health_pb2.HealthCheckRequest(service=service)
+        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout).status
+
+
+def is_healthy(address: str, service: str = "") -> bool:
+    """False also where nobody answers."""
+    try:
+        return health(address, service, timeout=2) == health_pb2.HealthCheckResponse.SERVING
+    except grpc.RpcError:
+        return False
+
+
 def program(name: str) -> str:
     """A built program, or, where `name` is an absolute path, that one."""
     path = PROGRAMS / name
@@ -88,13 +106,7 @@ class Server:
 
     def is_serving(self) -> bool:
         assert self.is_alive(), f"{self.name} ended with {self.process.returncode}:\n{self.log()}"
-        with grpc.insecure_channel(self.address, [("grpc.enable_retries", 0)]) as channel:
-            try:
-                reply = health_pb2_grpc.HealthStub(channel).Check(
-                    health_pb2.HealthCheckRequest(), timeout=2)
-            except grpc.RpcError:
-                return False
-        return reply.status == health_pb2.HealthCheckResponse.SERVING
+        return is_healthy(self.address)
 
     def wait_until_ready(self) -> "Server":
         wait_until(self.is_serving, f"{self.name} is ready")

@@ -7,9 +7,7 @@ import pathlib
 import subprocess
 import types
 
-import grpc
 import harness
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 
 def make_certificates(folder, *names, also=None):
@@ -35,14 +33,6 @@ def server_flags(folder, name, client_ca=None):
 def keys_command(*arguments):
     return subprocess.run([harness.program("blockserve"), "keys", *arguments], text=True,
                           capture_output=True, check=False)
-
-
-def health(address, credentials=None):
-    channel = (grpc.insecure_channel(address) if credentials is None
-               else grpc.secure_channel(address, credentials))
-    with channel:
-        request = health_pb2.HealthCheckRequest()
-        return health_pb2_grpc.HealthStub(channel).Check(request, timeout=20).status
 
 
 def put_in_place(new, old):

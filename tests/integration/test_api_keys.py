@@ -11,7 +11,7 @@ import grpc
 import harness
 import pytest
 from grpc_health.v1 import health_pb2
-from secured_tiers import health, keys_command, put_in_place
+from secured_tiers import keys_command, put_in_place
 
 PROMPT = {"prompt": "The little dog", "max_tokens": 8, "seed": 1, "temperature": 0.0}
 
@@ -29,7 +29,7 @@ def test_without_a_key_every_call_is_unauthenticated(secured, pki, key):
 
 def test_health_needs_no_key(secured, pki):
     credentials = blockserve.Tls(ca=pki.public / "ca.crt").credentials()
-    assert health(secured.gateway.address, credentials) == health_pb2.HealthCheckResponse.SERVING
+    assert harness.health(secured.gateway.address, credentials=credentials) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_keys_are_taken_in_and_back_while_it_runs(secured, pki, secured_client):

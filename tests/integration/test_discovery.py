@@ -13,10 +13,8 @@ import time
 import urllib.request
 
 import blockserve
-import grpc
 import harness
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 NETWORK = "127.77.7"  # loopback; each worker has an address of its own and all have one port
 TTL_S = 1
@@ -29,16 +27,6 @@ CLIENTS = 4
 # own a process sees ours.
 WITH_RESOLV_CONF = ["unshare", "--mount", "--propagation", "private", "sh", "-c",
                     'file="$1"; shift; mount --bind "$file" /etc/resolv.conf && exec "$@"', "sh"]
-
-
-def is_ready(address):
-    with grpc.insecure_channel(address) as channel:
-        try:
-            return health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service="readiness"),
-                timeout=1).status == health_pb2.HealthCheckResponse.SERVING
-        except grpc.RpcError:
-            return False
 
 
 class Service:
@@ -99,7 +87,7 @@ class Service:
         while not self._stop.wait(0.05):
             with self._lock:
                 pods = dict(self._pods)
-            ready = {ip: tier for ip, (tier, health) in pods.items() if is_ready(health)}
+            ready = {ip: tier for ip, (tier, health) in pods.items() if harness.is_healthy(health, "readiness")}
             with self._lock:
                 records = {ip: tier for ip, tier in ready.items() if ip not in self._hidden}
             if records == self._records:

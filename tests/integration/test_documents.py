@@ -24,7 +24,8 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9_-]*")
 FLAGS_OF_OTHERS = {"--backend", "--base-url", "--build-arg", "--cacert", "--call", "--from-file", "--go-grpc_opt",
                    "--go-grpc_out", "--go_opt", "--go_out", "--grpc-java_out", "--grpc_out", "--gtest_filter",
                    "--insecure", "--install", "--java_out", "--model_args", "--namespace", "--plugin", "--prefix",
-                   "--preset", "--previous", "--ruby_out", "--sdist", "--tag", "--tasks", "--test-dir", "--url", "--use-server-token-count"}
+                   "--preset", "--previous", "--ruby_out", "--sdist", "--tag", "--tasks", "--test-dir", "--url",
+                   "--use-server-token-count"}
 SERVERS_AND_TOOLS = ["blockserve-gateway", "blockserve-block", "blockserve-token", "blockserve-bench",
                      "blockserve-load", "blockserve-simulate", "blockserve-random-model"]
 SUBCOMMANDS = ["serve", "generate", "score", "evaluate", "tokenize", "detokenize", "inspect", "keys"]

@@ -11,18 +11,12 @@ import blockserve
 import grpc
 import harness
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 MODEL = harness.GOLDEN / "concat_l4"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 ALL = ("startup", "readiness", "liveness", "")
-
-
-def probe(address, service):
-    with grpc.insecure_channel(address) as channel:
-        return health_pb2_grpc.HealthStub(channel).Check(
-            health_pb2.HealthCheckRequest(service=service), timeout=60).status
 
 
 def with_health(start, *arguments):
@@ -45,10 +39,10 @@ def tiers(launcher):
 def test_every_program_answers_the_three_probes(tiers, tier):
     server, health = tiers[tier]
     server.wait_until_ready()
-    harness.wait_until(lambda: probe(health, "readiness") == SERVING, f"{tier} is ready")
-    assert [probe(health, service) for service in ALL] == [SERVING] * 4
+    harness.wait_until(lambda: harness.health(health, "readiness") == SERVING, f"{tier} is ready")
+    assert [harness.health(health, service) for service in ALL] == [SERVING] * 4
     with pytest.raises(grpc.RpcError) as unknown:
-        probe(health, "no-such-service")
+        harness.health(health, "no-such-service")
     assert unknown.value.code() == grpc.StatusCode.NOT_FOUND
 
 
@@ -83,7 +77,7 @@ def test_overload_is_neither_unready_nor_dead(launcher):
             outcomes.append(error.code)
 
     def look():
-        return [probe(where, service) for where in (health, block_health, token_health)
+        return [harness.health(where, service) for where in (health, block_health, token_health)
                 for service in ALL]
 
     *_, seen = harness.in_parallel([ask] * 24 + [look])
@@ -127,8 +121,8 @@ def test_a_gateway_that_drains_is_live_and_not_ready(launcher, tiers):
         events = iter(client.stream([1, 2, 3], max_tokens=40, ignore_eos=True))
         assert isinstance(next(events), blockserve.Started)
         server.process.send_signal(signal.SIGTERM)
-        harness.wait_until(lambda: probe(health, "readiness") == NOT_SERVING, "it is not ready")
-        assert [probe(health, service) for service in ("startup", "liveness", "")] == [
+        harness.wait_until(lambda: harness.health(health, "readiness") == NOT_SERVING, "it is not ready")
+        assert [harness.health(health, service) for service in ("startup", "liveness", "")] == [
             SERVING, SERVING, NOT_SERVING]
     tokens = [token for event in events if isinstance(event, blockserve.Output)
               for token in event.tokens]
@@ -152,13 +146,13 @@ def test_a_hung_engine_ends_liveness_and_nothing_else_does(launcher, tier, threa
         client.generate([1, 2, 3], max_tokens=8, ignore_eos=True)))
     with FrozenThread(servers[tier], thread):
         request.start()
-        harness.wait_until(lambda: probe(health[tier], "liveness") == NOT_SERVING,
+        harness.wait_until(lambda: harness.health(health[tier], "liveness") == NOT_SERVING,
                            f"{tier} is not live")
-        assert probe(health[tier], "startup") == SERVING
+        assert harness.health(health[tier], "startup") == SERVING
         others = [name for name in health if name != tier]
-        assert [probe(health[name], "liveness") for name in others] == [SERVING] * 2
+        assert [harness.health(health[name], "liveness") for name in others] == [SERVING] * 2
     # It goes on where it was, and the request with it.
     request.join()
     assert len(answers[0].choices[0].tokens) == 8
-    harness.wait_until(lambda: probe(health[tier], "liveness") == SERVING, f"{tier} is live again")
+    harness.wait_until(lambda: harness.health(health[tier], "liveness") == SERVING, f"{tier} is live again")
     servers[tier].wait_for_log("not live")

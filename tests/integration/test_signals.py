@@ -9,25 +9,13 @@ import subprocess
 import threading
 
 import blockserve
-import grpc
 import harness
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scraping import scrape
 
 MODEL = harness.GOLDEN / "concat_l4"
-SERVING = health_pb2.HealthCheckResponse.SERVING
 # Its child is the first process of a namespace, which the default action of a signal does not end.
 AS_THE_FIRST = ["unshare", "--pid", "--fork", "--kill-child"]
-
-
-def probe(address, service):
-    with grpc.insecure_channel(address) as channel:
-        try:
-            return health_pb2_grpc.HealthStub(channel).Check(
-                health_pb2.HealthCheckRequest(service=service), timeout=10).status
-        except grpc.RpcError:
-            return None
 
 
 @pytest.mark.parametrize("program, flag", [("blockserve-block", "--listen"),
@@ -43,8 +31,8 @@ def test_a_signal_while_the_model_loads_ends_the_process(launcher, tmp_path, pro
     health = f"127.0.0.1:{harness.free_port()}"
     serve = ["serve"] if program == "blockserve" else []
     server = launcher.start(program, [*serve, f"--model={model}", f"--health-listen={health}"], flag)
-    harness.wait_until(lambda: probe(health, "liveness") == SERVING, "its health can be asked")
-    assert probe(health, "startup") != SERVING
+    harness.wait_until(lambda: harness.is_healthy(health, "liveness"), "its health can be asked")
+    assert not harness.is_healthy(health, "startup")
     server.process.send_signal(number)
     assert server.process.wait(harness.STOP_LIMIT_S) == -number
     server.kill()  # has ended, and not with 0
@@ -60,7 +48,7 @@ def test_a_second_signal_ends_a_program_that_drains(launcher, wrapper):
         f"--model={MODEL}", f"--health-listen={health}", "--metrics-listen=127.0.0.1:0",
         f"--block-services={nobody}", f"--token-services={nobody}", "--tier-wait=10m",
         "--drain-time=10m"], wrapper)
-    harness.wait_until(lambda: probe(health, "readiness") == SERVING, "it is ready")
+    harness.wait_until(lambda: harness.is_healthy(health, "readiness"), "it is ready")
     pid = server.process.pid
     if wrapper:
         pid = int(pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
@@ -72,7 +60,7 @@ def test_a_second_signal_ends_a_program_that_drains(launcher, wrapper):
     harness.wait_until(lambda: scrape(server).value("blockserve_gateway_streams") == 1,
                        "the request is there")
     os.kill(pid, signal.SIGTERM)
-    harness.wait_until(lambda: probe(health, "readiness") != SERVING, "it drains")
+    harness.wait_until(lambda: not harness.is_healthy(health, "readiness"), "it drains")
     assert server.is_alive()
     os.kill(pid, signal.SIGTERM)
     status = server.process.wait(harness.STOP_LIMIT_S)

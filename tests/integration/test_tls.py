@@ -15,7 +15,7 @@ import grpc
 import harness
 import pytest
 from grpc_health.v1 import health_pb2
-from secured_tiers import health, make_certificates, put_in_place, server_flags
+from secured_tiers import make_certificates, put_in_place, server_flags
 
 PROMPT = {"prompt": "The little dog", "max_tokens": 8, "seed": 1, "temperature": 0.0}
 
@@ -85,11 +85,11 @@ def test_a_tier_refuses_callers_without_a_certificate(secured, pki, tier):
     }
     for who, credentials in strangers.items():
         with pytest.raises(grpc.RpcError) as caught:
-            health(address, credentials)
+            harness.health(address, credentials=credentials)
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE, who
     known = blockserve.Tls(ca=pki.tiers / "ca.crt", certificate=pki.tiers / "gateway.crt",
                            key=pki.tiers / "gateway.key").credentials()
-    assert health(address, known) == health_pb2.HealthCheckResponse.SERVING
+    assert harness.health(address, credentials=known) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_gateway_says_why_it_cannot_connect_to_a_tier(secured, pki, demo_model, launcher):
@@ -233,11 +233,11 @@ def test_certificates_that_cannot_be_used_for_a_while_change_nothing(secured, pk
     # Each port says so once; by then each has looked at it.
     harness.wait_until(lambda: shown(pki, ports) == before and
                        secured.gateway.log().count("cannot be used") >= said + 2, "the file is told")
-    assert health(address, credentials) == health_pb2.HealthCheckResponse.SERVING
+    assert harness.health(address, credentials=credentials) == health_pb2.HealthCheckResponse.SERVING
     certificate.write_bytes(whole)
     make_certificates(pki.public, "server")
     harness.wait_until(lambda: not set(shown(pki, ports)) & set(before), "the new certificate is shown")
-    assert health(address, credentials) == health_pb2.HealthCheckResponse.SERVING
+    assert harness.health(address, credentials=credentials) == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_load_is_sent_through_tls_with_a_key(secured, pki, tmp_path):

@@ -30,7 +30,8 @@ class HalfUpgraded:
 
         self._gateway = launcher.start("blockserve-gateway", [
             f"--model={model}", f"--http-listen=127.0.0.1:{self._port}", "--max-starting-requests=1",
-            "--tier-wait=2s", "--progress-bound=2m", "--metrics-listen=127.0.0.1:0", f"--block-services={addresses('block', self._old[0])}",
+            "--tier-wait=2s", "--progress-bound=2m", "--metrics-listen=127.0.0.1:0",
+            f"--block-services={addresses('block', self._old[0])}",
             f"--token-services={addresses('token', self._old[1])}"])
         self.client = launcher.connected_client(self._gateway, 1, 1)
         self.http = http_tools.HttpServer(self._gateway, self._port)
