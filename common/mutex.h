@@ -7,7 +7,6 @@
 #define BLOCKSERVE_COMMON_MUTEX_H_
 
 #include <algorithm>
-#include <chrono>
 #include <condition_variable>
 
 #include "absl/base/thread_annotations.h"
@@ -21,12 +20,6 @@
 
 namespace blockserve {
 
-// For waits of the standard library, which adds it to the time that it is: infinite ones too.
-inline std::chrono::nanoseconds WaitTime(absl::Duration timeout) {
-  constexpr absl::Duration kForEver = absl::Hours(100 * 365 * 24);
-  return absl::ToChronoNanoseconds(std::min(timeout, kForEver));
-}
-
 #ifdef BLOCKSERVE_STD_MUTEX
 
 class ABSL_LOCKABLE Mutex {
@@ -35,7 +28,6 @@ class ABSL_LOCKABLE Mutex {
   void Unlock() ABSL_UNLOCK_FUNCTION() { mutex_.unlock(); }
 
  private:
-  friend class CondVar;
   std::mutex mutex_;
 };
 
@@ -52,31 +44,12 @@ class ABSL_SCOPED_LOCKABLE MutexLock {
   Mutex* mutex_;
 };
 
-class CondVar {
- public:
-  void Wait(Mutex* mutex) {
-    std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
-    condition_.wait(lock);
-    lock.release();
-  }
-  // True when the time ran out.
-  bool WaitWithTimeout(Mutex* mutex, absl::Duration timeout) {
-    std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
-    const bool timed_out = condition_.wait_for(lock, WaitTime(timeout)) == std::cv_status::timeout;
-    lock.release();
-    return timed_out;
-  }
-  void Signal() { condition_.notify_one(); }
-  void SignalAll() { condition_.notify_all(); }
-
- private:
-  std::condition_variable condition_;
-};
-
 #else
 
 using Mutex = absl::Mutex;
 using MutexLock = absl::MutexLock;
+
+#endif
 
 // Not Abseil's: before 20230802 it waits until a time of the wall clock, so that a wait of a second
 // lasts an hour where the clock is set back by one.
@@ -89,7 +62,10 @@ class CondVar {
   // True when the time ran out.
   bool WaitWithTimeout(Mutex* mutex, absl::Duration timeout) {
     Lockable lockable{mutex};
-    return condition_.wait_for(lockable, WaitTime(timeout)) == std::cv_status::timeout;
+    // The library adds it to the time that it is: an infinite one would be over at once.
+    constexpr absl::Duration kForEver = absl::Hours(100 * 365 * 24);
+    return condition_.wait_for(lockable, absl::ToChronoNanoseconds(std::min(timeout, kForEver))) ==
+           std::cv_status::timeout;
   }
   void Signal() { condition_.notify_one(); }
   void SignalAll() { condition_.notify_all(); }
@@ -104,8 +80,6 @@ class CondVar {
 
   std::condition_variable_any condition_;
 };
-
-#endif
 
 }  // namespace blockserve
 
