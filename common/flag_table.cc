@@ -228,7 +228,6 @@ std::optional<int> FlagTable::ParseCommandLine(absl::string_view program, absl::
     std::puts(VersionText(program.substr(0, program.find(' '))).c_str());
     return kExitOk;
   }
-  TuneLibraries();
   const absl::Status status = Parse(arguments);
   if (!status.ok()) return ReportUsageError(program, status);
   return std::nullopt;

@@ -1,4 +1,4 @@
-// What a program sees to before anything else.
+// What a program sees to before anything else: called by whatever reads its flags.
 #ifndef BLOCKSERVE_COMMON_PREPARE_PROCESS_H_
 #define BLOCKSERVE_COMMON_PREPARE_PROCESS_H_
 

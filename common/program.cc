@@ -17,7 +17,6 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/strip.h"
-#include "absl/synchronization/mutex.h"
 #include "common/logging.h"
 #include "common/prepare_process.h"
 #include "common/version.h"
@@ -279,8 +278,6 @@ std::string VersionText(absl::string_view program) {
                       CompiledArithmetics());
 }
 
-void TuneLibraries() { absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore); }
-
 std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,
                                            int first) {
   PrepareProcess();
@@ -296,7 +293,6 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramU
     std::puts(VersionText(program).c_str());
     std::exit(kExitOk);
   }
-  TuneLibraries();
   absl::StatusOr<std::vector<std::string>> positional = ParseFlags(arguments, usage);
   if (!positional.ok()) std::exit(ReportUsageError(program, positional.status()));
   return *std::move(positional);

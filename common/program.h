@@ -77,11 +77,6 @@ std::string HelpText(absl::string_view text, const std::vector<FlagBinding>& fla
 // "blockserve-block 0.1.0, commit 1a2b3c4, arithmetic f32 bf16 bf16dot int8".
 std::string VersionText(absl::string_view program);
 
-// What all programs want of the libraries below them, as of the moment at which they read their
-// flags. Debian builds Abseil with its search for lock cycles on, in which every lock of the
-// process, gRPC's too, takes one that all of them share: they do without it, tests keep it.
-void TuneLibraries();
-
 // For main: parses, and ends the process after --help and --version (exit 0) and on bad usage (one
 // line to standard error, exit 2). `first`: index of the first argument to look at.
 std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,
