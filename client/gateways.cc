@@ -48,8 +48,9 @@ void Gateways::MoveOn(size_t failed) {
 
 std::unique_ptr<grpc::ClientContext> Gateways::MakeContext(absl::Time deadline) const {
   auto context = std::make_unique<grpc::ClientContext>();
-  if (deadline != absl::InfiniteFuture())
+  if (deadline != absl::InfiniteFuture()) {
     context->set_deadline(GrpcDeadlineIn(deadline - SteadyClock().Now()));
+  }
   if (!authorization_.empty()) context->AddMetadata("authorization", authorization_);
   return context;
 }

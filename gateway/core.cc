@@ -168,7 +168,8 @@ std::optional<Binding> Core::FindBinding(const Run& run) const {
 
 bool Core::TryBind(Run& run) {
   if (const std::optional<Binding> binding = FindBinding(run)) {
-    if (CallTiers* tiers = run.call_tiers()) tiers->hash = HashOf(*binding);
+    CallTiers* const tiers = run.call_tiers();
+    if (tiers != nullptr && tiers->hash.empty()) tiers->hash = HashOf(*binding);
     run.Start(*binding);
     return true;
   }

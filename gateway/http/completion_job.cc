@@ -211,7 +211,7 @@ std::string HashOfPrompts(const std::vector<HttpPromptJob>& prompts) {
       hash.Update(absl::StrCat(stop.size(), " ", stop));
     }
   }
-  return hash.Hex().substr(0, 8);
+  return hash.Hex().substr(0, HttpEventId::kHashDigits);
 }
 
 // What the core is to do for each prompt of `job.wanted`, which are moved away: `job.prompts`.

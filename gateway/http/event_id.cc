@@ -6,12 +6,6 @@
 #include "absl/strings/str_split.h"
 
 namespace blockserve {
-namespace {
-
-constexpr size_t kHashDigits = 8;
-
-}  // namespace
-
 std::string HttpEventId::ToString() const {
   if (tokens.size() > kMaxResumableChoices) return request_id;
   std::string id = absl::StrCat(request_id, ":", absl::Hex(seed), ":", tiers, prompts, ":");
@@ -35,7 +29,7 @@ absl::StatusOr<HttpEventId> ParseEventId(absl::string_view text) {
   if (!cut(tokens) || !cut(tiers) || !cut(seed) || tiers.empty() || text.empty()) return bad;
   if (!absl::SimpleHexAtoi(seed, &id.seed)) return bad;
   id.request_id = std::string(text);
-  id.tiers = std::string(tiers.substr(0, kHashDigits));
+  id.tiers = std::string(tiers.substr(0, HttpEventId::kHashDigits));
   id.prompts = std::string(tiers.substr(id.tiers.size()));
   for (const absl::string_view count : absl::StrSplit(tokens, ',')) {
     int64_t number = 0;

@@ -15,10 +15,12 @@ namespace blockserve {
 // A client that lost its connection sends its request again with the last id that it has
 // (Last-Event-ID): everything is generated again, and what it has is left out.
 struct HttpEventId {
+  static constexpr size_t kHashDigits = 8;  // hexadecimal, of each of the two
+
   std::string request_id;
   uint64_t seed = 0;
-  std::string tiers;  // HashOfTiers, 8 digits
-  // A hash of the prompts' tokens and stop strings, 8 digits: the same text may be other tokens
+  std::string tiers;  // HashOfTiers
+  // A hash of the prompts' tokens and stop strings: the same text may be other tokens
   // where the tokenizer or the chat format is another. Empty: the id of an older gateway, which is
   // not checked for it.
   std::string prompts;
