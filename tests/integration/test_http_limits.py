@@ -156,7 +156,7 @@ def test_a_client_that_leaves_frees_what_it_held(server):
 
 
 def timer_of(port, peer_port):
-    """What the kernel waits for at the server's end of a connection (proc_net_tcp.txt); None: there is none."""
+    """What the kernel waits for at the `port` end of a connection (proc_net_tcp.txt); None: there is none."""
     for path in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in pathlib.Path(path).read_text().splitlines()[1:]:
             _, local, remote, _, _, timer, *_ = line.split()
@@ -168,6 +168,10 @@ def timer_of(port, peer_port):
 def test_a_client_that_waits_is_asked_whether_it_is_there(server):
     """Else the work of one whose network has gone without a word would be done to its end."""
     with server.connect() as connection:
+        # Linux shows this end's timer at once; gVisor's kernel shows none.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if timer_of(connection.getsockname()[1], server.port) != "02":
+            pytest.skip("/proc/net/tcp does not tell of keepalive timers here")
         harness.wait_until(lambda: timer_of(server.port, connection.getsockname()[1]) == "02",
                            "the keepalive timer runs")
 
