@@ -47,8 +47,9 @@ def free_range(count: int, start: int) -> int:
     raise SystemExit("measure_gateway: no free ports")
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+def cpu_seconds(folder: pathlib.Path) -> float:
+    """CPU of a process (/proc/PID) or of a thread (/proc/PID/task/ID)."""
+    fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
@@ -56,9 +57,12 @@ def thread_cpu_seconds(pid: int) -> dict:
     """CPU of each thread that lives, by id: (name, seconds)."""
     threads = {}
     for task in pathlib.Path(f"/proc/{pid}/task").glob("*"):
+        schedstat = task / "schedstat"  # not in gVisor
         try:
             name = (task / "comm").read_text().strip()
-            threads[task.name] = (name, int((task / "schedstat").read_text().split()[0]) / 1e9)
+            seconds = (int(schedstat.read_text().split()[0]) / 1e9 if schedstat.exists()
+                       else cpu_seconds(task))
+            threads[task.name] = (name, seconds)
         except OSError:  # it has ended
             continue
     return threads
@@ -187,8 +191,9 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
     tiers = ({"both tiers": workers[0]} if options.one_card
              else {"block replicas": replicas, "token workers": workers[0]})
     measured = {"gateway": gateway, **tiers, "load": load}
+    proc = pathlib.Path(f"/proc/{gateway.pid}")
     begin_threads = {name: thread_cpu_seconds(process.pid) for name, process in measured.items()}
-    begin_cpu, begin = cpu_seconds(gateway.pid), time.monotonic()
+    begin_cpu, begin = cpu_seconds(proc), time.monotonic()
     if options.kill_after:
         time.sleep(options.kill_after)
         workers[-1].kill()
@@ -199,7 +204,7 @@ def measure(options: argparse.Namespace, processes: Processes, folder: pathlib.P
         for worker in workers[1:]:
             worker.send_signal(signal.SIGTERM)
     time.sleep(max(0.0, options.duration - (time.monotonic() - begin)))
-    cpu, wall = cpu_seconds(gateway.pid) - begin_cpu, time.monotonic() - begin
+    cpu, wall = cpu_seconds(proc) - begin_cpu, time.monotonic() - begin
     threads = {name: thread_cpu_seconds(process.pid) for name, process in measured.items()}
     memory = memory_mib(gateway.pid)
     load.wait(180)
