@@ -64,7 +64,8 @@ def test_a_second_signal_ends_a_program_that_drains(launcher, wrapper):
     assert server.is_alive()
     os.kill(pid, signal.SIGTERM)
     status = server.process.wait(harness.STOP_LIMIT_S)
-    assert status == (128 + signal.SIGTERM if wrapper else -signal.SIGTERM)
+    # The first of a container ends by itself; in gVisor the default action ends it too.
+    assert status in ([128 + signal.SIGTERM, -signal.SIGTERM] if wrapper else [-signal.SIGTERM])
     ends.join()
     server.kill()  # has ended, and not with 0
 
