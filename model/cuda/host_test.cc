@@ -303,6 +303,33 @@ TEST(TokenBatch, CarriesEveryFieldOfARow) {
   for (int i = 2; i < 4; ++i) EXPECT_EQ(packed[i].limit, 0);  // no row
 }
 
+// Products read a row's padding, where a batch of another size had its parameters or tokens: the
+// bits of a NaN among them would become the whole row.
+TEST(TokenBatch, LeavesNothingOfOtherBatchesBesideAContext) {
+  const ModelConfig config = Config();
+  const std::vector<float> context(config.block.hidden_size, 1.0f);
+  const int64_t padded = cuda::PadElements(config.block.hidden_size);
+  ASSERT_GT(padded, config.block.hidden_size);
+  const SamplingParameters sampling;
+  TokenRow row;
+  row.context = context;
+  row.limit = 4;
+  row.sampling = &sampling;
+  for (const cuda::ElementType type : {cuda::ElementType::kF32, cuda::ElementType::kBf16}) {
+    const TokenIoLayout layout(config, type, 2);
+    std::vector<uint8_t> io(layout.end, 0xff);
+    std::vector<uint8_t> lists(TokenListCapacity(config, 2));
+    PackTokenRows(config, type, {row, row}, 2, layout, io.data(), lists.data());
+    const int64_t element = cuda::ElementBytes(type);
+    for (int64_t r = 0; r < 2; ++r) {
+      const uint8_t* packed = io.data() + layout.contexts + r * padded * element;
+      for (int64_t i = config.block.hidden_size * element; i < padded * element; ++i) {
+        EXPECT_EQ(packed[i], 0) << "row " << r << ", byte " << i;
+      }
+    }
+  }
+}
+
 TEST(TokenBatch, RowsWithLongListsGoIntoTheNextBatch) {
   const ModelConfig config = Config();
   const int64_t capacity = TokenListCapacity(config, 4);

@@ -52,13 +52,17 @@ void SortById(uint8_t* lists, int32_t begin, int32_t end, const TokenOf& token_o
   }
 }
 
+// The padding is cleared: a batch of another size has left anything there, and products read it.
+// Its weights are zero, but zero times a NaN is none.
 void PackContext(cuda::ElementType type, absl::Span<const float> context, uint8_t* to) {
+  const auto width = static_cast<int64_t>(context.size());
   if (type == cuda::ElementType::kF32) {
     std::memcpy(to, context.data(), context.size() * sizeof(float));
-    return;
+  } else {
+    Bf16FromFloats(context.data(), width, reinterpret_cast<uint16_t*>(to));
   }
-  Bf16FromFloats(context.data(), static_cast<int64_t>(context.size()),
-                 reinterpret_cast<uint16_t*>(to));
+  std::memset(to + width * cuda::ElementBytes(type), 0,
+              (cuda::PadElements(width) - width) * cuda::ElementBytes(type));
 }
 
 }  // namespace
