@@ -24,6 +24,8 @@ constexpr int64_t kMaxBlockLength = 1 << 10;
 constexpr int64_t kMaxVocab = 1 << 23;
 constexpr int64_t kMaxPositions = int64_t{1} << 31;
 constexpr int64_t kMaxConfigBytes = 1 << 20;
+// Kernels add it in float32, where less is zero: a row of equal values would become NaN.
+constexpr double kMinLayerNormEps = 1e-37;
 
 // Reads the fields of one JSON object and keeps the first error. After an error every read returns
 // a harmless value, so the caller checks once.
@@ -216,9 +218,10 @@ StackConfig ReadStack(const json& object, absl::string_view source, absl::string
   } else if (!(stack.rotary_base >= 1.0 && stack.rotary_base <= 1e15)) {
     reader.Fail("rotary_emb_base",
                 absl::StrCat("is ", stack.rotary_base, "; it must lie between 1 and 1e15"));
-  } else if (!(stack.layer_norm_eps > 0.0 && stack.layer_norm_eps <= 1.0)) {
+  } else if (!(stack.layer_norm_eps >= kMinLayerNormEps && stack.layer_norm_eps <= 1.0)) {
     reader.Fail("layer_norm_eps",
-                absl::StrCat("is ", stack.layer_norm_eps, "; it must be above 0 and at most 1"));
+                absl::StrCat("is ", stack.layer_norm_eps, "; it must lie between ",
+                             kMinLayerNormEps, " and 1"));
   }
   return stack;
 }

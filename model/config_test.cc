@@ -230,6 +230,9 @@ INSTANTIATE_TEST_SUITE_P(
                   "block_decoder.rope_scaling.rope_type is \"linear\""},
         BadConfig{"Eps", R"({"token_decoder": {"layer_norm_eps": -1e-5}})",
                   "token_decoder.layer_norm_eps is -1e-05"},
+        // Zero in float32.
+        BadConfig{"TinyEps", R"({"block_decoder": {"layer_norm_eps": 1e-46}})",
+                  "block_decoder.layer_norm_eps is 1e-46"},
         BadConfig{"Residual", R"({"token_decoder": {"use_parallel_residual": 1}})",
                   "token_decoder.use_parallel_residual is an integer"},
         BadConfig{"Act", R"({"token_decoder": {"hidden_act": "gelu_new"}})",
