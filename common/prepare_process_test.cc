@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -13,6 +14,7 @@
 #include <system_error>
 #include <thread>
 
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
 namespace blockserve {
@@ -44,6 +46,28 @@ TEST(PrepareProcessDeathTest, WhatIsRefusedIsNamedAsTheReason) {
   const auto again = std::make_error_code(std::errc::resource_unavailable_try_again);
   EXPECT_EXIT(end(std::system_error(again)), ::testing::KilledBySignal(SIGABRT), "no thread");
   EXPECT_EXIT(end(std::runtime_error("why")), ::testing::KilledBySignal(SIGABRT), "ends: why");
+}
+
+// Libraries that get none end the process by these.
+TEST(PrepareProcessDeathTest, AFaultOrAnAbortWithoutMemoryIsNamedAsThat) {
+  const auto end = [](int signal) {
+    PrepareProcess();
+    const rlimit none = {0, 0};
+    if (setrlimit(RLIMIT_AS, &none) != 0) _exit(0);
+    raise(signal);
+  };
+  EXPECT_DEATH(end(SIGSEGV), "this process ends: it gets no memory");
+  EXPECT_DEATH(end(SIGABRT), "this process ends: it gets no memory");
+}
+
+TEST(PrepareProcessDeathTest, AFaultOrAnAbortWithMemoryIsNotExplained) {
+  const auto end = [](int signal) {
+    PrepareProcess();
+    raise(signal);
+  };
+  const auto not_explained = ::testing::Not(::testing::HasSubstr("this process ends"));
+  EXPECT_DEATH(end(SIGSEGV), not_explained);
+  EXPECT_DEATH(end(SIGABRT), not_explained);
 }
 
 }  // namespace

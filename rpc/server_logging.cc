@@ -2,6 +2,7 @@
 
 #include <grpc/support/log.h>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 
@@ -14,6 +15,8 @@ void LogOfGrpc(gpr_log_func_args* args) {
   absl::string_view file(args->file);
   file.remove_prefix(file.rfind('/') + 1);  // npos + 1 is 0
   LogEvent(level, args->message, {{"grpc", absl::StrCat(file, ":", args->line)}});
+  // GPR_ASSERT, which ends the process next.
+  if (absl::StartsWith(args->message, "assertion failed")) FlushLog();
 }
 
 }  // namespace

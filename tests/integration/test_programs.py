@@ -440,3 +440,28 @@ def test_every_port_is_there_in_both_families(host, launcher):
                 socket.create_connection((address, port), timeout=10).close()
             except OSError as error:
                 pytest.fail(f"{flag} {host}: {address}: {error}")
+
+
+@pytest.mark.parametrize("program", ["blockserve-gateway", "blockserve-token"])
+def test_a_program_that_ends_for_want_of_memory_says_so(program):
+    """At any limit: which allocation, or thread, of which library is the one too many is chance."""
+    arguments = [harness.program(program), f"--model={harness.DEMO_MODEL}", "--listen=127.0.0.1:0"]
+    if program == "blockserve-gateway":
+        arguments += ["--block-services=127.0.0.1:1", "--token-services=127.0.0.1:1"]
+    ends = set()
+    for mib in range(80, 280, 10):
+        limit = mib << 20
+        with subprocess.Popen(
+                arguments, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))) as server:
+            lines = []
+            for line in server.stderr:
+                lines.append(line)
+                if "listening on" in line:
+                    server.terminate()
+            ends.add(server.wait() == 0)
+            assert server.returncode == 0 or re.search("no (memory|thread)", "".join(lines)), (
+                mib, server.returncode, lines)
+            # jemalloc's, each time that it tries to start a thread that it can do without.
+            assert sum("background thread creation" in line for line in lines) < 100, (mib, lines[:3])
+    assert False in ends
