@@ -72,7 +72,8 @@ def test_all_parts_run_the_first_first_and_leave_few_files(bundle):
     assert all(part["result"] == "ok" for name, part in parts.items() if "sanitizer" not in name), parts
     shown = result.stdout
     assert (shown.index("engine_golden_cuda_test") < shown.index("cuda_sampler_test") <
-            shown.index("85m_128_2048_groups_at_2048") < shown.index("engine_cuda_test ") < shown.index("vanilla160") <
+            shown.index("85m_128_2048_groups_at_2048") < shown.index("85m_gateway_by_16_groups_2_rows_1024") <
+            shown.index("engine_cuda_test ") < shown.index("vanilla160") <
             shown.index("engine_golden_cuda_test (early)") < shown.index("85m_128_512_at_1_own_early"))
     assert parts["85m_gateway_by_1_groups_2_rows_2048"]["report"]["output_tokens_per_s"] == 100.5
     written = {path.name for path in (bundle.folder / "results").iterdir()}
