@@ -15,6 +15,7 @@ Prints one JSON object; --out FILE appends it to a file of JSON lines.
 """
 
 import argparse
+import glob
 import json
 import os
 import pathlib
@@ -54,9 +55,9 @@ def cpu_seconds(folder: pathlib.Path) -> float:
 
 
 def thread_cpu_seconds(pid: int) -> dict:
-    """CPU of each thread that lives, by id: (name, seconds)."""
+    """CPU of each thread that lives, by id: (name, seconds). In gVisor none of a process that has ended."""
     threads = {}
-    for task in pathlib.Path(f"/proc/{pid}/task").glob("*"):
+    for task in map(pathlib.Path, glob.glob(f"/proc/{pid}/task/*")):
         schedstat = task / "schedstat"  # not in gVisor
         try:
             name = (task / "comm").read_text().strip()
@@ -68,8 +69,10 @@ def thread_cpu_seconds(pid: int) -> dict:
     return threads
 
 
-def cpu_by_thread(before: dict, after: dict, wall: float, tokens_per_s: float) -> dict:
-    """CPU seconds per million tokens of the threads of each name, the largest first."""
+def cpu_by_thread(before: dict, after: dict, wall: float, tokens_per_s: float) -> dict | None:
+    """CPU seconds per million tokens of the threads of each name, the largest first; None: it cannot be told."""
+    if not after:
+        return None
     seconds = {}
     for task, (name, used) in after.items():
         seconds[name] = seconds.get(name, 0.0) + used - before.get(task, (name, 0.0))[1]
