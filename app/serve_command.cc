@@ -43,7 +43,8 @@ int RunServe(const Arguments& arguments) {
   MetricsFlags metrics_flags;
   FlagTable flags;
   flags.Add("model", "folder of the model", &options.model_directory);
-  flags.Add("grpc_address", "address to serve gRPC clients on; port 0: any", &options.grpc_address);
+  flags.Add("grpc_address", "host:port or unix:PATH to serve gRPC on; port 0: any",
+            &options.grpc_address);
   flags.Add("http_address", "address to serve HTTP clients on; empty: none",
             &options.http.server.listen_address);
   flags.Add("share_port", kSharePortFlagHelp, &share_port);

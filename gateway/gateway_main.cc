@@ -52,7 +52,8 @@ void Options::AddFlags(FlagTable& flags) {
             &gateway.block_services);
   flags.Add("token_services", "token workers: host:port or DNS names, by commas",
             &gateway.token_services);
-  flags.Add("listen", "address to serve gRPC clients on; port 0: any", &server.listen_address);
+  flags.Add("listen", "host:port or unix:PATH to serve gRPC on; port 0: any",
+            &server.listen_address);
   flags.Add("http_listen", "address to serve HTTP clients on; empty: none",
             &http.server.listen_address);
   flags.Add("share_port", kSharePortFlagHelp, &share_port);

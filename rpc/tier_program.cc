@@ -24,7 +24,8 @@ constexpr absl::Duration kShutdownGrace = absl::Seconds(2);
 
 void TierProgramOptions::AddFlags(FlagTable& flags) {
   flags.Add("model", "folder of the model: config.json and safetensors", &model);
-  flags.Add("listen", "address to serve gateways on; port 0: any", &server.listen_address);
+  flags.Add("listen", "host:port or unix:PATH to serve gateways on; port 0: any",
+            &server.listen_address);
   flags.Add("health_listen", "plaintext address that serves grpc.health alone", &health_listen);
   flags.Add("threads", "compute threads; 0: one per core", &threads);
   flags.Add("stall_bound", "with work in hand and none done for so long, liveness fails",

@@ -1,5 +1,6 @@
 """Tiers that cannot work together, or are not there."""
 
+import functools
 import time
 
 import blockserve
@@ -71,3 +72,24 @@ def test_the_log_says_why_a_worker_is_not_connected(launcher):
                  f"block service at {absent.address} cannot be reached: "):
         gateway.wait_for_log(says)
     gateway.wait_for_log("Connection refused")
+
+
+def test_programs_of_one_machine_meet_at_unix_sockets(launcher, tmp_path_factory):
+    """Also at one that a process left behind when it was killed."""
+    model, folder = harness.GOLDEN / "concat_l4", tmp_path_factory.mktemp("s")
+    at = {tier: f"unix:{folder}/{tier}" for tier in ("block", "token", "gateway")}
+
+    def start(tier, *flags):
+        return launcher.start_at(at[tier], f"blockserve-{tier}", [f"--model={model}", *flags])
+
+    start("block", F32)
+    worker = start("token", F32)
+    gateway = start("gateway", f"--block-services={at['block']}", f"--token-services={at['token']}")
+    client = launcher.connected_client(gateway, 1, 1)
+    ask = functools.partial(client.generate, [1, 2, 3], max_tokens=9, ignore_eos=True, seed=5)
+    answer = ask().choices[0].tokens
+    assert len(answer) == 9
+    worker.kill()
+    start("token", F32)
+    harness.wait_until(lambda: client.model().token_workers == 1, "the new worker is connected")
+    assert ask().choices[0].tokens == answer
