@@ -83,6 +83,11 @@ void ReadMessages(JsonFields& fields, HttpCompletion& out) {
       return fields.Fail(absl::StrCat(field, ".role"), "must be a string");
     }
     read.role = role->get<std::string>();
+    for (const char* calls : {"tool_calls", "function_call"}) {
+      const auto found = message.find(calls);
+      if (found == message.end() || found->is_null() || found->empty()) continue;
+      return fields.Fail(absl::StrCat(field, ".", calls), "is not supported here");
+    }
     const auto content = message.find("content");
     if (content != message.end() && content->is_string()) {
       read.content = content->get<std::string>();
@@ -94,6 +99,8 @@ void ReadMessages(JsonFields& fields, HttpCompletion& out) {
         }
         read.content += part["text"].get_ref<const std::string&>();
       }
+    } else if (read.role == "assistant" && (content == message.end() || content->is_null())) {
+      // It said nothing.
     } else {
       return fields.Fail(absl::StrCat(field, ".content"), "must be a string or a list of parts");
     }

@@ -259,10 +259,27 @@ TEST(ParseCompletion, EchoAndChatAlignAtTheStart) {
   EXPECT_EQ(chat.max_tokens, 9);
 }
 
+// As clients write what another server has answered.
+TEST(ParseCompletion, AnAssistantMayHaveSaidNothing) {
+  const HttpCompletion chat = Parsed(
+      R"({"messages":[{"role":"assistant","content":null,"tool_calls":null,"function_call":null},
+          {"role":"assistant","tool_calls":[]},{"role":"user","content":"a"}]})",
+      true);
+  ASSERT_EQ(chat.messages.size(), 3u);
+  EXPECT_EQ(chat.messages[0].content, "");
+  EXPECT_EQ(chat.messages[1].content, "");
+}
+
 TEST(ParseCompletion, NamesTheMessageThatDoesNotFit) {
   EXPECT_EQ(Refused(R"({"messages":[]})", true), "messages");
   EXPECT_EQ(Refused(R"({"messages":[{"content":"a"}]})", true), "messages[0].role");
   EXPECT_EQ(Refused(R"({"messages":[{"role":"user"}]})", true), "messages[0].content");
+  EXPECT_EQ(Refused(R"({"messages":[{"role":"user","content":null}]})", true),
+            "messages[0].content");
+  EXPECT_EQ(Refused(R"({"messages":[{"role":"assistant","content":null,
+                        "tool_calls":[{"id":"a"}]}]})",
+                    true),
+            "messages[0].tool_calls");
   EXPECT_EQ(Refused(R"({"messages":[{"role":"user","content":[{"type":"image_url"}]}]})", true),
             "messages[0].content");
   EXPECT_EQ(Refused(R"({"messages":[{"role":"user","content":"a"}],"top_logprobs":2})", true),
