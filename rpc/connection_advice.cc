@@ -24,8 +24,9 @@ std::string ConnectionAdvice(absl::string_view message, const ClientTlsFiles& tl
   if (says("certificate verify failed")) {
     return absl::StrCat(" (its certificate is not of a CA of ", tls.flags, "-ca)");
   }
-  if (says("not in peer certificate")) {
-    return absl::StrCat(" (", tls.flags, "-name tells another name)");
+  // The words of credentials made of PEM texts, and of those that read their files anew.
+  if (says("not in peer certificate") || says("Hostname Verification Check failed")) {
+    return absl::StrCat(" (the name in its certificate is needed as ", tls.flags, "-name)");
   }
   return "";
 }

@@ -56,7 +56,7 @@ def test_the_command_line_names_the_flag_that_a_connection_lacks(secured, mutual
         (2, tls, [ca, f"--api-key-file={tmp_path}/two"], f"--api-key-file {tmp_path}/two holds no API key"),
         (1, tls, [], "(a server with TLS needs --tls-ca)"),
         (1, tls, [f"--tls-ca={pki.tiers}/ca.crt"], "(its certificate is not of a CA of --tls-ca)"),
-        (1, tls, [ca, "--tls-name=other"], "(--tls-name tells another name)"),
+        (1, tls, [ca, "--tls-name=other"], "(the name in its certificate is needed as --tls-name)"),
         (1, mutual.grpc, [ca], "(a server that asks for a certificate needs --tls-cert and --tls-key)"),
         (1, plain.address, [ca], "(a server without TLS needs no --tls-ca)"),
         (1, f"127.0.0.1:{http_port}", [], "(a gRPC port is needed, not that of HTTP)"),
