@@ -50,8 +50,10 @@ absl::Status CheckIdentity(const ExpectedModel& expected, const TierIdentity& wo
   return absl::OkStatus();
 }
 
-void TierPresence::Add(const TierGroup& group) {
-  ++groups_[group].workers;
+void TierPresence::Add(const TierGroup& group, absl::Time now) {
+  Entry& entry = groups_[group];
+  ++entry.workers;
+  entry.grown_at = now;
   ++total_;
 }
 
@@ -74,10 +76,10 @@ absl::Time TierPresence::AwaySince(const TierGroup& group) const {
   return found->second.workers > 0 ? absl::InfiniteFuture() : found->second.away_since;
 }
 
-std::vector<std::pair<TierGroup, int>> TierPresence::Groups() const {
-  std::vector<std::pair<TierGroup, int>> groups;
+std::vector<TierPresence::Group> TierPresence::Groups() const {
+  std::vector<Group> groups;
   for (const auto& [group, entry] : groups_) {
-    if (entry.workers > 0) groups.emplace_back(group, entry.workers);
+    if (entry.workers > 0) groups.push_back({group, entry.workers, entry.grown_at});
   }
   return groups;
 }
@@ -86,14 +88,16 @@ std::optional<TierPair> BestPair(
     const TierPresence& blocks, const TierPresence& tokens,
     const std::function<bool(const TierGroup& block, const TierGroup& token)>& may_serve) {
   std::optional<TierPair> best;
-  std::pair<int, int> most;
-  for (const auto& [block, replicas] : blocks.Groups()) {
-    for (const auto& [token, workers] : tokens.Groups()) {
+  std::tuple<int, int, absl::Time, absl::Time> most;
+  for (const auto& [block, replicas, block_grown] : blocks.Groups()) {
+    for (const auto& [token, workers, token_grown] : tokens.Groups()) {
       const bool fit = block.model_digest == token.model_digest || block.model_digest.empty() ||
                        token.model_digest.empty();
-      const std::pair<int, int> size(std::min(replicas, workers), replicas + workers);
-      if (!fit || size <= most || (may_serve != nullptr && !may_serve(block, token))) continue;
-      most = size;
+      const std::tuple rank(std::min(replicas, workers), replicas + workers,
+                            std::max(block_grown, token_grown), std::min(block_grown, token_grown));
+      if (!fit || (best.has_value() && rank <= most)) continue;
+      if (may_serve != nullptr && !may_serve(block, token)) continue;
+      most = rank;
       best = {block, token};
     }
   }

@@ -80,7 +80,7 @@ class TierPresence {
  public:
   explicit TierPresence(absl::Time start) : away_since_(start), last_loss_(start) {}
 
-  void Add(const TierGroup& group);
+  void Add(const TierGroup& group, absl::Time now);
   void Remove(const TierGroup& group, absl::Time now);
 
   int workers(const TierGroup& group) const;
@@ -93,13 +93,19 @@ class TierPresence {
   absl::Time LastLoss() const { return last_loss_; }
   // The group with the most workers; of equals, the first by name.
   std::optional<TierGroup> Largest() const;
-  // Those that have workers, and how many, by name.
-  std::vector<std::pair<TierGroup, int>> Groups() const;
+  // Those that have workers, by name.
+  struct Group {
+    TierGroup group;
+    int workers = 0;
+    absl::Time grown_at;  // when its last worker came
+  };
+  std::vector<Group> Groups() const;
 
  private:
   struct Entry {
     int workers = 0;
     absl::Time away_since;
+    absl::Time grown_at;
   };
   std::map<TierGroup, Entry> groups_;
   int total_ = 0;
@@ -108,8 +114,8 @@ class TierPresence {
 };
 
 // A group of each tier that belong to one model: a request is served by such a pair and no other.
-// Of several pairs the one whose smaller side is largest, then the larger one; of equals, the
-// first.
+// Of several pairs the one whose smaller side is largest, then the larger one; of equals, the one
+// that has grown last: in an upgrade that is the one that stays.
 struct TierPair {
   TierGroup block;
   TierGroup token;

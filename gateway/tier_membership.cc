@@ -105,7 +105,7 @@ void TierMembership::Update(TierMember& member, absl::Time now) {
   if (counts == member.counted) return;
   member.counted = counts;
   if (counts) {
-    presence_.Add(member.group);
+    presence_.Add(member.group, now);
   } else {
     presence_.Remove(member.group, now);
   }

@@ -100,9 +100,9 @@ TEST(TierPresence, TellsTheLargestGroupAndSinceWhenTheOthersAreAway) {
   const TierGroup b{"part", "f32-b"};
   EXPECT_FALSE(presence.Largest().has_value());
   EXPECT_EQ(presence.AwaySince(), start);
-  presence.Add(a);
-  presence.Add(b);
-  presence.Add(b);
+  presence.Add(a, start);
+  presence.Add(b, start);
+  presence.Add(b, start);
   EXPECT_EQ(*presence.Largest(), b);
   EXPECT_EQ(presence.AwaySince(), absl::InfiniteFuture());
   const absl::Time later = start + absl::Seconds(5);
@@ -118,7 +118,7 @@ TEST(BestPair, TakesTheLargestPairOfOneModelAndNeverMixesTwo) {
   TierPresence blocks(absl::UnixEpoch()), tokens(absl::UnixEpoch());
   EXPECT_FALSE(BestPair(blocks, tokens).has_value());
   const auto add = [](TierPresence& presence, const char* id, const char* model, int workers) {
-    for (int i = 0; i < workers; ++i) presence.Add({"part", id, model});
+    for (int i = 0; i < workers; ++i) presence.Add({"part", id, model}, absl::UnixEpoch());
   };
   add(blocks, "b-new", "new", 3);
   add(tokens, "t-old", "old", 5);
@@ -135,10 +135,26 @@ TEST(BestPair, TakesTheLargestPairOfOneModelAndNeverMixesTwo) {
   EXPECT_EQ(BestPair(blocks, tokens)->token.numeric_id, "t-new-2");
 }
 
+// The old ones go one by one: what begins with the last of them would be cut off.
+TEST(BestPair, OfEqualsTakesTheOneThatHasGrownLast) {
+  for (const bool back : {false, true}) {
+    absl::Time now = absl::UnixEpoch();
+    TierPresence blocks(now), tokens(now);
+    const TierGroup old_group{"part", back ? "t-b" : "t-a", ""};
+    const TierGroup new_group{"part", back ? "t-a" : "t-b", ""};
+    blocks.Add({"part", "b", ""}, now);
+    for (int i = 0; i < 2; ++i) tokens.Add(old_group, now += absl::Seconds(1));
+    tokens.Add(new_group, now += absl::Seconds(1));
+    EXPECT_EQ(BestPair(blocks, tokens)->token, old_group);
+    tokens.Remove(old_group, now += absl::Seconds(1));
+    EXPECT_EQ(BestPair(blocks, tokens)->token, new_group);
+  }
+}
+
 TEST(BestPair, ATierThatDoesNotTellItsModelPairsWithAny) {
   TierPresence blocks(absl::UnixEpoch()), tokens(absl::UnixEpoch());
-  blocks.Add({"part", "b", ""});
-  tokens.Add({"part", "t", "model"});
+  blocks.Add({"part", "b", ""}, absl::UnixEpoch());
+  tokens.Add({"part", "t", "model"}, absl::UnixEpoch());
   EXPECT_TRUE(BestPair(blocks, tokens).has_value());
 }
 
