@@ -12,6 +12,9 @@ namespace {
 // What a client may send ahead before we stop listening to it (and notice no more if it leaves).
 constexpr size_t kMaxDiscardedBytes = size_t{1} << 20;
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
+// What an idle connection has beyond what its client is told: a request that is sent just before
+// the end arrives later.
+constexpr absl::Duration kIdleGrace = absl::Seconds(2);
 // While the server drains, for the only request of a connection that has just come.
 constexpr absl::Duration kLastChance = absl::Seconds(1);
 
@@ -151,7 +154,9 @@ void HttpSession::BeginReading() {
   head_only_ = http_1_0_ = streaming_ = chunked_ = answered_ = false;
   request_id_.clear();
   stream_head_.clear();
-  SetDeadline(close_after_ ? kLastChance : context_->limits.idle_timeout);
+  absl::Duration idle = context_->limits.idle_timeout;
+  if (served_ && ToldIdleSeconds() > 0) idle += kIdleGrace;
+  SetDeadline(close_after_ ? kLastChance : idle);
   if (!early_.empty()) {
     OnRequestBytes(std::exchange(early_, {}));
     if (phase_ != Phase::kReading) return;
@@ -268,11 +273,17 @@ std::string HttpSession::Head(const HttpResponse& response, absl::string_view fr
   }
   if (close_after_) {
     head += "Connection: close\r\n";
+  } else if (const int64_t idle_s = ToldIdleSeconds(); idle_s > 0) {
+    absl::StrAppend(&head, "Connection: keep-alive\r\nKeep-Alive: timeout=", idle_s, "\r\n");
   } else if (http_1_0_) {
     head += "Connection: keep-alive\r\n";
   }
   head += "\r\n";
   return head;
+}
+
+int64_t HttpSession::ToldIdleSeconds() const {
+  return absl::ToInt64Seconds(context_->limits.idle_timeout);
 }
 
 void HttpSession::WriteResponse(const HttpResponse& response) {

@@ -25,7 +25,8 @@ struct HttpConnectionLimits {
   HttpReadLimits read;
   absl::Duration header_timeout = absl::Seconds(10);  // from the first byte to the last header
   absl::Duration body_timeout = absl::Seconds(60);
-  absl::Duration idle_timeout = absl::Seconds(120);  // between two requests
+  // Between two requests. Answers tell its whole seconds, and a little more than that is given.
+  absl::Duration idle_timeout = absl::Seconds(120);
   absl::Duration write_timeout =
       absl::Seconds(30);  // for what waits, of a client that reads slowly
   // A connection that is about so old (a tenth more or less) is closed after its next answer: its
@@ -98,6 +99,9 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   void NameRequest(const HttpRequest& request);
   void WriteResponse(const HttpResponse& response);
   std::string Head(const HttpResponse& response, absl::string_view framing) const;
+  // How long clients may reckon with an idle connection (Keep-Alive: timeout); 0: they are not
+  // told.
+  int64_t ToldIdleSeconds() const;
 
   void Append(std::string bytes);
   void Pump();
