@@ -80,6 +80,11 @@ GatewayConfig Embedded::GatewayOf(const EmbeddedOptions& options) {
 absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions& options) {
   if (absl::Status status = options.Validate(); !status.ok()) return status;
   std::unique_ptr<Embedded> embedded(new Embedded);
+  GatewayConfig gateway_config = GatewayOf(options);
+  // Before the model is loaded, which may take minutes.
+  absl::StatusOr<std::shared_ptr<ApiKeys>> keys = gateway_config.LoadApiKeys();
+  if (!keys.ok()) return keys.status();
+  gateway_config.loaded_api_keys = *std::move(keys);
 
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
       Checkpoint::Open(options.model_directory);
@@ -125,7 +130,6 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   embedded->tiers_ = *std::move(tiers);
   embedded->tiers_->SetServing(true);
 
-  GatewayConfig gateway_config = GatewayOf(options);
   gateway_config.channel_factory = [tiers = embedded->tiers_.get()](const std::string&) {
     return tiers->InProcessChannel();
   };

@@ -2,7 +2,6 @@
 #include <cstdio>
 #include <optional>
 #include <string>
-#include <tuple>
 
 #include "absl/strings/str_cat.h"
 #include "app/command.h"
@@ -87,16 +86,6 @@ int RunServe(const Arguments& arguments) {
   if (status.ok()) status = ConfigureServerLogging(logging);
   if (!status.ok()) return ReportUsageError(kProgram, status);
 
-  // Loading takes its time: what cannot be listened on is told before.
-  for (const auto& [flag, address, use] :
-       {std::tuple("--grpc-address", options.grpc_address, options.port_use),
-        std::tuple("--http-address", options.http.server.listen_address, options.port_use),
-        std::tuple("--tiers-address", options.tiers_address, PortUse::kAlone)}) {
-    if (address.empty()) continue;
-    status = CheckListenAddress(flag, address, use);
-    if (!status.ok()) return ReportFailure(kProgram, status);
-  }
-
   // Before any thread is started.
   TerminationWaiter termination;
   RaiseDescriptorLimit();
@@ -108,6 +97,12 @@ int RunServe(const Arguments& arguments) {
   if (!metrics_server.ok()) return ReportFailure(kProgram, metrics_server.status());
   absl::StatusOr<std::unique_ptr<HealthServer>> health = HealthServer::Start(health_listen);
   if (!health.ok()) return ReportFailure(kProgram, health.status());
+  // Loading takes its time: what cannot be listened on is told before.
+  status = CheckListenAddresses(
+      {{"--grpc-address", options.grpc_address, options.port_use},
+       {"--http-address", options.http.server.listen_address, options.port_use},
+       {"--tiers-address", options.tiers_address}});
+  if (!status.ok()) return ReportFailure(kProgram, status);
   options.loaded = [&termination] { termination.SetLoading(false); };
   termination.SetLoading(true);
   absl::StatusOr<std::unique_ptr<Embedded>> embedded = Embedded::Start(options);

@@ -59,6 +59,11 @@ absl::StatusOr<AdmissionOptions> GatewayConfig::Admission() const {
   return options;
 }
 
+absl::StatusOr<std::shared_ptr<ApiKeys>> GatewayConfig::LoadApiKeys() const {
+  if (api_keys.empty() || loaded_api_keys != nullptr) return loaded_api_keys;
+  return ApiKeys::Load(api_keys, "--api-keys");
+}
+
 absl::Status GatewayConfig::Validate() const {
   if (model_directory.empty()) return absl::InvalidArgumentError("--model is missing");
   if (absl::Status status = tier_tls.Validate(); !status.ok()) return status;
@@ -145,7 +150,7 @@ struct Gateway::Impl {
   ModelConfig model;
   std::unique_ptr<Tokenizer> tokenizer;
   std::unique_ptr<RequestValidator> validator;
-  std::unique_ptr<ApiKeys> api_keys;       // null: everybody may call
+  std::shared_ptr<ApiKeys> api_keys;       // null: everybody may call
   std::unique_ptr<StreamWriters> writers;  // before `loop`, whose tasks know it
   std::unique_ptr<GenerationService> service;
   AsioLoop tier_writer{"tier-write"};  // starts large writes to the tiers; likewise
@@ -176,11 +181,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
   auto impl = std::make_unique<Impl>();
   impl->model_directory = config.model_directory;
   impl->model = *model;
-  if (!config.api_keys.empty()) {
-    absl::StatusOr<std::unique_ptr<ApiKeys>> keys = ApiKeys::Load(config.api_keys, "--api-keys");
-    if (!keys.ok()) return keys.status();
-    impl->api_keys = *std::move(keys);
-  }
+  absl::StatusOr<std::shared_ptr<ApiKeys>> keys = config.LoadApiKeys();
+  if (!keys.ok()) return keys.status();
+  impl->api_keys = *std::move(keys);
   if (tokenizer.ok()) impl->tokenizer = *std::move(tokenizer);
   ValidatorOptions validator_options;
   validator_options.model_name = config.model_name;

@@ -42,6 +42,8 @@ struct GatewayConfig {
   ClientTlsFiles tier_tls;
   // File of API keys (gateway/api_keys.h), one of which every call needs; empty: none is needed.
   std::string api_keys;
+  // The file's keys where they have been read before; null: Create reads them.
+  std::shared_ptr<ApiKeys> loaded_api_keys;
   // Makes the channel to an address; empty: channels with keepalive and `tier_tls`.
   std::function<std::shared_ptr<grpc::Channel>(const std::string& address)> channel_factory;
   // Texts beyond the positions that the model was trained on are served.
@@ -75,6 +77,8 @@ struct GatewayConfig {
 
   // What `limits_file` and the fields say. INVALID_ARGUMENT naming the field.
   absl::StatusOr<AdmissionOptions> Admission() const;
+  // Null: none is needed. Errors: those of ApiKeys::Load.
+  absl::StatusOr<std::shared_ptr<ApiKeys>> LoadApiKeys() const;
 
   // INVALID_ARGUMENT naming the field.
   absl::Status Validate() const;

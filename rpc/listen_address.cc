@@ -129,12 +129,24 @@ absl::StatusOr<std::vector<int>> BindSockets(absl::string_view flag, absl::strin
   return sockets;
 }
 
-absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address, PortUse use) {
-  if (IsUnixAddress(address)) return absl::OkStatus();
-  absl::StatusOr<std::vector<int>> sockets = BindSockets(flag, address, use);
-  if (!sockets.ok()) return sockets.status();
-  for (const int fd : *sockets) close(fd);
-  return absl::OkStatus();
+absl::Status CheckListenAddresses(const std::vector<ListenAddress>& addresses) {
+  std::vector<int> held;
+  absl::Status status;
+  for (const auto& [flag, address, use] : addresses) {
+    if (address.empty() || IsUnixAddress(address)) continue;
+    absl::StatusOr<std::vector<int>> sockets = BindSockets(flag, address, use);
+    status = sockets.status();
+    if (!status.ok()) break;
+    held.insert(held.end(), sockets->begin(), sockets->end());
+    if (use == PortUse::kShared) continue;  // a connection might come that is for another process
+    // Two that only are bound may have one port.
+    for (const int fd : *sockets) {
+      if (listen(fd, 1) != 0) status = CannotListen(flag, address, std::strerror(errno));
+    }
+    if (!status.ok()) break;
+  }
+  for (const int fd : held) close(fd);
+  return status;
 }
 
 bool IsLoopback(absl::string_view address) {

@@ -33,9 +33,14 @@ absl::StatusOr<std::vector<int>> BindSockets(absl::string_view flag, absl::strin
 int FamilyOf(int socket);
 int PortOf(int socket);
 
-// Whether BindSockets would take "host:port" now; "unix:PATH" is taken as it is.
-absl::Status CheckListenAddress(absl::string_view flag, absl::string_view address,
-                                PortUse use = PortUse::kAlone);
+struct ListenAddress {
+  absl::string_view flag;
+  absl::string_view address;
+  PortUse use = PortUse::kAlone;
+};
+// Whether BindSockets would take all of them now, each beside the others; empty ones are passed
+// over, "unix:PATH" is taken as it is.
+absl::Status CheckListenAddresses(const std::vector<ListenAddress>& addresses);
 absl::Status CannotListen(absl::string_view flag, absl::string_view address, absl::string_view why);
 
 // Whether only this machine reaches it, as far as the address tells.

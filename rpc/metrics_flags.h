@@ -8,6 +8,8 @@
 
 namespace blockserve {
 
+inline constexpr char kMetricsListenFlag[] = "--metrics-listen";
+
 struct MetricsFlags {
   std::string listen_address;  // empty: nowhere
   bool plaintext = false;      // although the program's own port has TLS

@@ -38,7 +38,7 @@ absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(
     const MetricsServerOptions& options, MetricRegistry& registry) {
   HttpServerOptions http;
   http.listen_address = options.listen_address;
-  http.listen_flag = "--metrics-listen";
+  http.listen_flag = kMetricsListenFlag;
   http.thread_name = "metrics";
   http.plaintext_is_meant = options.plaintext_is_meant;
   http.max_connections = kMaxConnections;

@@ -84,7 +84,8 @@ absl::Status ServeTier(
   if (!health.ok()) return health.status();
   // Loading takes its time: what cannot be listened on is told before.
   if (absl::Status status =
-          CheckListenAddress(options.server.listen_flag, options.server.listen_address);
+          CheckListenAddresses({{options.server.listen_flag, options.server.listen_address},
+                                {kMetricsListenFlag, options.metrics.listen_address}});
       !status.ok()) {
     return status;
   }

@@ -1,5 +1,6 @@
 """A model folder with something wrong: one line that names the file, field or tensor; exit 2."""
 
+import socket
 import subprocess
 
 import broken_models
@@ -57,3 +58,31 @@ def test_the_tiers_name_what_is_wrong(name, fault, tmp_path):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_model_folder_that_is_not_there(name):
     assert_one_error(run(name, *PROGRAMS[name], "--model=/no/such/folder"), ["/no/such/folder"])
+
+
+@pytest.mark.parametrize("name, flags, words", [
+    ("blockserve", ["serve", "--api-keys={bad}"], ["--api-keys {bad}: line 1"]),
+    ("blockserve", ["serve", "--limits-file={bad}"], ["--limits-file {bad}"]),
+    ("blockserve", ["serve", "--tls-cert={bad}", "--tls-key={bad}"], ["--tls-cert {bad}"]),
+    ("blockserve", ["serve", "--http-address={taken}"], ["--http-address {taken}", "in use"]),
+    ("blockserve", ["serve", "--http-address={free}", "--grpc-address={free}"],
+     ["--http-address {free}", "in use"]),
+    ("blockserve", ["serve", "--metrics-listen={free}", "--grpc-address={free}"],
+     ["--grpc-address {free}", "in use"]),
+    ("blockserve-block", ["--metrics-listen={taken}"], ["--metrics-listen {taken}", "in use"]),
+    ("blockserve-token", ["--metrics-listen={free}", "--listen={free}"],
+     ["--metrics-listen {free}", "in use"])])
+def test_flags_are_checked_before_the_model_is_loaded(name, flags, words, tmp_path):
+    """That takes minutes where models are large. Of this one it would say that the weights are cut short."""
+    folder = broken_models.make("weights cut short", tmp_path)
+    bad = tmp_path / "bad"
+    bad.write_text("nonsense\n")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        values = {"bad": bad, "taken": f"127.0.0.1:{taken.getsockname()[1]}",
+                  "free": f"127.0.0.1:{harness.free_port()}"}
+        result = run(name, *(flag.format(**values) for flag in flags), f"--model={folder}")
+    assert result.returncode == 2, (result.returncode, result.stderr)
+    for word in words:
+        assert word.format(**values) in result.stderr.splitlines()[-1], result.stderr
