@@ -5,7 +5,6 @@ import json
 import os
 import pathlib
 import re
-import resource
 import socket
 import subprocess
 
@@ -338,13 +337,18 @@ def test_a_text_that_is_too_long_for_one_message_is_refused_by_its_flag(tmp_path
                               "most that a server tokenizes as one text\n")
 
 
+def with_memory(limit, name):
+    """A program under `ulimit -v`. Not by preexec_fn: the child would be a copy of this process, gRPC in it, which may
+    end it before the program begins."""
+    return ["prlimit", f"--as={limit}", harness.program(name)]
+
+
 def test_a_number_of_choices_that_nobody_takes_costs_no_memory(three_processes):
     source = three_processes("concat_l4", "server")
-    limit = 4 << 30
     refused = subprocess.run(
-        [harness.program("blockserve"), "generate", *source, "--prompt-tokens=5", "--n=2000000000"],
-        text=True, capture_output=True, timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
+        [*with_memory(4 << 30, "blockserve"), "generate", *source, "--prompt-tokens=5",
+         "--n=2000000000"],
+        text=True, capture_output=True, timeout=120)
     assert refused.returncode == 2 and "--n: must be 1 to 64" in refused.stderr
 
 
@@ -445,15 +449,13 @@ def test_every_port_is_there_in_both_families(host, launcher):
 @pytest.mark.parametrize("program", ["blockserve-gateway", "blockserve-token"])
 def test_a_program_that_ends_for_want_of_memory_says_so(program):
     """At any limit: which allocation, or thread, of which library is the one too many is chance."""
-    arguments = [harness.program(program), f"--model={harness.DEMO_MODEL}", "--listen=127.0.0.1:0"]
+    arguments = [f"--model={harness.DEMO_MODEL}", "--listen=127.0.0.1:0"]
     if program == "blockserve-gateway":
         arguments += ["--block-services=127.0.0.1:1", "--token-services=127.0.0.1:1"]
     ends = set()
     for mib in range(80, 280, 10):
-        limit = mib << 20
-        with subprocess.Popen(
-                arguments, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit))) as server:
+        with subprocess.Popen([*with_memory(mib << 20, program), *arguments], text=True,
+                              stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as server:
             lines = []
             for line in server.stderr:
                 lines.append(line)
