@@ -8,6 +8,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/time/time.h"
+#include "common/log_budget.h"
 
 namespace blockserve {
 namespace {
@@ -45,6 +47,17 @@ TEST(Logging, JsonHasNoInvalidUtf8AndNoInfinity) {
   EXPECT_EQ(FormatJsonEvent("m", {{"id", "\xff\xfe"}, {"x", 1.0 / 0.0}}),
             R"("message":"m","id":"??","x":null)");
   EXPECT_EQ(FormatJsonEvent("m", {{"id", "\xc3\xa9"}}), "\"message\":\"m\",\"id\":\"\xc3\xa9\"");
+}
+
+TEST(LogBudget, TellsHowManyLinesItHasLeftOut) {
+  LogBudget budget;
+  absl::Time now = absl::UnixEpoch();
+  for (int i = 1; i < LogBudget::kLines; ++i) EXPECT_EQ(budget.Take(now), "");
+  EXPECT_EQ(budget.Take(now), "the next ones, for some seconds");
+  for (int i = 0; i < 1000; ++i) EXPECT_EQ(budget.Take(now), std::nullopt);
+  now += LogBudget::kPeriod;
+  EXPECT_EQ(budget.Take(now), "1000 before this one");
+  EXPECT_EQ(budget.Take(now), "");
 }
 
 TEST(Logging, RefusesUnknownFormats) {
