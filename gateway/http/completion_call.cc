@@ -12,6 +12,7 @@ class CompletionCall::Sink final : public GenerationSink, public ScoringSink {
   Sink(std::shared_ptr<CompletionCall> call, size_t prompt)
       : call_(std::move(call)), prompt_(prompt) {}
 
+  using ScoringSink::OnStarted;  // of a text to be scored there is nothing to tell
   void OnStarted(v1::Started started) override { call_->Enqueue(prompt_, std::move(started)); }
   void OnOutput(v1::Output output, OutputDetail detail) override {
     call_->Enqueue(prompt_, CompletionAnswer::Block{std::move(output), std::move(detail)});
