@@ -1,6 +1,8 @@
 #include "gateway/admitted_core.h"
 
 #include <algorithm>
+#include <optional>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -371,12 +373,20 @@ void AdmittedCore::OnRefused(const RefusedRequest& refused) {
   }
   metrics_.CountOver(refused.method, refused.status);
   if (!options_.log_requests) return;
+  std::optional<std::string> left_out = "";
+  if (refused.status.code() == absl::StatusCode::kUnauthenticated) {
+    const absl::Time now = loop_.Now();
+    MutexLock lock(&mutex_);
+    left_out = strangers_.Take(now);
+  }
+  if (!left_out.has_value()) return;
   LogEvent(LogLevel::kInfo, "request refused",
            {{"request_id", refused.request_id},
             {"method", MethodName(refused.method)},
             {"key", refused.key},
             {"outcome", LookUpStatus(refused.status.code()).name},
-            {"error", refused.status.message()}});
+            {"error", refused.status.message()},
+            {"left_out", *left_out}});
 }
 
 void AdmittedCore::EndQueued(const absl::Status& status) {

@@ -13,6 +13,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "common/log_budget.h"
 #include "common/mutex.h"
 #include "common/trace_context.h"
 #include "gateway/admission.h"
@@ -100,6 +101,7 @@ class AdmittedCore final : public GenerationCore {
   Admission admission_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<GenerationId, std::shared_ptr<Ticket>> tickets_ ABSL_GUARDED_BY(mutex_);
   absl::Status closed_ ABSL_GUARDED_BY(mutex_);
+  LogBudget strangers_ ABSL_GUARDED_BY(mutex_);  // lines of callers without a key that is known
   // Streams that wait for their clients to read, and since when.
   std::unordered_map<GenerationId, absl::Time> held_;
 

@@ -5,6 +5,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "absl/strings/str_split.h"
+#include "common/log_budget.h"
+#include "common/logging.h"
 #include "common/metrics.h"
 #include "gateway/cache_pool.h"
 #include "gateway/core_fixture.h"
@@ -300,6 +303,25 @@ TEST_F(AdmittedCoreTest, WhatFrontsRefuseOrAnswerThemselvesIsCountedAndTakenOfTh
 
 // A few clients that send one text after another keep neither a place between queue and first block
 // nor every row of the workers.
+TEST_F(AdmittedCoreTest, StrangersFillNoLog) {
+  admitted_options_.log_requests = true;
+  Make(1, 1);
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(ConfigureLogging({.program = "p"}).ok());
+  const auto refuse = [&](const char* id, const absl::Status& status) {
+    admitted_->OnRefused({.request_id = id, .status = status});
+  };
+  for (int i = 0; i < 1000; ++i) refuse("stranger", absl::UnauthenticatedError("no key"));
+  for (int i = 0; i < 50; ++i) refuse("caller", absl::InvalidArgumentError("n: too many"));
+  const std::string written = testing::internal::GetCapturedStderr();
+  const auto lines = [&](absl::string_view id) {
+    const std::vector<std::string> pieces = absl::StrSplit(written, id);
+    return static_cast<int>(pieces.size()) - 1;
+  };
+  EXPECT_EQ(lines("request_id=stranger"), LogBudget::kLines) << "the clock stands still";
+  EXPECT_EQ(lines("request_id=caller"), 50);
+}
+
 TEST_F(AdmittedCoreTest, ManyTextsDoNotStopGenerations) {
   admitted_options_.admission.max_starting = 2;
   admitted_options_.block_length = kSimulatedLength;
