@@ -301,8 +301,6 @@ TEST_F(AdmittedCoreTest, WhatFrontsRefuseOrAnswerThemselvesIsCountedAndTakenOfTh
               HasSubstr("blockserve_gateway_request_seconds_count{method=\"tokenize\"} 1\n"));
 }
 
-// A few clients that send one text after another keep neither a place between queue and first block
-// nor every row of the workers.
 TEST_F(AdmittedCoreTest, StrangersFillNoLog) {
   admitted_options_.log_requests = true;
   Make(1, 1);
@@ -322,6 +320,8 @@ TEST_F(AdmittedCoreTest, StrangersFillNoLog) {
   EXPECT_EQ(lines("request_id=caller"), 50);
 }
 
+// A few clients that send one text after another keep neither a place between queue and first block
+// nor every row of the workers.
 TEST_F(AdmittedCoreTest, ManyTextsDoNotStopGenerations) {
   admitted_options_.admission.max_starting = 2;
   admitted_options_.block_length = kSimulatedLength;
