@@ -6,11 +6,11 @@
 #ifndef BLOCKSERVE_COMMON_MUTEX_H_
 #define BLOCKSERVE_COMMON_MUTEX_H_
 
-#include <algorithm>
 #include <condition_variable>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
+#include "common/wait_time.h"
 
 #ifdef BLOCKSERVE_STD_MUTEX
 #include <mutex>
@@ -62,10 +62,7 @@ class CondVar {
   // True when the time ran out.
   bool WaitWithTimeout(Mutex* mutex, absl::Duration timeout) {
     Lockable lockable{mutex};
-    // The library adds it to the time that it is: an infinite one would be over at once.
-    constexpr absl::Duration kForEver = absl::Hours(100 * 365 * 24);
-    return condition_.wait_for(lockable, absl::ToChronoNanoseconds(std::min(timeout, kForEver))) ==
-           std::cv_status::timeout;
+    return condition_.wait_for(lockable, WaitTime(timeout)) == std::cv_status::timeout;
   }
   void Signal() { condition_.notify_one(); }
   void SignalAll() { condition_.notify_all(); }

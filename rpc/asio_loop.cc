@@ -5,6 +5,7 @@
 
 #include "absl/time/clock.h"
 #include "common/thread_name.h"
+#include "common/wait_time.h"
 
 namespace blockserve {
 
@@ -35,8 +36,7 @@ void AsioLoop::Post(std::function<void()> task) {
 void AsioLoop::PostAfter(absl::Duration delay, std::function<void()> task) {
   boost::asio::post(context_, [this, delay, task = std::move(task)]() mutable {
     if (stopping_) return;
-    auto timer =
-        std::make_shared<boost::asio::steady_timer>(context_, absl::ToChronoNanoseconds(delay));
+    auto timer = std::make_shared<boost::asio::steady_timer>(context_, WaitTime(delay));
     timers_.insert(timer);
     timer->async_wait([this, timer, task = std::move(task)](boost::system::error_code error) {
       timers_.erase(timer);

@@ -5,6 +5,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/random_bits.h"
+#include "common/wait_time.h"
 
 namespace blockserve {
 namespace {
@@ -283,7 +284,8 @@ std::string HttpSession::Head(const HttpResponse& response, absl::string_view fr
 }
 
 int64_t HttpSession::ToldIdleSeconds() const {
-  return absl::ToInt64Seconds(context_->limits.idle_timeout);
+  const absl::Duration idle = context_->limits.idle_timeout;
+  return idle == absl::InfiniteDuration() ? 0 : absl::ToInt64Seconds(idle);
 }
 
 void HttpSession::WriteResponse(const HttpResponse& response) {
@@ -363,7 +365,7 @@ void HttpSession::CloseNow() {
 }
 
 void HttpSession::SetDeadline(absl::Duration from_now) {
-  deadline_ = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(from_now);
+  deadline_ = std::chrono::steady_clock::now() + WaitTime(from_now);
   // A timer that fires too early is cheaper than one that is set anew with every write.
   if (deadline_ < armed_) ArmTimer();
 }

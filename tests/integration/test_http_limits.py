@@ -112,6 +112,15 @@ def test_a_connection_serves_one_request_after_the_other(server):
             assert headers["connection"] == "keep-alive" and headers["keep-alive"] == "timeout=120"
 
 
+def test_of_an_idle_time_without_end_clients_are_told_nothing(launcher):
+    server = http_tools.serve(launcher, harness.GOLDEN / "concat_l4", "--http-idle-timeout=inf")
+    with server.connect() as connection:
+        for _ in range(2):
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            status, headers, _ = http_tools.read_response(connection)
+            assert status == 200 and "keep-alive" not in headers and "connection" not in headers
+
+
 def test_an_idle_connection_stays_for_longer_than_its_client_is_told(launcher):
     """A request that is sent at the very end of what was told arrives later."""
     server = http_tools.serve(launcher, harness.GOLDEN / "concat_l4", "--http-idle-timeout=1s")
