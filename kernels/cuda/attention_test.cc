@@ -258,8 +258,9 @@ TEST_P(Attention, WhatAQueryDoesNotSeeMayBeAnything) {
 
 TEST_P(Attention, OfATokenBlockMatchesTheReferenceInAnySplit) {
   std::mt19937 random(7);
-  for (const Shape& shape : {Shape{3, 16, 4}, Shape{1, 48, 48}, Shape{2, 64, 16}, Shape{1, 80, 20},
-                             Shape{1, 128, 32}, Shape{3, 7, 2}}) {
+  for (const Shape& shape :
+       {Shape{3, 16, 4}, Shape{7, 16, 16}, Shape{5, 32, 16}, Shape{1, 48, 48}, Shape{2, 64, 16},
+        Shape{1, 80, 20}, Shape{1, 128, 32}, Shape{3, 7, 2}}) {
     for (const int32_t positions : {5, 40}) {
       if (positions == 40 && shape.size != 16) continue;
       SCOPED_TRACE(absl::StrCat("head size ", shape.size, ", positions ", positions));

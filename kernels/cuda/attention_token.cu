@@ -1,7 +1,7 @@
-// The token decoder's attention: a warp a head of a slot. Lane l holds the dimensions l, l + 32, …
-// of the head; a score is each lane's chain over its dimensions, joined by the warp's tree. Every
-// lane writes and reads its own dimensions of keys and values alone, so nothing has to be waited
-// for between the rows of a slot.
+// The token decoder's attention: a head of a slot is a few lanes, so that a warp takes several.
+// Each of them has eight neighbouring dimensions, 16 bytes of bfloat16; a score is each lane's
+// chain over its dimensions, joined by a tree of exchanges. Every lane writes and reads its own
+// dimensions of keys and values alone, so nothing has to be waited for between the rows of a slot.
 //
 // What a row reads is small and far away: all of it is asked for before any of it is used, as far
 // as it fits into registers.
@@ -12,184 +12,252 @@ namespace blockserve::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kWarpsPerBlock = kThreads / kWarp;
+constexpr int kPiece = 8;  // dimensions of a lane
 // Earlier positions whose keys, or values, are read together. With the row's own, which never
 // leaves the registers, that is all of a block of four tokens.
 constexpr int kTogether = 4;
 
-struct BlockShared {
-  float scores[kWarpsPerBlock][kMaxTokenPositions];
-};
+// A lane's dimensions of a row, as they lie in memory.
+template <typename T>
+struct Piece;
+template <>
+struct Piece<float> {
+  float elements[kPiece] = {};
 
-// One row of a head as it lies in qkv, by lane, and what rotates it (RotatedElement).
-template <typename T, int kLaneDims>
-struct HeadRow {
-  T own[3][kLaneDims];    // of q, k and v
-  T other[2][kLaneDims];  // what rotation joins with q and k
-  float cos[kLaneDims];
-  float sin[kLaneDims];
-
-  __device__ void Load(const T* qkv, int size, int dims, const float* cosines, const float* sines) {
-    const int half = dims / 2;
+  __device__ void Load(const float* p) { Load8(p, elements); }
+  __device__ void Store(float* p) const {
 #pragma unroll
-    for (int j = 0; j < kLaneDims; ++j) {
-      const int c = static_cast<int>(threadIdx.x) % kWarp + j * kWarp;
-      if (c >= size) continue;
-      for (int m = 0; m < 3; ++m) own[m][j] = qkv[m * size + c];
-      if (c >= dims) continue;
-      const int pair = c < half ? c + half : c - half;
-      for (int m = 0; m < 2; ++m) other[m][j] = qkv[m * size + pair];
-      cos[j] = cosines[c < half ? c : pair];
-      sin[j] = sines[c < half ? c : pair];
+    for (int e = 0; e < kPiece; e += 4) {
+      const float* v = elements + e;
+      StoreWords(p + e, {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+                         __float_as_uint(v[3])});
     }
   }
-  // Element c = lane + 32 j of q (0) or k (1).
-  __device__ float Rotated(int m, int j, int c, int dims) const {
-    const float value = ToFloat(own[m][j]);
-    if (c >= dims) return value;
-    const float product = ToFloat(other[m][j]) * sin[j];
-    return __fmaf_rn(value, cos[j], c < dims / 2 ? -product : product);
+  __device__ void Unpack(float* out) const {
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) out[e] = elements[e];
+  }
+  __device__ void Pack(const float* values) {
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) elements[e] = values[e];
+  }
+};
+template <>
+struct Piece<Bf16> {
+  uint4 pairs = {};
+
+  __device__ void Load(const Bf16* p) {
+    CheckAligned(p, 16);
+    pairs = *reinterpret_cast<const uint4*>(p);
+  }
+  __device__ void Store(Bf16* p) const { StoreWords(p, pairs); }
+  __device__ void Unpack(float* out) const {
+    UnpackBf16(pairs.x, out);
+    UnpackBf16(pairs.y, out + 2);
+    UnpackBf16(pairs.z, out + 4);
+    UnpackBf16(pairs.w, out + 6);
+  }
+  __device__ void Pack(const float* v) {
+    pairs = {PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]),
+             PackBf16(v[6], v[7])};
   }
 };
 
-template <typename T, int kLaneDims>
+// kWhole, here and below: every head's part of a row is of whole pieces, and so is half of what is
+// rotated, so that what a piece is rotated with is a piece too.
+
+// A lane's dimensions of one row of a head: q rotated and scaled, k rotated. Zeros beyond the head.
+template <typename T, bool kWhole>
+struct HeadRow {
+  float q[kPiece] = {};
+  Piece<T> k;
+  Piece<T> v;
+
+  // `qkv` is the head's part of the row.
+  __device__ void Load(const T* qkv, int size, int first, int dims, const float* cos,
+                       const float* sin, float q_scale) {
+    if (first >= size) return;
+    if constexpr (kWhole) {
+      Piece<T> query;
+      query.Load(qkv + first);
+      k.Load(qkv + size + first);
+      v.Load(qkv + 2 * size + first);
+      query.Unpack(q);
+      if (first < dims) RotatePieces(qkv, size, first, dims / 2, cos, sin);
+    } else {
+      float key[kPiece] = {};
+      float value[kPiece] = {};
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) {
+        if (first + e >= size) break;
+        q[e] = RotatedElement(qkv, first + e, dims, cos, sin);
+        key[e] = RotatedElement(qkv + size, first + e, dims, cos, sin);
+        value[e] = ToFloat(qkv[2 * size + first + e]);
+      }
+      k.Pack(key);
+      v.Pack(value);
+    }
+#pragma unroll
+    for (int e = 0; e < kPiece; ++e) q[e] *= q_scale;
+  }
+
+ private:
+  // RotatedElement of all.
+  __device__ void RotatePieces(const T* qkv, int size, int first, int half, const float* cos,
+                               const float* sin) {
+    const bool below = first < half;
+    const int other = below ? first + half : first - half;
+    Piece<T> other_q;
+    Piece<T> other_k;
+    float cosines[kPiece];
+    float sines[kPiece];
+    other_q.Load(qkv + other);
+    other_k.Load(qkv + size + other);
+    Load8(cos + (below ? first : other), cosines);
+    Load8(sin + (below ? first : other), sines);
+    float key[kPiece];
+    k.Unpack(key);
+    const auto rotate = [&](const Piece<T>& others, float* x) {
+      float y[kPiece];
+      others.Unpack(y);
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) {
+        const float product = y[e] * sines[e];
+        x[e] = __fmaf_rn(x[e], cosines[e], below ? -product : product);
+      }
+    };
+    rotate(other_q, q);
+    rotate(other_k, key);
+    k.Pack(key);
+  }
+};
+
+// kLanes lanes a head, a power of two.
+template <typename T, int kLanes, bool kWhole>
 __global__ void __launch_bounds__(kThreads)
     TokenAttentionKernel(TokenAttentionArgs args, KvStrides strides) {
   WaitForEarlierWork();
-  auto& shared = *static_cast<BlockShared*>(BlockMemory());
-  const int warp = threadIdx.x / kWarp;
-  const int lane = threadIdx.x % kWarp;
-  const uint32_t item = blockIdx.x * kWarpsPerBlock + warp;  // in 32 bits: it is divided
+  constexpr int kHeadsPerBlock = kThreads / kLanes;
+  const int lane = threadIdx.x % kLanes;  // of the head
+  const int part = threadIdx.x / kLanes;
+  const uint32_t item = blockIdx.x * kHeadsPerBlock + part;  // in 32 bits: it is divided
   const uint32_t heads = args.layout.num_heads;
   const int size = args.layout.head_size;
-  if (item >= args.slots * heads) return;  // whole warps; no barrier of the block follows
-  const int64_t slot = item / heads;
-  const int head = static_cast<int>(item % heads);
-  float* scores = shared.scores[warp];
-  T* keys = static_cast<T*>(args.kv) + strides.KeysOffset(slot, head);
+  // Those without a head exchange with their warp, and touch no memory but their own scores.
+  const bool there = item < args.slots * heads;
+  const int64_t slot = there ? item / heads : 0;
+  const int head = there ? static_cast<int>(item % heads) : 0;
+  const int first = lane * kPiece;
+  const bool some = there && first < size;
+  float* scores = static_cast<float*>(BlockMemory()) + part * args.layout.page_blocks;
+  T* keys = static_cast<T*>(args.kv) + strides.KeysOffset(slot, head) + first;
   T* values = keys + strides.rows_stride;
-  // Zeros where there is none.
-  const auto load = [&](const T* rows, int first, int end, T(&out)[kTogether][kLaneDims]) {
+  // Zeros where there is none. Rows are padded with zeros to whole pieces.
+  const auto load = [&](const T* rows, int begin, int end, Piece<T>(&out)[kTogether]) {
 #pragma unroll
     for (int p = 0; p < kTogether; ++p) {
-#pragma unroll
-      for (int j = 0; j < kLaneDims; ++j) {
-        const int c = lane + j * kWarp;
-        out[p][j] = {};
-        if (first + p < end && c < size) {
-          out[p][j] = rows[int64_t{first + p} * strides.head_stride + c];
-        }
-      }
+      out[p] = {};
+      if (some && begin + p < end) out[p].Load(rows + int64_t{begin + p} * strides.head_stride);
     }
   };
 
   for (int i = 0; i < args.rows_per_slot; ++i) {
     const int position = args.first_index + i;
     const int64_t row = slot * args.rows_per_slot + i;
-    HeadRow<T, kLaneDims> own;
-    own.Load(static_cast<const T*>(args.qkv) + row * args.qkv_stride + head * 3 * size, size,
-             args.rotary_dims, args.cos + int64_t{position} * (args.rotary_dims / 2),
-             args.sin + int64_t{position} * (args.rotary_dims / 2));
-    T first_keys[kTogether][kLaneDims];
-    T first_values[kTogether][kLaneDims];
+    Piece<T> first_keys[kTogether];
+    Piece<T> first_values[kTogether];
     load(keys, 0, position, first_keys);
     load(values, 0, position, first_values);
-
-    float q[kLaneDims];
-    T own_key[kLaneDims];
-#pragma unroll
-    for (int j = 0; j < kLaneDims; ++j) {
-      const int c = lane + j * kWarp;
-      q[j] = 0.0f;
-      own_key[j] = {};
-      if (c < size) {
-        q[j] = own.Rotated(0, j, c, args.rotary_dims) * args.q_scale;
-        own_key[j] = FromFloat<T>(own.Rotated(1, j, c, args.rotary_dims));
-        const int64_t at = int64_t{position} * strides.head_stride + c;
-        keys[at] = own_key[j];
-        values[at] = own.own[2][j];
-      }
+    HeadRow<T, kWhole> own;
+    if (there) {
+      own.Load(static_cast<const T*>(args.qkv) + row * args.qkv_stride + head * 3 * size, size,
+               first, args.rotary_dims, args.cos + int64_t{position} * (args.rotary_dims / 2),
+               args.sin + int64_t{position} * (args.rotary_dims / 2), args.q_scale);
+    }
+    if (some) {
+      own.k.Store(keys + int64_t{position} * strides.head_stride);
+      own.v.Store(values + int64_t{position} * strides.head_stride);
     }
 
-    const auto score_of = [&](const T* key) {
+    const auto score_of = [&](const Piece<T>& key) {
+      float k[kPiece];
+      key.Unpack(k);
       float score = 0.0f;
 #pragma unroll
-      for (int j = 0; j < kLaneDims; ++j) score = __fmaf_rn(q[j], ToFloat(key[j]), score);
-      return WarpSum(score);
+      for (int e = 0; e < kPiece; ++e) score = __fmaf_rn(own.q[e], k[e], score);
+      return WarpSum(score, kLanes);
     };
-    const auto score_all = [&](int first, const T(&some)[kTogether][kLaneDims]) {
+    const auto score_all = [&](int begin, const Piece<T>(&some_keys)[kTogether]) {
 #pragma unroll
       for (int p = 0; p < kTogether; ++p) {
-        const float score = score_of(some[p]);
-        if (lane == 0 && first + p < position) scores[first + p] = score;
+        const float score = score_of(some_keys[p]);
+        if (lane == 0 && begin + p < position) scores[begin + p] = score;
       }
     };
-    const float own_score = score_of(own_key);
+    const float own_score = score_of(own.k);
     if (lane == 0) scores[position] = own_score;
     score_all(0, first_keys);
-    for (int first = kTogether; first < position; first += kTogether) {
-      T more_keys[kTogether][kLaneDims];
-      load(keys, first, position, more_keys);
-      score_all(first, more_keys);
+#pragma unroll 1
+    for (int begin = kTogether; begin < position; begin += kTogether) {
+      Piece<T> more_keys[kTogether];
+      load(keys, begin, position, more_keys);
+      score_all(begin, more_keys);
     }
     __syncwarp();
     float largest = -Infinity();
-    for (int p = lane; p <= position; p += kWarp) {
+#pragma unroll 1
+    for (int p = lane; p <= position; p += kLanes) {
       largest = largest > scores[p] ? largest : scores[p];
     }
-    largest = WarpMax(largest);
+    largest = WarpMax(largest, kLanes);
     float sum = 0.0f;
-    for (int p = lane; p <= position; p += kWarp) {
+#pragma unroll 1
+    for (int p = lane; p <= position; p += kLanes) {
       const float weight = Exp(scores[p] - largest);
       scores[p] = weight;
       sum += weight;
     }
-    const float inverse = __fdiv_rn(1.0f, WarpSum(sum));
+    const float inverse = __fdiv_rn(1.0f, WarpSum(sum, kLanes));
     __syncwarp();
 
-    float total[kLaneDims] = {};
-    const auto add_all = [&](int first, const T(&some)[kTogether][kLaneDims]) {
+    float total[kPiece] = {};
+    const auto add = [&](float weight, const Piece<T>& value) {
+      float v[kPiece];
+      value.Unpack(v);
+#pragma unroll
+      for (int e = 0; e < kPiece; ++e) total[e] = __fmaf_rn(weight, v[e], total[e]);
+    };
+    const auto add_all = [&](int begin, const Piece<T>(&some_values)[kTogether]) {
 #pragma unroll
       for (int p = 0; p < kTogether; ++p) {
-        if (first + p >= position) break;
-        const float weight = scores[first + p];
-#pragma unroll
-        for (int j = 0; j < kLaneDims; ++j) {
-          total[j] = __fmaf_rn(weight, ToFloat(some[p][j]), total[j]);
-        }
+        if (begin + p >= position) break;
+        add(scores[begin + p], some_values[p]);
       }
     };
     add_all(0, first_values);
-    for (int first = kTogether; first < position; first += kTogether) {
-      T more_values[kTogether][kLaneDims];
-      load(values, first, position, more_values);
-      add_all(first, more_values);
+#pragma unroll 1
+    for (int begin = kTogether; begin < position; begin += kTogether) {
+      Piece<T> more_values[kTogether];
+      load(values, begin, position, more_values);
+      add_all(begin, more_values);
     }
-    T* out = static_cast<T*>(args.out) + row * args.out_stride + head * size;
+    add(scores[position], own.v);
 #pragma unroll
-    for (int j = 0; j < kLaneDims; ++j) {
-      const int c = lane + j * kWarp;
-      if (c < size) {
-        const float all = __fmaf_rn(scores[position], ToFloat(own.own[2][j]), total[j]);
-        out[c] = FromFloat<T>(all * inverse);
+    for (int e = 0; e < kPiece; ++e) total[e] *= inverse;
+    if (some) {
+      T* out = static_cast<T*>(args.out) + row * args.out_stride + head * size + first;
+      if constexpr (kWhole) {
+        Piece<T> piece;
+        piece.Pack(total);
+        piece.Store(out);
+      } else {
+#pragma unroll
+        for (int e = 0; e < kPiece; ++e) {
+          if (first + e < size) out[e] = FromFloat<T>(total[e]);
+        }
       }
     }
     __syncwarp();  // before the next row's scores
-  }
-}
-
-template <typename T>
-auto KernelFor(int head_size) {
-  static_assert(kMaxHeadSize == 4 * kWarp);
-  switch ((head_size + kWarp - 1) / kWarp) {
-    case 1:
-      return TokenAttentionKernel<T, 1>;
-    case 2:
-      return TokenAttentionKernel<T, 2>;
-    case 3:
-      return TokenAttentionKernel<T, 3>;
-    default:
-      return TokenAttentionKernel<T, 4>;
   }
 }
 
@@ -210,13 +278,26 @@ absl::Status TokenAttention(const TokenAttentionArgs& args, StreamHandle stream)
         " of ", layout.page_blocks, " (at most ", kMaxTokenPositions, ")"));
   }
   if (args.slots == 0) return absl::OkStatus();
-  const dim3 grid(static_cast<uint32_t>((items + kWarpsPerBlock - 1) / kWarpsPerBlock));
   const KvStrides strides(layout);
-  const auto launch = [&](auto* kernel) {
-    return LaunchKernel(name, kernel, grid, kThreads, sizeof(BlockShared), stream, args, strides);
+  const bool whole = layout.head_size % kPiece == 0 && args.rotary_dims / 2 % kPiece == 0 &&
+                     args.qkv_stride % kPiece == 0 && args.out_stride % kPiece == 0;
+  const auto launch = [&](auto* kernel, int lanes) {
+    const int64_t heads = kThreads / lanes;  // of a block
+    const dim3 grid(static_cast<uint32_t>((items + heads - 1) / heads));
+    const int64_t shared_bytes = heads * layout.page_blocks * int64_t{sizeof(float)};
+    return LaunchKernel(name, kernel, grid, kThreads, shared_bytes, stream, args, strides);
   };
-  return layout.type == ElementType::kF32 ? launch(KernelFor<float>(layout.head_size))
-                                          : launch(KernelFor<Bf16>(layout.head_size));
+  const auto launch_of = [&](auto type) {
+    using T = decltype(type);
+    static_assert(kMaxHeadSize == 16 * kPiece);
+    if (!whole) return launch(TokenAttentionKernel<T, 16, false>, 16);
+    const int pieces = layout.head_size / kPiece;
+    if (pieces <= 2) return launch(TokenAttentionKernel<T, 2, true>, 2);
+    if (pieces <= 4) return launch(TokenAttentionKernel<T, 4, true>, 4);
+    if (pieces <= 8) return launch(TokenAttentionKernel<T, 8, true>, 8);
+    return launch(TokenAttentionKernel<T, 16, true>, 16);
+  };
+  return layout.type == ElementType::kF32 ? launch_of(float{}) : launch_of(Bf16{});
 }
 
 }  // namespace blockserve::cuda

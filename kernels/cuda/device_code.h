@@ -38,6 +38,8 @@ __device__ inline uint16_t Bf16Bits(float value) {
   return __bfloat16_as_ushort(__float2bfloat16_rn(value));
 }
 __device__ inline void CheckAligned(const void*, uintptr_t) {}
+// 16 bytes of device memory at a multiple of 16, in one access: nvcc takes some assignments apart.
+__device__ inline void StoreWords(void* p, uint4 words) { __stwb(static_cast<uint4*>(p), words); }
 // 2^x as the device computes it, within 2^-22; 0 where the result would be subnormal. What __expf
 // does about those takes it three instructions more.
 __device__ inline float QuickExp2(float x) {

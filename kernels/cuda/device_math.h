@@ -172,8 +172,8 @@ __device__ inline T WarpSum(T value, int width = kWarp) {
   }
   return value;
 }
-__device__ inline float WarpMax(float value) {
-  for (int half = kWarp / 2; half > 0; half /= 2) {
+__device__ inline float WarpMax(float value, int width = kWarp) {
+  for (int half = width / 2; half > 0; half /= 2) {
     const float other = __shfl_xor_sync(kAllLanes, value, half);
     value = value > other ? value : other;
   }

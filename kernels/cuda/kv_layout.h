@@ -10,8 +10,8 @@ namespace blockserve::cuda {
 
 // A page is [heads][2: keys, values][page_blocks][head_stride] elements: what one head reads of a
 // page is two contiguous pieces, and every row of them begins at a multiple of 16 bytes. Elements
-// from head_size to head_stride are zero: nothing writes them after the memory was allocated. Rows
-// that were not written may hold anything.
+// from head_size to head_stride are zero, as they were allocated: nothing else is written there.
+// Rows that were not written may hold anything.
 struct KvLayout {
   int32_t num_heads = 0;
   int32_t head_size = 0;

@@ -153,6 +153,11 @@ __device__ inline void CheckAligned(const void* p, uintptr_t bytes) {
   }
 }
 
+__device__ inline void StoreWords(void* p, uint4 words) {
+  CheckAligned(p, 16);
+  *static_cast<uint4*>(p) = words;
+}
+
 __device__ inline void CopyAsync16(void* shared, const void* global, bool present) {
   CheckAligned(shared, 16);
   CheckAligned(global, 16);
