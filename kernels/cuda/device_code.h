@@ -48,6 +48,14 @@ __device__ inline float QuickExp2(float x) {
   return y;
 }
 
+// 1 / x as the device computes it, within one unit in the last place; 0 where that would be
+// subnormal.
+__device__ inline float QuickReciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // 16 bytes to shared memory, without waiting: they are there, for this thread, after WaitForCopies.
 // Not `present`: zeros, and nothing is read.
 __device__ inline void CopyAsync16(void* shared, const void* global, bool present) {

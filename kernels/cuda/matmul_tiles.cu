@@ -102,7 +102,7 @@ __device__ void StoreGroup(const TiledMatmulArgs& args, int64_t at, int64_t colu
   if (args.bias != nullptr) add(args.bias, column);
   if (args.gelu) {
 #pragma unroll
-    for (int i = 0; i < kPiece; ++i) sums[i] = GeluOf(sums[i]);
+    for (int i = 0; i < kPiece; ++i) sums[i] = bf16 ? GeluForBf16(sums[i]) : GeluOf(sums[i]);
   }
   if (args.accumulate) add(args.y, at);
   if (bf16) {

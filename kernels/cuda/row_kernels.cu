@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/row_kernels.h"
@@ -116,7 +118,13 @@ __global__ void __launch_bounds__(kGeluThreads) GeluKernel(T* y, int64_t groups)
   if (group >= groups) return;
   float values[8];
   Load8(y + group * 8, values);
-  for (float& value : values) value = GeluOf(value);
+  for (float& value : values) {
+    if constexpr (std::is_same_v<T, Bf16>) {
+      value = GeluForBf16(value);
+    } else {
+      value = GeluOf(value);
+    }
+  }
   Store8(y + group * 8, values);
 }
 

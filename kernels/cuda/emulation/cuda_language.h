@@ -137,10 +137,14 @@ __device__ inline T ExchangeXor(T value, int bits, int line = __builtin_LINE()) 
 __device__ inline void WaitForEarlierWork(int line = __builtin_LINE()) {
   emulation::WaitForEarlierWork(line);
 }
-// Of the device's own function the emulation has only the accuracy.
+// Of the device's own functions the emulation has only the accuracy.
 __device__ inline float QuickExp2(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.0f : y;
+}
+__device__ inline float QuickReciprocal(float x) {
+  const float y = 1.0f / x;
+  return std::abs(y) < 0x1p-126f ? 0.0f : y;
 }
 __device__ inline void* BlockMemory() { return emulation::SharedMemory(); }
 __device__ inline uint16_t Bf16Bits(float value) { return Bf16FromFloat(value); }
