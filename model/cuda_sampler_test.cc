@@ -231,14 +231,36 @@ TEST_F(CudaSampler, DrawsWhatTheCpuDrawsFromFlatLogits) {
 
 TEST_F(CudaSampler, DrawsWhatTheCpuDrawsFromAWholeVocabulary) {
   std::vector<Case> cases;
-  for (const auto& [top_k, top_p] :
-       std::vector<std::pair<int32_t, float>>{{0, 1.0f}, {0, 0.95f}, {50, 1.0f}, {40000, 0.9f}}) {
-    Case c;
-    c.sampling = {0.8f, top_k, top_p, 0.0f};
-    c.position = top_k;
-    cases.push_back(c);
+  for (const auto& [top_k, top_p] : std::vector<std::pair<int32_t, float>>{
+           {0, 1.0f}, {0, 0.95f}, {0, 0.3f}, {50, 1.0f}, {50, 0.8f}, {2000, 0.9f}, {40000, 0.9f}}) {
+    for (const float min_p : {0.0f, 0.02f}) {
+      Case c;
+      c.sampling = {0.8f, top_k, top_p, min_p};
+      c.position = static_cast<int64_t>(cases.size());
+      cases.push_back(c);
+    }
   }
   ExpectEqualDraws(LogitsWithTies(50304, 4.0f), cases);
+}
+
+TEST_F(CudaSampler, AnIdThatCannotBeDrawnMayHaveTheLargestLogit) {
+  const int32_t limit = 700;
+  for (const int32_t largest : {5, limit - 1, limit, 899}) {
+    std::vector<float> logits = LogitsWithTies(900, 2.0f);
+    logits[largest] = 20.0f;
+    std::vector<Case> cases;
+    for (const float temperature : {0.0f, 5.0f}) {
+      for (const auto& [top_k, top_p] :
+           std::vector<std::pair<int32_t, float>>{{0, 1.0f}, {0, 0.7f}, {20, 1.0f}}) {
+        Case c;
+        c.sampling = {temperature, top_k, top_p, 0.0f};
+        c.vocab_limit = limit;
+        c.position = static_cast<int64_t>(cases.size());
+        cases.push_back(c);
+      }
+    }
+    ExpectEqualDraws(logits, cases);
+  }
 }
 
 TEST_F(CudaSampler, DrawsWhatTheCpuDrawsWhereMoreIdsAreCloseThanFitIntoSharedMemory) {

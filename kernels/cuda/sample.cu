@@ -4,6 +4,7 @@
 #include "kernels/cuda/device_math.h"
 #include "kernels/cuda/sample.h"
 #include "kernels/cuda/sample_block.h"
+#include "kernels/cuda/sample_candidates.h"
 #include "kernels/cuda/sample_select.h"
 #include "kernels/philox.h"
 
@@ -284,6 +285,47 @@ class Weights {
   float reciprocal_;
 };
 
+__device__ Mass NeededMass(float top_p, Mass total) {
+  const Mass needed =
+      static_cast<Mass>(ceil(static_cast<double>(top_p) * static_cast<double>(total)));
+  return needed < 1 ? 1 : (needed > total ? total : needed);
+}
+
+// Top-k, top-p and what follows, where everything that is kept has room in shared memory; else -1.
+__device__ int32_t DrawFromCandidates(const float* values, int32_t n, float largest,
+                                      const Weights& weights, const SampleRow& row, Mass random,
+                                      SampleShared& shared) {
+  const bool top_k = row.top_k > 0 && row.top_k < n;
+  const auto mass_of = [&](float value) { return MassOf(weights.Of(value)); };
+  Mass total = 0;
+  if (!GatherCandidates(values, n, Distances(largest, row.temperature),
+                        top_k ? static_cast<uint32_t>(row.top_k) : 0, mass_of, total, shared)) {
+    return -1;
+  }
+  Beginning kept;
+  const auto mass = [&](int32_t i) { return shared.candidate_masses[i]; };
+  const auto kept_mass = [&](int32_t i) -> Mass {
+    return kept.Has(shared.candidate_keys[i], shared.candidate_ids[i]) ? mass(i) : 0;
+  };
+  const uint32_t largest_key = OrderKey(largest);
+  if (top_k) {
+    const auto one = [](int32_t /*i*/) -> Mass { return 1; };
+    kept = SelectFromCandidates(n, kept, largest_key, row.top_k, one, shared);
+    total = SumCandidates(kept_mass, shared);
+  }
+  if (row.top_p < 1.0f) {
+    const Mass needed = NeededMass(row.top_p, total);
+    if (!top_k && SumCandidates(kept_mass, shared) < needed) return -1;
+    kept = SelectFromCandidates(n, kept, largest_key, needed, mass, shared);
+  }
+  const auto drawn_mass = [&](int32_t i) -> Mass {
+    const float value = ValueOfKey(shared.candidate_keys[i]);
+    return row.min_p <= 0.0f || weights.Of(value) >= row.min_p ? kept_mass(i) : 0;
+  };
+  total = SumCandidates(drawn_mass, shared);
+  return FindCandidateId(n, __umul64hi(random, total) + 1, drawn_mass, shared);
+}
+
 // -1 when no id is left.
 __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
                         const SampleRow& row, int64_t position, SampleShared& shared) {
@@ -293,11 +335,17 @@ __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
 
   const float temperature = row.temperature;
   const Weights weights(max, temperature);
+  const Mass random = DrawBits(row.seed, row.choice, static_cast<uint64_t>(position));
+  const bool top_k = row.top_k > 0 && row.top_k < n;
+  if (top_k ? row.top_k <= kMaxCandidates : row.top_p < 1.0f) {
+    const int32_t id = DrawFromCandidates(values, n, max, weights, row, random, shared);
+    if (id >= 0) return id;
+  }
   const auto mass_of = [&](int32_t /*id*/, float value) -> Mass {
     return MassOf(weights.Of(value));
   };
   Beginning kept;
-  if (row.top_k > 0 && row.top_k < n) {
+  if (top_k) {
     const auto one = [](int32_t /*id*/, float /*value*/) -> Mass { return 1; };
     const Mass wanted = row.top_k;
     kept = Select(values, n, kept, max, temperature, wanted, one, shared);
@@ -310,10 +358,7 @@ __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
       mine += best.Has(value, id) ? mass : 0;
     });
     const Mass total = BlockSum(mine, shared);
-    Mass needed =
-        static_cast<Mass>(ceil(static_cast<double>(row.top_p) * static_cast<double>(total)));
-    if (needed < 1) needed = 1;
-    if (needed > total) needed = total;
+    const Mass needed = NeededMass(row.top_p, total);
     kept = Select(values, n, kept, max, temperature, needed, mass_of, shared);
   }
   const BeginningOfValues drawn(kept);
@@ -324,8 +369,7 @@ __device__ int32_t Draw(const float* values, int32_t n, const Largest& largest,
   };
   const Pieces pieces(values, 0, n);
   const Mass total = pieces.Sum(drawn_mass, shared);
-  const Mass bits = DrawBits(row.seed, row.choice, static_cast<uint64_t>(position));
-  return FindId(pieces, __umul64hi(bits, total), drawn_mass, shared);
+  return FindId(pieces, __umul64hi(random, total), drawn_mass, shared);
 }
 
 // --- The best ids, of raw logits
@@ -405,8 +449,9 @@ __global__ void __launch_bounds__(kSampleThreads, 2) SampleKernel(SampleArgs arg
     const Edits edits{args, row, logits, n, tokens};
     const bool edited = edits.Any(ban_stop_ids);
     if (edited) edits.Apply(ban_stop_ids, shared);
+    // Ids that cannot be drawn seldom have the largest logit.
     const Largest largest =
-        edited || n < args.vocab_size ? FindLargest(logits, n, shared) : statistics.largest;
+        edited || statistics.largest.id >= n ? FindLargest(logits, n, shared) : statistics.largest;
     token = Draw(logits, n, largest, row, position, shared);
     if (edited) edits.Undo(ban_stop_ids, shared);
     if (token < 0) {

@@ -1,7 +1,8 @@
 // One token from each row of logits, on the device, as docs/sampling.md defines it: equal logits
 // give the token that the CPU engine draws, bit for bit the same weights and masses. The vocabulary
 // is never sorted: ids are selected by radix on the order of the logits, by rank (top-k) or by mass
-// (top-p), in whole numbers whose sums have no order.
+// (top-p), in whole numbers whose sums have no order; among the best in shared memory, where what
+// is kept has room there.
 //
 // Log-probabilities are raw, over the whole vocabulary. Their sum of exponentials is taken in
 // another order than the CPU's (each of SampleThreads adds every SampleThreads-th group of four, a

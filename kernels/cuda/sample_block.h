@@ -48,6 +48,7 @@ struct SampleShared {
   // In any order.
   Mass candidate_masses[kMaxCandidates];
   uint32_t candidate_keys[kMaxCandidates];
+  int32_t candidate_ids[kMaxCandidates];
   int32_t num_candidates;
   uint32_t low_bins[kBins];
   uint32_t high_bins[kBins];

@@ -205,17 +205,20 @@ __device__ inline void CutInThirds(const KeyRange& range, bool by_value, uint32_
   }
 }
 
-// The last key of the beginning among the candidates, of which each has a key of the range. Leaves
-// in `wanted` what is wanted of its equals, and in `of_equals` what they have.
-__device__ inline uint32_t SelectCandidate(const KeyRange& range, Mass& wanted, Mass& of_equals,
-                                           SampleShared& shared) {
+// The last key of the shortest beginning, by descending key(i), whose share(i) add up to `wanted`,
+// which those of all candidates do: keys are in [lowest, end). Leaves in `wanted` what is wanted of
+// its equals, and in `of_equals` what they have.
+template <typename Key, typename Share>
+__device__ uint32_t SelectCandidate(uint32_t lowest, uint32_t end, const Key& key,
+                                    const Share& share, Mass& wanted, Mass& of_equals,
+                                    SampleShared& shared) {
   constexpr int kBinsPerLane = kBins / kWarp;
   const int lane = threadIdx.x % kWarp;
   const auto mass_of_bin = [&](int bin) {
     return (static_cast<Mass>(shared.high_bins[bin]) << kLowMassBits) + shared.low_bins[bin];
   };
-  // Keys from the range's lowest on, moved up so that the first digit has as many values as can be.
-  const int spare_bits = __clz(range.end - range.lowest - 1);
+  // Keys from the lowest on, moved up so that the first digit has as many values as can be.
+  const int spare_bits = __clz(end - lowest - 1);
   uint32_t found = 0;
   uint32_t known = 0;  // bits of `found` that are
   for (int shift = 24; shift > spare_bits - 8; shift -= 8) {
@@ -226,9 +229,9 @@ __device__ inline uint32_t SelectCandidate(const KeyRange& range, Mass& wanted, 
     }
     __syncthreads();
     for (int32_t i = threadIdx.x; i < shared.num_candidates; i += Threads()) {
-      const uint32_t moved = (shared.candidate_keys[i] - range.lowest) << spare_bits;
+      const uint32_t moved = (key(i) - lowest) << spare_bits;
       if (((moved ^ found) & known) != 0) continue;
-      const Mass mass = shared.candidate_masses[i];
+      const Mass mass = share(i);
       const uint32_t bin = moved >> shift & 0xffu;
       const uint32_t high = static_cast<uint32_t>(mass >> kLowMassBits);
       atomicAdd(&shared.low_bins[bin],
@@ -261,7 +264,7 @@ __device__ inline uint32_t SelectCandidate(const KeyRange& range, Mass& wanted, 
     found |= static_cast<uint32_t>(shared.found) << shift;
     known |= 0xffu << shift;
   }
-  return range.lowest + (found >> spare_bits);
+  return lowest + (found >> spare_bits);
 }
 
 // The shortest beginning of the order, of the ids below n that `within` has, whose shares add up to
@@ -298,7 +301,9 @@ __device__ Beginning Select(const float* values, int32_t n, const Beginning& wit
       shared.candidate_keys[at] = other;
       shared.candidate_masses[at] = share(id, value);
     });
-    key = SelectCandidate(range, wanted, of_equals, shared);
+    key = SelectCandidate(
+        range.lowest, range.end, [&](int32_t i) { return shared.candidate_keys[i]; },
+        [&](int32_t i) { return shared.candidate_masses[i]; }, wanted, of_equals, shared);
   }
   // How many of the equals: all, mostly.
   const Mass each = share(-1, ValueOfKey(key));
