@@ -1,10 +1,14 @@
 # BLOCKSERVE_CUDA=auto|on|off: whether the CUDA engines are built. Sets BLOCKSERVE_HAVE_CUDA.
+# BLOCKSERVE_EMULATE_PTX: emulated tests run what nvcc makes of the kernels (kernels/cuda/emulation).
 #
 # The programs need neither driver nor CUDA libraries to start: the runtime is linked statically and
 # looks for the driver when a CUDA device is asked for, which is where its absence is reported.
 set(BLOCKSERVE_HAVE_CUDA OFF)
 if(NOT BLOCKSERVE_CUDA MATCHES "^(auto|on|off)$")
   message(FATAL_ERROR "BLOCKSERVE_CUDA is '${BLOCKSERVE_CUDA}': use auto, on or off")
+endif()
+if(BLOCKSERVE_EMULATE_PTX AND NOT BLOCKSERVE_CUDA STREQUAL "on")
+  message(FATAL_ERROR "BLOCKSERVE_EMULATE_PTX takes nvcc: BLOCKSERVE_CUDA=on")
 endif()
 if(BLOCKSERVE_CUDA STREQUAL "off")
   message(NOTICE "CUDA engines: off (BLOCKSERVE_CUDA=off)")
@@ -43,5 +47,9 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 # The first that knows Blackwell.
 find_package(CUDAToolkit 12.8 REQUIRED)
 set(BLOCKSERVE_HAVE_CUDA ON)
+if(BLOCKSERVE_EMULATE_PTX)
+  # The emulation has what kernels ask of the runtime; what runs on devices links it by name.
+  set(CMAKE_CUDA_RUNTIME_LIBRARY None)
+endif()
 set(BLOCKSERVE_CUDA_ARITHMETICS " cuda-f32 cuda-bf16 cuda-bf16-own cuda-bf16-fast")
 message(NOTICE "CUDA engines: on (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES})")

@@ -91,6 +91,17 @@ int64_t SetDeviceMemoryTotal(int64_t total_bytes) {
   return before;
 }
 
+bool FindDeviceMemory(uint64_t address, uint64_t* begin, uint64_t* end) {
+  Device& device = TheDevice();
+  const std::lock_guard lock(device.mutex);
+  auto after = device.allocations.upper_bound(reinterpret_cast<uint8_t*>(address));
+  if (after == device.allocations.begin()) return false;
+  const auto& [data, size] = *--after;
+  *begin = reinterpret_cast<uint64_t>(data);
+  *end = *begin + size;
+  return address < *end;
+}
+
 std::vector<std::vector<uint8_t>> SaveDeviceMemory() {
   Device& device = TheDevice();
   const std::lock_guard lock(device.mutex);

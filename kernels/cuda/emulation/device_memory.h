@@ -16,6 +16,9 @@ int64_t DeviceMemoryFree();
 // Returns the total before.
 int64_t SetDeviceMemoryTotal(int64_t total_bytes);
 
+// Begin and end of the allocation that holds the address; false: none does.
+bool FindDeviceMemory(uint64_t address, uint64_t* begin, uint64_t* end);
+
 // The contents of every allocation, in order of address.
 std::vector<std::vector<uint8_t>> SaveDeviceMemory();
 void RestoreDeviceMemory(const std::vector<std::vector<uint8_t>>& image);

@@ -313,10 +313,6 @@ void WaitForCopies(int left) {
 OrderCheck::OrderCheck() { ++t_order_checks; }
 OrderCheck::~OrderCheck() { --t_order_checks; }
 
-DeviceMemoryLimit::DeviceMemoryLimit(int64_t total_bytes)
-    : before_(SetDeviceMemoryTotal(total_bytes)) {}
-DeviceMemoryLimit::~DeviceMemoryLimit() { SetDeviceMemoryTotal(before_); }
-
 void RunGrid(const GridShape& shape, const std::function<void()>& body) {
   thread_local std::unique_ptr<Block> block = std::make_unique<Block>();
   t_block = block.get();

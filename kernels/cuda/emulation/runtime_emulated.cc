@@ -98,6 +98,10 @@ int64_t LaunchCount::early() const {
   return launches.early - early_before_;
 }
 
+DeviceMemoryLimit::DeviceMemoryLimit(int64_t total_bytes)
+    : before_(SetDeviceMemoryTotal(total_bytes)) {}
+DeviceMemoryLimit::~DeviceMemoryLimit() { SetDeviceMemoryTotal(before_); }
+
 absl::Status CountCall() {
   const std::lock_guard lock(TheStreams().mutex);
   const int64_t call = failures.calls++;
