@@ -42,8 +42,8 @@ endfunction()
 # blockserve_test(NAME SOURCES … DEPS … LABELS …): a GoogleTest program, one ctest entry, run in the
 # repository's root so that tests name their data as "tests/golden/…".
 # Labels: unit (no gRPC; also run under ASan), threads (also run under TSan), portable (also run for
-# AArch64), integration (processes), emulated (CUDA engines on an emulated device), cuda (need a device,
-# and say so where there is none).
+# AArch64), integration (processes), emulated (CUDA engines on an emulated device), ptx (kernels as nvcc
+# compiles them, interpreted), cuda (need a device, and say so where there is none).
 function(blockserve_test name)
   if(NOT BLOCKSERVE_TESTS)
     return()
