@@ -83,10 +83,11 @@ void ReadMessages(JsonFields& fields, HttpCompletion& out) {
       return fields.Fail(absl::StrCat(field, ".role"), "must be a string");
     }
     read.role = role->get<std::string>();
-    for (const char* calls : {"tool_calls", "function_call"}) {
-      const auto found = message.find(calls);
-      if (found == message.end() || found->is_null() || found->empty()) continue;
-      return fields.Fail(absl::StrCat(field, ".", calls), "is not supported here");
+    // What an assistant may have said beside its content: it would be left out of the text.
+    for (const char* said : {"tool_calls", "function_call", "refusal"}) {
+      const auto found = message.find(said);
+      if (found == message.end() || found->empty() || *found == "") continue;
+      return fields.Fail(absl::StrCat(field, ".", said), "is not supported here");
     }
     const auto content = message.find("content");
     if (content != message.end() && content->is_string()) {

@@ -262,8 +262,9 @@ TEST(ParseCompletion, EchoAndChatAlignAtTheStart) {
 // As clients write what another server has answered.
 TEST(ParseCompletion, AnAssistantMayHaveSaidNothing) {
   const HttpCompletion chat = Parsed(
-      R"({"messages":[{"role":"assistant","content":null,"tool_calls":null,"function_call":null},
-          {"role":"assistant","tool_calls":[]},{"role":"user","content":"a"}]})",
+      R"({"messages":[{"role":"assistant","content":null,"tool_calls":null,"function_call":null,
+                       "refusal":null},
+          {"role":"assistant","tool_calls":[],"refusal":""},{"role":"user","content":"a"}]})",
       true);
   ASSERT_EQ(chat.messages.size(), 3u);
   EXPECT_EQ(chat.messages[0].content, "");
@@ -280,6 +281,12 @@ TEST(ParseCompletion, NamesTheMessageThatDoesNotFit) {
                         "tool_calls":[{"id":"a"}]}]})",
                     true),
             "messages[0].tool_calls");
+  EXPECT_EQ(Refused(R"({"messages":[{"role":"assistant","content":null,"refusal":"No."}]})", true),
+            "messages[0].refusal");
+  EXPECT_EQ(Refused(R"({"messages":[{"role":"assistant",
+                        "content":[{"type":"refusal","refusal":"No."}]}]})",
+                    true),
+            "messages[0].content");
   EXPECT_EQ(Refused(R"({"messages":[{"role":"user","content":[{"type":"image_url"}]}]})", true),
             "messages[0].content");
   EXPECT_EQ(Refused(R"({"messages":[{"role":"user","content":"a"}],"top_logprobs":2})", true),
