@@ -77,6 +77,33 @@ class Connection {
     });
   }
 
+  // The flag that may mend a connection that failed before an answer came, to be put behind the
+  // error's own words; empty where it tells nothing.
+  std::string Advice(ErrorCode error) {
+    // HTTP/2, which a gRPC port answers with, is such a version; under TLS it closes at once.
+    if (error == http::error::bad_version || error == asio::ssl::error::stream_truncated) {
+      return " (an HTTP port is needed, not that of gRPC)";
+    }
+    if (plain_) {
+      return error == http::error::end_of_stream ? " (a server with TLS needs https://)" : "";
+    }
+    if (error.category() != asio::error::get_ssl_category()) return "";
+    switch (ERR_GET_REASON(error.value())) {
+      case SSL_R_WRONG_VERSION_NUMBER:
+        return " (a server without TLS needs http://)";
+      case SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED:
+        return " (a server that asks for a certificate needs --tls-cert)";
+      case SSL_R_CERTIFICATE_VERIFY_FAILED: {
+        const auto why = SSL_get_verify_result(secure_->native_handle());
+        // Whoever compares the names gives OpenSSL no reason.
+        return why == X509_V_ERR_UNSPECIFIED
+                   ? " (the name in its certificate is needed as --tls-name)"
+                   : absl::StrCat(" (--tls-ca: ", X509_verify_cert_error_string(why), ")");
+      }
+    }
+    return "";
+  }
+
   beast::flat_buffer buffer;
 
  private:
@@ -298,7 +325,7 @@ class HttpTransport final : public LoadTransport {
                           error == asio::error::connection_reset ||
                           error == asio::error::broken_pipe;
       if (reused_ && !begun_ && closed) return Begin(/*fresh=*/true);
-      End("CONNECTION", error.message());
+      End("CONNECTION", absl::StrCat(error.message(), begun_ ? "" : connection_->Advice(error)));
     }
 
     void End(const std::string& error, const std::string& message) {
@@ -400,10 +427,8 @@ absl::StatusOr<std::string> AskHttpModel(const HttpTargetOptions& options, absl:
   });
   context.run();
   if (error) {
-    // HTTP/2, which a gRPC port answers with, is such a version.
-    return absl::UnavailableError(absl::StrCat(
-        address, ": ", error.message(),
-        error == http::error::bad_version ? " (an HTTP port is needed, not that of gRPC)" : ""));
+    return absl::UnavailableError(
+        absl::StrCat(address, ": ", error.message(), connection.Advice(error)));
   }
   if (response.result() != http::status::ok) {
     return absl::FailedPreconditionError(absl::StrCat(address, ": /v1/models answers ",

@@ -67,10 +67,22 @@ def test_the_command_line_names_the_flag_that_a_connection_lacks(secured, mutual
                                *flags], text=True, capture_output=True, check=False, timeout=60)
         assert done.returncode == status and done.stderr.endswith(told + "\n"), (flags, done.stderr)
         assert done.stderr.count("\n") == 1, done.stderr
-    for address, flags, told in ((tls, [], "(a server with TLS needs --tls-ca)"), (tls, [ca], "(--api-key-file)")):
-        done = subprocess.run([harness.program("blockserve-load"), f"--grpc={address}", "--concurrency=1", *flags],
-                              text=True, capture_output=True, check=False, timeout=60)
-        assert done.returncode == 1 and told in done.stderr, done.stderr
+    https = f"--http=https://127.0.0.1:{secured.http_port}"
+    needs_http = "(an HTTP port is needed, not that of gRPC)"
+    for target, flags, told in (
+            (f"--grpc={tls}", [], "(a server with TLS needs --tls-ca)"), (f"--grpc={tls}", [ca], "(--api-key-file)"),
+            (f"--http={plain.address}", [], needs_http), (f"--http=https://{tls}", [ca], needs_http),
+            (f"--http=127.0.0.1:{secured.http_port}", [], "(a server with TLS needs https://)"),
+            (f"--http=https://127.0.0.1:{http_port}", [ca], "(a server without TLS needs http://)"),
+            (https, [f"--tls-ca={pki.tiers}/ca.crt"], "(--tls-ca: "),
+            (https, [ca, "--tls-name=other"], "(the name in its certificate is needed as --tls-name)"),
+            (f"--http={mutual.http}", [ca], "(a server that asks for a certificate needs --tls-cert)")):
+        # With a model's name the server is not asked for it: each request meets the error.
+        for named in ([], ["--model=a"]) if "http" in target else ([],):
+            done = subprocess.run([harness.program("blockserve-load"), target, "--concurrency=1", "--requests=1",
+                                   *flags, *named], text=True, capture_output=True, check=False, timeout=60)
+            assert done.returncode == 1, (target, done.stderr)
+            assert told in (done.stdout if named else done.stderr), (target, done.stderr)
 
 
 @pytest.mark.parametrize("tier", ["block", "token"])
