@@ -5,9 +5,12 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_split.h"
 #include "absl/synchronization/notification.h"
 #include "block_service/test_engine.h"
 #include "block_service/test_gateway.h"
+#include "common/log_budget.h"
+#include "common/logging.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -95,6 +98,24 @@ TEST(BlockServiceStream, HellosThatDoNotFitEndTheStreamNamingWhatDiffers) {
   TestGateway gateway(fake.channel(), 1, fits);
   EXPECT_TRUE(gateway.Read());
   EXPECT_EQ(gateway.hello.tier().part_hash(), "the tensors");
+}
+
+TEST(BlockServiceStream, AGatewayThatComesAgainAndAgainFillsNoLog) {
+  Fake fake;
+  v1::GatewayHello hello = TestGateway::DefaultHello();
+  hello.set_config_hash("another");
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(ConfigureLogging({.program = "p"}).ok());
+  for (int i = 0; i < 3 * LogBudget::kLines; ++i) {
+    TestGateway gateway(fake.channel(), 1, hello);
+    EXPECT_FALSE(gateway.Read());
+    EXPECT_FALSE(gateway.Finish().ok());
+  }
+  const std::vector<std::string> lines =
+      absl::StrSplit(testing::internal::GetCapturedStderr(), '\n', absl::SkipEmpty());
+  ASSERT_EQ(lines.size(), LogBudget::kLines);
+  EXPECT_THAT(lines.front(), HasSubstr("does not fit: config_hash is another"));
+  EXPECT_THAT(lines.back(), HasSubstr("left_out=\"the next ones, for some minutes\""));
 }
 
 TEST(BlockServiceStream, AStreamWithoutHelloIsRefused) {

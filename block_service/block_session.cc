@@ -50,8 +50,8 @@ bool BlockSession::CheckHello(const v1::BlockRequestBatch& batch) {
   const absl::Status fits = CheckGatewayHello(batch.hello(), context_->hello.tier().config_hash(),
                                               context_->hello.tier().tokenizer_hash());
   if (!fits.ok()) {
-    LogWarning(absl::StrCat("block service: gateway ", stream_->peer(),
-                            " does not fit: ", fits.message()));
+    context_->refused.Warn(absl::StrCat("block service: gateway ", stream_->peer(),
+                                        " does not fit: ", fits.message()));
     End(fits.code(), std::string(fits.message()));
     return false;
   }

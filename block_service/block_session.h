@@ -11,6 +11,7 @@
 #include "blockserve/v1/block_decoder.pb.h"
 #include "common/clock.h"
 #include "common/open_spans.h"
+#include "rpc/refused_gateways.h"
 #include "rpc/server_stream.h"
 
 namespace blockserve {
@@ -24,6 +25,7 @@ struct BlockSessionContext {
   int64_t max_reply_bytes = 0;
   const Clock* clock = nullptr;  // not used after the mailbox is closed
   std::shared_ptr<BlockMailbox> mailbox;
+  mutable RefusedGateways refused;
 };
 
 class BlockSession final : public BlockServerStream::Handler,

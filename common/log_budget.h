@@ -18,10 +18,12 @@ class LogBudget {
   static constexpr int kLines = 10;
   static constexpr absl::Duration kPeriod = absl::Seconds(10);
 
+  explicit LogBudget(absl::Duration period = kPeriod) : period_(period) {}
+
   // There is a line. Null: it is to be left out. Else what its field `left_out` is to say, which
   // mostly is nothing.
   std::optional<std::string> Take(absl::Time now) {
-    if (now - begun_ >= kPeriod) {
+    if (now - begun_ >= period_) {
       begun_ = now;
       written_ = 0;
     }
@@ -29,12 +31,16 @@ class LogBudget {
       ++left_out_;
       return std::nullopt;
     }
-    if (++written_ == kLines) return "the next ones, for some seconds";
+    if (++written_ == kLines) {
+      return absl::StrCat("the next ones, for some ",
+                          period_ < absl::Minutes(1) ? "seconds" : "minutes");
+    }
     const int64_t before = std::exchange(left_out_, 0);
     return before == 0 ? "" : absl::StrCat(before, " before this one");
   }
 
  private:
+  absl::Duration period_;
   absl::Time begun_ = absl::InfinitePast();
   int written_ = 0;
   int64_t left_out_ = 0;

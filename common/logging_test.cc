@@ -60,6 +60,17 @@ TEST(LogBudget, TellsHowManyLinesItHasLeftOut) {
   EXPECT_EQ(budget.Take(now), "");
 }
 
+TEST(LogBudget, MayHaveALongerPeriod) {
+  LogBudget budget(absl::Minutes(10));
+  absl::Time now = absl::UnixEpoch();
+  for (int i = 1; i < LogBudget::kLines; ++i) EXPECT_EQ(budget.Take(now), "");
+  EXPECT_EQ(budget.Take(now), "the next ones, for some minutes");
+  now += LogBudget::kPeriod;
+  EXPECT_EQ(budget.Take(now), std::nullopt);
+  now += absl::Minutes(10);
+  EXPECT_EQ(budget.Take(now), "1 before this one");
+}
+
 TEST(Logging, RefusesUnknownFormats) {
   EXPECT_EQ(ConfigureLogging({.program = "p", .level = "info", .format = "xml"}).message(),
             "--log-format is \"xml\"; use text or json");

@@ -6,6 +6,9 @@
 
 #include <thread>
 
+#include "absl/strings/str_split.h"
+#include "common/log_budget.h"
+#include "common/logging.h"
 #include "rpc/server.h"
 #include "token_service/fake_token_engine.h"
 #include "token_service/token_client_for_test.h"
@@ -125,6 +128,24 @@ TEST_F(TokenServiceTest, RefusesAHelloThatDoesNotFit) {
   status = refusal([](auto& message) { message.clear_hello(); });
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("hello"));
+}
+
+TEST_F(TokenServiceTest, AGatewayThatComesAgainAndAgainFillsNoLog) {
+  Start();
+  v1::TokenRequestBatch hello = HelloMessage();
+  hello.mutable_hello()->set_config_hash("other");
+  testing::internal::CaptureStderr();
+  ASSERT_TRUE(ConfigureLogging({.program = "p"}).ok());
+  for (int i = 0; i < 3 * LogBudget::kLines; ++i) {
+    TokenClient client(channel_);
+    client.Send(hello);
+    EXPECT_FALSE(client.WaitForEnd().ok());
+  }
+  const std::vector<std::string> lines =
+      absl::StrSplit(testing::internal::GetCapturedStderr(), '\n', absl::SkipEmpty());
+  ASSERT_EQ(lines.size(), LogBudget::kLines);
+  EXPECT_THAT(lines.front(), HasSubstr("refused: config_hash is other"));
+  EXPECT_THAT(lines.back(), HasSubstr("left_out=\"the next ones, for some minutes\""));
 }
 
 TEST_F(TokenServiceTest, TakesHellosOfTheSameHashesAndTheNextVersion) {

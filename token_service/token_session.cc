@@ -66,7 +66,7 @@ void TokenSession::OnMessage(v1::TokenRequestBatch&& message) {
                      " to cancel, in one message; at most ", kMostRowsOfMessage));
   }
   if (!status.ok()) {
-    LogWarning(
+    context_.refused.Warn(
         absl::StrCat("token worker: gateway ", stream_->peer(), " refused: ", status.message()));
     refused_ = true;
     Finish(status);

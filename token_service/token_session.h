@@ -14,6 +14,7 @@
 #include "common/mutex.h"
 #include "common/open_spans.h"
 #include "rpc/outgoing_queue.h"
+#include "rpc/refused_gateways.h"
 #include "rpc/server_stream.h"
 #include "token_service/token_worker.h"
 
@@ -30,6 +31,7 @@ struct TokenSessionContext {
   std::string tokenizer_hash;
   uint64_t trace_seed = 0;      // of the ids of spans
   int64_t max_reply_bytes = 0;  // of rows in one message
+  mutable RefusedGateways refused = {};
 };
 
 class TokenSession final : public TokenServerStream::Handler {

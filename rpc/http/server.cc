@@ -14,6 +14,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/log_budget.h"
 #include "common/logging.h"
 #include "rpc/asio_loop.h"
 #include "rpc/listen_address.h"
@@ -67,7 +69,11 @@ struct HttpServer::Impl {
           if (cut_off || error == boost::asio::error::operation_aborted) return;
           if (error) {
             // Out of descriptors, most likely: others must end first.
-            LogWarning(absl::StrCat("accepting an HTTP connection: ", error.message()));
+            if (const auto left_out = accept_failures.Take(SteadyClock().Now())) {
+              LogEvent(LogLevel::kWarning,
+                       absl::StrCat("accepting an HTTP connection: ", error.message()),
+                       {{"left_out", *left_out}});
+            }
             workers[0]->loop.PostAfter(kAcceptPause, [this, &acceptor] {
               if (!cut_off) Accept(acceptor);
             });
@@ -167,6 +173,7 @@ struct HttpServer::Impl {
   std::vector<std::unique_ptr<Worker>> workers;
   std::deque<Tcp::acceptor> acceptors;  // on the first worker's loop
   size_t next_worker = 0;
+  LogBudget accept_failures;  // on the loop of workers[0]
   std::atomic<int64_t> connections{0};
   std::atomic<bool> draining{false};
   std::atomic<bool> cut_off{false};

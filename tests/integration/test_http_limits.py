@@ -4,6 +4,7 @@ import contextlib
 import json
 import pathlib
 import re
+import resource
 import socket
 import time
 
@@ -356,6 +357,18 @@ def test_beyond_the_limit_sixty_four_connections_are_told_and_the_others_cut(lau
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
             assert http_tools.read_response(connection)[0] == 200
     harness.wait_until(lambda: try_health(server), "connections are free again")
+
+
+def test_without_free_descriptors_connections_wait_and_the_log_is_not_filled(launcher):
+    server = http_tools.serve(launcher, harness.GOLDEN / "concat_l4")
+    process = server.server.process.pid
+    before = resource.prlimit(process, resource.RLIMIT_NOFILE)
+    resource.prlimit(process, resource.RLIMIT_NOFILE, (3, before[1]))
+    with server.connect() as connection:
+        server.server.wait_for_log('accepting an HTTP connection: Too many open files left_out="the next ones')
+        resource.prlimit(process, resource.RLIMIT_NOFILE, before)
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert http_tools.read_response(connection)[0] == 200
 
 
 def try_health(server):
