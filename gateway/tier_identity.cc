@@ -105,13 +105,13 @@ std::optional<TierPair> BestPair(
 }
 
 std::optional<TierGroup> TierPresence::Largest() const {
-  const std::pair<const TierGroup, Entry>* best = nullptr;
-  for (const auto& entry : groups_) {
-    if (entry.second.workers == 0) continue;
-    if (best == nullptr || entry.second.workers > best->second.workers) best = &entry;
-  }
-  if (best == nullptr) return std::nullopt;
-  return best->first;
+  const std::vector<Group> groups = Groups();
+  const auto best =
+      std::max_element(groups.begin(), groups.end(), [](const Group& a, const Group& b) {
+        return std::tie(a.workers, a.grown_at) < std::tie(b.workers, b.grown_at);
+      });
+  if (best == groups.end()) return std::nullopt;
+  return best->group;
 }
 
 }  // namespace blockserve

@@ -91,7 +91,7 @@ class TierPresence {
   absl::Time AwaySince() const { return total_ > 0 ? absl::InfiniteFuture() : away_since_; }
   // The last time at which a worker went; the start, if none has.
   absl::Time LastLoss() const { return last_loss_; }
-  // The group with the most workers; of equals, the first by name.
+  // The group with the most workers; of equals, the one that has grown last, as of pairs.
   std::optional<TierGroup> Largest() const;
   // Those that have workers, by name.
   struct Group {

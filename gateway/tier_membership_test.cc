@@ -136,7 +136,7 @@ TEST(BestPair, TakesTheLargestPairOfOneModelAndNeverMixesTwo) {
 }
 
 // The old ones go one by one: what begins with the last of them would be cut off.
-TEST(BestPair, OfEqualsTakesTheOneThatHasGrownLast) {
+TEST(BestPair, OfEqualsTakesTheOneThatHasGrownLastAsLargestDoes) {
   for (const bool back : {false, true}) {
     absl::Time now = absl::UnixEpoch();
     TierPresence blocks(now), tokens(now);
@@ -146,8 +146,10 @@ TEST(BestPair, OfEqualsTakesTheOneThatHasGrownLast) {
     for (int i = 0; i < 2; ++i) tokens.Add(old_group, now += absl::Seconds(1));
     tokens.Add(new_group, now += absl::Seconds(1));
     EXPECT_EQ(BestPair(blocks, tokens)->token, old_group);
+    EXPECT_EQ(*tokens.Largest(), old_group);
     tokens.Remove(old_group, now += absl::Seconds(1));
     EXPECT_EQ(BestPair(blocks, tokens)->token, new_group);
+    EXPECT_EQ(*tokens.Largest(), new_group);
   }
 }
 
