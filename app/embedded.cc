@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/program.h"
 #include "gateway/end_serving.h"
+#include "gateway/http/chat_format.h"
 #include "model/device.h"
 #include "rpc/listen_address.h"
 
@@ -82,9 +83,13 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   std::unique_ptr<Embedded> embedded(new Embedded);
   GatewayConfig gateway_config = GatewayOf(options);
   // Before the model is loaded, which may take minutes.
-  absl::StatusOr<std::shared_ptr<ApiKeys>> keys = gateway_config.LoadApiKeys();
-  if (!keys.ok()) return keys.status();
-  gateway_config.loaded_api_keys = *std::move(keys);
+  absl::StatusOr<GatewayFiles> files = GatewayFiles::Read(gateway_config);
+  if (!files.ok()) return files.status();
+  if (!options.http.server.listen_address.empty()) {
+    // The front reads it again, and keeps it.
+    const absl::Status format = ChatFormat::Load(options.model_directory).status();
+    if (!format.ok() && !absl::IsNotFound(format)) return format;
+  }
 
   absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint =
       Checkpoint::Open(options.model_directory);
@@ -133,7 +138,8 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
   gateway_config.channel_factory = [tiers = embedded->tiers_.get()](const std::string&) {
     return tiers->InProcessChannel();
   };
-  absl::StatusOr<std::unique_ptr<Gateway>> gateway = Gateway::Create(gateway_config);
+  absl::StatusOr<std::unique_ptr<Gateway>> gateway =
+      Gateway::Create(gateway_config, *std::move(files));
   if (!gateway.ok()) return gateway.status();
   embedded->gateway_ = *std::move(gateway);
 

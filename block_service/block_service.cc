@@ -156,13 +156,14 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   // Larger steps are run in several batches.
   options.max_rows = config.prefill_chunk + std::min(config.max_sequences, 256);
   BlockServiceParts parts;
+  // Before the weights, which may take minutes.
+  absl::StatusOr<std::string> tokenizer_hash = TokenizerHash(checkpoint.directory());
+  if (!tokenizer_hash.ok()) return tokenizer_hash.status();
+  parts.tokenizer_hash = *std::move(tokenizer_hash);
   absl::StatusOr<std::unique_ptr<BlockEngine>> engine = LoadBlockEngine(checkpoint, options);
   if (!engine.ok()) return engine.status();
   parts.engine = *std::move(engine);
   parts.config_hash = ConfigHash(checkpoint.config());
-  absl::StatusOr<std::string> tokenizer_hash = TokenizerHash(checkpoint.directory());
-  if (!tokenizer_hash.ok()) return tokenizer_hash.status();
-  parts.tokenizer_hash = *std::move(tokenizer_hash);
   parts.model_digest = checkpoint.Digest();
   parts.hash_part = [&checkpoint] { return checkpoint.HashTensors(Checkpoint::Part::kBlock); };
   return Create(config, std::move(parts));

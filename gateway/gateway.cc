@@ -59,11 +59,6 @@ absl::StatusOr<AdmissionOptions> GatewayConfig::Admission() const {
   return options;
 }
 
-absl::StatusOr<std::shared_ptr<ApiKeys>> GatewayConfig::LoadApiKeys() const {
-  if (api_keys.empty() || loaded_api_keys != nullptr) return loaded_api_keys;
-  return ApiKeys::Load(api_keys, "--api-keys");
-}
-
 absl::Status GatewayConfig::Validate() const {
   if (model_directory.empty()) return absl::InvalidArgumentError("--model is missing");
   if (absl::Status status = tier_tls.Validate(); !status.ok()) return status;
@@ -165,14 +160,35 @@ struct Gateway::Impl {
 Gateway::Gateway(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Gateway::~Gateway() = default;
 
-absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& config) {
-  if (absl::Status status = config.Validate(); !status.ok()) return status;
+absl::StatusOr<GatewayFiles> GatewayFiles::Read(const GatewayConfig& config) {
+  GatewayFiles files;
+  if (!config.api_keys.empty()) {
+    absl::StatusOr<std::shared_ptr<ApiKeys>> keys = ApiKeys::Load(config.api_keys, "--api-keys");
+    if (!keys.ok()) return keys.status();
+    files.api_keys = *std::move(keys);
+  }
   absl::StatusOr<ModelConfig> model = LoadModelConfig(config.model_directory);
   if (!model.ok()) return model.status();
+  files.model = *std::move(model);
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadTokenizer(config.model_directory);
   if (!tokenizer.ok() && !absl::IsNotFound(tokenizer.status())) return tokenizer.status();
+  if (tokenizer.ok()) files.tokenizer = *std::move(tokenizer);
   absl::StatusOr<std::string> tokenizer_hash = TokenizerHash(config.model_directory);
   if (!tokenizer_hash.ok()) return tokenizer_hash.status();
+  files.tokenizer_hash = *std::move(tokenizer_hash);
+  return files;
+}
+
+absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& config) {
+  if (absl::Status status = config.Validate(); !status.ok()) return status;
+  absl::StatusOr<GatewayFiles> files = GatewayFiles::Read(config);
+  if (!files.ok()) return files.status();
+  return Create(config, *std::move(files));
+}
+
+absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& config,
+                                                         GatewayFiles files) {
+  if (absl::Status status = config.Validate(); !status.ok()) return status;
   const std::vector<DiscoveryTarget> block_targets =
       *ParseTargets(config.block_services, "--block-services");
   const std::vector<DiscoveryTarget> token_targets =
@@ -180,11 +196,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
 
   auto impl = std::make_unique<Impl>();
   impl->model_directory = config.model_directory;
-  impl->model = *model;
-  absl::StatusOr<std::shared_ptr<ApiKeys>> keys = config.LoadApiKeys();
-  if (!keys.ok()) return keys.status();
-  impl->api_keys = *std::move(keys);
-  if (tokenizer.ok()) impl->tokenizer = *std::move(tokenizer);
+  impl->model = std::move(files.model);
+  impl->api_keys = std::move(files.api_keys);
+  impl->tokenizer = std::move(files.tokenizer);
   ValidatorOptions validator_options;
   validator_options.model_name = config.model_name;
   if (validator_options.model_name.empty()) {
@@ -201,7 +215,7 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(const GatewayConfig& co
 
   ExpectedModel expected;
   expected.config_hash = ConfigHash(impl->model);
-  expected.tokenizer_hash = *tokenizer_hash;
+  expected.tokenizer_hash = std::move(files.tokenizer_hash);
   expected.block_length = impl->model.block_length;
   expected.context_width = impl->model.block.hidden_size;
   expected.vocab_size = impl->model.vocab_size;

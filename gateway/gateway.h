@@ -23,6 +23,8 @@
 #include "gateway/api_keys.h"
 #include "gateway/deployment_status.h"
 #include "gateway/generation.h"
+#include "model/config.h"
+#include "model/tokenizer.h"
 #include "rpc/tls.h"
 
 namespace blockserve {
@@ -42,8 +44,6 @@ struct GatewayConfig {
   ClientTlsFiles tier_tls;
   // File of API keys (gateway/api_keys.h), one of which every call needs; empty: none is needed.
   std::string api_keys;
-  // The file's keys where they have been read before; null: Create reads them.
-  std::shared_ptr<ApiKeys> loaded_api_keys;
   // Makes the channel to an address; empty: channels with keepalive and `tier_tls`.
   std::function<std::shared_ptr<grpc::Channel>(const std::string& address)> channel_factory;
   // Texts beyond the positions that the model was trained on are served.
@@ -77,17 +77,29 @@ struct GatewayConfig {
 
   // What `limits_file` and the fields say. INVALID_ARGUMENT naming the field.
   absl::StatusOr<AdmissionOptions> Admission() const;
-  // Null: none is needed. Errors: those of ApiKeys::Load.
-  absl::StatusOr<std::shared_ptr<ApiKeys>> LoadApiKeys() const;
-
   // INVALID_ARGUMENT naming the field.
   absl::Status Validate() const;
 };
 
+// What a gateway reads. It is read in milliseconds: before weights are, where the process loads
+// them too.
+struct GatewayFiles {
+  ModelConfig model;
+  std::unique_ptr<Tokenizer> tokenizer;  // null: the folder has none
+  std::string tokenizer_hash;
+  std::shared_ptr<ApiKeys> api_keys;  // null: none is needed
+
+  // Errors name the file, or the flag of the keys' file.
+  static absl::StatusOr<GatewayFiles> Read(const GatewayConfig& config);
+};
+
 class Gateway {
  public:
-  // Reads configuration and tokenizer, starts the loop thread and begins to connect; does not wait
-  // for workers. Errors: those of the folder's files and of Validate.
+  // Starts the loop thread and begins to connect; does not wait for workers. Errors: those of
+  // Validate.
+  static absl::StatusOr<std::unique_ptr<Gateway>> Create(const GatewayConfig& config,
+                                                         GatewayFiles files);
+  // Reads the files, too.
   static absl::StatusOr<std::unique_ptr<Gateway>> Create(const GatewayConfig& config);
   // Stops, and joins the loop thread. The server that has `service()` must be gone.
   ~Gateway();

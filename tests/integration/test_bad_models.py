@@ -86,3 +86,20 @@ def test_flags_are_checked_before_the_model_is_loaded(name, flags, words, tmp_pa
     assert result.returncode == 2, (result.returncode, result.stderr)
     for word in words:
         assert word.format(**values) in result.stderr.splitlines()[-1], result.stderr
+
+
+SERVE = ["serve", "--http-address=127.0.0.1:0"]
+
+
+@pytest.mark.parametrize("command, name, content", [
+    (command, "tokenizer.json", content) for command in (SERVE, PROGRAMS["blockserve"])
+    for content in ("{", '{"model": {"type": "Unigram", "vocab": []}}', None)
+] + [(SERVE, "chat_format.json", '{"roles": {}}')])
+def test_the_smaller_files_are_read_before_the_weights(command, name, content, tmp_path):
+    """As flags are checked before. Without content it is a folder."""
+    folder = broken_models.make("weights cut short", tmp_path)
+    if content is None:
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_text(content)
+    assert_one_error(run("blockserve", *command, f"--model={folder}"), [name])
