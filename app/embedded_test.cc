@@ -14,6 +14,7 @@
 #include "client/client.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "model/model_folder_for_test.h"
 
 namespace blockserve {
 namespace {
@@ -164,6 +165,26 @@ TEST(Embedded, NamesWhatIsWrong) {
   options.grpc_address = "nonsense";
   EXPECT_THAT(std::string(Embedded::Start(options).status().message()),
               HasSubstr("--grpc-address"));
+}
+
+TEST(Embedded, ATokenDecoderOfTooFewPositionsIsServedWhereLongContextsAre) {
+  for (const auto& [golden, enough] : {std::pair("concat_l4", 5), std::pair("summation", 4)}) {
+    const TestFolder folder;
+    folder.CopyAllFrom(std::string("tests/golden/") + golden);
+    json config = json::parse(folder.Read("config.json"));
+    EmbeddedOptions options = Options(golden);
+    options.model_directory = folder.path();
+    const auto start_with = [&](int positions) {
+      config["token_decoder"]["max_position_embeddings"] = positions;
+      folder.Write("config.json", config.dump());
+      return Embedded::Start(options).status();
+    };
+    EXPECT_TRUE(start_with(enough).ok()) << golden;
+    EXPECT_THAT(std::string(start_with(enough - 1).message()),
+                HasSubstr("token_decoder.max_position_embeddings"));
+    options.gateway.allow_beyond_positions = true;
+    EXPECT_TRUE(start_with(enough - 1).ok()) << golden;
+  }
 }
 
 TEST(Embedded, NamesAnAddressThatIsTaken) {

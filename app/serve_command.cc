@@ -62,7 +62,7 @@ int RunServe(const Arguments& arguments) {
   flags.Add("prefill_chunk", kPrefillChunkFlagHelp, &options.prefill_chunk);
   flags.Add("max_rows", "token rows of a batch; 0: 64, on a CUDA device 1024", &options.max_rows);
   flags.Add("groups", "of sequences, that take turns; 0: 1, on a CUDA device 2", &options.groups);
-  flags.Add("allow_long_contexts", "more blocks than max_position_embeddings",
+  flags.Add("allow_long_contexts", "more positions than max_position_embeddings",
             &options.gateway.allow_beyond_positions);
   flags.Add("prefix_cache", "share KV of prompts that begin alike", &options.prefix_cache);
   flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);

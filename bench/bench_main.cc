@@ -289,7 +289,9 @@ absl::StatusOr<nlohmann::ordered_json> RunTiers(const BenchConfig& config,
   options.served.kv_memory_mib = static_cast<int64_t>(
       64 + 1.1 * (positions + 32) * static_cast<double>(config.workload.sequences) *
                KvBytesPerToken(*model, Storage()) * model->block_length / (1 << 20));
-  options.served.allow_long_contexts = positions > static_cast<double>(model->block.max_positions);
+  options.served.allow_long_contexts =
+      positions > static_cast<double>(model->block.max_positions) ||
+      TokenPositions(*model) > model->token.max_positions;
 
   ProgressLine progress;
   absl::StatusOr<nlohmann::ordered_json> json =

@@ -170,6 +170,14 @@ absl::StatusOr<GatewayFiles> GatewayFiles::Read(const GatewayConfig& config) {
   absl::StatusOr<ModelConfig> model = LoadModelConfig(config.model_directory);
   if (!model.ok()) return model.status();
   files.model = *std::move(model);
+  // Every request needs them; of the block decoder each needs its own number (RequestValidator).
+  const int64_t needed = TokenPositions(files.model);
+  if (needed > files.model.token.max_positions && !config.allow_beyond_positions) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        config.model_directory, "/config.json: token_decoder.max_position_embeddings is ",
+        files.model.token.max_positions, "; a block takes ", needed,
+        " positions of it, for which servers need --allow-long-contexts"));
+  }
   absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer = LoadTokenizer(config.model_directory);
   if (!tokenizer.ok() && !absl::IsNotFound(tokenizer.status())) return tokenizer.status();
   if (tokenizer.ok()) files.tokenizer = *std::move(tokenizer);

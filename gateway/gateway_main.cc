@@ -60,7 +60,7 @@ void Options::AddFlags(FlagTable& flags) {
   flags.Add("health_listen", "plaintext address that serves grpc.health alone", &health_listen);
   flags.Add("model_name", "what requests may call the model; default: the folder's",
             &gateway.model_name);
-  flags.Add("allow_long_contexts", "more blocks than max_position_embeddings",
+  flags.Add("allow_long_contexts", "more positions than max_position_embeddings",
             &gateway.allow_beyond_positions);
   flags.Add("drain_time", "after SIGTERM, for requests that run", &drain_time);
   flags.Add("max_connection_age",

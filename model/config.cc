@@ -368,6 +368,18 @@ ModelConfig ReadVanilla(const json& document, absl::string_view source, absl::St
 
 }  // namespace
 
+int64_t TokenPositions(const ModelConfig& config) {
+  switch (config.strategy) {
+    case DecodingStrategy::kPrefix:  // the last token is an output alone
+      return int64_t{config.expansion_ratio} + config.block_length - 1;
+    case DecodingStrategy::kSummation:
+      return config.block_length;
+    case DecodingStrategy::kHeadOnly:
+      break;
+  }
+  return 0;
+}
+
 absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view text, absl::string_view source) {
   absl::StatusOr<json> document = ParseJson(text, source);
   if (!document.ok()) return document.status();

@@ -57,11 +57,15 @@ struct ModelConfig {
   std::string torch_dtype;  // as written in the file: "float32", "float16", "bfloat16"
 };
 
+// Positions of the token decoder that each block takes; 0 for kHeadOnly.
+int64_t TokenPositions(const ModelConfig& config);
+
 // Parses the text of a config.json. Errors: INVALID_ARGUMENT naming the field (and `source`, the
 // file's name, put in front).
 absl::StatusOr<ModelConfig> ParseModelConfig(absl::string_view json, absl::string_view source);
 
-// Reads `directory`/config.json. Errors: NOT_FOUND when the folder or file is missing, else as above.
+// Reads `directory`/config.json. Errors: NOT_FOUND when the folder or file is missing, else as
+// above.
 absl::StatusOr<ModelConfig> LoadModelConfig(const std::string& directory);
 
 // "end", "start", "none". Parse errors: INVALID_ARGUMENT.

@@ -119,6 +119,9 @@ BROKEN = {
         ["decoding_strategy", "cross_attention"]),
     "unknown projection": (
         "concat_l4", set_field("embedder", "projection", "mean"), ["projection", "mean"]),
+    "token decoder of too few positions": (
+        "concat_l4", set_field("token_decoder", "max_position_embeddings", 4),
+        ["config.json: token_decoder.max_position_embeddings is 4", "takes 5 ", "--allow-long-contexts"]),
     "vocabulary of another size": ("concat_l4", set_field("vocab_size", 600), ["embed"]),
     "special id outside the vocabulary": (
         "concat_l4", set_field("pad_token_id", 512), ["pad_token_id"]),

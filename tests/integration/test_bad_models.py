@@ -21,6 +21,7 @@ READ_BY = {
     "tensors that overlap": ["blockserve-block", "blockserve-token"],
     "tensor of another shape": ["blockserve-block"],
     "tokenizer cut short": ["blockserve-gateway"],
+    "token decoder of too few positions": ["blockserve-gateway"],
 }
 
 
