@@ -3,6 +3,8 @@
 #include <limits>
 #include <utility>
 
+#include "common/json.h"
+
 namespace blockserve {
 namespace {
 
@@ -30,15 +32,24 @@ absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view body) {
   if (const size_t zero = body.find('\0'); zero != absl::string_view::npos) {
     return FieldError("body", "is not valid JSON in UTF-8, from byte ", zero + 1, " on");
   }
+  using Event = nlohmann::json::parse_event_t;
+  // Copies and comparisons of a value go one call deeper with each of its levels.
+  bool too_deep = false;
+  const auto bound_depth = [&too_deep](int open, Event event, nlohmann::json& /*value*/) {
+    const bool opens = event == Event::object_start || event == Event::array_start;
+    if (opens && open >= kMaxJsonDepth) too_deep = true;
+    return !too_deep;
+  };
   nlohmann::json parsed;
   try {
-    parsed = nlohmann::json::parse(body.begin(), body.end());
+    parsed = nlohmann::json::parse(body.begin(), body.end(), bound_depth);
   } catch (const nlohmann::json::parse_error& error) {
     // Its text quotes the body, which need not be UTF-8.
     return FieldError("body", "is not valid JSON in UTF-8, from byte ", error.byte, " on");
   } catch (const nlohmann::json::exception&) {
     return FieldError("body", "has a number that is too large");
   }
+  if (too_deep) return FieldError("body", "is nested deeper than ", kMaxJsonDepth, " levels");
   if (!parsed.is_object()) return FieldError("body", "must be a JSON object");
   return parsed;
 }

@@ -22,7 +22,8 @@ absl::Status FieldError(absl::string_view field, const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", parts...));
 }
 
-// INVALID_ARGUMENT naming the field `body` where it is no JSON object.
+// INVALID_ARGUMENT naming the field `body` where it is no JSON object, or nested deeper than
+// kMaxJsonDepth.
 absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view body);
 
 // The first error stays; readers of fields give nothing after it.

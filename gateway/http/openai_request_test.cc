@@ -237,6 +237,24 @@ TEST(ParseCompletion, RefusesWhatIsNoJsonObject) {
   EXPECT_EQ(Refused(absl::StrCat(R"({"prompt":"a"})", absl::string_view("\0", 1))), "body");
 }
 
+// What copies or compares such a value would need as many calls on the stack.
+TEST(ParseCompletion, RefusesADeepBodyWhereverItIsDeep) {
+  const auto nested = [](size_t levels) {
+    return absl::StrCat(std::string(levels, '['), std::string(levels, ']'));
+  };
+  const std::string deep = nested(1'000'000);
+  EXPECT_EQ(Refused(absl::StrCat(R"({"prompt":"a","x":)", deep, "}")), "body");
+  EXPECT_EQ(Refused(absl::StrCat(R"({"prompt":"a","max_tokens":)", deep,
+                                 R"(,"max_completion_tokens":)", deep, "}")),
+            "body");
+  EXPECT_EQ(Refused(absl::StrCat(R"({"messages":[{"role":"user","content":[{"type":)", deep,
+                                 R"(,"text":"a"}]}]})"),
+                    true),
+            "body");
+  Parsed(absl::StrCat(R"({"prompt":"a","x":)", nested(63), "}"));
+  EXPECT_EQ(Refused(absl::StrCat(R"({"prompt":"a","x":)", nested(64), "}")), "body");
+}
+
 TEST(ParseCompletion, UnknownFieldsAreIgnoredAndTold) {
   const HttpCompletion parsed =
       Parsed(R"({"prompt":"a","stream":true,"store":true,"stream_options":{"x":1},"metadata":{}})");
