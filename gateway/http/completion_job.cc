@@ -156,32 +156,40 @@ absl::Status ChooseChatTokens(const HttpJobContext& context, HttpCompletion& wan
   return absl::OkStatus();
 }
 
-// An answer is made in memory, on a thread that others share. About how large it may become: a
-// token's text, its log-probability and offset, and those of the best ids beside it.
-absl::Status CheckAnswerSize(const HttpCompletionJob& job) {
+// About how large the part of an answer may become that is of `prompt`: of each choice its text,
+// ids where they are asked for, and of each token its log-probability and offset and those of the
+// best ids beside it.
+int64_t AnswerBytes(const HttpCompletion& wanted, const HttpPromptJob& prompt) {
   constexpr int64_t kTextBytes = 8;
+  constexpr int64_t kIdBytes = 6;
   constexpr int64_t kLogprobBytes = 48;
   constexpr int64_t kTopLogprobBytes = 16;
-  constexpr int64_t kMostBytes = int64_t{32} << 20;
-  const HttpCompletion& wanted = job.wanted;
-  // A stream's events leave as they are made; what is echoed comes at once.
-  if (wanted.stream && !wanted.echo) return absl::OkStatus();
-  int64_t tokens = 0;
-  for (const HttpPromptJob& prompt : job.prompts) {
-    if (wanted.echo) tokens += static_cast<int64_t>(prompt.ids.size());
-    if (prompt.generation.has_value()) tokens += prompt.generation->max_tokens;
-  }
   const bool logprobs = wanted.request.has_logprobs();
   const int64_t token_bytes =
       kTextBytes + (logprobs ? kLogprobBytes + kTopLogprobBytes * wanted.request.logprobs() : 0);
-  const int64_t n = wanted.n();
-  const int64_t bytes = n * tokens * token_bytes;
+  const int64_t prompt_tokens = static_cast<int64_t>(prompt.ids.size());
+  const int64_t most_tokens = prompt.generation.has_value() ? prompt.generation->max_tokens : 0;
+  int64_t bytes = token_bytes * most_tokens;
+  if (wanted.echo) {
+    // Some tokens are hundreds of bytes; with log-probabilities a token's text stands there thrice.
+    const int64_t text_bytes = static_cast<int64_t>(prompt.text.size());
+    bytes += std::max(token_bytes * prompt_tokens, text_bytes * (logprobs ? 3 : 1));
+  }
+  if (wanted.return_token_ids) bytes += kIdBytes * (prompt_tokens + most_tokens);
+  return bytes * wanted.n();
+}
+
+// An answer is made in memory, on a thread that others share.
+absl::Status CheckAnswerSize(const HttpCompletion& wanted, int64_t bytes) {
+  constexpr int64_t kMostBytes = int64_t{32} << 20;
+  // A stream's events leave as they are made; what is echoed comes at once.
+  if (wanted.stream && !wanted.echo) return absl::OkStatus();
   if (bytes <= kMostBytes) return absl::OkStatus();
-  return FieldError(logprobs ? "logprobs"
-                    : n > 1  ? "n"
-                             : "prompt",
-                    "the answer may take ", bytes >> 20, " MiB, at most ", kMostBytes >> 20,
-                    " are allowed: ask for fewer prompts, choices, tokens or log-probabilities");
+  return FieldError(wanted.request.has_logprobs() ? "logprobs"
+                    : wanted.n() > 1              ? "n"
+                                                  : "prompt",
+                    "the answer may take more than ", kMostBytes >> 20,
+                    " MiB: ask for fewer prompts, choices, tokens or log-probabilities");
 }
 
 // Whose stream is gone on with, where one is: `job.resume`.
@@ -225,6 +233,7 @@ absl::Status AddPrompts(const HttpJobContext& context, const HttpRequest& reques
   origin.prompts_of_call = static_cast<int32_t>(count);
   origin.tiers = std::make_shared<CallTiers>();
   if (job.resume.has_value()) *origin.tiers = {job.resume->tiers, /*wrote_stream=*/true};
+  int64_t answer_bytes = 0;
   for (size_t i = 0; i < count; ++i) {
     wanted.request.set_request_id(count == 1 ? job.request_id
                                              : absl::StrCat(job.request_id, "-", i));
@@ -258,6 +267,8 @@ absl::Status AddPrompts(const HttpJobContext& context, const HttpRequest& reques
       }
     }
     job.prompts.push_back(*std::move(prompt));
+    answer_bytes += AnswerBytes(wanted, job.prompts.back());
+    if (auto status = CheckAnswerSize(wanted, answer_bytes); !status.ok()) return status;
   }
   wanted.prompts.clear();
   return absl::OkStatus();
@@ -310,7 +321,6 @@ absl::StatusOr<HttpCompletionJob> MakeCompletionJob(const HttpJobContext& contex
       !status.ok()) {
     return status;
   }
-  if (absl::Status status = CheckAnswerSize(job); !status.ok()) return status;
   if (wanted.include_event_id || job.resume.has_value()) {
     job.prompts_hash = HashOfPrompts(job.prompts);
   }

@@ -221,6 +221,8 @@ def test_headers_that_cannot_be_served_are_named(server, header, value):
     ({"prompt": [[66] * 4000] * 3, "n": 64, "max_tokens": 0, "logprobs": 20, "echo": True}, "logprobs"),
     ({"prompt": [[66] * 4000] * 64, "n": 64, "max_tokens": 0, "echo": True}, "n"),
     ({"prompt": [66] * 4000, "n": 64, "max_tokens": 1, "logprobs": 20, "echo": True, "stream": True}, "logprobs"),
+    ({"prompt": [" frightened" * 4000] * 20, "n": 52, "max_tokens": 0, "echo": True}, "n"),
+    ({"prompt": [[66] * 4000] * 22, "n": 64, "max_tokens": 1, "return_token_ids": True}, "n"),
 ])
 def test_an_answer_that_would_fill_the_memory_is_refused(server, fields, param):
     status, error = server.refusal(**fields)
