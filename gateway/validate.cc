@@ -506,6 +506,12 @@ absl::StatusOr<v1::DetokenizeResponse> RequestValidator::Detokenize(
   if (tokenizer_ == nullptr) return absl::FailedPreconditionError("this model has no tokenizer");
   const std::vector<int32_t> ids = ToVector(request.tokens());
   if (absl::Status status = CheckIds("tokens", ids); !status.ok()) return status;
+  // Some tokens are hundreds of bytes: a request that is short may have a text that is not.
+  size_t bytes = 0;
+  for (const int32_t id : ids) bytes += tokenizer_->TokenBytes(id).size();
+  if (bytes > kMaxDetokenizedBytes) {
+    return Invalid("tokens", "the text may have ", kMaxDetokenizedBytes, " bytes, not ", bytes);
+  }
   absl::StatusOr<std::string> text = tokenizer_->Decode(ids, request.skip_special_tokens());
   if (!text.ok()) return Invalid("tokens", text.status().message());
   v1::DetokenizeResponse response;

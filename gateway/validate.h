@@ -34,6 +34,7 @@ inline constexpr int32_t kMaxRequestIdBytes = 128;
 inline constexpr int32_t kMaxCacheSaltBytes = 256;
 inline constexpr int32_t kMaxStreamInterval = 1024;
 inline constexpr int32_t kMaxIdentityBytes = 256;  // of a model id or numeric id
+inline constexpr size_t kMaxDetokenizedBytes = size_t{32} << 20;
 inline constexpr absl::Duration kDefaultDeadline = absl::Minutes(10);
 
 struct ValidatorOptions {

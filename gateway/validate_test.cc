@@ -377,6 +377,20 @@ TEST_F(ValidateTest, ATextThatCannotFitWhateverItsTokensAreIsToldAsTooLong) {
   EXPECT_TRUE(WithTokenizer().Tokenize(tokenize, kModelId).ok());
 }
 
+TEST_F(ValidateTest, BoundsTheTextOfIds) {
+  constexpr int32_t kSpaces = 19979;
+  const int bytes = static_cast<int>(tokenizer_->TokenBytes(kSpaces).size());
+  ASSERT_EQ(bytes, 512);
+  v1::DetokenizeRequest request;
+  request.mutable_tokens()->Resize(static_cast<int>(kMaxDetokenizedBytes) / bytes, kSpaces);
+  const absl::StatusOr<v1::DetokenizeResponse> longest =
+      WithTokenizer().Detokenize(request, kModelId);
+  ASSERT_TRUE(longest.ok()) << longest.status();
+  EXPECT_EQ(longest->text().size(), kMaxDetokenizedBytes);
+  request.add_tokens(kSpaces);
+  ExpectInvalid(WithTokenizer().Detokenize(request, kModelId), "tokens");
+}
+
 TEST_F(ValidateTest, NeedsATokenizerForText) {
   v1::GenerateRequest text;
   text.set_text("Hello");
