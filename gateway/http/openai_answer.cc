@@ -198,13 +198,25 @@ void OpenAiLogprobs::Add(int32_t id, const v1::TokenLogprobs& logprobs) {
   }
 }
 
+int64_t OpenAiLogprobs::Advance(int32_t id) {
+  int64_t begin = offset_;
+  if (!decoder_.has_value()) return begin;
+  const bool within_character = !decoder_->held_back().empty();
+  const std::string text = decoder_->Push(id);
+  // What was held back and is not gone on with has become U+FFFD, before this token.
+  const absl::string_view bytes = tokenizer_->TokenBytes(id);
+  const bool goes_on = !bytes.empty() && (static_cast<unsigned char>(bytes[0]) & 0xC0) == 0x80;
+  if (within_character && !goes_on && !text.empty()) ++begin;
+  offset_ += CountCharacters(text);
+  return begin;
+}
+
 void OpenAiLogprobs::AddCompletion(int32_t id, const v1::TokenLogprobs& logprobs) {
   const std::string own = Name(id);
   std::string item;
   AppendJsonString(item, own);
   AppendListItem(tokens_, item);
-  AppendListItem(offsets_, absl::StrCat(offset_));
-  if (decoder_.has_value()) offset_ += CountCharacters(decoder_->Push(id));
+  AppendListItem(offsets_, absl::StrCat(Advance(id)));
   if (!logprobs.has_logprob()) {
     AppendListItem(values_, "null");
     AppendListItem(best_, "null");

@@ -54,6 +54,8 @@ class OpenAiLogprobs {
   void AddCompletion(int32_t id, const v1::TokenLogprobs& logprobs);
   void AddChat(int32_t id, const v1::TokenLogprobs& logprobs);
 
+  // Where the token begins, in characters; the next one begins after its text.
+  int64_t Advance(int32_t id);
   std::string Name(int32_t id) const { return TokenText(names_, id); }
 
   const Tokenizer* tokenizer_;

@@ -167,6 +167,14 @@ def test_a_character_that_the_prompt_begins_and_the_output_ends_is_whole(server)
         assert answer["text"] == whole["prompt"] and answer["text"].startswith("A dog \ufffd")
 
 
+def test_a_token_after_half_a_character_begins_after_what_stands_for_that(server):
+    half = ids_of(server, "🙂")[:2]
+    ids = ids_of(server, "A") + half + half + ids_of(server, " dog") + half[:1]
+    choice = server.complete(prompt=ids, echo=True, max_tokens=0, logprobs=0)["choices"][0]
+    assert choice["text"] == "A\ufffd\ufffd dog\ufffd"
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1, 2, 2, 3, 7]
+
+
 @pytest.mark.parametrize("fields, param", [
     ({"suffix": "x"}, "suffix"),
     ({"tools": [{"type": "function"}]}, "tools"),
