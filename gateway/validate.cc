@@ -1,6 +1,7 @@
 #include "gateway/validate.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <optional>
 #include <tuple>
@@ -23,11 +24,17 @@ absl::Status Invalid(absl::string_view field, const Parts&... parts) {
   return absl::InvalidArgumentError(absl::StrCat(field, ": ", parts...));
 }
 
+// That reads back as `value`: with fewer digits one just beyond a bound would look like the bound.
+std::string ShortestDecimal(float value) {
+  char digits[32];
+  return {digits, std::to_chars(digits, digits + sizeof(digits), value).ptr};
+}
+
 // NaN fails every comparison, so that ranges are written as what is allowed.
 absl::Status CheckRange(absl::string_view field, float value, bool allowed,
                         absl::string_view range) {
   if (std::isfinite(value) && allowed) return absl::OkStatus();
-  return Invalid(field, "must be ", range, ", not ", value);
+  return Invalid(field, "must be ", range, ", not ", ShortestDecimal(value));
 }
 
 absl::Status CheckRange(absl::string_view field, int64_t value, int64_t least, int64_t most) {

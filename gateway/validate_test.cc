@@ -377,6 +377,12 @@ TEST_F(ValidateTest, ATextThatCannotFitWhateverItsTokensAreIsToldAsTooLong) {
   EXPECT_TRUE(WithTokenizer().Tokenize(tokenize, kModelId).ok());
 }
 
+TEST_F(ValidateTest, ShowsAValueJustBeyondABoundAsSuch) {
+  v1::GenerateRequest request = Prompt({1});
+  request.mutable_sampling()->set_top_p(std::nextafter(1.0f, 2.0f));
+  EXPECT_THAT(std::string(Generation(request).status().message()), HasSubstr("not 1.0000001"));
+}
+
 TEST_F(ValidateTest, BoundsTheTextOfIds) {
   constexpr int32_t kSpaces = 19979;
   const int bytes = static_cast<int>(tokenizer_->TokenBytes(kSpaces).size());
