@@ -4,6 +4,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <atomic>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/socket_base.hpp>
@@ -30,6 +31,8 @@ using Tcp = boost::asio::ip::tcp;
 constexpr int kSendBufferBytes = 64 << 10;
 // Connections beyond the limit that are told so; those beyond are closed without a word.
 constexpr int64_t kRefusedConnections = 64;
+// Of requests that are on their way, or one of the longest where that is longer.
+constexpr int64_t kArrivalBytes = int64_t{256} << 20;
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 // A client that vanishes without a word while it waits for its answer is missed after 30 s. Fewer
 // probes would part with clients whose network loses some of them.
@@ -191,6 +194,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     std::function<HttpResponse(int status, const std::string& message)> make_error) {
   auto impl = std::make_unique<Impl>();
   impl->options = options;
+  const auto arrival_room = std::make_shared<HttpArrivalRoom>(
+      std::max(kArrivalBytes, static_cast<int64_t>(options.limits.read.max_body_bytes)));
   for (int32_t i = 0; i < options.threads; ++i) {
     auto worker = std::make_unique<Impl::Worker>(options.thread_name);
     worker->context = std::make_shared<HttpSessionContext>();
@@ -201,6 +206,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     worker->context->request_id = options.request_id;
     worker->context->make_error = make_error;
     worker->context->mailbox = worker->mailbox;
+    worker->context->arrival_room = arrival_room;
     impl->workers.push_back(std::move(worker));
   }
   boost::asio::io_context& context = impl->workers[0]->loop.context();

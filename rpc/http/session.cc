@@ -1,5 +1,6 @@
 #include "rpc/http/session.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +11,8 @@
 namespace blockserve {
 namespace {
 
+// Of each request that is being read these take no room: short ones come in whatever else does.
+constexpr int64_t kShortRequestBytes = 16 << 10;
 // What a client may send ahead before we stop listening to it (and notice no more if it leaves).
 constexpr size_t kMaxDiscardedBytes = size_t{1} << 20;
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
@@ -211,6 +214,10 @@ void HttpSession::OnRequestBytes(absl::string_view bytes) {
     return RespondAndClose(context_->make_error(reader_->failure_status(), reader_->failure()));
   }
   if (after == State::kDone) return Dispatch();
+  if (!HoldArriving(bytes.size())) {
+    return RespondAndClose(
+        context_->make_error(503, "too many long requests are on their way; try again later"));
+  }
   if (after == before) return;
   if (after == State::kHeader) SetDeadline(context_->limits.header_timeout);
   if (after == State::kBody) {
@@ -226,8 +233,23 @@ void HttpSession::OnRequestBytes(absl::string_view bytes) {
   }
 }
 
+bool HttpSession::HoldArriving(size_t bytes) {
+  arrived_bytes_ += static_cast<int64_t>(bytes);
+  const int64_t more = arrived_bytes_ - kShortRequestBytes - held_bytes_;
+  if (more <= 0) return true;
+  if (!context_->arrival_room->Take(more)) return false;
+  held_bytes_ += more;
+  return true;
+}
+
+void HttpSession::ReleaseArriving() {
+  arrived_bytes_ = 0;
+  if (held_bytes_ > 0) context_->arrival_room->GiveBack(std::exchange(held_bytes_, 0));
+}
+
 void HttpSession::Dispatch() {
   HttpRequest request = std::move(reader_->request());
+  ReleaseArriving();
   phase_ = Phase::kAnswering;
   served_ = true;
   ClearDeadline();
@@ -252,6 +274,8 @@ void HttpSession::NameRequest(const HttpRequest& request) {
 
 void HttpSession::RespondAndClose(const HttpResponse& response) {
   NameRequest(reader_ != nullptr ? reader_->request() : HttpRequest());
+  reader_.reset();
+  ReleaseArriving();
   phase_ = Phase::kAnswering;
   close_after_ = true;
   WriteResponse(response);
@@ -358,6 +382,8 @@ void HttpSession::Lose(HttpLoss loss) {
 
 void HttpSession::CloseNow() {
   if (std::exchange(phase_, Phase::kClosed) == Phase::kClosed) return;
+  reader_.reset();
+  ReleaseArriving();
   ClearDeadline();
   timer_.cancel();
   transport_->Close();

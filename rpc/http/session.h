@@ -3,6 +3,7 @@
 #define BLOCKSERVE_RPC_HTTP_SESSION_H_
 
 #include <array>
+#include <atomic>
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <functional>
@@ -47,6 +48,21 @@ class HttpMailbox {
   Loop* loop_ ABSL_GUARDED_BY(mutex_);
 };
 
+// Room for the requests that are on their way to a server, over all its connections.
+class HttpArrivalRoom {
+ public:
+  explicit HttpArrivalRoom(int64_t bytes) : left_(bytes) {}
+  bool Take(int64_t bytes) {
+    if (left_.fetch_sub(bytes) >= bytes) return true;
+    GiveBack(bytes);
+    return false;
+  }
+  void GiveBack(int64_t bytes) { left_.fetch_add(bytes); }
+
+ private:
+  std::atomic<int64_t> left_;
+};
+
 struct HttpSessionContext {
   HttpConnectionLimits limits;
   HttpHandler handler;
@@ -59,6 +75,7 @@ struct HttpSessionContext {
   // what is no request yet `request` is empty.
   std::function<std::string(const HttpRequest& request)> request_id;
   std::shared_ptr<HttpMailbox> mailbox;
+  std::shared_ptr<HttpArrivalRoom> arrival_room;
 };
 
 // Lives on its connection's thread, and as long as anything is under way there.
@@ -93,6 +110,10 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   void ReadMore();
   void OnRead(boost::system::error_code error, size_t bytes);
   void OnRequestBytes(absl::string_view bytes);
+  // False where there is no room for so many more bytes of the request that is being read.
+  bool HoldArriving(size_t bytes);
+  // They are no more, or somebody else's to count.
+  void ReleaseArriving();
   void BeginReading();
   void Dispatch();
   void RespondAndClose(const HttpResponse& response);
@@ -126,6 +147,8 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   Phase phase_ = Phase::kOpening;
   std::unique_ptr<HttpRequestReader> reader_;
   std::array<char, 4096> input_;
+  int64_t arrived_bytes_ = 0;   // of the request that is being read
+  int64_t held_bytes_ = 0;      // of them, those that take of the server's room
   bool reading_ = false;        // a read is under way
   size_t discarded_bytes_ = 0;  // sent by the client before it had its answer
   bool close_after_ = false;

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import resource
+import select
 import socket
 import time
 
@@ -232,6 +233,27 @@ def test_a_connection_goes_on_after_a_long_body(roomy):
             connection.sendall(http_tools.post("/tokenize", {"prompt": text}))
             status, _, body = http_tools.read_response(connection)
             assert status == 200 and len(json.loads(body)["tokens"]) >= 2
+
+
+def test_long_bodies_on_their_way_share_a_room_and_short_ones_come_in(roomy):
+    length = 4 << 20
+    head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length
+    with contextlib.ExitStack() as stack:
+        connections = []
+        for size in [length - 1] * 64 + [3 << 19] * 4:  # the room is that of 64 whole ones
+            connections.append(stack.enter_context(roomy.connect()))
+            with contextlib.suppress(ConnectionError):  # it may have been refused already
+                connections[-1].sendall(head + b" " * size)
+        answers = []
+        for connection in select.select(connections, [], [], 30)[0]:
+            with contextlib.suppress(ConnectionError):  # of one that was refused, and had more to send
+                answers.append(http_tools.read_response(connection))
+        assert answers
+        for status, headers, _ in answers:
+            assert (status, headers["retry-after"], headers["connection"]) == (503, "2", "close")
+        assert roomy.complete(prompt="Once", max_tokens=2)["choices"]
+    harness.wait_until(lambda: roomy.request("POST", "/tokenize", {"prompt": "a" * 4_000_000})[0] == 200,
+                       "there is room again")
 
 
 def cancelled(server, method):
