@@ -112,7 +112,9 @@ std::string CompletionAnswer::TakeWhole() {
       choices[i].prompt_token_ids = job_.prompts[i / static_cast<size_t>(job_.wanted.n())].ids;
     }
   }
-  return OpenAiAnswer(head_, choices, TotalUsage());
+  std::string whole = OpenAiAnswer(head_, choices, TotalUsage());
+  choices_.clear();  // the call may stay for as long as its client takes to read
+  return whole;
 }
 
 std::string CompletionAnswer::BeginChoice(size_t index) {

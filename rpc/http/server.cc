@@ -31,8 +31,9 @@ using Tcp = boost::asio::ip::tcp;
 constexpr int kSendBufferBytes = 64 << 10;
 // Connections beyond the limit that are told so; those beyond are closed without a word.
 constexpr int64_t kRefusedConnections = 64;
-// Of requests that are on their way, or one of the longest where that is longer.
+// Of requests that are on their way, or one of the longest where that is longer; and of answers.
 constexpr int64_t kArrivalBytes = int64_t{256} << 20;
+constexpr int64_t kDepartureBytes = int64_t{512} << 20;
 constexpr absl::Duration kAcceptPause = absl::Milliseconds(100);
 // A client that vanishes without a word while it waits for its answer is missed after 30 s. Fewer
 // probes would part with clients whose network loses some of them.
@@ -194,7 +195,8 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     std::function<HttpResponse(int status, const std::string& message)> make_error) {
   auto impl = std::make_unique<Impl>();
   impl->options = options;
-  const auto arrival_room = std::make_shared<HttpArrivalRoom>(
+  const auto departure_room = std::make_shared<HttpRoom>(kDepartureBytes);
+  const auto arrival_room = std::make_shared<HttpRoom>(
       std::max(kArrivalBytes, static_cast<int64_t>(options.limits.read.max_body_bytes)));
   for (int32_t i = 0; i < options.threads; ++i) {
     auto worker = std::make_unique<Impl::Worker>(options.thread_name);
@@ -207,6 +209,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     worker->context->make_error = make_error;
     worker->context->mailbox = worker->mailbox;
     worker->context->arrival_room = arrival_room;
+    worker->context->departure_room = departure_room;
     impl->workers.push_back(std::move(worker));
   }
   boost::asio::io_context& context = impl->workers[0]->loop.context();

@@ -1,6 +1,5 @@
 #include "rpc/http/session.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -11,8 +10,6 @@
 namespace blockserve {
 namespace {
 
-// Of each request that is being read these take no room: short ones come in whatever else does.
-constexpr int64_t kShortRequestBytes = 16 << 10;
 // What a client may send ahead before we stop listening to it (and notice no more if it leaves).
 constexpr size_t kMaxDiscardedBytes = size_t{1} << 20;
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
@@ -67,6 +64,11 @@ class HttpSession::Exchange final : public HttpExchange {
   }
   void Write(std::string bytes) override {
     if (session_ == nullptr || bytes.empty()) return;
+    if (!session_->departing_.Add(bytes.size())) {
+      // In the middle of an answer no error can be told.
+      const std::shared_ptr<HttpSession> session = session_;
+      return session->Lose(HttpLoss::kClientSlow);
+    }
     std::string framed = std::exchange(session_->stream_head_, {});
     if (session_->chunked_) {
       absl::StrAppend(&framed, absl::Hex(bytes.size()), "\r\n", bytes, "\r\n");
@@ -116,7 +118,9 @@ HttpSession::HttpSession(std::unique_ptr<HttpTransport> transport, boost::asio::
       timer_(std::move(timer)),
       context_(std::move(context)),
       max_age_(Spread(context_->limits.max_age)),
-      on_over_(std::move(on_over)) {}
+      on_over_(std::move(on_over)),
+      arriving_(context_->arrival_room),
+      departing_(context_->departure_room) {}
 
 HttpSession::~HttpSession() = default;
 
@@ -214,7 +218,7 @@ void HttpSession::OnRequestBytes(absl::string_view bytes) {
     return RespondAndClose(context_->make_error(reader_->failure_status(), reader_->failure()));
   }
   if (after == State::kDone) return Dispatch();
-  if (!HoldArriving(bytes.size())) {
+  if (!arriving_.Add(bytes.size())) {
     return RespondAndClose(
         context_->make_error(503, "too many long requests are on their way; try again later"));
   }
@@ -233,23 +237,9 @@ void HttpSession::OnRequestBytes(absl::string_view bytes) {
   }
 }
 
-bool HttpSession::HoldArriving(size_t bytes) {
-  arrived_bytes_ += static_cast<int64_t>(bytes);
-  const int64_t more = arrived_bytes_ - kShortRequestBytes - held_bytes_;
-  if (more <= 0) return true;
-  if (!context_->arrival_room->Take(more)) return false;
-  held_bytes_ += more;
-  return true;
-}
-
-void HttpSession::ReleaseArriving() {
-  arrived_bytes_ = 0;
-  if (held_bytes_ > 0) context_->arrival_room->GiveBack(std::exchange(held_bytes_, 0));
-}
-
 void HttpSession::Dispatch() {
   HttpRequest request = std::move(reader_->request());
-  ReleaseArriving();
+  arriving_.Release();
   phase_ = Phase::kAnswering;
   served_ = true;
   ClearDeadline();
@@ -275,7 +265,7 @@ void HttpSession::NameRequest(const HttpRequest& request) {
 void HttpSession::RespondAndClose(const HttpResponse& response) {
   NameRequest(reader_ != nullptr ? reader_->request() : HttpRequest());
   reader_.reset();
-  ReleaseArriving();
+  arriving_.Release();
   phase_ = Phase::kAnswering;
   close_after_ = true;
   WriteResponse(response);
@@ -313,6 +303,11 @@ int64_t HttpSession::ToldIdleSeconds() const {
 }
 
 void HttpSession::WriteResponse(const HttpResponse& response) {
+  if (!head_only_ && !departing_.Add(response.body.size())) {
+    departing_.Release();
+    return WriteResponse(
+        context_->make_error(503, "too many long answers wait to be read; try again later"));
+  }
   std::string bytes = Head(
       response,
       response.status == 204 ? "" : absl::StrCat("Content-Length: ", response.body.size(), "\r\n"));
@@ -348,8 +343,11 @@ void HttpSession::Pump() {
 
 void HttpSession::OnWritten(boost::system::error_code error) {
   write_under_way_ = false;
+  // The connection may stay for long: the memory of a long answer is not kept for its next one.
+  if (writing_.size() > HttpRoomShare::kShortBytes) std::string().swap(writing_);
   if (phase_ == Phase::kClosed) return;
   if (error) return Lose(HttpLoss::kClientGone);
+  if (out_.empty()) departing_.Release();
   if (phase_ == Phase::kAnswering && out_.empty()) ClearDeadline();
   if (out_.empty() && !answered_ && exchange_ != nullptr) {
     const std::shared_ptr<Exchange> exchange = exchange_;
@@ -383,7 +381,8 @@ void HttpSession::Lose(HttpLoss loss) {
 void HttpSession::CloseNow() {
   if (std::exchange(phase_, Phase::kClosed) == Phase::kClosed) return;
   reader_.reset();
-  ReleaseArriving();
+  arriving_.Release();
+  departing_.Release();
   ClearDeadline();
   timer_.cancel();
   transport_->Close();

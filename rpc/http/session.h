@@ -3,7 +3,6 @@
 #define BLOCKSERVE_RPC_HTTP_SESSION_H_
 
 #include <array>
-#include <atomic>
 #include <boost/asio/steady_timer.hpp>
 #include <chrono>
 #include <functional>
@@ -17,6 +16,7 @@
 #include "common/mutex.h"
 #include "rpc/http/exchange.h"
 #include "rpc/http/request_reader.h"
+#include "rpc/http/room.h"
 #include "rpc/http/transport.h"
 #include "rpc/loop.h"
 
@@ -48,21 +48,6 @@ class HttpMailbox {
   Loop* loop_ ABSL_GUARDED_BY(mutex_);
 };
 
-// Room for the requests that are on their way to a server, over all its connections.
-class HttpArrivalRoom {
- public:
-  explicit HttpArrivalRoom(int64_t bytes) : left_(bytes) {}
-  bool Take(int64_t bytes) {
-    if (left_.fetch_sub(bytes) >= bytes) return true;
-    GiveBack(bytes);
-    return false;
-  }
-  void GiveBack(int64_t bytes) { left_.fetch_add(bytes); }
-
- private:
-  std::atomic<int64_t> left_;
-};
-
 struct HttpSessionContext {
   HttpConnectionLimits limits;
   HttpHandler handler;
@@ -75,7 +60,8 @@ struct HttpSessionContext {
   // what is no request yet `request` is empty.
   std::function<std::string(const HttpRequest& request)> request_id;
   std::shared_ptr<HttpMailbox> mailbox;
-  std::shared_ptr<HttpArrivalRoom> arrival_room;
+  std::shared_ptr<HttpRoom> arrival_room;    // for requests that are being read
+  std::shared_ptr<HttpRoom> departure_room;  // for answers that their clients have not read yet
 };
 
 // Lives on its connection's thread, and as long as anything is under way there.
@@ -110,10 +96,6 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   void ReadMore();
   void OnRead(boost::system::error_code error, size_t bytes);
   void OnRequestBytes(absl::string_view bytes);
-  // False where there is no room for so many more bytes of the request that is being read.
-  bool HoldArriving(size_t bytes);
-  // They are no more, or somebody else's to count.
-  void ReleaseArriving();
   void BeginReading();
   void Dispatch();
   void RespondAndClose(const HttpResponse& response);
@@ -147,8 +129,7 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   Phase phase_ = Phase::kOpening;
   std::unique_ptr<HttpRequestReader> reader_;
   std::array<char, 4096> input_;
-  int64_t arrived_bytes_ = 0;   // of the request that is being read
-  int64_t held_bytes_ = 0;      // of them, those that take of the server's room
+  HttpRoomShare arriving_;
   bool reading_ = false;        // a read is under way
   size_t discarded_bytes_ = 0;  // sent by the client before it had its answer
   bool close_after_ = false;
@@ -165,6 +146,7 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   std::string early_;        // of the next request: sent when the answer's last bytes had left
   std::string out_;          // [bytes] to be written next
   std::string writing_;      // [bytes] on their way
+  HttpRoomShare departing_;  // of both
   bool write_under_way_ = false;
 
   std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::time_point::max();
