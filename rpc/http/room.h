@@ -2,6 +2,7 @@
 #ifndef BLOCKSERVE_RPC_HTTP_ROOM_H_
 #define BLOCKSERVE_RPC_HTTP_ROOM_H_
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -42,6 +43,14 @@ class HttpRoomShare {
     if (!room_->Take(more)) return false;
     held_ += more;
     return true;
+  }
+  // So many bytes of it are gone.
+  void Remove(size_t bytes) {
+    bytes_ = std::max(bytes_ - static_cast<int64_t>(bytes), int64_t{0});
+    const int64_t needed = std::max(bytes_ - kShortBytes, int64_t{0});
+    if (held_ <= needed) return;
+    room_->GiveBack(held_ - needed);
+    held_ = needed;
   }
   // It is no more, or somebody else's to count.
   void Release() {

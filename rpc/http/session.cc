@@ -64,16 +64,16 @@ class HttpSession::Exchange final : public HttpExchange {
   }
   void Write(std::string bytes) override {
     if (session_ == nullptr || bytes.empty()) return;
-    if (!session_->departing_.Add(bytes.size())) {
-      // In the middle of an answer no error can be told.
-      const std::shared_ptr<HttpSession> session = session_;
-      return session->Lose(HttpLoss::kClientSlow);
-    }
     std::string framed = std::exchange(session_->stream_head_, {});
     if (session_->chunked_) {
       absl::StrAppend(&framed, absl::Hex(bytes.size()), "\r\n", bytes, "\r\n");
     } else {
       framed += bytes;
+    }
+    if (!session_->departing_.Add(framed.size())) {
+      // In the middle of an answer no error can be told.
+      const std::shared_ptr<HttpSession> session = session_;
+      return session->Lose(HttpLoss::kClientSlow);
     }
     session_->Append(std::move(framed));
   }
@@ -343,6 +343,7 @@ void HttpSession::Pump() {
 
 void HttpSession::OnWritten(boost::system::error_code error) {
   write_under_way_ = false;
+  departing_.Remove(writing_.size());
   // The connection may stay for long: the memory of a long answer is not kept for its next one.
   if (writing_.size() > HttpRoomShare::kShortBytes) std::string().swap(writing_);
   if (phase_ == Phase::kClosed) return;
