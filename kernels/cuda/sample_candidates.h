@@ -8,8 +8,8 @@
 
 namespace blockserve::cuda {
 
-// How far values lie below the largest: in bins of a sixteenth of the temperature, or of 1 where
-// that is less. A better value has no higher bin.
+// How far values lie below the largest, in bins of a sixteenth of the temperature; of 1, where the
+// temperature is less. A better value has no higher bin.
 class Distances {
  public:
   __device__ Distances(float largest, float temperature)
@@ -116,9 +116,10 @@ __device__ int32_t FindCandidateId(int32_t n, Mass wanted, const Share& share,
     return static_cast<uint32_t>(n - 1 - shared.candidate_ids[i]);
   };
   Mass of_equals;
-  return n - 1 -
-         static_cast<int32_t>(
-             SelectCandidate(0, static_cast<uint32_t>(n), key, share, wanted, of_equals, shared));
+  // One key more than there are ids, which may be one.
+  const uint32_t found =
+      SelectCandidate(0, static_cast<uint32_t>(n) + 1, key, share, wanted, of_equals, shared);
+  return n - 1 - static_cast<int32_t>(found);
 }
 
 // The shortest beginning of the order, of the candidates that `within` has, whose shares add up to

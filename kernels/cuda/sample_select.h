@@ -206,8 +206,8 @@ __device__ inline void CutInThirds(const KeyRange& range, bool by_value, uint32_
 }
 
 // The last key of the shortest beginning, by descending key(i), whose share(i) add up to `wanted`,
-// which those of all candidates do: keys are in [lowest, end). Leaves in `wanted` what is wanted of
-// its equals, and in `of_equals` what they have.
+// which those of all candidates do: keys are in [lowest, end), of which there are two or more.
+// Leaves in `wanted` what is wanted of its equals, and in `of_equals` what they have.
 template <typename Key, typename Share>
 __device__ uint32_t SelectCandidate(uint32_t lowest, uint32_t end, const Key& key,
                                     const Share& share, Mass& wanted, Mass& of_equals,
