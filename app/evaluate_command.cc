@@ -217,19 +217,19 @@ int RunEvaluate(const Arguments& arguments) {
   if (!plotted.ok()) return ReportFailure(kProgram, plotted.status());
   absl::StatusOr<nlohmann::ordered_json> json = Evaluate(options);
   if (!json.ok()) return ReportFailure(kProgram, json.status());
-  if (!options.plot.empty()) {
-    plotted->push_back(*json);
-    if (absl::Status status = WriteFile(options.plot, EvaluationPlot(*plotted)); !status.ok()) {
-      return ReportFailure(kProgram, status);
-    }
-  }
   // The name of the file may be no UTF-8.
   const std::string text =
       options.format == "json"
           ? json->dump(-1, ' ', false, nlohmann::ordered_json::error_handler_t::replace) + "\n"
           : Evaluation::Table(*json);
   std::fputs(text.c_str(), stdout);
-  return ReportFailure(kProgram, absl::OkStatus());
+  // What took long is told whether or not it can be drawn.
+  absl::Status status;
+  if (!options.plot.empty()) {
+    plotted->push_back(*std::move(json));
+    status = WriteFile(options.plot, EvaluationPlot(*plotted));
+  }
+  return ReportFailure(kProgram, status);
 }
 
 }  // namespace blockserve

@@ -96,6 +96,13 @@ def test_plot_is_one_svg_that_also_shows_an_earlier_run(text, tmp_path):
     assert len(lines) == 2
 
 
+def test_a_plot_that_cannot_be_written_leaves_the_result(text, tmp_path):
+    plot = tmp_path / "no_folder/plot.svg"
+    result = evaluate(f"--model={DEMO_MODEL}", f"--text={text}", f"--plot={plot}")
+    assert result.returncode == 2 and f"--plot {plot} cannot be written" in result.stderr
+    assert "position in block" in result.stdout
+
+
 def test_a_model_without_a_tokenizer_is_told(text):
     result = evaluate("--model=tests/golden/concat_l4", f"--text={text}")
     assert result.returncode == 2 and result.stderr == "blockserve evaluate: --text: this model has no tokenizer\n"
