@@ -218,22 +218,18 @@ __device__ inline void MultiplyAdd(float* d, const uint32_t* a, const uint32_t* 
 template <typename... Parameters, typename... Arguments>
 absl::Status LaunchKernel(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
                           int64_t shared_bytes, StreamHandle stream, Arguments&&... arguments) {
-  // The device's own limits.
-  if (threads < 1 || threads > emulation::kMaxBlockThreads ||
-      threads % emulation::kWarpThreads != 0 || shared_bytes > emulation::kMaxSharedBytes ||
-      grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7fffffffu || grid.y > 0xffffu ||
-      grid.z > 0xffffu) {
+  emulation::GridShape shape;
+  shape.name = name;
+  shape.grid = {grid.x, grid.y, grid.z};
+  shape.threads = threads;
+  shape.shared_bytes = shared_bytes;
+  if (!shape.CanBeLaunched()) {
     return absl::InternalError(absl::StrCat(name, ": a launch of ", grid.x, " x ", grid.y, " x ",
                                             grid.z, " blocks of ", threads, " threads and ",
                                             shared_bytes, " shared bytes"));
   }
   absl::Status loaded = emulation::LoadKernel(stream, reinterpret_cast<const void*>(kernel), name);
   if (!loaded.ok()) return loaded;
-  emulation::GridShape shape;
-  shape.name = name;
-  shape.grid = {grid.x, grid.y, grid.z};
-  shape.threads = threads;
-  shape.shared_bytes = shared_bytes;
   std::tuple<std::decay_t<Parameters>...> copies(arguments...);
   return emulation::Enqueue(stream, [shape, kernel, copies] {
     emulation::RunGrid(shape, [&] { std::apply(kernel, copies); });

@@ -28,6 +28,13 @@ struct GridShape {
   Index3 grid;
   uint32_t threads = 0;  // of a block: whole warps
   int64_t shared_bytes = 0;
+
+  // The device's own limits, and whole warps, which ours alone are.
+  bool CanBeLaunched() const {
+    return threads >= 1 && threads <= kMaxBlockThreads && threads % kWarpThreads == 0 &&
+           shared_bytes <= kMaxSharedBytes && grid.x >= 1 && grid.y >= 1 && grid.z >= 1 &&
+           grid.x <= 0x7fffffffu && grid.y <= 0xffffu && grid.z <= 0xffffu;
+  }
 };
 
 // What the running thread of a kernel sees.

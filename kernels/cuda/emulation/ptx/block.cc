@@ -16,6 +16,21 @@ namespace {
 
 constexpr uint8_t kUnwritten = 0xff;  // of shared memory: a NaN
 
+// Which of `count` comes as the i-th.
+int64_t PlaceOf(Order order, int64_t i, int64_t count) {
+  switch (order) {
+    case Order::kAscending:
+      return i;
+    case Order::kDescending:
+      return count - 1 - i;
+    case Order::kShuffled:
+      break;
+  }
+  int64_t step = 7919;
+  while (std::gcd(step, count) != 1) ++step;
+  return (i * step + 1) % count;
+}
+
 }  // namespace
 
 Block::Block(const Kernel& kernel, const Launch& launch, Order order, uint8_t* registers,
@@ -141,20 +156,6 @@ void Block::BeginWarp(Warp& warp, int32_t index) {
   }
 }
 
-int64_t Block::PlaceOf(int64_t i, int64_t count) const {
-  switch (order_) {
-    case Order::kAscending:
-      return i;
-    case Order::kDescending:
-      return count - 1 - i;
-    case Order::kShuffled:
-      break;
-  }
-  int64_t step = 7919;
-  while (std::gcd(step, count) != 1) ++step;
-  return (i * step + 1) % count;
-}
-
 void Block::Run(const uint32_t (&index)[3]) {
   std::copy_n(index, 3, index_);
   shared_.assign(launch_.shared_bytes, kUnwritten);
@@ -165,7 +166,7 @@ void Block::Run(const uint32_t (&index)[3]) {
   const auto count = static_cast<int64_t>(warps_.size());
   for (int64_t i = 0; i < count; ++i) BeginWarp(warps_[i], static_cast<int32_t>(i));
   for (bool more = true; more; ++epoch_) {
-    for (int64_t i = 0; i < count; ++i) RunWarp(warps_[PlaceOf(i, count)]);
+    for (int64_t i = 0; i < count; ++i) RunWarp(warps_[PlaceOf(order_, i, count)]);
     more = false;
     for (Warp& warp : warps_) {
       more = more || warp.at_barrier != 0;
@@ -285,11 +286,8 @@ void RunGrid(const Kernel& kernel, const Launch& launch, Order order, Counts* co
   if (registers.size() < needed) registers.resize(needed);
   Block block(kernel, launch, order, registers.data(), counts);
   const int64_t blocks = int64_t{launch.grid[0]} * launch.grid[1] * launch.grid[2];
-  int64_t step = 7919;
-  while (std::gcd(step, blocks) != 1) ++step;
   for (int64_t i = 0; i < blocks; ++i) {
-    int64_t at = order == Order::kDescending ? blocks - 1 - i : i;
-    if (order == Order::kShuffled) at = (i * step + 1) % blocks;
+    const int64_t at = PlaceOf(order, i, blocks);
     block.Run({static_cast<uint32_t>(at % launch.grid[0]),
                static_cast<uint32_t>(at / launch.grid[0] % launch.grid[1]),
                static_cast<uint32_t>(at / launch.grid[0] / launch.grid[1])});

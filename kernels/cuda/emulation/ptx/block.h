@@ -101,7 +101,6 @@ class Block {
   // Runs the lanes of `mask`, which are at one instruction, until they part, meet others or wait.
   void RunLanes(LaneMask mask, bool whole_warp);
   void End(LaneMask lanes);
-  int64_t PlaceOf(int64_t i, int64_t count) const;
 
   const Kernel& kernel_;
   const Launch& launch_;

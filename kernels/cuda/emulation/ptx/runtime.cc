@@ -126,14 +126,12 @@ const char* cudaGetErrorName(cudaError_t error) {
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* stub,
                                 void** arguments) {
   namespace emulation = blockserve::cuda::emulation;
-  const uint32_t threads = config->blockDim.x;
   const dim3& grid = config->gridDim;
-  if (threads < 1 || threads > emulation::kMaxBlockThreads ||
-      threads % emulation::kWarpThreads != 0 ||
-      config->dynamicSmemBytes > emulation::kMaxSharedBytes || grid.x < 1 || grid.y < 1 ||
-      grid.z < 1 || grid.x > 0x7fffffffu || grid.y > 0xffffu || grid.z > 0xffffu) {
-    return cudaErrorInvalidConfiguration;
-  }
+  emulation::GridShape shape;
+  shape.grid = {grid.x, grid.y, grid.z};
+  shape.threads = config->blockDim.x;
+  shape.shared_bytes = static_cast<int64_t>(config->dynamicSmemBytes);
+  if (!shape.CanBeLaunched()) return cudaErrorInvalidConfiguration;
   const std::string& name = NamesOfStubs().at(stub);
   const blockserve::cuda::StreamHandle stream{config->stream, config->numAttrs > 0};
   if (!emulation::LoadKernel(stream, stub, name.c_str()).ok())
@@ -143,8 +141,8 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* st
   launch.grid[0] = grid.x;
   launch.grid[1] = grid.y;
   launch.grid[2] = grid.z;
-  launch.threads = threads;
-  launch.shared_bytes = static_cast<uint32_t>(config->dynamicSmemBytes);
+  launch.threads = shape.threads;
+  launch.shared_bytes = static_cast<uint32_t>(shape.shared_bytes);
   launch.parameters.resize(kernel.parameter_bytes);
   for (size_t i = 0; i < kernel.parameter_sizes.size(); ++i) {
     std::memcpy(launch.parameters.data() + kernel.parameter_offsets[i], arguments[i],
