@@ -187,6 +187,16 @@ __device__ inline T WarpSum(T value, int width = kWarp) {
   }
   return value;
 }
+// The sum of the values up to this lane's, for whole numbers: a float's would have another order.
+template <typename T>
+__device__ inline T WarpSumUpTo(T value) {
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  for (int step = 1; step < kWarp; step *= 2) {
+    const T before = __shfl_up_sync(kAllLanes, value, step);
+    if (lane >= step) value += before;
+  }
+  return value;
+}
 __device__ inline float WarpMax(float value, int width = kWarp) {
   for (int half = width / 2; half > 0; half /= 2) {
     const float other = __shfl_xor_sync(kAllLanes, value, half);

@@ -33,12 +33,7 @@ __device__ inline uint32_t ChooseBins(uint32_t least, SampleShared& shared) {
     const uint32_t* counts = shared.low_bins + threadIdx.x * kBinsPerLane;
     uint32_t sum = 0;
     for (int j = 0; j < kBinsPerLane; ++j) sum += counts[j];
-    uint32_t upto = sum;
-    for (int step = 1; step < kWarp; step *= 2) {
-      const uint32_t other = __shfl_up_sync(kAllLanes, upto, step);
-      if (static_cast<int>(threadIdx.x) >= step) upto += other;
-    }
-    uint32_t before = upto - sum;
+    uint32_t before = WarpSumUpTo(sum) - sum;
     uint32_t bins = 0;
     uint32_t ids = 0;
     for (int j = 0; j < kBinsPerLane; ++j) {

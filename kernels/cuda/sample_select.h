@@ -111,11 +111,7 @@ __device__ int32_t FindId(const Pieces& pieces, Mass target, const Share& share,
   if (threadIdx.x < kWarp) {
     for (int32_t first = last.begin; first < last.end; first += kWarp) {
       const int32_t id = first + lane;
-      Mass sum = id < last.end ? share(id, last.values[id]) : 0;
-      for (int step = 1; step < kWarp; step *= 2) {
-        const Mass other = __shfl_up_sync(kAllLanes, sum, step);
-        if (lane >= step) sum += other;
-      }
+      const Mass sum = WarpSumUpTo(id < last.end ? share(id, last.values[id]) : Mass{0});
       const uint32_t beyond = __ballot_sync(kAllLanes, sum > target);
       if (beyond != 0) {
         if (lane == 0) shared.found = first + __ffs(beyond) - 1;
@@ -244,11 +240,7 @@ __device__ uint32_t SelectCandidate(uint32_t lowest, uint32_t end, const Key& ke
       Mass sum = 0;
       for (int j = 0; j < kBinsPerLane; ++j)
         sum += mass_of_bin(kBins - 1 - lane * kBinsPerLane - j);
-      Mass upto = sum;
-      for (int step = 1; step < kWarp; step *= 2) {
-        const Mass other = __shfl_up_sync(kAllLanes, upto, step);
-        if (lane >= step) upto += other;
-      }
+      const Mass upto = WarpSumUpTo(sum);
       const uint32_t enough = __ballot_sync(kAllLanes, upto >= wanted);
       if (lane == __ffs(enough) - 1) {
         Mass left = wanted - (upto - sum);

@@ -348,7 +348,6 @@ void HttpSession::OnWritten(boost::system::error_code error) {
   if (writing_.size() > HttpRoomShare::kShortBytes) std::string().swap(writing_);
   if (phase_ == Phase::kClosed) return;
   if (error) return Lose(HttpLoss::kClientGone);
-  if (out_.empty()) departing_.Release();
   if (phase_ == Phase::kAnswering && out_.empty()) ClearDeadline();
   if (out_.empty() && !answered_ && exchange_ != nullptr) {
     const std::shared_ptr<Exchange> exchange = exchange_;
