@@ -179,6 +179,30 @@ TEST(BlockSchedulerLifetime, SequencesWithoutAGatewayMakeRoomForOthersOldestLeas
   EXPECT_EQ(harness.load().sequences, 3);
 }
 
+TEST(BlockSchedulerLifetime, OfEqualLeasesTheNewestSequenceGoesFirst) {
+  BlockSchedulerOptions options = Options();
+  options.max_sequences = 8;
+  Harness harness(options);
+  harness.scheduler.OpenStream(2, kOther, harness.now);
+  for (uint64_t sequence = 1; sequence <= 8; ++sequence) {
+    harness.Open(sequence, Prompt(2, static_cast<int>(sequence)), 1);
+  }
+  harness.RunUntilIdle();
+  harness.scheduler.CloseStream(1, harness.now);
+  for (uint64_t sequence = 1; sequence <= 5; ++sequence) {
+    OpenByOther(harness, 2, sequence, Prompt(2, 9), 1);
+  }
+  harness.RunUntilIdle();
+  harness.scheduler.OpenStream(3, Harness::kGateway, harness.now);
+  harness.stream = 3;
+  for (uint64_t sequence = 1; sequence <= 8; ++sequence) {
+    const uint64_t append = harness.Append(sequence, 2, {1, 1});
+    harness.RunUntilIdle();
+    EXPECT_EQ(harness.code(append), sequence <= 3 ? StatusCode::kOk : StatusCode::kNotFound)
+        << sequence;
+  }
+}
+
 TEST(BlockSchedulerLifetime, PagesOfSequencesWithoutAGatewayCountAsAvailableAndAreGivenUpFirst) {
   BlockSchedulerOptions options = Options();
   options.num_pages = 12;
@@ -393,6 +417,31 @@ TEST(BlockSchedulerLifetime, ASequenceIsNotSuspendedWithinItsReservation) {
   EXPECT_TRUE(harness.of(grows).suspended);
   for (int64_t block = 8; block < 16; ++block) {
     const uint64_t append = harness.Append(2, block, {1, 1});
+    harness.RunUntilIdle();
+    EXPECT_EQ(harness.code(append), StatusCode::kOk);
+  }
+}
+
+TEST(BlockSchedulerLifetime, AForkIsNotSuspendedWithinItsReservation) {
+  BlockSchedulerOptions options = Options();
+  options.num_pages = 6;
+  options.reserve_tokens = 16;  // 8 blocks: two pages
+  Harness harness(options);
+  harness.Open(1, Prompt(8, 1), 16);
+  harness.RunUntilIdle();
+  const uint64_t fork = harness.Fork(2, 1, 8, 8);  // shares the prompt's two pages
+  EXPECT_EQ(harness.code(fork), StatusCode::kOk) << harness.of(fork).status;
+  for (int64_t block = 8; block < 16; ++block) {
+    const uint64_t append = harness.Append(1, block, {1, 1});
+    harness.RunUntilIdle();
+    EXPECT_EQ(harness.code(append), StatusCode::kOk);
+  }
+  // The parent needs a page more; the fork, newer, still has its share to come.
+  const uint64_t grows = harness.Append(1, 16, {1, 1});
+  harness.RunUntilIdle();
+  EXPECT_TRUE(harness.of(grows).suspended);
+  for (int64_t block = 8; block < 16; ++block) {
+    const uint64_t append = harness.Append(2, block, {2, 2});
     harness.RunUntilIdle();
     EXPECT_EQ(harness.code(append), StatusCode::kOk);
   }

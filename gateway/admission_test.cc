@@ -278,6 +278,19 @@ TEST_F(AdmissionTest, TextsAndGenerationsOfAKeyTakeTurnsByTheirWork) {
   EXPECT_EQ(order, "gtgggggtgggggtggggg") << "five of 200 tokens for one of 1000";
 }
 
+TEST_F(AdmissionTest, AKindThatWasIdleHasNoCredit) {
+  options_.max_starting = 1;
+  Make();
+  Fill();
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(SubmitLong("a", 200, absl::Minutes(10)).ok());
+  for (int i = 0; i < 20; ++i) Next();
+  const uint64_t first_text = next_id_;
+  for (int i = 0; i < 10; ++i) ASSERT_TRUE(SubmitText("a", 50).ok());
+  int texts = 0;
+  for (int i = 0; i < 10; ++i) texts += Next().value() >= first_text ? 1 : 0;
+  EXPECT_EQ(texts, 5) << "of as much work each";
+}
+
 TEST_F(AdmissionTest, ManyTextsInTheQueueRefuseNoGeneration) {
   options_.max_queued = 200;
   Make();

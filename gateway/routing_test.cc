@@ -38,6 +38,8 @@ TEST(TokenRouter, CountsWhatOthersMakeAWorkerDo) {
   std::vector<TokenWorkerView> workers = Workers({2, 0});
   workers[1].reported_waiting = 5;
   EXPECT_EQ(router.Pick(workers), 0);
+  // The turn is the other's now, which has more to do.
+  EXPECT_EQ(router.Pick(workers), 0);
 }
 
 TEST(TokenRouter, LeavesOutFullAndUnusableWorkersAndSuspectsLast) {
@@ -133,6 +135,8 @@ TEST(PickReplica, ASuspectOnlyWhereNobodyElseIsThere) {
 TEST(EstimatePages, CountsAtMost256TokensAhead) {
   EXPECT_EQ(EstimatePages(/*prompt_blocks=*/10, /*reserve_blocks=*/2, /*block_length=*/4, 4), 3);
   EXPECT_EQ(EstimatePages(10, 1'000'000, 4, 4), (10 + 64 + 3) / 4);
+  EXPECT_EQ(EstimatePages(0, 1'000'000, 3, 1), 86) << "a part of a block is one";
+  EXPECT_EQ(EstimatePages(0, 1'000'000, 255, 1), 2);
 }
 
 TEST(PrefixMemory, KnowsPromptsThatBeginAlikeAndForgetsTheOldest) {
