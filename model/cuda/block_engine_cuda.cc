@@ -147,9 +147,15 @@ absl::Status CudaBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks)
   if (!status.ok()) return status;
   const absl::StatusOr<cuda::DeviceInfo> info = cuda::GetDeviceInfo(device_);
   if (!info.ok()) return info.status();
+  const int64_t most_positions = num_pages * page_blocks;
+  const int64_t capacity = PageTableCapacity(num_pages, page_blocks, max_rows_,
+                                             std::max<int64_t>(config_.block.max_positions, 1));
+  const int64_t io_bytes = BlockIoLayout(config_.block_length, max_rows_).tables + 4 * capacity;
+  const int64_t context_bytes = max_rows_ * stack_.stride() * cuda::ElementBytes(type_);
   // In double: the product may be beyond what an integer holds.
   const double bytes = static_cast<double>(KvBytesPerPage(1)) * static_cast<double>(page_blocks) *
-                       static_cast<double>(num_pages);
+                           static_cast<double>(num_pages) +
+                       static_cast<double>(kStagings * (io_bytes + context_bytes));
   if (bytes > static_cast<double>(info->free_bytes)) {
     return absl::ResourceExhaustedError(
         absl::StrCat(device_name_, " has ", BytesText(info->free_bytes), " free; KV of ", num_pages,
@@ -159,12 +165,6 @@ absl::Status CudaBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks)
   cuda::DeviceBuffer kv;
   status = MoveInto(cuda::DeviceBuffer::Allocate(num_pages * KvBytesPerPage(page_blocks)), kv);
   if (!status.ok()) return status;
-
-  const int64_t most_positions = num_pages * page_blocks;
-  const int64_t capacity = PageTableCapacity(num_pages, page_blocks, max_rows_,
-                                             std::max<int64_t>(config_.block.max_positions, 1));
-  const int64_t io_bytes = BlockIoLayout(config_.block_length, max_rows_).tables + 4 * capacity;
-  const int64_t context_bytes = max_rows_ * stack_.stride() * cuda::ElementBytes(type_);
   Drain();  // of what uses those that go
   for (Staging& staging : staging_) {
     staging = Staging();

@@ -9,6 +9,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/emulation/emulator.h"
 #include "model/cuda/cuda_engines.h"
+#include "model/cuda/memory_plan.h"
 #include "model/device.h"
 #include "model/engine_test_util.h"
 
@@ -74,6 +75,46 @@ TEST(CudaEngines, SayWhatTheyNeedWhereMemoryDoesNotSuffice) {
   // What was refused leaves the engine as it was.
   ASSERT_TRUE((*block)->AllocateKv(8, 16).ok());
   EXPECT_GT((*block)->DefaultKvBytes(), 0);
+}
+
+int64_t FreeBytes() { return cuda::GetDeviceInfo(0)->free_bytes; }
+int64_t Allocated(const MemoryPlan& plan) { return plan.total() - plan.graphs; }
+
+TEST(CudaEngines, TakeTheMemoryThatTheyPlan) {
+  struct Case {
+    const char* model;
+    int32_t rows;
+    int32_t lanes;  // batches in flight
+  };
+  ThreadPool pool(1);
+  for (const auto& [name, rows, lanes] : {Case{"concat_l4", 130, 2},
+                                          {"projection_layer_f16", 3, 1},
+                                          {"summation", 3, 1},
+                                          {"widths_differ_l8", 3, 1},
+                                          {"vanilla", 3, 1}}) {
+    const std::unique_ptr<Checkpoint> model = Open(name);
+    ASSERT_NE(model, nullptr);
+    for (const Arithmetic arithmetic : {Arithmetic::kCudaF32, Arithmetic::kCudaBf16}) {
+      SCOPED_TRACE(testing::Message() << name << ", " << ArithmeticName(arithmetic));
+      EngineOptions options;
+      options.arithmetic = arithmetic;
+      options.cuda_device = 0;
+      options.pool = &pool;
+      options.max_rows = rows;
+      const cuda::ElementType type =
+          StoresBf16(arithmetic) ? cuda::ElementType::kBf16 : cuda::ElementType::kF32;
+      const int32_t lane_rows = lanes == 1 ? rows : 128;  // whole tiles of rows
+      const int64_t before = FreeBytes();
+      const absl::StatusOr<std::unique_ptr<TokenEngine>> token = LoadTokenEngine(*model, options);
+      ASSERT_TRUE(token.ok()) << token.status();
+      const int64_t between = FreeBytes();
+      const absl::StatusOr<std::unique_ptr<BlockEngine>> block = LoadBlockEngine(*model, options);
+      ASSERT_TRUE(block.ok()) << block.status();
+      EXPECT_EQ(before - between,
+                Allocated(PlanTokenEngine(model->config(), type, lanes, lane_rows, lane_rows, 0)));
+      EXPECT_EQ(between - FreeBytes(), Allocated(PlanBlockEngine(model->config(), type, rows, 0)));
+    }
+  }
 }
 
 TEST(CudaEngines, ARowWithListsBeyondTheDevicesRoomIsRefusedAlone) {

@@ -1,11 +1,13 @@
 #include "model/cuda/memory_plan.h"
 
 #include <algorithm>
-#include <vector>
+#include <optional>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/matmul.h"
+#include "model/cuda/token_batch.h"
 
 namespace blockserve {
 namespace {
@@ -14,23 +16,51 @@ using cuda::ElementBytes;
 using cuda::PadElements;
 using cuda::PadRows;
 
+constexpr cuda::ElementType kF32 = cuda::ElementType::kF32;
 // What a kernel takes in a captured graph, with room to spare, and the workspaces of the libraries.
 constexpr int64_t kGraphNodeBytes = 4096;
 constexpr int64_t kLibraryBytes = int64_t{64} << 20;
-// In the estimate's favour: one allocation of the device is a whole number of these.
-constexpr int64_t kAllocation = int64_t{2} << 20;
 
-int64_t Matrix(int64_t n, int64_t k, cuda::ElementType type) {
-  return PadElements(n) * (PadElements(k) * ElementBytes(type) + ElementBytes(type));
+int64_t Matrix(int64_t n, int64_t k, cuda::ElementType type,
+               std::optional<cuda::ElementType> bias = std::nullopt) {
+  return PadElements(n) * (PadElements(k) * ElementBytes(type) + (bias ? ElementBytes(*bias) : 0));
 }
+
+int64_t Table(int64_t rows, int64_t width, cuda::ElementType type) {
+  return rows * PadElements(width) * ElementBytes(type);
+}
+
+int64_t LayerNorm(int64_t width) { return 2 * PadElements(width) * ElementBytes(kF32); }
 
 int64_t StackWeights(const StackConfig& config, cuda::ElementType type) {
   const int64_t width = config.hidden_size;
   const int64_t inner = config.intermediate_size;
-  const int64_t layer = Matrix(3 * width, width, type) + Matrix(width, width, type) +
-                        Matrix(inner, width, type) + Matrix(width, inner, type) +
-                        4 * PadElements(width) * 4;
-  return config.num_layers * layer + 2 * PadElements(width) * 4;
+  const int64_t layer = 2 * LayerNorm(width) + Matrix(3 * width, width, type, type) +
+                        Matrix(width, width, type, kF32) + Matrix(inner, width, type, type) +
+                        Matrix(width, inner, type, kF32);
+  return config.num_layers * layer + LayerNorm(width);
+}
+
+// For batches of `rows` positions, of which at most `wanted` go on after the last layer.
+int64_t StackActivationBytes(const StackConfig& config, cuda::ElementType type, int64_t rows,
+                             int64_t wanted) {
+  const int64_t width = PadElements(config.hidden_size);
+  const int64_t element = ElementBytes(type);
+  // The residual stream is float; norms for both branches, and attention's output.
+  const int64_t row = width * (ElementBytes(kF32) + 3 * element) +
+                      PadElements(3 * int64_t{config.hidden_size}) * element +
+                      PadElements(config.intermediate_size) * element;
+  const int64_t wanted_row = width * (ElementBytes(kF32) + 2 * element);
+  return PadRows(rows) * row + PadRows(wanted) * wanted_row;
+}
+
+cuda::KvLayout KvLayoutOf(const StackConfig& config, cuda::ElementType type, int64_t positions) {
+  cuda::KvLayout layout;
+  layout.num_heads = config.num_heads;
+  layout.head_size = config.head_size();
+  layout.page_blocks = static_cast<int32_t>(positions);
+  layout.type = type;
+  return layout;
 }
 
 }  // namespace
@@ -48,66 +78,52 @@ std::string MemoryPlan::Text() const {
   return absl::StrCat(text, ", about ", BytesText(graphs), " of graphs and libraries)");
 }
 
-int64_t StackActivationBytes(const StackConfig& config, cuda::ElementType type, int64_t rows,
-                             int64_t wanted, bool paged) {
-  const int64_t width = PadElements(config.hidden_size);
-  const int64_t element = ElementBytes(type);
-  // The residual stream is float; norms for both branches, and attention's output.
-  const int64_t row = width * (4 + 3 * element) +
-                      PadElements(3 * int64_t{config.hidden_size}) * element +
-                      PadElements(config.intermediate_size) * element;
-  const int64_t wanted_row = width * (4 + 2 * element);
-  const int64_t query_row =
-      paged ? config.num_heads * ((config.head_size() + 7) / 8 * 8) * int64_t{4} : 0;
-  return PadRows(rows) * (row + query_row) + PadRows(wanted) * wanted_row;
-}
-
 MemoryPlan PlanBlockEngine(const ModelConfig& config, cuda::ElementType type, int64_t max_rows,
                            int64_t graph_nodes) {
   MemoryPlan plan;
-  const int64_t width = config.block.hidden_size;
-  plan.weights = StackWeights(config.block, type) + int64_t{config.vocab_size} *
-                                                        PadElements(config.embedding_width) *
-                                                        ElementBytes(type);
-  const int64_t gathered = int64_t{config.embedding_width} * config.block_length;
-  plan.activations = StackActivationBytes(config.block, type, max_rows, max_rows, true);
-  // Tokens, positions and wanted rows in, contexts out, of two batches in flight.
-  plan.activations +=
-      2 * max_rows *
-      (4 * int64_t{config.block_length} + 12 + PadElements(width) * ElementBytes(type));
+  const int64_t queries =
+      config.block.num_heads * KvLayoutOf(config.block, type, 1).head_stride() * ElementBytes(kF32);
+  plan.weights =
+      StackWeights(config.block, type) + Table(config.vocab_size, config.embedding_width, type);
+  plan.activations =
+      StackActivationBytes(config.block, type, max_rows, max_rows) + PadRows(max_rows) * queries;
   if (config.projection == Projection::kProjectionLayer) {
-    plan.weights += Matrix(width, gathered, type);
-    plan.activations += PadRows(max_rows) * PadElements(gathered) * ElementBytes(type);
+    const int64_t gathered = int64_t{config.embedding_width} * config.block_length;
+    plan.weights += Matrix(config.block.hidden_size, gathered, type, kF32);
+    plan.activations += Table(PadRows(max_rows), gathered, type);
   }
   plan.graphs = kLibraryBytes + graph_nodes * kGraphNodeBytes;
-  plan.weights = (plan.weights + kAllocation - 1) / kAllocation * kAllocation;
   return plan;
 }
 
 MemoryPlan PlanTokenEngine(const ModelConfig& config, cuda::ElementType type, int64_t lanes,
-                           int64_t lane_rows, int64_t head_rows, int64_t graph_nodes) {
+                           int32_t lane_rows, int64_t head_rows, int64_t graph_nodes) {
   MemoryPlan plan;
   const int64_t width = config.token.hidden_size;
   const int64_t vocab = config.vocab_size;
+  const int64_t context_width = config.block.hidden_size;
   plan.weights = Matrix(vocab, width, type);
-  int64_t lane = PadRows(head_rows) * PadElements(vocab) * 4 +
-                 PadRows(lane_rows) * PadElements(config.block.hidden_size) * ElementBytes(type);
+  const int64_t lists = TokenListCapacity(config, lane_rows);
+  const int64_t tops = int64_t{lane_rows} * config.block_length *
+                       std::min<int64_t>(kMaxTopLogprobs, vocab);  // ids, and their values
+  int64_t lane = TokenIoLayout(config, type, lane_rows).end +
+                 Table(cuda::kMatmulRowTile, context_width, type) + lists +
+                 TokenSavedFloats(config, lane_rows, lists) * 4 + 2 * tops * 4 +
+                 Table(PadRows(head_rows), vocab, kF32);
   if (config.strategy != DecodingStrategy::kHeadOnly) {
     const int64_t vectors = config.expansion_ratio * PadElements(width);
-    plan.weights += StackWeights(config.token, type) +
-                    Matrix(vectors, config.block.hidden_size, type) +
-                    vocab * PadElements(width) * ElementBytes(type);
-    const bool prefix = config.strategy == DecodingStrategy::kPrefix;
-    const int64_t lead = prefix ? config.expansion_ratio : 1;
-    lane += PadRows(lane_rows) * vectors * 4 +
-            StackActivationBytes(config.token, type, lane_rows * lead, lane_rows, false);
+    const int64_t lead = config.strategy == DecodingStrategy::kPrefix ? config.expansion_ratio : 1;
     const int64_t positions = lead + config.block_length - 1;
-    plan.kv = lanes * lane_rows * positions * config.token.num_layers * 2 * config.token.num_heads *
-              ((config.token.head_size() + 7) / 8 * 8) * ElementBytes(type);
+    const int64_t rotary = std::max<int64_t>(positions * config.token.rotary_dims() / 2 * 4, 16);
+    plan.weights += StackWeights(config.token, type) + Matrix(vectors, context_width, type, kF32) +
+                    Table(vocab, width, type) + 2 * rotary + int64_t{lane_rows} * 4;
+    lane += Table(PadRows(lane_rows), vectors, kF32) +
+            StackActivationBytes(config.token, type, lane_rows * lead, lane_rows);
+    plan.kv = lanes * lane_rows * config.token.num_layers *
+              KvLayoutOf(config.token, type, positions).page_bytes();
   }
   plan.activations = lanes * lane;
   plan.graphs = kLibraryBytes + graph_nodes * kGraphNodeBytes;
-  plan.weights = (plan.weights + kAllocation - 1) / kAllocation * kAllocation;
   return plan;
 }
 

@@ -13,7 +13,7 @@
 
 namespace blockserve {
 
-// Bytes of device memory.
+// Bytes of device memory: what is allocated, to the byte, but for `graphs`.
 struct MemoryPlan {
   int64_t weights = 0;      // matrices, tables, norms
   int64_t activations = 0;  // of all batches in flight, logits and copies in and out included
@@ -24,17 +24,13 @@ struct MemoryPlan {
   std::string Text() const;  // "3.21 GB (2.40 GB weights, 0.60 GB activations, …)"
 };
 
-// Activations of a stack for batches of `rows` positions, of which at most `wanted` go on after the
-// last layer. `paged`: queries of paged attention too.
-int64_t StackActivationBytes(const StackConfig& config, cuda::ElementType type, int64_t rows,
-                             int64_t wanted, bool paged);
-
-// `graph_nodes`: kernels in all captured graphs together.
+// Of loading; AllocateKv counts what it takes. `graph_nodes`: kernels in all captured graphs
+// together.
 MemoryPlan PlanBlockEngine(const ModelConfig& config, cuda::ElementType type, int64_t max_rows,
                            int64_t graph_nodes);
 // `lanes` batches in flight of `lane_rows` rows, logits for `head_rows` rows at a time.
 MemoryPlan PlanTokenEngine(const ModelConfig& config, cuda::ElementType type, int64_t lanes,
-                           int64_t lane_rows, int64_t head_rows, int64_t graph_nodes);
+                           int32_t lane_rows, int64_t head_rows, int64_t graph_nodes);
 
 // RESOURCE_EXHAUSTED in one line: what `what` needs and what `device_name` has.
 absl::Status CheckFits(const MemoryPlan& plan, const std::string& what,
