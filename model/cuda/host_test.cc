@@ -330,6 +330,52 @@ TEST(TokenBatch, LeavesNothingOfOtherBatchesBesideAContext) {
   }
 }
 
+TEST(TokenBatch, ListsOfAllRowsLieBesideOneAnother) {
+  const ModelConfig config = Config();
+  const std::vector<float> context(config.block.hidden_size);
+  const SamplingParameters sampling;
+  constexpr int kRows = 3, kEntries = 17;
+  std::vector<LogitBias> biases[kRows];
+  std::vector<TokenCount> counts[kRows];
+  std::vector<int32_t> stops[kRows];
+  std::vector<TokenRow> rows(kRows);
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kEntries; ++i) {
+      const int32_t token = 20 * r + i;
+      biases[r].push_back({token, 0.25f * static_cast<float>(token)});
+      counts[r].push_back({token, token + 1, token + 2});
+      stops[r].push_back(token);
+    }
+    rows[r].context = context;
+    rows[r].sampling = &sampling;
+    rows[r].logit_bias = biases[r];
+    rows[r].counts = counts[r];
+    rows[r].stop_ids = stops[r];
+  }
+  const TokenIoLayout layout(config, cuda::ElementType::kF32, kRows);
+  std::vector<uint8_t> io(layout.end);
+  std::vector<uint8_t> lists(TokenListCapacity(config, kRows));
+  PackTokenRows(config, cuda::ElementType::kF32, rows, kRows, layout, io.data(), lists.data());
+  const auto* packed = reinterpret_cast<const cuda::SampleRow*>(io.data() + layout.sample_rows);
+  for (int r = 0; r < kRows; ++r) {
+    ASSERT_EQ(packed[r].bias_end - packed[r].bias_begin, kEntries);
+    ASSERT_EQ(packed[r].counts_end - packed[r].counts_begin, kEntries);
+    ASSERT_EQ(packed[r].stops_end - packed[r].stops_begin, kEntries);
+    for (int i = 0; i < kEntries; ++i) {
+      const auto& bias =
+          reinterpret_cast<const cuda::SampleBias*>(lists.data())[packed[r].bias_begin + i];
+      EXPECT_EQ(bias.token, biases[r][i].token);
+      EXPECT_EQ(bias.bias, biases[r][i].bias);
+      const auto& count =
+          reinterpret_cast<const cuda::SampleCount*>(lists.data())[packed[r].counts_begin + i];
+      EXPECT_EQ(count.token, counts[r][i].token);
+      EXPECT_EQ(count.in_output, counts[r][i].in_output);
+      EXPECT_EQ(reinterpret_cast<const int32_t*>(lists.data())[packed[r].stops_begin + i],
+                stops[r][i]);
+    }
+  }
+}
+
 TEST(TokenBatch, RowsWithLongListsGoIntoTheNextBatch) {
   const ModelConfig config = Config();
   const int64_t capacity = TokenListCapacity(config, 4);
