@@ -278,6 +278,20 @@ TEST_F(BlockFailoverTest, AReplicaTakenOutOfDiscoveryLosesItsSequencesToAnother)
   core_->block_tier().RemoveReplica("block0");
   ASSERT_TRUE(RunUntilDone(streams));
   ExpectAllExact(streams);
+  ASSERT_EQ(core_->block_tier().WorkerStatuses().size(), 1u) << "the other is forgotten";
+  EXPECT_EQ(core_->block_tier().WorkerStatuses()[0].address, "block1");
+}
+
+TEST_F(BlockFailoverTest, AReplicaThatIsBackInDiscoveryGoesOnWithItsSequences) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(10, 100);
+  loop_.Advance(absl::Milliseconds(12));
+  core_->block_tier().RemoveReplica("block0");
+  loop_.Advance(absl::Milliseconds(5));
+  core_->block_tier().AddReplica("block0");
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+  EXPECT_TRUE(core_->block_tier().WorkerStatuses().at(0).usable);
 }
 
 TEST_F(BlockFailoverTest, AReplicaWhoseCapacityCannotBeIsNotUsed) {

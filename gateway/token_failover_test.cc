@@ -504,6 +504,19 @@ TEST_F(TokenFailoverTest, AWorkerTakenOutOfDiscoveryFinishesWhatItHas) {
   ASSERT_TRUE(RunUntilDone(streams));
   EXPECT_EQ(workers_[0]->rows, rows);
   ExpectAllExact(streams);
+  ASSERT_EQ(core_->token_tier().WorkerStatuses().size(), 1u) << "the other is forgotten";
+  EXPECT_EQ(core_->token_tier().WorkerStatuses()[0].address, "token1");
+}
+
+TEST_F(TokenFailoverTest, AWorkerThatIsBackInDiscoveryIsUsedAgain) {
+  MakeCore(1, 1);
+  const std::vector<Stream> streams = Load(12, 60);
+  loop_.Advance(absl::Milliseconds(10));
+  core_->token_tier().RemoveWorker("token0");
+  core_->token_tier().AddWorker("token0");
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+  EXPECT_TRUE(core_->token_tier().WorkerStatuses().at(0).usable);
 }
 
 TEST_F(TokenFailoverTest, AWorkerWhoseCapacityCannotBeIsNotUsed) {
