@@ -71,12 +71,19 @@ bool TierMembership::Lost(TierMember& member, const absl::Status& status, absl::
   const bool may_have_died = member.connected && !member.draining && !status.ok() &&
                              status.code() != absl::StatusCode::kFailedPrecondition &&
                              status.code() != absl::StatusCode::kResourceExhausted;
+  const bool left = member.draining || member.removed;
   if (member.connected && member.fits) {
-    LogWarning(absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address,
-                            " lost: ", status.ok() ? "it ended the stream" : status.ToString()));
+    const std::string who =
+        absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address);
+    if (left) {
+      LogInfo(absl::StrCat(who, " has left", status.ok() ? "" : ": ",
+                           status.ok() ? "" : status.ToString()));
+    } else {
+      LogWarning(
+          absl::StrCat(who, " lost: ", status.ok() ? "it ended the stream" : status.ToString()));
+    }
   }
   if (member.connected) processes_[member.address].lost_at = now;
-  const bool left = member.draining || member.removed;
   const std::string failure = member.failures.Lost(tier_, member.address, status, left, now);
   // The service is the one that found that the two do not fit.
   if (status.code() == absl::StatusCode::kFailedPrecondition) {

@@ -3,9 +3,12 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/logging.h"
+
 namespace blockserve {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 constexpr absl::Duration kWait = absl::Seconds(10);
@@ -225,6 +228,29 @@ TEST(TierMembership, OnlyAStreamThatBrokeMayBeADeath) {
   // Whom nobody has reached cannot have died of anything.
   TierMember never;
   EXPECT_FALSE(tier.Lost(never, absl::UnavailableError("refused"), now));
+}
+
+// A roll-out is nothing to warn of.
+TEST(TierMembership, WarnsOfWhatIsLostAndNotOfWhatLeaves) {
+  const absl::Time now = absl::FromUnixSeconds(1000);
+  TierMembership tier("token worker", Expected(), now);
+  const auto logged = [&](void (*change)(TierMember&), const absl::Status& status) {
+    TierMember member;
+    member.address = "host:1";
+    EXPECT_TRUE(tier.Connected(member, Fitting(), now));
+    change(member);
+    testing::internal::CaptureStderr();
+    EXPECT_TRUE(ConfigureLogging({.program = "p"}).ok());
+    tier.Lost(member, status, now);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(logged([](TierMember&) {}, absl::UnavailableError("reset")),
+              ContainsRegex("warning .*token worker 'worker' at host:1 lost: .*reset"));
+  EXPECT_THAT(logged([](TierMember&) {}, absl::OkStatus()), ContainsRegex("warning .*lost: it"));
+  EXPECT_THAT(logged([](TierMember& m) { m.draining = true; }, absl::OkStatus()),
+              ContainsRegex("info .*token worker 'worker' at host:1 has left"));
+  EXPECT_THAT(logged([](TierMember& m) { m.removed = true; }, absl::UnavailableError("reset")),
+              ContainsRegex("info .*has left: .*reset"));
 }
 
 TEST(TierMembership, DrainingWorkersDoNotCount) {
