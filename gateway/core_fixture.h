@@ -126,19 +126,18 @@ class CoreFixture : public ::testing::Test {
   // What the simulated tiers answer when nothing fails.
   std::vector<int32_t> Expected(const GenerationRequest& request, uint32_t choice) const {
     const PromptLayout layout = LayoutPrompt(config_, request.alignment, request.prompt);
-    std::vector<int32_t> blocks = layout.block_tokens;
+    uint64_t context = SimulatedContext(layout.block_tokens);
     std::vector<int32_t> block = layout.forced;
     std::vector<int32_t> output;
     while (static_cast<int32_t>(output.size()) < request.max_tokens) {
       const int64_t position = static_cast<int64_t>(request.prompt.size() + output.size());
       const int32_t token = static_cast<int32_t>(
-          SimulatedNext(SimulatedContext(blocks), block, request.seed, choice, position) %
-          kSimulatedVocab);
+          SimulatedNext(context, block, request.seed, choice, position) % kSimulatedVocab);
       output.push_back(token);
       block.push_back(token);
       if (std::count(request.stop_ids.begin(), request.stop_ids.end(), token) > 0) break;
       if (block.size() == kSimulatedLength) {
-        blocks.insert(blocks.end(), block.begin(), block.end());
+        context = SimulatedContext(block, context);
         block.clear();
       }
     }

@@ -96,8 +96,8 @@ v1::BlockReplyBatch SimulatedBlockReplica::Hello() {
 
 int64_t SimulatedBlockReplica::UsedPages() const {
   int64_t used = 0;
-  for (const auto& [id, tokens] : sequences) {
-    const int64_t blocks = static_cast<int64_t>(tokens.size()) / kSimulatedLength;
+  for (const auto& [id, sequence] : sequences) {
+    const int64_t blocks = static_cast<int64_t>(sequence.tokens.size()) / kSimulatedLength;
     used += (blocks + kPageBlocks - 1) / kPageBlocks;
   }
   return used;
@@ -150,7 +150,7 @@ std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& reques
       return refuse(absl::StatusCode::kInvalidArgument, "tokens are not whole blocks");
     }
     if (draining) return refuse(absl::StatusCode::kUnavailable, "draining");
-    if (found != sequences.end() && found->second != tokens) {
+    if (found != sequences.end() && found->second.tokens != tokens) {
       return refuse(absl::StatusCode::kAborted, "open with other tokens");
     }
     const int64_t blocks = static_cast<int64_t>(tokens.size()) / kSimulatedLength;
@@ -165,27 +165,30 @@ std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& reques
       return refuse(absl::StatusCode::kResourceExhausted, "no pages");
     }
     const int64_t first = open.first_context() < 0 ? blocks - 1 : open.first_context();
-    if (!open.close_after()) sequences[request.sequence()] = tokens;
     reply.set_first_block(first);
     std::vector<uint64_t> rows;
-    for (int64_t block = first; block < blocks; ++block) {
-      rows.push_back(SimulatedContext(
-          absl::MakeSpan(tokens).subspan(0, static_cast<size_t>((block + 1) * kSimulatedLength))));
+    uint64_t context = SimulatedContext({});
+    for (int64_t block = 0; block < blocks; ++block) {
+      const auto at = static_cast<size_t>(block * kSimulatedLength);
+      context = SimulatedContext(absl::MakeSpan(tokens).subspan(at, kSimulatedLength), context);
+      if (block >= first) rows.push_back(context);
     }
+    if (!open.close_after()) sequences[request.sequence()] = {tokens, context};
     return rows;
   }
   if (request.has_fork()) {
     ++forks;
     const auto parent = sequences.find(request.fork().parent());
     if (parent == sequences.end()) return refuse(absl::StatusCode::kNotFound, "no such parent");
-    std::vector<int32_t> tokens = parent->second;
+    std::vector<int32_t> tokens = parent->second.tokens;
     tokens.resize(static_cast<size_t>(request.fork().blocks()) * kSimulatedLength);
-    sequences[request.sequence()] = std::move(tokens);
+    const uint64_t context = SimulatedContext(tokens);
+    sequences[request.sequence()] = {std::move(tokens), context};
     return {};
   }
   ++appends;
   if (found == sequences.end()) return refuse(absl::StatusCode::kNotFound, "no such sequence");
-  std::vector<int32_t>& tokens = found->second;
+  auto& [tokens, context] = found->second;
   const v1::AppendBlock& append = request.append();
   const std::vector<int32_t> block(append.tokens().begin(), append.tokens().end());
   const int64_t length = static_cast<int64_t>(tokens.size()) / kSimulatedLength;
@@ -197,13 +200,14 @@ std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& reques
       return refuse(absl::StatusCode::kUnavailable, "suspended");
     }
     tokens.insert(tokens.end(), block.begin(), block.end());
+    context = SimulatedContext(block, context);
   } else if (append.block_index() != length - 1) {
     return refuse(absl::StatusCode::kInvalidArgument, "block_index");
   } else if (!std::equal(block.begin(), block.end(), tokens.end() - kSimulatedLength)) {
     return refuse(absl::StatusCode::kAborted, "other tokens");
   }
   reply.set_first_block(append.block_index());
-  return {SimulatedContext(tokens)};
+  return {context};
 }
 
 }  // namespace blockserve

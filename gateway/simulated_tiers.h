@@ -26,11 +26,10 @@ inline uint64_t SimulatedHash(uint64_t hash, uint64_t value) {
   hash *= 0xff51afd7ed558ccdu;
   return hash ^ (hash >> 33);
 }
-// The context row of a text of whole blocks.
-inline uint64_t SimulatedContext(absl::Span<const int32_t> tokens) {
-  uint64_t hash = 1;
-  for (const int32_t token : tokens) hash = SimulatedHash(hash, static_cast<uint64_t>(token));
-  return hash;
+// The context row of a text of whole blocks that goes on after one of which `before` is the row.
+inline uint64_t SimulatedContext(absl::Span<const int32_t> tokens, uint64_t before = 1) {
+  for (const int32_t token : tokens) before = SimulatedHash(before, static_cast<uint64_t>(token));
+  return before;
 }
 // The next token of a block that begins with `block`, and its log-probability.
 inline uint64_t SimulatedNext(uint64_t context, absl::Span<const int32_t> block, uint64_t seed,
@@ -292,9 +291,13 @@ class SimulatedBlockReplica final
   std::function<bool(const v1::OpenSequence& open)> deadly;
   // Sequences lose their pages with their next append, one after another.
   int suspend = 0;
-  std::map<uint64_t, std::vector<int32_t>> sequences;  // by wire id: [blocks, L]
-  bool keeps_pools_apart = true;                       // false: an older build
-  std::vector<absl::uint128> pools;                    // of each open
+  struct Sequence {
+    std::vector<int32_t> tokens;  // [blocks, L]
+    uint64_t context;             // of all of them
+  };
+  std::map<uint64_t, Sequence> sequences;  // by wire id
+  bool keeps_pools_apart = true;           // false: an older build
+  std::vector<absl::uint128> pools;        // of each open
   int opens = 0;
   int appends = 0;
   int forks = 0;
