@@ -164,20 +164,18 @@ __device__ KeyRange Narrow(const float* values, int32_t n, const Beginning& with
     }
     return joined;
   });
-  KeyRange part = range;
-  int32_t counted = 0;
+  // The sums rise from cut to cut. Without a way out of the loop all of it stays in registers.
+  KeyRange part = {cuts[0], range.end, range.before, sums.counts[0]};
+#pragma unroll
   for (int j = 0; j < kCuts; ++j) {
     const Mass upto = range.before + sums.masses[j];
-    if (upto >= wanted) {
-      part.lowest = cuts[j];
-      part.count = sums.counts[j] - counted;
-      return part;
-    }
+    if (upto >= wanted) continue;
+    const bool is_last = j + 1 == kCuts;
     part.end = cuts[j];
     part.before = upto;
-    counted = sums.counts[j];
+    part.lowest = is_last ? range.lowest : cuts[j + 1];
+    part.count = (is_last ? range.count : sums.counts[j + 1]) - sums.counts[j];
   }
-  part.count = range.count - counted;
   return part;
 }
 

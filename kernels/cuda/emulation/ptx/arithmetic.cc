@@ -104,6 +104,25 @@ T InsertBits(T bits, T into, uint32_t position, uint32_t count) {
   }
   return into;
 }
+uint32_t ExtractedBits(uint32_t bits, uint32_t position, uint32_t count) {
+  position &= 0xff;
+  count &= 0xff;
+  const uint32_t moved = position < 32 ? bits >> position : 0;
+  return count < 32 ? moved & ((uint32_t{1} << count) - 1) : moved;
+}
+// Four of the bytes of a, 0 to 3, and b, 4 to 7: by a digit each, whose highest bit asks for the
+// byte's sign.
+uint32_t PickedBytes(uint32_t a, uint32_t b, uint32_t digits) {
+  const uint64_t bytes = a | uint64_t{b} << 32;
+  uint32_t picked = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = digits >> 4 * i & 0xf;
+    auto byte = static_cast<uint8_t>(bytes >> 8 * (digit & 7));
+    if (digit & 8) byte = byte & 0x80 ? 0xff : 0;
+    picked |= uint32_t{byte} << 8 * i;
+  }
+  return picked;
+}
 uint32_t ReversedBits(uint32_t x) {
   uint32_t reversed = 0;
   for (int i = 0; i < 32; ++i) reversed |= (x >> i & 1) << (31 - i);
@@ -305,6 +324,10 @@ Table MakeTable() {
       Apply<InsertBits<uint32_t>, uint32_t, uint32_t, uint32_t, uint32_t, uint32_t>};
   table["bfi.b64"] = {
       Apply<InsertBits<uint64_t>, uint64_t, uint64_t, uint64_t, uint32_t, uint32_t>};
+  table["bfe.u32"] = {Apply<ExtractedBits, uint32_t, uint32_t, uint32_t, uint32_t>};
+  table["prmt.b32"] = {Apply<PickedBytes, uint32_t, uint32_t, uint32_t, uint32_t>};
+  table["copysign.f32"] = {
+      Apply<[](float sign, float a) { return std::copysign(a, sign); }, float, float, float>};
   table["brev.b32"] = {Apply<ReversedBits, uint32_t, uint32_t>};
   table["popc.b32"] = {Apply<[](uint32_t a) { return std::popcount(a); }, uint32_t, uint32_t>};
   table["clz.b32"] = {Apply<[](uint32_t a) { return std::countl_zero(a); }, uint32_t, uint32_t>};

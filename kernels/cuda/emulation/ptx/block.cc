@@ -126,7 +126,9 @@ void Block::CheckShared(uint32_t address, int32_t alignment, int32_t bytes, int 
 void Block::BeginWarp(Warp& warp, int32_t index) {
   warp.index = index;
   warp.running = kAllLanes;
-  warp.waiting = warp.at_barrier = warp.ended = warp.waited = 0;
+  warp.waiting = warp.at_barrier = warp.ended = 0;
+  // Where nothing is launched early there is nothing to wait for.
+  warp.waited = kernel_.can_wait ? 0 : kAllLanes;
   warp.epoch = 1;
   std::fill_n(warp.next, kLanes, 0);
   std::fill_n(warp.copy_groups, kLanes, 0);

@@ -113,6 +113,28 @@ TEST_F(PtxBlock, ExchangesAndArithmeticAreThoseOfTheManual) {
   }
 }
 
+TEST_F(PtxBlock, BitsAndBytesArePickedAsTheManualSays) {
+  const auto result = [&](const std::string& body) {
+    Run(absl::StrCat("mov.u32 	%r5, 0x81A2C3E4;\nmov.u32 	%r6, 0x10325476;\n", body,
+                     "st.global.u32 	[%rd3], %r7;\n"));
+    return Results()[0];
+  };
+  EXPECT_EQ(result("bfe.u32 	%r7, %r5, 4, 12;\n"), 0xc3eu);
+  EXPECT_EQ(result("bfe.u32 	%r7, %r5, 28, 12;\n"), 0x8u);
+  EXPECT_EQ(result("bfe.u32 	%r7, %r5, 0, 32;\n"), 0x81a2c3e4u);
+  EXPECT_EQ(result("bfe.u32 	%r7, %r5, 32, 8;\n"), 0u);
+  EXPECT_EQ(result("prmt.b32 	%r7, %r5, %r6, 0x3340U;\n"), 0x8181'76e4u);
+  EXPECT_EQ(result("prmt.b32 	%r7, %r5, %r6, 0x5410U;\n"), 0x5476'c3e4u);
+  EXPECT_EQ(result("prmt.b32 	%r7, %r5, %r6, 0x8f20U;\n"), 0xff00'a2e4u) << "signs";
+  EXPECT_EQ(result("mov.b32 	%f1, %r5;\nmov.b32 	%f2, %r6;\n"
+                   "copysign.f32 	%f3, %f1, %f2;\nmov.b32 	%r7, %f3;\n"),
+            0x9032'5476u);
+  EXPECT_EQ(result("mov.b64 	%rd4, {%r5, %r6};\ncvt.s64.s32 	%rd5, %rd4;\n"
+                   "shr.u64 	%rd5, %rd5, 24;\ncvt.u32.u64 	%r7, %rd5;\n"),
+            0xffff'ff81u)
+      << "of a wide register the low half is converted";
+}
+
 constexpr char kOtherWarpsWord[] = R"(
 	xor.b32  	%r5, %r3, 128;
 	add.s32 	%r5, %r5, %r2;
@@ -237,6 +259,8 @@ TEST_F(PtxFaults, OfEarlierWorkThatIsNotWaitedFor) {
   EXPECT_DEATH(RunText(absl::StrCat(kBegin, "st.global.u32 	[%rd3], %r1;\n", kWait, kEnd)),
                "before earlier work was waited for");
   EXPECT_DEATH(RunText(absl::StrCat(kBegin, kEnd)), "without having waited for earlier work");
+  // There is no such thing before 9.0.
+  RunText(absl::StrCat(".target sm_80", kBegin, "st.global.u32 	[%rd3], %r1;\n", kEnd));
 }
 
 TEST_F(PtxFaults, OfWhatTheInterpreterDoesNotKnow) {

@@ -12,7 +12,7 @@ namespace blockserve::cuda::emulation::ptx {
 inline constexpr int kLanes = 32;
 using LaneMask = uint32_t;
 inline constexpr LaneMask kAllLanes = 0xffffffffu;
-// Where a block's shared memory begins: 9.0 keeps the first kilobyte.
+// Where a block's shared memory begins: the device keeps the first kilobyte.
 inline constexpr uint32_t kSharedBegin = 1024;
 
 class Block;
@@ -73,6 +73,7 @@ struct Kernel {
   std::vector<int32_t> parameter_sizes;
   int32_t parameter_bytes = 0;
   int32_t max_threads = 0;
+  bool can_wait = false;  // for earlier work: of a target from 9.0 on
   int32_t register_bytes = 0;
   std::vector<Constant> constants;
   std::map<Register, Special> specials;

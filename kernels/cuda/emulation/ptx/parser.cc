@@ -90,6 +90,9 @@ class Parser {
         kernel_.emplace();
         kernel_->name = NameWithoutHash(match[1]);
         kernel_->file = file_;
+        kernel_->can_wait = target_ >= 90;
+      } else if (absl::StartsWith(text_, ".target sm_")) {
+        target_ = std::atoi(text_.c_str() + 11);
       }
     } else if (!in_body_) {
       TakeHead();
@@ -102,7 +105,8 @@ class Parser {
 
   void TakeHead() {
     static const std::regex array(R"(\.param \.align (\d+) \.b8 ([^\[]+)\[(\d+)\],?)");
-    static const std::regex scalar(R"(\.param \.[a-z]+(\d+) ([^,]+),?)");
+    static const std::regex scalar(
+        R"(\.param \.[a-z]+(\d+) (?:\.ptr (?:\.[a-z]+ )?\.align \d+ )?([^, ]+),?)");
     std::smatch match;
     if (text_ == "{") {
       in_body_ = true;
@@ -250,6 +254,21 @@ class Parser {
     return ConstantOf(bits == 32 ? static_cast<uint32_t>(value) : value, bits);
   }
 
+  // The low half of a register of 64 bits, taken by an instruction of its own.
+  Register LowHalf(Register wide) {
+    Instruction half;
+    half.run = FindArithmetic("cvt.u32.u64")->run;
+    half.guard = instruction_->guard;
+    half.guard_negated = instruction_->guard_negated;
+    half.results = {Reserve(32)};
+    half.sources = {wide};
+    half.is_move = true;
+    half.line = line_;
+    half.text = instruction_->text;
+    kernel_->code.push_back(half);
+    return half.results[0];
+  }
+
   void AddSource(const std::string& operand, int32_t bits) {
     instruction_->sources.push_back(Source(operand, bits));
   }
@@ -391,6 +410,12 @@ class Parser {
         source_bits = 32;
       }
       if (absl::StartsWith(name, "bfi.") && j > 2) source_bits = 32;
+      // What is converted may lie in a register that is wider.
+      if (absl::StartsWith(name, "cvt.") && source_bits <= 32 && operands[j][0] == '%' &&
+          Declared(operands[j]).bits == 64) {
+        i.sources.push_back(LowHalf(Declared(operands[j]).where));
+        continue;
+      }
       AddSource(operands[j], source_bits);
     }
   }
@@ -398,6 +423,7 @@ class Parser {
   const std::string file_;
   int32_t line_ = 0;
   std::string text_;
+  int32_t target_ = 90;
   std::map<std::string, Kernel> kernels_;
   // Of the kernel that is being read.
   std::optional<Kernel> kernel_;
