@@ -34,11 +34,6 @@ inline v1::ItemStatus ToItemStatus(const absl::Status& status) {
   return item;
 }
 
-inline absl::Status FromItemStatus(const v1::ItemStatus& item) {
-  if (item.code() == 0) return absl::OkStatus();
-  return absl::Status(StatusCodeFromWire(item.code()), item.message());
-}
-
 }  // namespace blockserve
 
 #endif  // BLOCKSERVE_RPC_STATUS_H_
