@@ -298,10 +298,6 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramU
   return *std::move(positional);
 }
 
-std::vector<std::string> ParseProgramFlags(int argc, char** argv, absl::string_view usage) {
-  return ParseProgramFlags(argc, argv, ProgramUsage{std::string(usage), {}});
-}
-
 int ReportUsageError(absl::string_view program, const absl::Status& status) {
   PrintLastLine(
       absl::StrCat(program, ": ", OneLine(status.message()), " (--help lists the flags)"));

@@ -81,7 +81,6 @@ std::string VersionText(absl::string_view program);
 // line to standard error, exit 2). `first`: index of the first argument to look at.
 std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramUsage& usage,
                                            int first = 1);
-std::vector<std::string> ParseProgramFlags(int argc, char** argv, absl::string_view usage);
 
 // Print "PROGRAM: MESSAGE" in one line to standard error and return the exit code: 2 for bad usage
 // (a flag, or what a Config's Validate() says), 0 where the status is OK after all. A failure is 2
