@@ -125,7 +125,6 @@ void Core::Begin(GenerationId id, std::unique_ptr<Run> owned) {
   deadlines_.insert({run.deadline(), id});
   live_choices_ += run.choices();
   if (!closed_.ok()) return run.End(closed_);
-  if (draining_.load()) return run.End(absl::UnavailableError("the gateway is draining"));
   if (run.deadline() <= loop_.Now()) {
     return run.End(absl::DeadlineExceededError("the deadline passed before the request began"));
   }
@@ -270,8 +269,6 @@ void Core::Publish() {
   if (status.model_id.empty()) status.model_id = status_.model_id;
   status_ = std::move(status);
 }
-
-void Core::StartDraining() { draining_.store(true); }
 
 void Core::EndAll(const absl::Status& status) {
   closed_ = status;

@@ -30,8 +30,7 @@ struct CoreOptions {
   int64_t max_live_choices = 16384;  // of all requests together
 };
 
-// GenerationCore's methods, StartDraining and live_requests are thread-safe; everything else
-// belongs to the loop.
+// GenerationCore's methods and live_requests are thread-safe; everything else belongs to the loop.
 class Core final : public GenerationCore {
  public:
   // All must outlive the core; `tokenizer` may be null.
@@ -47,8 +46,6 @@ class Core final : public GenerationCore {
   void FillModelStatus(v1::GetModelResponse& response) const override;
   absl::Time Now() const override { return loop_.Now(); }
 
-  // New requests are refused; those that are here go on.
-  void StartDraining();
   int64_t live_requests() const { return live_requests_.load(); }
 
   // On the loop. Ends every request with `status`, takes no more and closes all connections.
@@ -98,7 +95,6 @@ class Core final : public GenerationCore {
 
   std::atomic<GenerationId> next_id_{1};
   std::atomic<int64_t> live_requests_{0};
-  std::atomic<bool> draining_{false};
   mutable Mutex mutex_;
   Status status_ ABSL_GUARDED_BY(mutex_);
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);

@@ -290,17 +290,6 @@ TEST_F(CoreTest, DeadlineEndsARequestThatRuns) {
   ExpectNothingLeft();
 }
 
-TEST_F(CoreTest, DrainingRefusesNewRequestsAndFinishesOldOnes) {
-  MakeCore(1, 1);
-  const Stream old = Generate(Request(4, 40, 1));
-  loop_.Advance(absl::Milliseconds(3));
-  core_->StartDraining();
-  const Stream late = Generate(Request(4, 40, 2));
-  ASSERT_TRUE(RunUntilDone({old, late}));
-  ExpectExact(old);
-  EXPECT_EQ(late.sink->status.code(), absl::StatusCode::kUnavailable);
-}
-
 TEST_F(CoreTest, EndAllEndsEveryRequestOnceAndTakesNoMore) {
   MakeCore(1, 1);
   std::vector<Stream> streams;
