@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "block_service/block_service.h"
 #include "block_service/test_gateway.h"
+#include "common/worst_error_for_test.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "model/alignment.h"
@@ -100,13 +101,13 @@ struct Model {
 // Within 1e-5 of the largest magnitude.
 void ExpectClose(absl::Span<const float> values, absl::Span<const float> expected) {
   ASSERT_EQ(values.size(), expected.size());
-  float largest = 0, worst = 0;
+  double largest = 0, worst = 0;
   for (size_t i = 0; i < values.size(); ++i) {
-    largest = std::max(largest, std::abs(expected[i]));
-    worst = std::max(worst, std::abs(values[i] - expected[i]));
+    largest = std::max<double>(largest, std::abs(expected[i]));
+    worst = WorstError(worst, std::abs(values[i] - expected[i]));
   }
   EXPECT_GT(largest, 0);
-  EXPECT_LE(worst, 1e-5f * largest);
+  EXPECT_LE(worst, 1e-5 * largest);
 }
 
 class BlockServiceGolden : public testing::TestWithParam<std::string> {};

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/worst_error_for_test.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "model/engine_test_util.h"
@@ -60,7 +61,7 @@ double LargestError(absl::Span<const float> expected, absl::Span<const float> ac
   double largest = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
     const double error = std::abs(static_cast<double>(expected[i]) - actual[i]);
-    if (!(error <= largest)) largest = error;  // NaN too
+    largest = WorstError(largest, error);
   }
   return largest;
 }
@@ -120,7 +121,7 @@ void Golden::ExpectTheReferencesNumbers() {
     const auto check_logprobs = [&](const std::vector<float>& actual, const std::string& key) {
       const double error = LargestError(expected[key].get<std::vector<float>>(), actual);
       EXPECT_LE(error, kLogprobTolerance) << key;
-      errors.logprobs = std::max(errors.logprobs, error);
+      errors.logprobs = WorstError(errors.logprobs, error);
     };
     const int32_t length = model->config().block_length;
     const int32_t logit_blocks = length == 1 ? 8 : 2;
@@ -134,14 +135,14 @@ void Golden::ExpectTheReferencesNumbers() {
     ASSERT_FALSE(logits.empty());
     const double logit_error = LargestError(logits, end->logits) / LargestMagnitude(logits);
     EXPECT_LE(logit_error, kTensorTolerance);
-    errors.logits = std::max(errors.logits, logit_error);
+    errors.logits = WorstError(errors.logits, logit_error);
     if (model->config().kind != ModelKind::kVanilla) {
       const std::vector<float> context = Floats(tensors_, absl::StrCat("context.", n));
       ASSERT_FALSE(context.empty());
       const double context_error =
           LargestError(context, end->prompt_contexts) / LargestMagnitude(context);
       EXPECT_LE(context_error, kTensorTolerance);
-      errors.context = std::max(errors.context, context_error);
+      errors.context = WorstError(errors.context, context_error);
 
       absl::StatusOr<Generated> start = model->Generate(Alignment::kStart, prompt, 64, greedy);
       ASSERT_TRUE(start.ok()) << start.status();
@@ -169,7 +170,7 @@ void Golden::ExpectTheReferencesNumbers() {
     EXPECT_EQ(text_expected.size() + 1, prompt.size());
     const double text_error = LargestError(text_expected, *scores);
     EXPECT_LE(text_error, kLogprobTolerance) << "text_logprobs";
-    errors.logprobs = std::max(errors.logprobs, text_error);
+    errors.logprobs = WorstError(errors.logprobs, text_error);
   }
   std::printf(
       "[ GOLDEN   ] %s %s: context %.2g, logits %.2g of the largest magnitude, "
@@ -206,7 +207,7 @@ void Golden::ExpectNear(Arithmetic arithmetic, double tolerance) {
       const auto actual_row = absl::MakeConstSpan(actual->logits).subspan(i * vocab, vocab);
       const double error = LargestError(expected_row, actual_row) / LargestMagnitude(logits);
       EXPECT_LE(error, tolerance) << "token " << i;
-      worst = std::max(worst, error);
+      worst = WorstError(worst, error);
       if (actual->tokens[i] != tokens[i]) break;
     }
     size_t same = 0;

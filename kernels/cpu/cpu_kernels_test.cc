@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/bf16.h"
 #include "common/thread_pool.h"
+#include "common/worst_error_for_test.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/reference.h"
@@ -358,7 +359,7 @@ double AttentionError(const CpuKernels& kernels, int32_t size, bool bf16, bool d
       const std::vector<double> expected = reference::Attention(q, keys, values);
       for (int32_t i = 0; i < size; ++i) {
         const float actual = out[p * PadToPanel(int64_t{heads} * size) + head * size + i];
-        worst = std::max(worst, std::abs(actual - expected[i]));
+        worst = WorstError(worst, std::abs(actual - expected[i]));
       }
     }
   }

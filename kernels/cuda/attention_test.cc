@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
+#include "common/worst_error_for_test.h"
 #include "kernels/cuda/device_test_util.h"
 #include "kernels/reference.h"
 
@@ -187,7 +188,7 @@ TEST_P(Attention, OverPagesMatchesTheReference) {
         for (int32_t i = 0; i < shape.size; ++i) {
           const double actual = out[p * shape.out_stride() + head * shape.size + i];
           const double error = std::abs(actual - expected[i]);
-          if (!(error <= worst)) worst = error;  // NaN too
+          worst = WorstError(worst, error);
         }
       }
     }
@@ -322,7 +323,7 @@ TEST_P(Attention, OfATokenBlockMatchesTheReferenceInAnySplit) {
               const double actual =
                   out[(int64_t{s} * positions + p) * shape.out_stride() + head * shape.size + i];
               const double error = std::abs(actual - expected[i]);
-              if (!(error <= worst)) worst = error;
+              worst = WorstError(worst, error);
             }
           }
         }
