@@ -5,6 +5,7 @@ embeddings and logits are not on the wire to clients; the engine's tests compare
 """
 
 import json
+import math
 
 import harness
 import pytest
@@ -44,7 +45,7 @@ def largest_difference(found, expected):
         if theirs is None:
             assert ours is None, f"token {index} has the score {ours} and should have none"
         else:
-            assert ours is not None, f"token {index} has no score"
+            assert ours is not None and math.isfinite(ours), f"token {index} has the score {ours}"
             worst = max(worst, abs(ours - theirs))
     return worst
 
