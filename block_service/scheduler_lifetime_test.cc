@@ -396,6 +396,15 @@ TEST(BlockSchedulerLifetime, AForkThatWaitsForASequenceThatGivesWayIsSuspendedTo
   EXPECT_EQ(harness.load().sequences, 1);
 }
 
+// One after another, the eight blocks that a sequence of eight has reserved.
+void AppendReserved(Harness& harness, uint64_t sequence, const std::vector<int32_t>& tokens) {
+  for (int64_t block = 8; block < 16; ++block) {
+    const uint64_t append = harness.Append(sequence, block, tokens);
+    harness.RunUntilIdle();
+    EXPECT_EQ(harness.code(append), StatusCode::kOk);
+  }
+}
+
 TEST(BlockSchedulerLifetime, ASequenceIsNotSuspendedWithinItsReservation) {
   BlockSchedulerOptions options = Options();
   options.num_pages = 8;
@@ -406,20 +415,12 @@ TEST(BlockSchedulerLifetime, ASequenceIsNotSuspendedWithinItsReservation) {
   harness.Open(2, Prompt(8, 2), 8);
   harness.RunUntilIdle();
   // The first needs more than it reserved; the second, newer, still has its share to come.
-  for (int64_t block = 8; block < 16; ++block) {
-    const uint64_t append = harness.Append(1, block, {1, 1});
-    harness.RunUntilIdle();
-    EXPECT_EQ(harness.code(append), StatusCode::kOk);
-  }
+  AppendReserved(harness, 1, {1, 1});
   const uint64_t grows = harness.Append(1, 16, {1, 1});
   harness.RunUntilIdle();
   EXPECT_EQ(harness.code(grows), StatusCode::kUnavailable);
   EXPECT_TRUE(harness.of(grows).suspended);
-  for (int64_t block = 8; block < 16; ++block) {
-    const uint64_t append = harness.Append(2, block, {1, 1});
-    harness.RunUntilIdle();
-    EXPECT_EQ(harness.code(append), StatusCode::kOk);
-  }
+  AppendReserved(harness, 2, {1, 1});
 }
 
 TEST(BlockSchedulerLifetime, AForkIsNotSuspendedWithinItsReservation) {
@@ -431,20 +432,12 @@ TEST(BlockSchedulerLifetime, AForkIsNotSuspendedWithinItsReservation) {
   harness.RunUntilIdle();
   const uint64_t fork = harness.Fork(2, 1, 8, 8);  // shares the prompt's two pages
   EXPECT_EQ(harness.code(fork), StatusCode::kOk) << harness.of(fork).status;
-  for (int64_t block = 8; block < 16; ++block) {
-    const uint64_t append = harness.Append(1, block, {1, 1});
-    harness.RunUntilIdle();
-    EXPECT_EQ(harness.code(append), StatusCode::kOk);
-  }
+  AppendReserved(harness, 1, {1, 1});
   // The parent needs a page more; the fork, newer, still has its share to come.
   const uint64_t grows = harness.Append(1, 16, {1, 1});
   harness.RunUntilIdle();
   EXPECT_TRUE(harness.of(grows).suspended);
-  for (int64_t block = 8; block < 16; ++block) {
-    const uint64_t append = harness.Append(2, block, {2, 2});
-    harness.RunUntilIdle();
-    EXPECT_EQ(harness.code(append), StatusCode::kOk);
-  }
+  AppendReserved(harness, 2, {2, 2});
 }
 
 TEST(BlockSchedulerLifetime, ANonFiniteRowFailsItsOwnItemAlone) {

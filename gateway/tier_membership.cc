@@ -76,8 +76,7 @@ bool TierMembership::Lost(TierMember& member, const absl::Status& status, absl::
     const std::string who =
         absl::StrCat(tier_, " '", member.identity.name, "' at ", member.address);
     if (left) {
-      LogInfo(absl::StrCat(who, " has left", status.ok() ? "" : ": ",
-                           status.ok() ? "" : status.ToString()));
+      LogInfo(absl::StrCat(who, " has left", status.ok() ? "" : ": " + status.ToString()));
     } else {
       LogWarning(
           absl::StrCat(who, " lost: ", status.ok() ? "it ended the stream" : status.ToString()));

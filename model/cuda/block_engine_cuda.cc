@@ -96,7 +96,8 @@ absl::Status CudaBlockEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
   }
   if (status.ok()) status = MoveInto(stack_.Allocate(max_rows_, max_rows_), activations_);
   if (!status.ok()) return status;
-  const int64_t q_bytes = config_.block.num_heads * Layout(1).head_stride() * int64_t{4};
+  const int64_t q_bytes =
+      config_.block.num_heads * KvLayoutOf(config_.block, type_, 1).head_stride() * int64_t{4};
   status = MoveInto(cuda::DeviceBuffer::Allocate(cuda::PadRows(max_rows_) * q_bytes), q_);
   if (!status.ok() || config_.projection != Projection::kProjectionLayer) return status;
 
@@ -120,17 +121,8 @@ absl::Status CudaBlockEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
                   gathered_);
 }
 
-cuda::KvLayout CudaBlockEngine::Layout(int32_t page_blocks) const {
-  cuda::KvLayout layout;
-  layout.num_heads = config_.block.num_heads;
-  layout.head_size = config_.block.head_size();
-  layout.page_blocks = page_blocks;
-  layout.type = type_;
-  return layout;
-}
-
 int64_t CudaBlockEngine::KvBytesPerPage(int32_t page_blocks) const {
-  return config_.block.num_layers * Layout(page_blocks).page_bytes();
+  return config_.block.num_layers * KvLayoutOf(config_.block, type_, page_blocks).page_bytes();
 }
 
 int64_t CudaBlockEngine::DefaultKvBytes() const {
@@ -186,7 +178,7 @@ absl::Status CudaBlockEngine::AllocateKv(int64_t num_pages, int32_t page_blocks)
   }
   batch_ = BlockBatch(config_.block_length, page_blocks, max_rows_, capacity);
   kv_ = std::move(kv);
-  kv_layout_ = Layout(page_blocks);
+  kv_layout_ = KvLayoutOf(config_.block, type_, page_blocks);
   num_pages_ = num_pages;
   status = RunEverySize(staging_.front());
   if (!status.ok()) return status;

@@ -66,7 +66,6 @@ class CudaBlockEngine final : public BlockEngine {
   CudaBlockEngine(const ModelConfig& config, const EngineOptions& options);
 
   absl::Status LoadWeights(const Checkpoint& checkpoint, ThreadPool& pool);
-  cuda::KvLayout Layout(int32_t page_blocks) const;
   // Rotary tables for at least so many positions. When they move, the graphs that read them are
   // captured again.
   absl::Status EnsurePositions(int64_t positions);

@@ -5,7 +5,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
-#include "kernels/cuda/kv_layout.h"
 #include "kernels/cuda/matmul.h"
 #include "model/cuda/token_batch.h"
 
@@ -54,16 +53,16 @@ int64_t StackActivationBytes(const StackConfig& config, cuda::ElementType type, 
   return PadRows(rows) * row + PadRows(wanted) * wanted_row;
 }
 
-cuda::KvLayout KvLayoutOf(const StackConfig& config, cuda::ElementType type, int64_t positions) {
+}  // namespace
+
+cuda::KvLayout KvLayoutOf(const StackConfig& config, cuda::ElementType type, int32_t page_blocks) {
   cuda::KvLayout layout;
   layout.num_heads = config.num_heads;
   layout.head_size = config.head_size();
-  layout.page_blocks = static_cast<int32_t>(positions);
+  layout.page_blocks = page_blocks;
   layout.type = type;
   return layout;
 }
-
-}  // namespace
 
 std::string BytesText(int64_t bytes) {
   const double value = static_cast<double>(bytes);
@@ -112,13 +111,14 @@ MemoryPlan PlanTokenEngine(const ModelConfig& config, cuda::ElementType type, in
                  Table(PadRows(head_rows), vocab, kF32);
   if (config.strategy != DecodingStrategy::kHeadOnly) {
     const int64_t vectors = config.expansion_ratio * PadElements(width);
-    const int64_t lead = config.strategy == DecodingStrategy::kPrefix ? config.expansion_ratio : 1;
-    const int64_t positions = lead + config.block_length - 1;
-    const int64_t rotary = std::max<int64_t>(positions * config.token.rotary_dims() / 2 * 4, 16);
+    const int32_t lead = config.strategy == DecodingStrategy::kPrefix ? config.expansion_ratio : 1;
+    const int32_t positions = lead + config.block_length - 1;
+    const int64_t rotary =
+        std::max<int64_t>(int64_t{positions} * config.token.rotary_dims() / 2 * 4, 16);
     plan.weights += StackWeights(config.token, type) + Matrix(vectors, context_width, type, kF32) +
                     Table(vocab, width, type) + 2 * rotary + int64_t{lane_rows} * 4;
     lane += Table(PadRows(lane_rows), vectors, kF32) +
-            StackActivationBytes(config.token, type, lane_rows * lead, lane_rows);
+            StackActivationBytes(config.token, type, int64_t{lane_rows} * lead, lane_rows);
     plan.kv = lanes * lane_rows * config.token.num_layers *
               KvLayoutOf(config.token, type, positions).page_bytes();
   }

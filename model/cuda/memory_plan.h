@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/cuda/element_type.h"
+#include "kernels/cuda/kv_layout.h"
 #include "model/checkpoint.h"
 #include "model/config.h"
 
@@ -23,6 +24,9 @@ struct MemoryPlan {
   int64_t total() const { return weights + activations + kv + graphs; }
   std::string Text() const;  // "3.21 GB (2.40 GB weights, 0.60 GB activations, …)"
 };
+
+// The page that a layer of the stack has for `page_blocks` positions.
+cuda::KvLayout KvLayoutOf(const StackConfig& config, cuda::ElementType type, int32_t page_blocks);
 
 // Of loading; AllocateKv counts what it takes. `graph_nodes`: kernels in all captured graphs
 // together.

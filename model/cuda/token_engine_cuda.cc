@@ -166,10 +166,7 @@ absl::Status CudaTokenEngine::LoadWeights(const Checkpoint& checkpoint, ThreadPo
   if (status.ok()) {
     status = MoveInto(loader->Upload(last_inputs.data(), lane_rows_ * int64_t{4}), last_inputs_);
   }
-  kv_layout_.num_heads = config_.token.num_heads;
-  kv_layout_.head_size = config_.token.head_size();
-  kv_layout_.page_blocks = static_cast<int32_t>(positions);
-  kv_layout_.type = type_;
+  kv_layout_ = KvLayoutOf(config_.token, type_, static_cast<int32_t>(positions));
   return status;
 }
 
