@@ -151,6 +151,21 @@ TEST_F(BlockFailoverTest, SequencesThatMadeRoomWhileTheStreamWasBrokenAreOpenedA
   ExpectAllExact(streams);
 }
 
+// Within their lease its next stream takes them up, and would keep them.
+TEST_F(BlockFailoverTest, WhatAReplicaStillHoldsIsClosedThoughDiscoveryDidNotNameItMeanwhile) {
+  MakeCore(2, 1);
+  const std::vector<Stream> streams = Load(10, 200);
+  loop_.Advance(absl::Milliseconds(12));
+  ASSERT_GT(blocks_[0]->sequences.size(), 0u);
+  blocks_[0]->Break();
+  loop_.Advance(absl::Milliseconds(5));
+  core_->block_tier().RemoveReplica(blocks_[0]->name);
+  loop_.Advance(absl::Milliseconds(5));
+  core_->block_tier().AddReplica(blocks_[0]->name);
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
 TEST_F(BlockFailoverTest, SuspendedSequencesAreOpenedAgain) {
   MakeCore(1, 1);
   const std::vector<Stream> streams = Load(10, 60);

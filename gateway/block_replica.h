@@ -93,10 +93,6 @@ struct BlockTier::Replica final : public BlockLink::Observer {
 
   void Disconnected() {
     ping.Reset(false);
-    // Closes without an answer may not have arrived, and what they close would outlive us.
-    for (const auto& [id, item] : items) {
-      if (item.call == BlockCall::kClose) orphans.push_back(item.wire_id);
-    }
     items.clear();
     TakeOutgoing();
     promised_pages = 0;
@@ -177,7 +173,6 @@ struct BlockTier::Replica final : public BlockLink::Observer {
   absl::Time lost_at = absl::InfinitePast();
 
   std::unordered_set<uint64_t> sequences;  // handles of those that it holds or opens
-  std::vector<uint64_t> orphans;           // wire ids to be closed when it is there again
   std::vector<uint64_t>
       suspects;  // handles of calls that it had when it was lost; until it is back
   std::unordered_map<uint64_t, BlockItem> items;  // calls under way, by id

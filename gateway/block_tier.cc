@@ -88,7 +88,7 @@ void BlockTier::DisconnectTwin(Replica& replica) {
   // What another process had here before.
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
   for (const uint64_t handle : held) {
-    Reopen(handle, *sequences_.at(handle), /*close_copy=*/false);
+    Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
   }
 }
 
@@ -130,28 +130,28 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
     const auto found = sequences_.find(handle);
     if (same_process && found != sequences_.end()) found->second->history.ReplicaIsBack();
   }
+  if (!same_process) {
+    const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
+    for (const uint64_t handle : held) {
+      Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
+    }
+  }
   replica.Reset(hello, loop_.Now());
   // Whoever stands where an ill one stood is tried with a probe first.
   if (!same_process && !replica.health.ejected()) replica.health.Reset();
   const bool fits = membership_.Connected(replica.member, replica.IdentityOf(hello), loop_.Now());
   replica.group = &groups_[replica.member.group];
 
+  CloseOrphans(replica);
+  // The stream broke, not the process: within its lease it still has our sequences, and repeating
+  // the calls that were under way does no harm.
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
-  if (fits && same_process) {
-    // The stream broke, not the process: within its lease it still has our sequences, and repeating
-    // the calls that were under way does no harm.
-    for (const uint64_t wire_id : std::exchange(replica.orphans, {})) SendClose(replica, wire_id);
-    for (const uint64_t handle : held) {
-      Sequence& sequence = *sequences_.at(handle);
-      if (sequence.phase == Phase::kOpening) SendOpen(handle, sequence);
-      if (sequence.phase == Phase::kForking) SendFork(handle, sequence);
-      if (sequence.phase == Phase::kAppending) SendAppend(handle, sequence);
-    }
-  } else {
-    replica.orphans.clear();
-    for (const uint64_t handle : held) {
-      Reopen(handle, *sequences_.at(handle), /*close_copy=*/false);
-    }
+  for (const uint64_t handle : held) {
+    Sequence& sequence = *sequences_.at(handle);
+    if (!fits) Reopen(handle, sequence, /*close_copy=*/true);
+    if (sequence.phase == Phase::kOpening) SendOpen(handle, sequence);
+    if (sequence.phase == Phase::kForking) SendFork(handle, sequence);
+    if (sequence.phase == Phase::kAppending) SendAppend(handle, sequence);
   }
   if (fits) {
     // Sequences that had nowhere to go when their replica was lost.
@@ -176,6 +176,10 @@ void BlockTier::OnLost(Replica& replica, absl::Status status) {
   const bool was_connected = replica.member.connected;
   const bool was_usable = replica.member.usable();
   const bool may_have_died = membership_.Lost(replica.member, status, loop_.Now());
+  // Closes without an answer may not have arrived, and what they close would outlive us.
+  for (const auto& [id, item] : replica.items) {
+    if (item.call == BlockCall::kClose) CloseCopy(replica, item.wire_id);
+  }
   replica.Disconnected();
   if (was_connected) replica.lost_at = loop_.Now();
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());

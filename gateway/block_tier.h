@@ -186,6 +186,12 @@ class BlockTier {
     std::vector<std::string> names;
     SequenceSpec spec;
   };
+  // Copies that nobody needs any more, at a process whose stream broke: within their lease its next
+  // one takes them up, by whatever address that comes, and would keep them for as long as it lasts.
+  struct Orphans {
+    std::vector<uint64_t> wire_ids;
+    absl::Time since;  // of the last one
+  };
   // What is known of the replicas of a group together.
   struct Group {
     // How long calls take.
@@ -221,7 +227,10 @@ class BlockTier {
   bool HasOneAlone(const Replica& replica) const;
 
   void Enqueue(uint64_t handle, Sequence& sequence);
-  // Takes the sequence off its replica, which closes its copy now or when it is there again.
+  // The replica's process closes its copy of a sequence: now, or with its next stream.
+  void CloseCopy(Replica& replica, uint64_t wire_id);
+  void CloseOrphans(Replica& replica);
+  // Takes the sequence off its replica, which closes its copy.
   void Detach(uint64_t handle, Sequence& sequence, bool close_copy);
   // Detached, and opened again at once where a row is wanted.
   void Reopen(uint64_t handle, Sequence& sequence, bool close_copy);
@@ -287,6 +296,7 @@ class BlockTier {
   size_t ended_ = 0;  // of these
   std::vector<std::function<void()>> when_disconnected_;
   std::unordered_map<uint64_t, std::unique_ptr<Sequence>> sequences_;  // by handle
+  std::unordered_map<uint64_t, Orphans> orphans_;                      // by incarnation
   WaitQueue queue_;
   std::map<TierGroup, Group> groups_;
   BlockTierStats stats_;

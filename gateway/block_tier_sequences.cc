@@ -133,13 +133,7 @@ void BlockTier::Detach(uint64_t handle, Sequence& sequence, bool close_copy) {
       // No reply is waited for: one that closes its copy ends the call too, and without, the
       // process that had it is gone.
     }
-    if (close_copy) {
-      if (replica->member.connected) {
-        SendClose(*replica, sequence.wire_id);
-      } else {
-        replica->orphans.push_back(sequence.wire_id);
-      }
-    }
+    if (close_copy) CloseCopy(*replica, sequence.wire_id);
     SchedulePump();
     RetireIfEmpty(*replica);
   }
@@ -147,6 +141,26 @@ void BlockTier::Detach(uint64_t handle, Sequence& sequence, bool close_copy) {
   sequence.promised_pages = 0;
   sequence.again_at = absl::InfiniteFuture();
   sequence.phase = Phase::kDetached;
+}
+
+void BlockTier::CloseCopy(Replica& replica, uint64_t wire_id) {
+  if (replica.member.connected) return SendClose(replica, wire_id);
+  const uint64_t process = replica.member.identity.incarnation;
+  for (const std::unique_ptr<Replica>& other : replicas_) {
+    if (other->member.connected && other->member.identity.incarnation == process) {
+      return SendClose(*other, wire_id);
+    }
+  }
+  Orphans& orphans = orphans_[process];
+  orphans.wire_ids.push_back(wire_id);
+  orphans.since = loop_.Now();
+}
+
+void BlockTier::CloseOrphans(Replica& replica) {
+  const auto found = orphans_.find(replica.member.identity.incarnation);
+  if (found == orphans_.end()) return;
+  for (const uint64_t wire_id : found->second.wire_ids) SendClose(replica, wire_id);
+  orphans_.erase(found);
 }
 
 void BlockTier::Reopen(uint64_t handle, Sequence& sequence, bool close_copy) {

@@ -14,6 +14,8 @@ namespace {
 
 // Of probes alone: CachePoolOf makes no other one so small.
 constexpr uint64_t kProbePool = 1;
+// Longer than any process keeps sequences whose stream broke.
+constexpr absl::Duration kOrphansKept = absl::Minutes(1);
 
 }  // namespace
 
@@ -177,6 +179,8 @@ void BlockTier::Tick() {
       replica->ping.NotBefore(now);
     }
   }
+  std::erase_if(orphans_,
+                [&](const auto& entry) { return now - entry.second.since >= kOrphansKept; });
   WatchConnections(now);
   MakeRoomForAudits();
   for (const std::unique_ptr<Replica>& replica : replicas_) {
