@@ -104,6 +104,51 @@ TEST_F(AuditTest, TwoWorkersThatDifferAndNobodyToSettleItEndAHeldRequest) {
   ExpectNothingLeft();
 }
 
+// A machine that errs does so after a restart, too.
+TEST_F(AuditTest, AWorkerDoesNotSettleWhatTheProcessBeforeItAtItsAddressHasSaid) {
+  options_.tier.audit = {.rows = 1, .hold = true};
+  MakeCore(1, 2);
+  NumberWorkers();
+  workers_[1]->wrong_bits = true;
+  const Stream stream = Generate(Request(4, 60, 1));
+  ASSERT_TRUE(loop_.RunUntil([&] { return rows().differed > 0; }));
+  workers_[1]->Kill();
+  workers_[1]->Restart();
+  ASSERT_TRUE(RunUntilDone({stream}));
+  EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(stream.sink->status.message(), HasSubstr("differ"));
+  EXPECT_EQ(core_->token_tier().stats().condemned, 0);
+  ExpectNothingLeft();
+}
+
+TEST_F(AuditTest, AReplicaDoesNotSettleWhatTheProcessBeforeItAtItsAddressHasSaid) {
+  options_.tier.audit = {.contexts = 1, .hold = true};
+  MakeCore(2, 1);
+  NumberWorkers();
+  Connect();
+  uint64_t seed = 1;  // of a text whose row the replica gets wrong
+  while (SimulatedContext(
+             LayoutPrompt(config_, Alignment::kEnd, Request(8, 4, seed).prompt).block_tokens) %
+             3 !=
+         0) {
+    ++seed;
+  }
+  const Stream stream = Generate(Request(8, 4, seed));
+  loop_.RunReady();
+  const bool first = blocks_[0]->messages > 0;
+  SimulatedBlockReplica& wrong = *blocks_[first ? 0 : 1];
+  SimulatedBlockReplica& right = *blocks_[first ? 1 : 0];
+  wrong.wrong_bits = true;
+  right.service_time = absl::Seconds(1);
+  ASSERT_TRUE(loop_.RunUntil([&] { return right.messages > 0; }));
+  wrong.Kill();
+  wrong.Restart();
+  ASSERT_TRUE(RunUntilDone({stream}));
+  EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(stream.sink->status.message(), HasSubstr("differ"));
+  EXPECT_EQ(core_->block_tier().stats().condemned, 0);
+}
+
 TEST_F(AuditTest, AuditsSurviveLosses) {
   options_.tier.audit = {.rows = 1, .contexts = 1, .hold = true};
   MakeCore(3, 4);

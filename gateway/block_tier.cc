@@ -390,7 +390,7 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
           ClientStatus(status, absl::StrCat("block service '", replica.member.identity.name, "'"));
       if (status.code() == absl::StatusCode::kInternal && sequence.failure.ok()) {
         // The replica may be ill, or the sequence: whether another one fails it too tells which.
-        sequence.spec.not_by.push_back(replica.member.identity.incarnation);
+        sequence.spec.not_by.push_back(replica.member.process());
         if (HasSecondOpinion(sequence.spec)) {
           ++stats_.reopened_failed;
           sequence.failure = std::move(failure);
@@ -405,7 +405,7 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
 }
 
 void BlockTier::OnProgress(Sequence& sequence) {
-  if (!sequence.failure.ok()) Strike(sequence.spec.not_by.back(), sequence.spec.request_key);
+  if (!sequence.failure.ok()) Strike(sequence.spec.not_by.back().incarnation, sequence.spec.request_key);
   sequence.Progress();
 }
 

@@ -56,7 +56,7 @@ struct SequenceSpec {
   uint32_t priority = 2;
   absl::Time deadline;
   std::string request_key;
-  std::vector<uint64_t> not_by;  // incarnations of replicas that must not hold it
+  std::vector<WorkerProcess> not_by;  // who must not hold it
   std::string traceparent;
   absl::string_view text_field = "prompt";  // what its client calls the text
   // The row of the last block (scoring: of each block asked for, once and in order).
@@ -182,7 +182,7 @@ class BlockTier {
     uint64_t shadow = 0;    // handle of the sequence that another replica opens
     int64_t block = 0;
     std::vector<ContextRowPtr> rows;  // of each replica so far
-    std::vector<uint64_t> processes;  // and its incarnation
+    std::vector<WorkerProcess> processes;
     std::vector<std::string> names;
     SequenceSpec spec;
   };

@@ -28,7 +28,7 @@ void BlockTier::TellRow(Replica& replica, uint64_t handle, int64_t block, Contex
   ContextAudit& audit = audits_[id];
   audit.block = block;
   audit.rows = {row};
-  audit.processes = {replica.member.identity.incarnation};
+  audit.processes = {replica.member.process()};
   audit.names = {replica.member.identity.name};
   const SequenceSpec& spec = sequence.spec;
   audit.spec.group = spec.group;
@@ -74,13 +74,13 @@ void BlockTier::OnShadowRow(uint64_t id, ContextRowPtr row) {
       ++audit_stats_.compared;
     } else {
       ++audit_stats_.settled;
-      Condemn(audit.processes[1 - i],
+      Condemn(audit.processes[1 - i].incarnation,
               absl::StrCat("answered wrong bits to request ", audit.spec.request_key));
     }
     return EndAudit(id, std::move(row));
   }
   audit.rows.push_back(std::move(row));
-  audit.processes.push_back(answering_->member.identity.incarnation);
+  audit.processes.push_back(answering_->member.process());
   audit.names.push_back(answering_->member.identity.name);
   if (audit.rows.size() == 2) ++audit_stats_.differed;
   SequenceSpec next;

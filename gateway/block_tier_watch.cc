@@ -31,9 +31,7 @@ bool BlockTier::HasOther(const SequenceSpec& spec, const Replica* replica) const
 }
 
 bool BlockTier::MayHold(const Replica& replica, const SequenceSpec& spec) {
-  return Suits(replica, spec) &&
-         std::find(spec.not_by.begin(), spec.not_by.end(), replica.member.identity.incarnation) ==
-             spec.not_by.end();
+  return Suits(replica, spec) && replica.member.IsNone(spec.not_by);
 }
 
 bool BlockTier::SomebodyMayHold(const SequenceSpec& spec) const {

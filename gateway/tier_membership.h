@@ -21,6 +21,14 @@ struct TierOptions {
   AuditOptions audit;
 };
 
+// A process, and where it is. What one has failed, or computed, another one is to judge: not the
+// one that has replaced it there since, on the same machine.
+struct WorkerProcess {
+  uint64_t incarnation = 0;
+  std::string address;
+  friend bool operator==(const WorkerProcess&, const WorkerProcess&) = default;
+};
+
 // One worker's standing. Connecting: not connected; ready: usable(); lost: not connected again.
 struct TierMember {
   std::string address;
@@ -36,6 +44,12 @@ struct TierMember {
   ConnectFailures failures;
 
   bool usable() const { return connected && fits && !draining && !removed && !condemned; }
+  WorkerProcess process() const { return {identity.incarnation, address}; }
+  bool IsNone(const std::vector<WorkerProcess>& of) const {
+    return std::none_of(of.begin(), of.end(), [this](const WorkerProcess& other) {
+      return other.incarnation == identity.incarnation || other.address == address;
+    });
+  }
 };
 
 class TierMembership {

@@ -267,7 +267,7 @@ void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
       ++stats_.rows;
       if (!row.failure.ok()) Strike(row.failed_by, row.job.row->header().request_key());
       Finish(handle, TokenRowAnswer{std::move(reply), worker.member.identity.name,
-                                    worker.member.identity.incarnation});
+                                    worker.member.process()});
       return;
     case RowAction::kSecondOpinion:
       OnFailed(worker, handle, row, status);
@@ -287,7 +287,7 @@ void TokenTier::OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::
   absl::Status failure =
       ClientStatus(status, absl::StrCat("token worker '", worker.member.identity.name, "'"));
   const bool first = row.failure.ok();
-  row.job.not_by.push_back(worker.member.identity.incarnation);
+  row.job.not_by.push_back(worker.member.process());
   if (!first || (!SomebodyMayDo(row.job) && !IsUnderWay(row))) {
     Finish(handle, std::move(failure));
     return;

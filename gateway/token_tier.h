@@ -34,7 +34,7 @@ using TokenLink = TierLink<v1::TokenRequestBatch, v1::TokenReplyBatch>;
 struct TokenRowAnswer {
   v1::TokenRowReply reply;
   std::string worker;    // its name
-  uint64_t process = 0;  // its incarnation
+  WorkerProcess process;
 };
 
 // What a row says may be shared with the choice's next one (GenerationRun), and with an audit.
@@ -44,7 +44,7 @@ struct RowJob {
   std::shared_ptr<const v1::TokenRowRequest> row;
   ContextRowPtr context;
   absl::Time deadline;
-  std::vector<uint64_t> not_by;  // incarnations of workers that must not do it
+  std::vector<WorkerProcess> not_by;  // who must not do it
   // Called once, on the loop, unless the row is cancelled: the answer, or what ends the request.
   std::function<void(absl::StatusOr<TokenRowAnswer>)> done;
 };

@@ -30,10 +30,7 @@ struct TokenTier::Worker final : public TokenLink::Observer {
     return member.usable() && member.group == group && now >= hold_until &&
            unwritten_bytes < kMostUnwrittenBytes;
   }
-  bool may_do(const RowJob& job) const {
-    return std::find(job.not_by.begin(), job.not_by.end(), member.identity.incarnation) ==
-           job.not_by.end();
-  }
+  bool may_do(const RowJob& job) const { return member.IsNone(job.not_by); }
 
   // Messages of this turn, in order. The contexts of each are joined at the end, when their size
   // is known: a string that grows to a megabyte moves it several times.
