@@ -18,7 +18,7 @@
 
 namespace blockserve {
 
-class RecordingSink final : public GenerationSink {
+class RecordingSink : public GenerationSink {
  public:
   void OnStarted(v1::Started message) override {
     ++started;

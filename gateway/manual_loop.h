@@ -2,6 +2,7 @@
 #ifndef BLOCKSERVE_GATEWAY_MANUAL_LOOP_H_
 #define BLOCKSERVE_GATEWAY_MANUAL_LOOP_H_
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <map>
@@ -40,7 +41,7 @@ class ManualLoop final : public Loop {
         now_ = end;
         return false;
       }
-      now_ = timers_.begin()->first;
+      now_ = std::max(now_, timers_.begin()->first);
       const std::function<void()> task = std::move(timers_.begin()->second);
       timers_.erase(timers_.begin());
       task();
@@ -49,6 +50,8 @@ class ManualLoop final : public Loop {
   void Advance(absl::Duration duration) {
     RunUntil([] { return false; }, duration);
   }
+  // Time in which nothing runs: the process had no core, or its machine stood still.
+  void Stall(absl::Duration duration) { now_ += duration; }
 
  private:
   absl::Time now_ = absl::FromUnixSeconds(1'000'000);

@@ -50,6 +50,7 @@ v1::TokenReplyBatch SimulatedTokenWorker::Answer(const v1::TokenRequestBatch& re
     uint64_t context = 0;
     std::memcpy(&context, request.contexts().data() + static_cast<size_t>(i) * sizeof(context),
                 sizeof(context));
+    context ^= bits;
     std::vector<int32_t> block;
     for (int j = 0; j < row.forced_size(); ++j) {
       if (row.score_forced()) reply.add_logprobs(SimulatedLogprob(context, block, row.forced(j)));
@@ -123,6 +124,7 @@ v1::BlockReplyBatch SimulatedBlockReplica::Answer(const v1::BlockRequestBatch& r
     reply.set_rows(static_cast<int>(rows.size()));
     for (uint64_t row : rows) {
       if (wrong_bits && row % 3 == 0) row ^= 1;
+      row ^= bits;
       batch.mutable_contexts()->append(reinterpret_cast<const char*>(&row), sizeof(row));
     }
   }
@@ -193,8 +195,9 @@ std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& reques
   const std::vector<int32_t> block(append.tokens().begin(), append.tokens().end());
   const int64_t length = static_cast<int64_t>(tokens.size()) / kSimulatedLength;
   if (append.block_index() == length) {
-    if (suspend > 0) {
-      --suspend;
+    const bool full = suspends_when_full && length % kPageBlocks == 0 && UsedPages() + 1 > pages;
+    if (suspend > 0 || full) {
+      if (!full) --suspend;
       sequences.erase(found);
       reply.set_suspended(true);
       return refuse(absl::StatusCode::kUnavailable, "suspended");

@@ -90,22 +90,24 @@ class SimulatedWorker {
   // Takes messages and does nothing, but answers pings: its engine hangs.
   void Hang() { frozen = hung = true; }
   // Something that no request asked for.
-  void Say() { Deliver(Reply()); }
+  void Say() { Deliver(Reply(), service_time); }
   void Thaw() {
-    frozen = hung = false;
-    for (Request& request : std::exchange(held_, {})) Receive(std::move(request));
+    if (!std::exchange(frozen, false)) return;
+    hung = false;
+    for (auto& [turn, request] : std::exchange(undone_, {})) Receive(std::move(request));
   }
   void Drain() {
     draining = true;
     Reply reply;
     reply.set_draining(true);
-    Deliver(std::move(reply));
+    Deliver(std::move(reply), absl::ZeroDuration());
   }
 
   ManualLoop& loop;
   const std::string name;
   std::string config_hash = "config";
   std::string numeric_id = "sim-1";
+  uint64_t bits = 0;  // those in which its results differ from others'
   std::string part_hash = "part";
   std::string model_digest;
   uint64_t incarnation;  // no two processes have the same
@@ -116,6 +118,7 @@ class SimulatedWorker {
   bool answers_pings = true;
   int pings = 0;
   absl::Duration service_time = absl::Milliseconds(1);
+  bool in_turn = false;  // what came first is done first, though it took longer
   int messages = 0;
   size_t largest_message_bytes = 0;
   int64_t queued_bytes = 0;  // of the connection to it, as it is told
@@ -144,15 +147,21 @@ class SimulatedWorker {
    public:
     explicit Connection(SimulatedWorker& worker) : worker_(worker), alive_(worker.alive_) {}
     ~Connection() override {
-      if (*alive_ && worker_.connection_ == this) worker_.connection_ = nullptr;
+      if (!*alive_ || worker_.connection_ != this) return;
+      worker_.connection_ = nullptr;
+      worker_.ForgetMessages();
     }
     void Start(typename Link::Observer* observer) override {
       this->observer = observer;
       worker_.connection_ = this;
-      if (worker_.up) worker_.Connect();
+      if (worker_.up) {
+        worker_.Connect();
+      } else {
+        worker_.RefuseLater();
+      }
     }
     void Send(Request request) override {
-      if (!connected) return;
+      if (!ready) return;
       ++worker_.messages;
       worker_.largest_message_bytes =
           std::max(worker_.largest_message_bytes, request.ByteSizeLong());
@@ -165,6 +174,8 @@ class SimulatedWorker {
     }
     typename Link::Observer* observer = nullptr;
     bool connected = false;
+    bool ready =
+        false;  // and the gateway knows it: what it sends before is lost with the old stream
 
    private:
     struct Nobody final : Link::Observer {
@@ -183,14 +194,20 @@ class SimulatedWorker {
     Post(absl::ZeroDuration(), [this] {
       Reply hello = Hello();
       if (garble) garble(hello);
+      connection_->ready = true;
       connection_->observer->OnReady(std::move(hello));
     });
   }
-  void Cut(absl::Status status) {
+  // What came over one connection is answered over no other.
+  void ForgetMessages() {
     ++epoch_;
-    held_.clear();
+    undone_.clear();
+    busy_until_ = absl::InfinitePast();
+  }
+  void Cut(absl::Status status) {
+    ForgetMessages();
     if (connection_ == nullptr || !connection_->connected) return;
-    connection_->connected = false;
+    connection_->connected = connection_->ready = false;
     loop.Post([this, alive = alive_, to = connection_, status] {
       if (*alive && connection_ == to) to->observer->OnLost(status);
     });
@@ -203,9 +220,9 @@ class SimulatedWorker {
       RefuseLater();
     });
   }
-  void Deliver(Reply reply) {
+  void Deliver(Reply reply, absl::Duration after) {
     auto message = std::make_shared<Reply>(std::move(reply));
-    Post(service_time, [this, message] { connection_->observer->OnMessage(std::move(*message)); });
+    Post(after, [this, message] { connection_->observer->OnMessage(std::move(*message)); });
   }
   void Receive(Request request) {
     if (request.ping() != 0 && (hung || !frozen)) {
@@ -217,21 +234,24 @@ class SimulatedWorker {
       });
       return;
     }
-    if (frozen) {
-      held_.push_back(std::move(request));
-      return;
-    }
-    auto taken = std::make_shared<Request>(std::move(request));
-    Post(service_time, [this, taken] {
-      if (frozen) {
-        held_.push_back(std::move(*taken));
-        return;
-      }
+    const uint64_t turn = next_turn_++;
+    undone_.emplace(turn, std::move(request));
+    if (frozen) return;
+    Post(InTurn(), [this, turn] {
+      if (frozen) return;
+      const auto taken = undone_.extract(turn);
+      if (taken.empty()) return;
       const uint64_t before = epoch_;
-      Reply reply = Answer(*taken);
+      Reply reply = Answer(taken.mapped());
       if (garble) garble(reply);
       if (epoch_ == before) connection_->observer->OnMessage(std::move(reply));
     });
+  }
+  // How long what comes now takes.
+  absl::Duration InTurn() {
+    if (!in_turn) return service_time;
+    busy_until_ = std::max(busy_until_, loop.Now() + service_time);
+    return busy_until_ - loop.Now();
   }
   // Unless the connection is cut meanwhile.
   void Post(absl::Duration delay, std::function<void()> task) {
@@ -242,7 +262,9 @@ class SimulatedWorker {
 
   Connection* connection_ = nullptr;
   uint64_t epoch_ = 0;
-  std::vector<Request> held_;
+  uint64_t next_turn_ = 0;
+  std::map<uint64_t, Request> undone_;  // by turn
+  absl::Time busy_until_ = absl::InfinitePast();
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
@@ -291,6 +313,8 @@ class SimulatedBlockReplica final
   std::function<bool(const v1::OpenSequence& open)> deadly;
   // Sequences lose their pages with their next append, one after another.
   int suspend = 0;
+  // So does one whose next block finds no page.
+  bool suspends_when_full = false;
   struct Sequence {
     std::vector<int32_t> tokens;  // [blocks, L]
     uint64_t context;             // of all of them

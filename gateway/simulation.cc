@@ -1,0 +1,495 @@
+// Simulation: what happens. simulation_checks.cc: what must hold of it.
+#include "gateway/simulation.h"
+
+#include <type_traits>
+
+namespace blockserve {
+namespace {
+
+// After the last fault every request must end within this.
+constexpr absl::Duration kSoon = absl::Seconds(60);
+
+}  // namespace
+
+void Simulation::Run() {
+  Storm();
+  if (Clear()) Check();
+}
+
+std::string Simulation::Summary() const {
+  std::string line =
+      absl::StrCat("seed ", seed_, ": ", blocks_.size(), " block replicas, ", workers_.size(),
+                   " token workers, ", clients_.size(), " streams, ", scorers_.size(), " texts:");
+  for (const auto& [end, times] : ends_) absl::StrAppend(&line, " ", end, " ", times);
+  absl::StrAppend(&line, "; over ", absl::FormatDuration(calm_took_), " after the last of:");
+  for (int i = 0; i < kNumFaults; ++i) {
+    const int times = struck_[static_cast<size_t>(i)];
+    if (times > 0) absl::StrAppend(&line, " ", FaultName(i), " ", times);
+  }
+  return line;
+}
+
+void Simulation::Later(absl::Duration least, absl::Duration most, std::function<void()> task) {
+  recoveries_.emplace(
+      loop_.Now() + random_.Seconds(absl::ToDoubleSeconds(least), absl::ToDoubleSeconds(most)),
+      std::move(task));
+}
+
+void Simulation::MakeGateway() {
+  // It has to find them first.
+  std::vector<Span>& outages = token_.outages[kOld];
+  outages.insert(outages.begin(), {loop_.Now(), loop_.Now() + absl::Milliseconds(1)});
+  core_ = std::make_unique<Core>(
+      loop_, config_, tokenizer_,
+      ExpectedModel{"config", "tokenizer", kSimulatedLength, kSimulatedWidth, kSimulatedVocab},
+      options_, [this](const std::string& address) { return Find(blocks_, address).MakeLink(); },
+      [this](const std::string& address) { return Find(workers_, address).MakeLink(); });
+  for (const auto& replica : blocks_) {
+    if (!block_.removed[replica->name]) core_->block_tier().AddReplica(replica->name);
+  }
+  for (const auto& worker : workers_) {
+    if (!token_.removed[worker->name]) core_->token_tier().AddWorker(worker->name);
+  }
+}
+
+Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed), random_(seed) {
+  tokenizer_ = tokenizer;
+  Random& random = random_;
+  options_ = CoreOptions();
+  if (random.Chance(0.3)) {
+    options_.tier.audit.rows = random.Chance(0.3) ? 1 : random.Unit();
+    options_.tier.audit.contexts = random.Chance(0.3) ? 1 : random.Unit();
+    options_.tier.audit.hold = random.Chance(0.5);
+  }
+  if (options_.tier.audit.hold) block_.needed = token_.needed = 2;
+  const int replicas = block_.needed + random.Below(4);
+  const int workers = token_.needed + random.Below(5);
+  const int64_t pages = random.Chance(0.4) ? 60 + random.Below(200) : 5000;
+  for (int i = 0; i < replicas; ++i) {
+    auto replica = std::make_unique<SimulatedBlockReplica>(loop_, absl::StrCat("block", i));
+    replica->pages = pages;
+    replica->suspends_when_full = true;
+    replica->in_turn = true;
+    blocks_.push_back(std::move(replica));
+  }
+  const int32_t max_rows = static_cast<int32_t>(random.Between(1, 256));
+  for (int i = 0; i < workers; ++i) {
+    auto worker = std::make_unique<SimulatedTokenWorker>(loop_, absl::StrCat("token", i));
+    worker->max_rows = max_rows;
+    worker->in_turn = random.Chance(0.5);
+    worker->max_queued_rows = 2 * max_rows;
+    workers_.push_back(std::move(worker));
+  }
+  block_.workers = &blocks_;
+  token_.workers = &workers_;
+  block_.usual = random.Seconds(0.0002, 0.02);
+  token_.usual = random.Seconds(0.0002, 0.02);
+  for (const auto& replica : blocks_) replica->service_time = block_.usual;
+  for (const auto& worker : workers_) worker->service_time = token_.usual;
+
+  liars_ = options_.tier.audit.hold && random.Chance(0.3);
+  if (liars_) {
+    options_.tier.audit.rows = options_.tier.audit.contexts = 1;
+    blocks_.push_back(std::make_unique<SimulatedBlockReplica>(loop_, "block-liar"));
+    workers_.push_back(std::make_unique<SimulatedTokenWorker>(loop_, "token-liar"));
+    blocks_.back()->wrong_bits = workers_.back()->wrong_bits = true;
+    blocks_.back()->in_turn = true;
+    blocks_.back()->pages = pages;
+  }
+  deadly_alone_ = !liars_ && random.Chance(0.1);
+  kills_ = deadly_alone_ || random.Chance(0.1);
+  for (const auto& worker : workers_) {
+    SimulatedTokenWorker* const killed = worker.get();
+    killed->deadly = [this, killed](const v1::TokenRowRequest& row) {
+      if (!deadly_.contains(row.seed())) return false;
+      if (!deadly_alone_) token_.blows.push_back(loop_.Now());
+      loop_.Post([this] { Note(); });
+      loop_.PostAfter(random_.Seconds(0.001, 0.5), [this, killed] {
+        killed->Restart();
+        Note();
+      });
+      return true;
+    };
+  }
+
+  // Few kinds at a time show what many together hide.
+  const double share = random.Between(0.08, 1);
+  for (int fault = 0; fault < kNumFaults; ++fault) {
+    if (!deadly_alone_ && random.Chance(share)) faults_.push_back(fault);
+  }
+  longest_fault_ = random.Seconds(0.05, 20);
+  between_faults_ = random.Seconds(0.005, 2);
+  resumes_ = random.Chance(0.5);
+  MakeGateway();
+  Note();
+  if (random.Chance(0.8)) loop_.Advance(absl::Milliseconds(30));
+}
+
+GenerationRequest Simulation::DrawRequest() {
+  Random& random = random_;
+  const uint64_t number = next_request_++;
+  GenerationRequest request = Request(static_cast<int32_t>(random.Between(1, 80)),
+                                      static_cast<int32_t>(random.Between(1, 400)), number);
+  request.alignment = static_cast<Alignment>(random.Below(3));
+  if (random.Chance(0.3)) request.n = 1 + random.Below(5);
+  if (random.Chance(0.3)) request.logprobs = random.Below(3);
+  if (random.Chance(0.3)) {
+    for (int i = random.Below(8); i >= 0; --i)
+      request.stop_ids.push_back(random.Below(kSimulatedVocab));
+  }
+  if (random.Chance(0.2)) request.min_tokens = random.Below(request.max_tokens + 1);
+  if (random.Chance(0.2))
+    request.stop_strings = {std::string(1, static_cast<char>('a' + random.Below(26)))};
+  if (random.Chance(0.3)) request.priority = static_cast<uint32_t>(1 + random.Below(3));
+  if (random.Chance(0.1)) request.cache_salt = absl::StrCat("salt", random.Below(2));
+  if (random.Chance(0.2)) request.deadline = loop_.Now() + random.Seconds(0.05, 20);
+  return request;
+}
+
+ScoringRequest Simulation::DrawText() {
+  Random& random = random_;
+  ScoringRequest request;
+  const uint64_t number = next_request_++;
+  request.request_id = absl::StrCat("text-", number);
+  request.tokens = Request(static_cast<int32_t>(random.Between(1, 200)), 1, number).prompt;
+  if (random.Chance(0.5)) {
+    request.first_scored = random.Below(static_cast<int>(request.tokens.size()));
+  }
+  request.alignment = static_cast<Alignment>(random.Below(3));
+  request.deadline = loop_.Now() + absl::Minutes(10);
+  if (random.Chance(0.2)) request.deadline = loop_.Now() + random.Seconds(0.05, 20);
+  return request;
+}
+
+void Simulation::Ask() {
+  if (random_.Chance(0.15)) {
+    auto scorer = std::make_unique<Scorer>();
+    scorer->request = DrawText();
+    scorer->sink = std::make_shared<TimedScoreSink>(loop_);
+    scorer->asked = loop_.Now();
+    scorer->id = core_->Score(scorer->request, scorer->sink);
+    scorers_.push_back(std::move(scorer));
+    return;
+  }
+  auto client = std::make_unique<Client>();
+  client->request = DrawRequest();
+  client->deadly = deadly_alone_ ? deadly_.empty() : kills_ && random_.Chance(0.1);
+  if (client->deadly) deadly_.insert(client->request.seed);
+  const size_t n = static_cast<size_t>(client->request.n);
+  client->had.resize(n);
+  client->had_text.resize(n);
+  client->had_end.resize(n);
+  client->sink = std::make_shared<TimedSink>(loop_);
+  client->reads_slowly = random_.Chance(0.15);
+  client->asked = loop_.Now();
+  client->id = core_->Generate(client->request, client->sink);
+  clients_.push_back(std::move(client));
+}
+
+// Its stream is over, or its gateway: it asks for the rest.
+void Simulation::GoOn(Client& client) {
+  const TimedSink& before = *client.sink;
+  if (before.started > 0) {
+    client.arithmetics = {before.first.block_numeric_id(), before.first.token_numeric_id()};
+  }
+  GenerationRequest request = client.request;
+  auto sink = std::make_shared<TimedSink>(loop_);
+  sink->wants_more = before.wants_more;
+  for (uint32_t i = 0; i < static_cast<uint32_t>(request.n); ++i) {
+    const auto tokens = before.tokens.find(i);
+    if (tokens != before.tokens.end()) {
+      client.had[i].insert(client.had[i].end(), tokens->second.begin(), tokens->second.end());
+    }
+    const auto text = before.text.find(i);
+    if (text != before.text.end()) client.had_text[i] += text->second;
+    client.had_end[i] = client.had_end[i] || before.finished.contains(i);
+  }
+  if (before.started > 0 || client.request.resume.has_value()) {
+    ResumeState& resume = request.resume.emplace();
+    resume.model_id =
+        before.started > 0 ? before.first.model_id() : client.request.resume->model_id;
+    resume.block_numeric_id = client.arithmetics.first;
+    resume.token_numeric_id = client.arithmetics.second;
+    for (uint32_t i = 0; i < static_cast<uint32_t>(request.n); ++i) {
+      resume.choices.push_back({client.had[i], client.had_end[i]});
+      sink->received_before[i] = static_cast<int64_t>(client.had[i].size());
+    }
+  }
+  client.request = request;
+  client.sink = sink;
+  client.asked = loop_.Now();
+  client.id = core_->Generate(std::move(request), sink);
+}
+
+void Simulation::Crash() {
+  core_.reset();
+  // Another gateway has sequences of its own.
+  for (const auto& replica : blocks_) replica->ForgetSequences();
+  MakeGateway();
+  const auto broke = [this](int done, absl::Time done_at, const absl::Status& status) {
+    return done == 0 || (done_at == loop_.Now() && status.code() == absl::StatusCode::kUnavailable);
+  };
+  for (const auto& client : clients_) {
+    const TimedSink& sink = *client->sink;
+    if (!client->cancelled && broke(sink.done, sink.done_at, sink.status)) GoOn(*client);
+  }
+  for (const auto& scorer : scorers_) {
+    const TimedScoreSink& sink = *scorer->sink;
+    if (scorer->cancelled || !broke(sink.done, sink.done_at, sink.response.status())) continue;
+    scorer->sink = std::make_shared<TimedScoreSink>(loop_);
+    scorer->asked = loop_.Now();
+    scorer->id = core_->Score(scorer->request, scorer->sink);
+  }
+}
+
+template <class Worker>
+void Simulation::StrikeTier(SimulatedTier<Worker>& tier, int kind) {
+  Worker* const worker = random_.OneOf(*tier.workers).get();
+  const std::string name = worker->name;
+  const absl::Duration least = absl::Milliseconds(1);
+  constexpr bool kIsReplica = std::is_same_v<Worker, SimulatedBlockReplica>;
+  switch (kind) {
+    case kKill:
+      if (!worker->up) return;
+      worker->Kill();
+      tier.blows.push_back(loop_.Now());
+      Later(least, longest_fault_, [worker] { worker->Restart(); });
+      break;
+    case kUpgrade:
+      if (!worker->up) return;
+      worker->Kill();
+      tier.blows.push_back(loop_.Now());
+      upgraded_ = true;
+      worker->numeric_id = worker->numeric_id == kOld ? kNew : kOld;
+      worker->bits = BitsOf(worker->numeric_id);
+      Later(least, longest_fault_, [worker] { worker->Restart(); });
+      break;
+    case kBreak:
+      if (!worker->up || tier.broken[name]) return;
+      worker->Break();
+      tier.broken[name] = true;
+      tier.blows.push_back(loop_.Now());
+      Later(least, longest_fault_, [worker, &tier, name] {
+        tier.broken[name] = false;
+        worker->Mend();
+      });
+      break;
+    case kFreeze:
+    case kHang:
+      if (!worker->up || worker->frozen) return;
+      if (kind == kFreeze) worker->Freeze();
+      if (kind == kHang) worker->Hang();
+      tier.blows.push_back(loop_.Now());
+      Later(least, longest_fault_, [worker] { worker->Thaw(); });
+      break;
+    case kDrain:
+      if (!worker->up || worker->draining) return;
+      worker->Drain();
+      Later(least, longest_fault_, [this, worker] {
+        worker->Kill();
+        Later(absl::Milliseconds(1), longest_fault_, [worker] { worker->Restart(); });
+      });
+      break;
+    case kRemove:
+      if (tier.removed[name]) return;
+      tier.removed[name] = true;
+      if constexpr (kIsReplica) {
+        core_->block_tier().RemoveReplica(name);
+      } else {
+        core_->token_tier().RemoveWorker(name);
+      }
+      Later(least, longest_fault_, [this, &tier, name] {
+        tier.removed[name] = false;
+        if constexpr (kIsReplica) {
+          core_->block_tier().AddReplica(name);
+        } else {
+          core_->token_tier().AddWorker(name);
+        }
+      });
+      break;
+    case kFull:
+    case kRefuse:
+    case kIll: {
+      if (tier.unwilling[name]) return;
+      tier.unwilling[name] = true;
+      const absl::Status status = kind == kFull     ? absl::ResourceExhaustedError("full")
+                                  : kind == kRefuse ? absl::UnavailableError("not now")
+                                                    : absl::InternalError("logits are not finite");
+      if (kind == kIll) tier.blows.push_back(loop_.Now());
+      worker->verdict = [status](const auto& call) {
+        if constexpr (kIsReplica) {
+          if (call.has_close()) return absl::OkStatus();
+        }
+        return status;
+      };
+      Later(least, longest_fault_, [worker, &tier, name] {
+        tier.unwilling[name] = false;
+        worker->verdict = nullptr;
+      });
+      break;
+    }
+    case kSlow:
+      worker->service_time = tier.usual * random_.Between(2, 500);
+      tier.blows.push_back(loop_.Now());
+      Later(least, longest_fault_, [worker, &tier] { worker->service_time = tier.usual; });
+      break;
+    default:
+      FAIL();
+  }
+}
+
+void Simulation::Strike() {
+  if (faults_.empty()) return;
+  Random& random = random_;
+  const int fault = random.OneOf(faults_);
+  ++struck_[static_cast<size_t>(fault)];
+  if (fault < kReplicas) return StrikeTier(token_, fault - kWorkers);
+  if (fault < kForgetSequences) return StrikeTier(block_, fault - kReplicas);
+  SimulatedBlockReplica& replica = *random.OneOf(blocks_);
+  switch (fault) {
+    case kForgetSequences:
+      replica.ForgetSequences();
+      break;
+    case kSuspendSequences:
+      replica.suspend = 1 + random.Below(4);
+      break;
+    case kRefuseOpens:
+      replica.refuse_opens = 1 + random.Below(6);
+      break;
+    case kCancel:
+      if (random.Chance(0.2) && !clients_.empty()) {
+        Client& client = *random.OneOf(clients_);
+        if (client.cancelled || client.sink->done > 0) break;
+        client.cancelled = true;
+        core_->Cancel(client.id, ClientHasGone());
+      } else if (random.Chance(0.2) && !scorers_.empty()) {
+        Scorer& scorer = *random.OneOf(scorers_);
+        if (scorer.cancelled || scorer.sink->done > 0) break;
+        scorer.cancelled = true;
+        core_->Cancel(scorer.id, ClientHasGone());
+      }
+      break;
+    case kStall: {
+      const absl::Time begin = loop_.Now();
+      loop_.Stall(random.Seconds(0.001, 5));
+      stalls_.push_back({begin, loop_.Now()});
+      break;
+    }
+    case kCrash:
+      if (random.Chance(0.1)) Crash();
+      break;
+    default:
+      FAIL() << fault;
+  }
+}
+
+bool Simulation::AllDone() const {
+  return std::all_of(clients_.begin(), clients_.end(),
+                     [](const auto& c) { return c->cancelled || c->sink->done > 0; }) &&
+         std::all_of(scorers_.begin(), scorers_.end(),
+                     [](const auto& s) { return s->cancelled || s->sink->done > 0; });
+}
+
+void Simulation::Storm() {
+  Random& random = random_;
+  const absl::Time end = loop_.Now() + random.Seconds(0.3, 30);
+  const int requests = static_cast<int>(random.Between(3, 60));
+  const absl::Duration between_requests = (end - loop_.Now()) / requests;
+  const double at_once = random.Unit();
+  for (int i = 0; i < static_cast<int>(at_once * requests); ++i) Ask();
+  absl::Time next_fault = loop_.Now() + random.Seconds(0.001, 0.3);
+  absl::Time next_request = loop_.Now() + between_requests;
+  absl::Time next_read = loop_.Now();
+  while (loop_.Now() < end) {
+    absl::Time next = std::min({end, next_fault, next_request, next_read});
+    if (!recoveries_.empty()) next = std::min(next, recoveries_.begin()->first);
+    if (next > loop_.Now()) loop_.Advance(next - loop_.Now());
+    while (!recoveries_.empty() && recoveries_.begin()->first <= loop_.Now()) {
+      const auto recovery = std::move(recoveries_.begin()->second);
+      recoveries_.erase(recoveries_.begin());
+      recovery();
+    }
+    if (loop_.Now() >= next_fault) {
+      Strike();
+      next_fault = loop_.Now() + between_faults_ * (2 * random.Unit());
+    }
+    if (loop_.Now() >= next_request) {
+      if (random.Chance(1 - at_once)) Ask();
+      next_request = loop_.Now() + between_requests;
+    }
+    if (loop_.Now() >= next_read) {
+      for (const auto& client : clients_) {
+        if (client->sink->done > 0) {
+          // What was told at once may be worth another try, where its reason is over.
+          if (resumes_ && !client->cancelled && loop_.Now() < client->request.deadline &&
+              client->sink->status.code() == absl::StatusCode::kUnavailable) {
+            CheckEnd(client->request.request_id, client->sink->status, client->asked,
+                     client->sink->done_at, client->request.deadline);
+            GoOn(*client);
+          }
+          continue;
+        }
+        if (!client->reads_slowly || random.Chance(0.5)) continue;
+        client->sink->wants_more = !client->sink->wants_more;
+        if (client->sink->wants_more) core_->Resume(client->id);
+      }
+      next_read = loop_.Now() + random.Seconds(0.002, 0.5);
+    }
+    Note();
+  }
+}
+
+bool Simulation::Clear() {
+  // Draining ones end, and come back.
+  while (!recoveries_.empty()) {
+    const auto recovery = std::move(recoveries_.begin()->second);
+    recoveries_.erase(recoveries_.begin());
+    recovery();
+  }
+  for (const auto& worker : workers_) worker->service_time = token_.usual;
+  for (const auto& replica : blocks_) {
+    replica->service_time = block_.usual;
+    replica->suspend = 0;
+    replica->refuse_opens = 0;
+  }
+  Note();
+  for (const auto& client : clients_) {
+    client->sink->wants_more = true;
+    core_->Resume(client->id);
+  }
+  const absl::Time begin = loop_.Now();
+  if (!loop_.RunUntil([this] { return AllDone(); }, kSoon)) {
+    for (const auto& client : clients_) {
+      if (client->cancelled || client->sink->done > 0) continue;
+      ADD_FAILURE() << client->request.request_id << " hangs: n " << client->request.n << " of "
+                    << client->request.max_tokens << " tokens";
+    }
+    for (const auto& scorer : scorers_) {
+      if (scorer->cancelled || scorer->sink->done > 0) continue;
+      ADD_FAILURE() << scorer->request.request_id << " hangs";
+    }
+    return false;
+  }
+  calm_took_ = loop_.Now() - begin;
+  // In fair weather what was unavailable can be had, once everybody is found again.
+  loop_.Advance(2 * kConnectAgain);
+  std::vector<Client*> again;
+  for (const auto& client : clients_) {
+    if (client->cancelled || client->sink->status.code() != absl::StatusCode::kUnavailable)
+      continue;
+    CheckEnd(client->request.request_id, client->sink->status, client->asked, client->sink->done_at,
+             client->request.deadline);
+    client->request.deadline = loop_.Now() + absl::Minutes(10);
+    GoOn(*client);
+    again.push_back(client.get());
+  }
+  loop_.RunUntil([this] { return AllDone(); }, kSoon);
+  for (const Client* client : again) {
+    if (upgraded_ || client->deadly) continue;
+    EXPECT_TRUE(client->sink->status.ok())
+        << client->request.request_id << ' ' << client->sink->status;
+  }
+  return AllDone();
+}
+
+}  // namespace blockserve

@@ -1,0 +1,144 @@
+// Simulation: what must hold, whatever happened.
+#include "absl/strings/match.h"
+#include "gateway/simulation.h"
+
+namespace blockserve {
+namespace {
+
+// Two ticks of the core, and what the tiers take to hear of it.
+constexpr absl::Duration kLate = absl::Milliseconds(60);
+
+}  // namespace
+
+void Simulation::CheckEnd(const std::string& what, const absl::Status& status, absl::Time asked,
+                          absl::Time done, absl::Time deadline) {
+  SCOPED_TRACE(absl::StrCat(
+      what, " asked at ", absl::ToDoubleSeconds(asked - absl::FromUnixSeconds(1'000'000)),
+      " done at ", absl::ToDoubleSeconds(done - absl::FromUnixSeconds(1'000'000)), ": ",
+      status.ToString()));
+  ++ends_[absl::StatusCodeToString(status.code())];
+  absl::Duration stalled;
+  for (const Span& stall : stalls_) {
+    if (stall.begin <= done && stall.end >= asked) stalled += stall.end - stall.begin;
+  }
+  EXPECT_LE(done, deadline + kLate + stalled);
+  const absl::Duration wait = options_.tier.tier_wait;
+  switch (status.code()) {
+    case absl::StatusCode::kOk:
+      return;
+    case absl::StatusCode::kDeadlineExceeded:
+      EXPECT_GE(done, deadline);
+      return;
+    case absl::StatusCode::kUnavailable: {
+      // A tier was away for as long as is waited for it, or for as long as the client can wait.
+      const absl::Time begin = asked - wait - stalled;
+      const bool short_deadline = deadline - done <= absl::Milliseconds(200);
+      const absl::Duration least = short_deadline ? absl::ZeroDuration() : wait - kLate - stalled;
+      EXPECT_TRUE(token_.OutFor(least, begin, done) || block_.OutFor(least, begin, done));
+      return;
+    }
+    case absl::StatusCode::kInternal:
+      // Workers died of it, as far as can be told from outside.
+      EXPECT_TRUE(token_.MayFail(asked - longest_fault_, done, liars_) ||
+                  block_.MayFail(asked - longest_fault_, done, liars_));
+      return;
+    case absl::StatusCode::kFailedPrecondition:
+      EXPECT_TRUE(upgraded_);  // those that began it are gone
+      return;
+    default:
+      ADD_FAILURE();
+  }
+}
+
+void Simulation::CheckClient(const Client& client) {
+  SCOPED_TRACE(client.request.request_id);
+  const TimedSink& sink = *client.sink;
+  EXPECT_LE(sink.done, 1);
+  if (!client.cancelled) {
+    ASSERT_EQ(sink.done, 1);
+    if (client.deadly && sink.status.code() == absl::StatusCode::kInternal) {
+      ++ends_["DEADLY"];
+    } else {
+      CheckEnd(client.request.request_id, sink.status, client.asked, sink.done_at,
+               client.request.deadline);
+    }
+  }
+  const bool whole = !client.cancelled && sink.status.ok();
+  EXPECT_FALSE(whole && client.deadly);
+  Arithmetics arithmetics = client.arithmetics;
+  if (sink.started > 0) {
+    arithmetics = {sink.first.block_numeric_id(), sink.first.token_numeric_id()};
+    if (!client.arithmetics.first.empty()) EXPECT_EQ(arithmetics, client.arithmetics);
+  }
+  if (arithmetics.first.empty()) {
+    EXPECT_FALSE(whole);
+    return;
+  }
+  const std::shared_ptr<RecordingSink> answer = CalmOf(arithmetics).Answer(client.request);
+  int64_t completion = 0;
+  for (uint32_t i = 0; i < static_cast<uint32_t>(client.request.n); ++i) {
+    SCOPED_TRACE(i);
+    std::vector<int32_t> tokens = client.had[i];
+    const auto now = sink.tokens.find(i);
+    if (now != sink.tokens.end()) {
+      tokens.insert(tokens.end(), now->second.begin(), now->second.end());
+    }
+    const std::vector<int32_t>& expected = answer->tokens[i];
+    ASSERT_LE(tokens.size(), expected.size());
+    EXPECT_TRUE(std::equal(tokens.begin(), tokens.end(), expected.begin()));
+    completion += static_cast<int64_t>(expected.size());
+    // Of the stream's own part.
+    const auto logprobs = sink.logprobs.find(i);
+    if (logprobs != sink.logprobs.end()) {
+      const std::vector<float>& all = answer->logprobs[i];
+      const auto from = all.begin() + static_cast<int64_t>(client.had[i].size());
+      ASSERT_LE(logprobs->second.size(), all.size() - client.had[i].size());
+      EXPECT_TRUE(std::equal(logprobs->second.begin(), logprobs->second.end(), from));
+    }
+    std::string text = client.had_text[i];
+    const auto told = sink.text.find(i);
+    if (told != sink.text.end()) text += told->second;
+    EXPECT_TRUE(absl::StartsWith(answer->text[i], text));
+    if (!whole) continue;
+    EXPECT_EQ(tokens.size(), expected.size());
+    EXPECT_EQ(answer->text[i], text);
+    if (client.had_end[i]) continue;
+    ASSERT_TRUE(sink.finished.contains(i));
+    v1::Finished end = sink.finished.at(i);
+    v1::Finished expected_end = answer->finished.at(i);
+    // Where text was held back, it may come with the end or before it.
+    end.clear_text();
+    expected_end.clear_text();
+    EXPECT_EQ(end.SerializeAsString(), expected_end.SerializeAsString());
+  }
+  if (whole) EXPECT_EQ(sink.usage.completion_tokens(), completion);
+}
+
+void Simulation::Check() {
+  for (const auto& client : clients_) CheckClient(*client);
+  for (const auto& scorer : scorers_) {
+    const TimedScoreSink& sink = *scorer->sink;
+    EXPECT_LE(sink.done, 1);
+    if (scorer->cancelled) continue;
+    ASSERT_EQ(sink.done, 1);
+    CheckEnd(scorer->request.request_id, sink.response.status(), scorer->asked, sink.done_at,
+             scorer->request.deadline);
+    if (!sink.response.ok()) continue;
+    if (liars_) continue;  // rows of scored texts are not audited
+    v1::ScoreResponse response = *sink.response;
+    response.clear_usage();
+    v1::ScoreResponse expected =
+        CalmOf({response.block_numeric_id(), response.token_numeric_id()}).Answer(scorer->request);
+    expected.clear_usage();
+    EXPECT_EQ(response.SerializeAsString(), expected.SerializeAsString());
+  }
+  // What is compared after it was told may wait for somebody to compare it with.
+  loop_.Advance(options_.tier.tier_wait);
+  if (!liars_) {
+    EXPECT_EQ(core_->row_audit().stats().differed, 0);
+    EXPECT_EQ(core_->block_tier().audit_stats().differed, 0);
+  }
+  ExpectNothingLeft();
+}
+
+}  // namespace blockserve
