@@ -404,7 +404,14 @@ void Admission::Finished(uint64_t id, bool whole, absl::Time now) {
   ForgetIfIdle(key, now);
 }
 
+void Admission::Failed(uint64_t id, absl::Time now) {
+  const auto found = requests_.find(id);
+  if (found != requests_.end()) found->second.failed = true;
+  Finished(id, /*whole=*/false, now);
+}
+
 void Admission::CountLast(const Entry& entry, bool whole, absl::Time now) {
+  if (entry.failed) return;
   // What it has waited for in vain counts too, unless that was not for the tiers.
   const absl::Duration since = now - entry.told;
   RunPace& pace = PaceOf(entry.request);

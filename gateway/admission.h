@@ -122,6 +122,9 @@ class Admission {
   void Held(uint64_t id);
   // It is over, wherever it stood; `whole`: by itself. Unknown ids are ignored.
   void Finished(uint64_t id, bool whole, absl::Time now);
+  // As Finished, of one that has failed, or found nobody to serve it: how long it waited for that
+  // says nothing of the pace.
+  void Failed(uint64_t id, absl::Time now);
   // Those that were taken out of the queue because they could not end in time any more; they are
   // over, and their clients are to be told as of a refusal.
   std::vector<uint64_t> TakeHopeless(absl::Time now);
@@ -180,6 +183,7 @@ class Admission {
     absl::Time told;          // when it left the queue, started, or wrote last
     double written = 0;       // tokens of each choice
     bool held = false;
+    bool failed = false;
     Key* key = nullptr;
   };
   struct LevelState {

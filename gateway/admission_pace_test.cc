@@ -91,6 +91,22 @@ TEST_F(AdmissionTest, ClientsThatDoNotReadSayNothingOfThePace) {
   EXPECT_NEAR(absl::ToDoubleSeconds(admission_->ExpectedWait({"a"}, now_)), 0.5, 0.1);
 }
 
+// Else all that comes when a tier is there again would be refused.
+TEST_F(AdmissionTest, WhoFindsNobodyToServeItSaysNothingOfThePace) {
+  options_.live = {.most = 1000, .batches = 0};
+  Make();
+  for (int i = 0; i < 40; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  Serve(absl::Milliseconds(200), absl::Milliseconds(10));
+  for (int i = 0; i < 20; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());
+  while (admission_->TakeNext(now_).has_value()) continue;
+  now_ += absl::Seconds(10);
+  for (uint64_t id = 1; id <= 60; ++id) admission_->Failed(id, now_);
+  for (int i = 0; i < 40; ++i) {
+    ASSERT_TRUE(SubmitLong("a", 100, absl::Seconds(20)).ok()) << i;
+    ASSERT_TRUE(admission_->TakeNext(now_).has_value()) << i;
+  }
+}
+
 TEST_F(AdmissionTest, AFewRunWhateverThePace) {
   Make();
   for (int i = 0; i < 4; ++i) ASSERT_TRUE(SubmitLong("a", 100, absl::Minutes(10)).ok());

@@ -23,6 +23,11 @@ bool IsCharged(const absl::Status& status) {
          !absl::IsDeadlineExceeded(status) && !absl::IsUnauthenticated(status);
 }
 
+// Whether what ended so was not served, rather than served too slowly.
+bool HasFailed(const absl::Status& outcome) {
+  return absl::IsUnavailable(outcome) || absl::IsInternal(outcome);
+}
+
 // What both kinds of requests tell alike.
 template <class Request>
 AdmissionRequest WhoAsks(const Request& request) {
@@ -310,7 +315,11 @@ void AdmittedCore::Forget(Ticket& ticket, const absl::Status& outcome) {
     if (found == tickets_.end()) return;
     kept = std::move(found->second);
     tickets_.erase(found);
-    admission_.Finished(ticket.id, outcome.ok(), now);
+    if (HasFailed(outcome)) {
+      admission_.Failed(ticket.id, now);
+    } else {
+      admission_.Finished(ticket.id, outcome.ok(), now);
+    }
   }
   held_.erase(ticket.id);
   ticket.over = true;

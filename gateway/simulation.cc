@@ -50,6 +50,21 @@ void Simulation::MakeGateway() {
   for (const auto& worker : workers_) {
     if (!token_.removed[worker->name]) core_->token_tier().AddWorker(worker->name);
   }
+  if (!admits_) return;
+  const double most_waiting = 2 * admitted_options_.admission.live.waiting_batches();
+  admitted_options_.capacity = [&core = *core_, most_waiting] {
+    TokenCapacity capacity = core.token_tier().Capacity(most_waiting);
+    capacity.scoring_rows = core.scoring_rows().under_way();
+    return capacity;
+  };
+  admitted_ = std::make_unique<AdmittedCore>(loop_, *core_, admitted_options_, metrics_);
+}
+
+void Simulation::EndGateway() {
+  if (admitted_ != nullptr) admitted_->EndQueued(absl::UnavailableError("the gateway has stopped"));
+  if (core_ != nullptr) core_->EndAll(absl::UnavailableError("the gateway has stopped"));
+  admitted_.reset();
+  core_.reset();
 }
 
 Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed), random_(seed) {
@@ -120,6 +135,17 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
   longest_fault_ = random.Seconds(0.05, 20);
   between_faults_ = random.Seconds(0.005, 2);
   resumes_ = random.Chance(0.5);
+  admits_ = random.Chance(0.5);
+  if (admits_) {
+    metrics_ = RequestMetrics(registry_);
+    admitted_options_.block_length = kSimulatedLength;
+    admitted_options_.log_requests = false;
+    AdmissionOptions& admission = admitted_options_.admission;
+    if (random.Chance(0.3)) admission.max_queued = random.Below(20);
+    admission.max_starting = static_cast<int32_t>(random.Between(1, 64));
+    if (random.Chance(0.3)) admission.limits["limited"].max_requests = 1 + random.Below(3);
+    if (random.Chance(0.3)) admitted_options_.slow_reader_timeout = random.Seconds(0.1, 5);
+  }
   MakeGateway();
   Note();
   if (random.Chance(0.8)) loop_.Advance(absl::Milliseconds(30));
@@ -141,6 +167,7 @@ GenerationRequest Simulation::DrawRequest() {
   if (random.Chance(0.2))
     request.stop_strings = {std::string(1, static_cast<char>('a' + random.Below(26)))};
   if (random.Chance(0.3)) request.priority = static_cast<uint32_t>(1 + random.Below(3));
+  if (random.Chance(0.2)) request.key = random.Chance(0.5) ? "limited" : "other";
   if (random.Chance(0.1)) request.cache_salt = absl::StrCat("salt", random.Below(2));
   if (random.Chance(0.2)) request.deadline = loop_.Now() + random.Seconds(0.05, 20);
   return request;
@@ -167,7 +194,7 @@ void Simulation::Ask() {
     scorer->request = DrawText();
     scorer->sink = std::make_shared<TimedScoreSink>(loop_);
     scorer->asked = loop_.Now();
-    scorer->id = core_->Score(scorer->request, scorer->sink);
+    scorer->id = Front().Score(scorer->request, scorer->sink);
     scorers_.push_back(std::move(scorer));
     return;
   }
@@ -182,7 +209,7 @@ void Simulation::Ask() {
   client->sink = std::make_shared<TimedSink>(loop_);
   client->reads_slowly = random_.Chance(0.15);
   client->asked = loop_.Now();
-  client->id = core_->Generate(client->request, client->sink);
+  client->id = Front().Generate(client->request, client->sink);
   clients_.push_back(std::move(client));
 }
 
@@ -218,11 +245,11 @@ void Simulation::GoOn(Client& client) {
   client.request = request;
   client.sink = sink;
   client.asked = loop_.Now();
-  client.id = core_->Generate(std::move(request), sink);
+  client.id = Front().Generate(std::move(request), sink);
 }
 
 void Simulation::Crash() {
-  core_.reset();
+  EndGateway();
   // Another gateway has sequences of its own.
   for (const auto& replica : blocks_) replica->ForgetSequences();
   MakeGateway();
@@ -238,7 +265,7 @@ void Simulation::Crash() {
     if (scorer->cancelled || !broke(sink.done, sink.done_at, sink.response.status())) continue;
     scorer->sink = std::make_shared<TimedScoreSink>(loop_);
     scorer->asked = loop_.Now();
-    scorer->id = core_->Score(scorer->request, scorer->sink);
+    scorer->id = Front().Score(scorer->request, scorer->sink);
   }
 }
 
@@ -361,12 +388,12 @@ void Simulation::Strike() {
         Client& client = *random.OneOf(clients_);
         if (client.cancelled || client.sink->done > 0) break;
         client.cancelled = true;
-        core_->Cancel(client.id, ClientHasGone());
+        Front().Cancel(client.id, ClientHasGone());
       } else if (random.Chance(0.2) && !scorers_.empty()) {
         Scorer& scorer = *random.OneOf(scorers_);
         if (scorer.cancelled || scorer.sink->done > 0) break;
         scorer.cancelled = true;
-        core_->Cancel(scorer.id, ClientHasGone());
+        Front().Cancel(scorer.id, ClientHasGone());
       }
       break;
     case kStall: {
@@ -423,15 +450,14 @@ void Simulation::Storm() {
           // What was told at once may be worth another try, where its reason is over.
           if (resumes_ && !client->cancelled && loop_.Now() < client->request.deadline &&
               client->sink->status.code() == absl::StatusCode::kUnavailable) {
-            CheckEnd(client->request.request_id, client->sink->status, client->asked,
-                     client->sink->done_at, client->request.deadline);
+            CheckEnd(client->request, client->sink->status, client->asked, client->sink->done_at);
             GoOn(*client);
           }
           continue;
         }
         if (!client->reads_slowly || random.Chance(0.5)) continue;
         client->sink->wants_more = !client->sink->wants_more;
-        if (client->sink->wants_more) core_->Resume(client->id);
+        if (client->sink->wants_more) Front().Resume(client->id);
       }
       next_read = loop_.Now() + random.Seconds(0.002, 0.5);
     }
@@ -455,7 +481,7 @@ bool Simulation::Clear() {
   Note();
   for (const auto& client : clients_) {
     client->sink->wants_more = true;
-    core_->Resume(client->id);
+    Front().Resume(client->id);
   }
   const absl::Time begin = loop_.Now();
   if (!loop_.RunUntil([this] { return AllDone(); }, kSoon)) {
@@ -477,8 +503,7 @@ bool Simulation::Clear() {
   for (const auto& client : clients_) {
     if (client->cancelled || client->sink->status.code() != absl::StatusCode::kUnavailable)
       continue;
-    CheckEnd(client->request.request_id, client->sink->status, client->asked, client->sink->done_at,
-             client->request.deadline);
+    CheckEnd(client->request, client->sink->status, client->asked, client->sink->done_at);
     client->request.deadline = loop_.Now() + absl::Minutes(10);
     GoOn(*client);
     again.push_back(client.get());
@@ -486,6 +511,7 @@ bool Simulation::Clear() {
   loop_.RunUntil([this] { return AllDone(); }, kSoon);
   for (const Client* client : again) {
     if (upgraded_ || client->deadly) continue;
+    if (admits_ && absl::IsResourceExhausted(client->sink->status)) continue;
     EXPECT_TRUE(client->sink->status.ok())
         << client->request.request_id << ' ' << client->sink->status;
   }

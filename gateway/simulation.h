@@ -18,6 +18,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/metrics.h"
+#include "gateway/admitted_core.h"
 #include "gateway/core_fixture.h"
 #include "model/tokenizer.h"
 
@@ -223,6 +225,7 @@ struct SimulatedTier {
 class Simulation : public CoreFixture {
  public:
   Simulation(uint64_t seed, const Tokenizer* tokenizer);
+  ~Simulation() override { EndGateway(); }
   // What the faults did not end is over soon, and right; nothing is left.
   void Run();
   // One line of what happened.
@@ -258,6 +261,11 @@ class Simulation : public CoreFixture {
   void Check();
 
   void MakeGateway();
+  void EndGateway();
+  GenerationCore& Front() {
+    if (admitted_ != nullptr) return *admitted_;
+    return *core_;
+  }
   Calm& CalmOf(const Arithmetics& arithmetics) {
     std::unique_ptr<Calm>& calm = calm_[arithmetics];
     if (calm == nullptr) calm = std::make_unique<Calm>(config_, tokenizer_, arithmetics);
@@ -276,8 +284,9 @@ class Simulation : public CoreFixture {
   }
   GenerationRequest DrawRequest();
   ScoringRequest DrawText();
-  void CheckEnd(const std::string& what, const absl::Status& status, absl::Time asked,
-                absl::Time done, absl::Time deadline);
+  // How one of these has ended: GenerationRequest, or ScoringRequest.
+  template <class Call>
+  void CheckEnd(const Call& request, const absl::Status& status, absl::Time asked, absl::Time done);
   void CheckClient(const Client& client);
   bool AllDone() const;
 
@@ -297,6 +306,12 @@ class Simulation : public CoreFixture {
   std::vector<std::unique_ptr<Scorer>> scorers_;
   std::vector<Span> stalls_;
   uint64_t next_request_ = 1;
+  // Requests come to the core through admission, which may refuse them.
+  bool admits_ = false;
+  AdmittedCoreOptions admitted_options_;
+  MetricRegistry registry_;
+  RequestMetrics metrics_;
+  std::unique_ptr<AdmittedCore> admitted_;
   bool kills_ = false;  // some requests are deadly
   bool liars_ = false;  // a worker of each tier answers wrong bits
   bool upgraded_ = false;

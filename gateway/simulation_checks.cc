@@ -1,5 +1,6 @@
 // Simulation: what must hold, whatever happened.
 #include "absl/strings/match.h"
+#include "gateway/retry_after.h"
 #include "gateway/simulation.h"
 
 namespace blockserve {
@@ -10,12 +11,14 @@ constexpr absl::Duration kLate = absl::Milliseconds(60);
 
 }  // namespace
 
-void Simulation::CheckEnd(const std::string& what, const absl::Status& status, absl::Time asked,
-                          absl::Time done, absl::Time deadline) {
-  SCOPED_TRACE(absl::StrCat(
-      what, " asked at ", absl::ToDoubleSeconds(asked - absl::FromUnixSeconds(1'000'000)),
-      " done at ", absl::ToDoubleSeconds(done - absl::FromUnixSeconds(1'000'000)), ": ",
-      status.ToString()));
+template <class Call>
+void Simulation::CheckEnd(const Call& request, const absl::Status& status, absl::Time asked,
+                          absl::Time done) {
+  const absl::Time deadline = request.deadline;
+  const absl::Time start = absl::FromUnixSeconds(1'000'000);
+  SCOPED_TRACE(absl::StrCat(request.request_id, " asked at ", absl::ToDoubleSeconds(asked - start),
+                            " done at ", absl::ToDoubleSeconds(done - start), ": ",
+                            status.ToString()));
   ++ends_[absl::StatusCodeToString(status.code())];
   absl::Duration stalled;
   for (const Span& stall : stalls_) {
@@ -42,6 +45,20 @@ void Simulation::CheckEnd(const std::string& what, const absl::Status& status, a
       EXPECT_TRUE(token_.MayFail(asked - longest_fault_, done, liars_) ||
                   block_.MayFail(asked - longest_fault_, done, liars_));
       return;
+    case absl::StatusCode::kResourceExhausted:
+      // It could not end in time, or there is no place for it; and it may come again.
+      EXPECT_TRUE(admits_);
+      EXPECT_TRUE(RetryAfter(status).has_value());
+      EXPECT_TRUE(deadline - asked < absl::Minutes(1) || request.key == "limited" ||
+                  admitted_options_.admission.max_queued < 20 ||
+                  token_.Blows(asked - longest_fault_, done) > 0 ||
+                  block_.Blows(asked - longest_fault_, done) > 0 ||
+                  token_.OutFor(absl::ZeroDuration(), asked - absl::Seconds(1), done) ||
+                  block_.OutFor(absl::ZeroDuration(), asked - absl::Seconds(1), done));
+      return;
+    case absl::StatusCode::kAborted:
+      EXPECT_LT(admitted_options_.slow_reader_timeout, absl::InfiniteDuration());
+      return;
     case absl::StatusCode::kFailedPrecondition:
       EXPECT_TRUE(upgraded_);  // those that began it are gone
       return;
@@ -49,6 +66,9 @@ void Simulation::CheckEnd(const std::string& what, const absl::Status& status, a
       ADD_FAILURE();
   }
 }
+
+template void Simulation::CheckEnd(const GenerationRequest& request, const absl::Status& status,
+                                   absl::Time asked, absl::Time done);
 
 void Simulation::CheckClient(const Client& client) {
   SCOPED_TRACE(client.request.request_id);
@@ -59,8 +79,7 @@ void Simulation::CheckClient(const Client& client) {
     if (client.deadly && sink.status.code() == absl::StatusCode::kInternal) {
       ++ends_["DEADLY"];
     } else {
-      CheckEnd(client.request.request_id, sink.status, client.asked, sink.done_at,
-               client.request.deadline);
+      CheckEnd(client.request, sink.status, client.asked, sink.done_at);
     }
   }
   const bool whole = !client.cancelled && sink.status.ok();
@@ -121,8 +140,7 @@ void Simulation::Check() {
     EXPECT_LE(sink.done, 1);
     if (scorer->cancelled) continue;
     ASSERT_EQ(sink.done, 1);
-    CheckEnd(scorer->request.request_id, sink.response.status(), scorer->asked, sink.done_at,
-             scorer->request.deadline);
+    CheckEnd(scorer->request, sink.response.status(), scorer->asked, sink.done_at);
     if (!sink.response.ok()) continue;
     if (liars_) continue;  // rows of scored texts are not audited
     v1::ScoreResponse response = *sink.response;
@@ -139,6 +157,7 @@ void Simulation::Check() {
     EXPECT_EQ(core_->block_tier().audit_stats().differed, 0);
   }
   ExpectNothingLeft();
+  if (admits_) EXPECT_EQ(admitted_->live_requests(), 0);
 }
 
 }  // namespace blockserve
