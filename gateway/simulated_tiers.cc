@@ -51,6 +51,9 @@ v1::TokenReplyBatch SimulatedTokenWorker::Answer(const v1::TokenRequestBatch& re
     std::memcpy(&context, request.contexts().data() + static_cast<size_t>(i) * sizeof(context),
                 sizeof(context));
     context ^= bits;
+    for (int j = 0; penalizes && j < row.counts_size(); ++j) {
+      context = SimulatedHash(context, static_cast<uint64_t>(row.counts(j)));
+    }
     std::vector<int32_t> block;
     for (int j = 0; j < row.forced_size(); ++j) {
       if (row.score_forced()) reply.add_logprobs(SimulatedLogprob(context, block, row.forced(j)));

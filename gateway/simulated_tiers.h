@@ -281,6 +281,8 @@ class SimulatedTokenWorker final
   std::function<bool(const v1::TokenRowRequest& row)> hanging;
   // Answers another token now and then.
   bool wrong_bits = false;
+  // Counts, where a row has some, change what it draws.
+  bool penalizes = false;
   float busy_share = 0;
   int rows = 0;
   int largest_batch = 0;

@@ -90,6 +90,7 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
   const int32_t max_rows = static_cast<int32_t>(random.Between(1, 256));
   for (int i = 0; i < workers; ++i) {
     auto worker = std::make_unique<SimulatedTokenWorker>(loop_, absl::StrCat("token", i));
+    worker->penalizes = true;
     worker->max_rows = max_rows;
     worker->in_turn = random.Chance(0.5);
     worker->max_queued_rows = 2 * max_rows;
@@ -108,6 +109,7 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
     blocks_.push_back(std::make_unique<SimulatedBlockReplica>(loop_, "block-liar"));
     workers_.push_back(std::make_unique<SimulatedTokenWorker>(loop_, "token-liar"));
     blocks_.back()->wrong_bits = workers_.back()->wrong_bits = true;
+    workers_.back()->penalizes = true;
     blocks_.back()->in_turn = true;
     blocks_.back()->pages = pages;
   }
@@ -163,6 +165,8 @@ GenerationRequest Simulation::DrawRequest() {
     for (int i = random.Below(8); i >= 0; --i)
       request.stop_ids.push_back(random.Below(kSimulatedVocab));
   }
+  if (random.Chance(0.1)) request.sampling.set_frequency_penalty(0.5f);
+  if (random.Chance(0.1)) request.sampling.set_repetition_penalty(1.25f);
   if (random.Chance(0.2)) request.min_tokens = random.Below(request.max_tokens + 1);
   if (random.Chance(0.2))
     request.stop_strings = {std::string(1, static_cast<char>('a' + random.Below(26)))};

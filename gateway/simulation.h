@@ -130,6 +130,7 @@ class Calm final : public CoreFixture {
     workers_[0]->numeric_id = arithmetics.second;
     blocks_[0]->bits = BitsOf(arithmetics.first);
     workers_[0]->bits = BitsOf(arithmetics.second);
+    workers_[0]->penalizes = true;
     blocks_[0]->service_time = workers_[0]->service_time = absl::Microseconds(10);
     Connect();
   }
