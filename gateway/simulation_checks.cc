@@ -47,17 +47,19 @@ void Simulation::CheckEnd(const Call& request, const absl::Status& status, absl:
       EXPECT_TRUE(token_.MayFail(begin, done, liars_) || block_.MayFail(begin, done, liars_));
       return;
     }
-    case absl::StatusCode::kResourceExhausted:
-      // It could not end in time, or there is no place for it; and it may come again.
+    case absl::StatusCode::kResourceExhausted: {
+      // There is no place for it, or it could not end in time at the pace of late; it may come
+      // again.
       EXPECT_TRUE(admits_);
       EXPECT_TRUE(RetryAfter(status).has_value());
+      const absl::Time begin = asked - longest_fault_ - wait;
       EXPECT_TRUE(deadline - asked < absl::Minutes(1) || request.key == "limited" ||
-                  admitted_options_.admission.max_queued < 20 ||
-                  token_.Blows(asked - longest_fault_, done) > 0 ||
-                  block_.Blows(asked - longest_fault_, done) > 0 ||
-                  token_.OutFor(absl::ZeroDuration(), asked - absl::Seconds(1), done) ||
-                  block_.OutFor(absl::ZeroDuration(), asked - absl::Seconds(1), done));
+                  admitted_options_.admission.max_queued < 20 || token_.Blows(begin, done) > 0 ||
+                  block_.Blows(begin, done) > 0 ||
+                  token_.OutFor(absl::ZeroDuration(), begin, done) ||
+                  block_.OutFor(absl::ZeroDuration(), begin, done));
       return;
+    }
     case absl::StatusCode::kAborted:
       EXPECT_LT(admitted_options_.slow_reader_timeout, absl::InfiniteDuration());
       return;
