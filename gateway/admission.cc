@@ -377,6 +377,16 @@ void Admission::Held(uint64_t id) {
 void Admission::Finished(uint64_t id, bool whole, absl::Time now) {
   const auto found = requests_.find(id);
   if (found == requests_.end()) return;
+  const Entry& entry = found->second;
+  if (entry.state == State::kStarting || entry.state == State::kRunning) {
+    CountLast(entry, whole, now);
+  }
+  Failed(id, now);
+}
+
+void Admission::Failed(uint64_t id, absl::Time now) {
+  const auto found = requests_.find(id);
+  if (found == requests_.end()) return;
   Entry& entry = found->second;
   switch (entry.state) {
     case State::kQueued:
@@ -388,7 +398,6 @@ void Admission::Finished(uint64_t id, bool whole, absl::Time now) {
       --starting_;
       [[fallthrough]];
     case State::kRunning:
-      CountLast(entry, whole, now);
       running_choices_ -= entry.request.choices;
       --running_;
       ends_.End(entry.request.choices);
@@ -404,14 +413,7 @@ void Admission::Finished(uint64_t id, bool whole, absl::Time now) {
   ForgetIfIdle(key, now);
 }
 
-void Admission::Failed(uint64_t id, absl::Time now) {
-  const auto found = requests_.find(id);
-  if (found != requests_.end()) found->second.failed = true;
-  Finished(id, /*whole=*/false, now);
-}
-
 void Admission::CountLast(const Entry& entry, bool whole, absl::Time now) {
-  if (entry.failed) return;
   // What it has waited for in vain counts too, unless that was not for the tiers.
   const absl::Duration since = now - entry.told;
   RunPace& pace = PaceOf(entry.request);

@@ -183,7 +183,6 @@ class Admission {
     absl::Time told;          // when it left the queue, started, or wrote last
     double written = 0;       // tokens of each choice
     bool held = false;
-    bool failed = false;
     Key* key = nullptr;
   };
   struct LevelState {

@@ -86,10 +86,7 @@ void BlockTier::DisconnectTwin(Replica& replica) {
     }
   });
   // What another process had here before.
-  const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
-  for (const uint64_t handle : held) {
-    Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
-  }
+  ReopenAll(replica);
 }
 
 void BlockTier::RemoveReplica(const std::string& address) {
@@ -130,12 +127,7 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
     const auto found = sequences_.find(handle);
     if (same_process && found != sequences_.end()) found->second->history.ReplicaIsBack();
   }
-  if (!same_process) {
-    const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
-    for (const uint64_t handle : held) {
-      Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
-    }
-  }
+  if (!same_process) ReopenAll(replica);
   replica.Reset(hello, loop_.Now());
   // Whoever stands where an ill one stood is tried with a probe first.
   if (!same_process && !replica.health.ejected()) replica.health.Reset();
@@ -143,12 +135,12 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
   replica.group = &groups_[replica.member.group];
 
   CloseOrphans(replica);
+  if (!fits) ReopenAll(replica);
   // The stream broke, not the process: within its lease it still has our sequences, and repeating
   // the calls that were under way does no harm.
   const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
   for (const uint64_t handle : held) {
     Sequence& sequence = *sequences_.at(handle);
-    if (!fits) Reopen(handle, sequence, /*close_copy=*/true);
     if (sequence.phase == Phase::kOpening) SendOpen(handle, sequence);
     if (sequence.phase == Phase::kForking) SendFork(handle, sequence);
     if (sequence.phase == Phase::kAppending) SendAppend(handle, sequence);
@@ -405,7 +397,9 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
 }
 
 void BlockTier::OnProgress(Sequence& sequence) {
-  if (!sequence.failure.ok()) Strike(sequence.spec.not_by.back().incarnation, sequence.spec.request_key);
+  if (!sequence.failure.ok()) {
+    Strike(sequence.spec.not_by.back().incarnation, sequence.spec.request_key);
+  }
   sequence.Progress();
 }
 

@@ -234,6 +234,8 @@ class BlockTier {
   void Detach(uint64_t handle, Sequence& sequence, bool close_copy);
   // Detached, and opened again at once where a row is wanted.
   void Reopen(uint64_t handle, Sequence& sequence, bool close_copy);
+  // All that the replica holds; their copies are closed.
+  void ReopenAll(Replica& replica);
   void Fail(uint64_t handle, absl::Status status);
   void SchedulePump();
   void Pump();

@@ -1,5 +1,6 @@
 // BlockTier: the life of a sequence, whichever replica holds it.
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "gateway/block_replica.h"
@@ -166,6 +167,13 @@ void BlockTier::CloseOrphans(Replica& replica) {
 void BlockTier::Reopen(uint64_t handle, Sequence& sequence, bool close_copy) {
   Detach(handle, sequence, close_copy);
   if (sequence.wants_row) Enqueue(handle, sequence);
+}
+
+void BlockTier::ReopenAll(Replica& replica) {
+  const std::vector<uint64_t> held(replica.sequences.begin(), replica.sequences.end());
+  for (const uint64_t handle : held) {
+    Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
+  }
 }
 
 void BlockTier::Fail(uint64_t handle, absl::Status status) {

@@ -85,10 +85,7 @@ void BlockTier::Condemn(uint64_t incarnation, absl::string_view why) {
                           ": it gets nothing more until it is another process"));
     replica->member.condemned = true;
     membership_.Update(replica->member, loop_.Now());
-    const std::vector<uint64_t> held(replica->sequences.begin(), replica->sequences.end());
-    for (const uint64_t handle : held) {
-      Reopen(handle, *sequences_.at(handle), /*close_copy=*/true);
-    }
+    ReopenAll(*replica);
     if (on_change_) on_change_();
   }
 }

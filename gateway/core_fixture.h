@@ -91,13 +91,17 @@ class CoreFixture : public ::testing::Test {
       workers_.push_back(
           std::make_unique<SimulatedTokenWorker>(loop_, "token" + std::to_string(i)));
     }
-    core_ = std::make_unique<Core>(
+    core_ = NewCore();
+    for (const auto& replica : blocks_) core_->block_tier().AddReplica(replica->name);
+    for (const auto& worker : workers_) core_->token_tier().AddWorker(worker->name);
+  }
+  // Over the workers that are there; it has not been told of them.
+  std::unique_ptr<Core> NewCore() {
+    return std::make_unique<Core>(
         loop_, config_, tokenizer_,
         ExpectedModel{"config", "tokenizer", kSimulatedLength, kSimulatedWidth, kSimulatedVocab},
         options_, [this](const std::string& address) { return Find(blocks_, address).MakeLink(); },
         [this](const std::string& address) { return Find(workers_, address).MakeLink(); });
-    for (const auto& replica : blocks_) core_->block_tier().AddReplica(replica->name);
-    for (const auto& worker : workers_) core_->token_tier().AddWorker(worker->name);
   }
   void Connect() { loop_.Advance(absl::Milliseconds(1)); }
 

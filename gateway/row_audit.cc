@@ -150,7 +150,7 @@ void RowAudit::Settle(uint64_t id, Audit& audit, const TokenRowAnswer& third) {
 
 void RowAudit::Condemn(const Audit& audit, const TokenRowAnswer& wrong) {
   tier_.Condemn(wrong.process.incarnation, absl::StrCat("answered wrong bits to request ",
-                                            audit.job.row->header().request_key()));
+                                                        audit.job.row->header().request_key()));
 }
 
 }  // namespace blockserve

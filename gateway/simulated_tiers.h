@@ -174,8 +174,8 @@ class SimulatedWorker {
     }
     typename Link::Observer* observer = nullptr;
     bool connected = false;
-    bool ready =
-        false;  // and the gateway knows it: what it sends before is lost with the old stream
+    // And the gateway knows it: what it sends before is lost with the old stream.
+    bool ready = false;
 
    private:
     struct Nobody final : Link::Observer {

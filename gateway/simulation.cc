@@ -35,15 +35,19 @@ void Simulation::Later(absl::Duration least, absl::Duration most, std::function<
       std::move(task));
 }
 
+void Simulation::Recover(absl::Time until) {
+  while (!recoveries_.empty() && recoveries_.begin()->first <= until) {
+    const auto recovery = std::move(recoveries_.begin()->second);
+    recoveries_.erase(recoveries_.begin());
+    recovery();
+  }
+}
+
 void Simulation::MakeGateway() {
   // It has to find them first.
   std::vector<Span>& outages = token_.outages[kOld];
   outages.insert(outages.begin(), {loop_.Now(), loop_.Now() + absl::Milliseconds(1)});
-  core_ = std::make_unique<Core>(
-      loop_, config_, tokenizer_,
-      ExpectedModel{"config", "tokenizer", kSimulatedLength, kSimulatedWidth, kSimulatedVocab},
-      options_, [this](const std::string& address) { return Find(blocks_, address).MakeLink(); },
-      [this](const std::string& address) { return Find(workers_, address).MakeLink(); });
+  core_ = NewCore();
   for (const auto& replica : blocks_) {
     if (!block_.removed[replica->name]) core_->block_tier().AddReplica(replica->name);
   }
@@ -281,18 +285,15 @@ void Simulation::StrikeTier(SimulatedTier<Worker>& tier, int kind) {
   constexpr bool kIsReplica = std::is_same_v<Worker, SimulatedBlockReplica>;
   switch (kind) {
     case kKill:
-      if (!worker->up) return;
-      worker->Kill();
-      tier.blows.push_back(loop_.Now());
-      Later(least, longest_fault_, [worker] { worker->Restart(); });
-      break;
     case kUpgrade:
       if (!worker->up) return;
       worker->Kill();
       tier.blows.push_back(loop_.Now());
-      upgraded_ = true;
-      worker->numeric_id = worker->numeric_id == kOld ? kNew : kOld;
-      worker->bits = BitsOf(worker->numeric_id);
+      if (kind == kUpgrade) {
+        upgraded_ = true;
+        worker->numeric_id = worker->numeric_id == kOld ? kNew : kOld;
+        worker->bits = BitsOf(worker->numeric_id);
+      }
       Later(least, longest_fault_, [worker] { worker->Restart(); });
       break;
     case kBreak:
@@ -435,11 +436,7 @@ void Simulation::Storm() {
     absl::Time next = std::min({end, next_fault, next_request, next_read});
     if (!recoveries_.empty()) next = std::min(next, recoveries_.begin()->first);
     if (next > loop_.Now()) loop_.Advance(next - loop_.Now());
-    while (!recoveries_.empty() && recoveries_.begin()->first <= loop_.Now()) {
-      const auto recovery = std::move(recoveries_.begin()->second);
-      recoveries_.erase(recoveries_.begin());
-      recovery();
-    }
+    Recover(loop_.Now());
     if (loop_.Now() >= next_fault) {
       Strike();
       next_fault = loop_.Now() + between_faults_ * (2 * random.Unit());
@@ -471,11 +468,7 @@ void Simulation::Storm() {
 
 bool Simulation::Clear() {
   // Draining ones end, and come back.
-  while (!recoveries_.empty()) {
-    const auto recovery = std::move(recoveries_.begin()->second);
-    recoveries_.erase(recoveries_.begin());
-    recovery();
-  }
+  Recover(absl::InfiniteFuture());
   for (const auto& worker : workers_) worker->service_time = token_.usual;
   for (const auto& replica : blocks_) {
     replica->service_time = block_.usual;

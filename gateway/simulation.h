@@ -279,6 +279,8 @@ class Simulation : public CoreFixture {
   void Crash();
   void GoOn(Client& client);
   void Later(absl::Duration least, absl::Duration most, std::function<void()> task);
+  // What is to recover until then does.
+  void Recover(absl::Time until);
   void Note() {
     token_.Note(loop_.Now());
     block_.Note(loop_.Now());

@@ -33,7 +33,7 @@ using TokenLink = TierLink<v1::TokenRequestBatch, v1::TokenReplyBatch>;
 
 struct TokenRowAnswer {
   v1::TokenRowReply reply;
-  std::string worker;    // its name
+  std::string worker;  // its name
   WorkerProcess process;
 };
 
