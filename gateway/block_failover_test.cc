@@ -96,7 +96,9 @@ TEST_F(BlockFailoverTest, ASequenceThatKillsReplicasEndsItsRequestAlone) {
   const std::vector<int32_t> marked = poison.prompt;
   int killed = 0;
   for (const auto& replica : blocks_) {
-    replica->deadly = [&killed, &marked](const v1::OpenSequence& open) {
+    replica->deadly = [&killed, &marked](const v1::BlockRequest& request) {
+      if (!request.has_open()) return false;
+      const v1::OpenSequence& open = request.open();
       const bool dies = std::search(open.tokens().begin(), open.tokens().end(), marked.begin(),
                                     marked.end()) != open.tokens().end();
       killed += dies;

@@ -95,13 +95,18 @@ class CoreFixture : public ::testing::Test {
     for (const auto& replica : blocks_) core_->block_tier().AddReplica(replica->name);
     for (const auto& worker : workers_) core_->token_tier().AddWorker(worker->name);
   }
-  // Over the workers that are there; it has not been told of them.
-  std::unique_ptr<Core> NewCore() {
+  // Over the workers that are there; it has not been told of them. `gateway`: no two have the same.
+  std::unique_ptr<Core> NewCore(uint64_t gateway = 0) {
     return std::make_unique<Core>(
         loop_, config_, tokenizer_,
         ExpectedModel{"config", "tokenizer", kSimulatedLength, kSimulatedWidth, kSimulatedVocab},
-        options_, [this](const std::string& address) { return Find(blocks_, address).MakeLink(); },
-        [this](const std::string& address) { return Find(workers_, address).MakeLink(); });
+        options_,
+        [this, gateway](const std::string& address) {
+          return Find(blocks_, address).MakeLink(gateway);
+        },
+        [this, gateway](const std::string& address) {
+          return Find(workers_, address).MakeLink(gateway);
+        });
   }
   void Connect() { loop_.Advance(absl::Milliseconds(1)); }
 
@@ -182,9 +187,15 @@ class CoreFixture : public ::testing::Test {
   // Nothing is left anywhere, a little after the last stream ended.
   void ExpectNothingLeft() {
     loop_.Advance(absl::Seconds(1));
-    EXPECT_EQ(core_->live_requests(), 0);
-    EXPECT_EQ(core_->block_tier().sequences(), 0);
-    EXPECT_EQ(core_->token_tier().rows(), 0);
+    ExpectNothingLeftOf(*core_);
+    ExpectNothingHeld();
+  }
+  static void ExpectNothingLeftOf(Core& core) {
+    EXPECT_EQ(core.live_requests(), 0);
+    EXPECT_EQ(core.block_tier().sequences(), 0);
+    EXPECT_EQ(core.token_tier().rows(), 0);
+  }
+  void ExpectNothingHeld() const {
     for (const auto& replica : blocks_) {
       if (replica->up && !replica->frozen) {
         EXPECT_EQ(replica->sequences.size(), 0u) << replica->name;

@@ -44,6 +44,7 @@ class RowHistory {
   // How many under suspicion may be tried together where this is one of them; 0: it is not.
   int cohort() const;
   bool suspect() const { return cohort() > 0; }
+  int deaths() const { return deaths_together_ + deaths_alone_; }
   // Where this one falls silent too, no other one is tried.
   bool last_try() const { return stalls_ >= 2 || cost() >= kMostWorkers - 1; }
   bool given_up() const {

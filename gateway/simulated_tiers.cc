@@ -24,7 +24,8 @@ v1::TokenReplyBatch SimulatedTokenWorker::Hello() {
   return batch;
 }
 
-v1::TokenReplyBatch SimulatedTokenWorker::Answer(const v1::TokenRequestBatch& request) {
+v1::TokenReplyBatch SimulatedTokenWorker::Answer(const v1::TokenRequestBatch& request,
+                                                 uint64_t /*gateway*/) {
   v1::TokenReplyBatch batch;
   batch.mutable_load()->set_steps(1);
   batch.mutable_load()->set_busy_share(busy_share);
@@ -107,11 +108,12 @@ int64_t SimulatedBlockReplica::UsedPages() const {
   return used;
 }
 
-v1::BlockReplyBatch SimulatedBlockReplica::Answer(const v1::BlockRequestBatch& request) {
+v1::BlockReplyBatch SimulatedBlockReplica::Answer(const v1::BlockRequestBatch& request,
+                                                  uint64_t gateway) {
   v1::BlockReplyBatch batch;
   for (const v1::BlockRequest& item : request.items()) {
     if (item.has_cancel()) continue;
-    if (deadly && item.has_open() && deadly(item.open())) {
+    if (deadly && deadly(item)) {
       Kill();
       return batch;
     }
@@ -123,7 +125,7 @@ v1::BlockReplyBatch SimulatedBlockReplica::Answer(const v1::BlockRequestBatch& r
       SetStatus(*reply.mutable_status(), status.code(), std::string(status.message()));
       continue;
     }
-    const std::vector<uint64_t> rows = Work(item, reply);
+    const std::vector<uint64_t> rows = Work(item, gateway, reply);
     reply.set_rows(static_cast<int>(rows.size()));
     for (uint64_t row : rows) {
       if (wrong_bits && row % 3 == 0) row ^= 1;
@@ -135,13 +137,14 @@ v1::BlockReplyBatch SimulatedBlockReplica::Answer(const v1::BlockRequestBatch& r
   return batch;
 }
 
-std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& request,
+std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& request, uint64_t gateway,
                                                   v1::BlockReply& reply) {
   const auto refuse = [&](absl::StatusCode code, const std::string& message) {
     SetStatus(*reply.mutable_status(), code, message);
     return std::vector<uint64_t>();
   };
-  const auto found = sequences.find(request.sequence());
+  const SequenceKey key = {gateway, request.sequence()};
+  const auto found = sequences.find(key);
   if (request.has_close()) {
     if (found != sequences.end()) sequences.erase(found);
     return {};
@@ -178,17 +181,17 @@ std::vector<uint64_t> SimulatedBlockReplica::Work(const v1::BlockRequest& reques
       context = SimulatedContext(absl::MakeSpan(tokens).subspan(at, kSimulatedLength), context);
       if (block >= first) rows.push_back(context);
     }
-    if (!open.close_after()) sequences[request.sequence()] = {tokens, context};
+    if (!open.close_after()) sequences[key] = {tokens, context};
     return rows;
   }
   if (request.has_fork()) {
     ++forks;
-    const auto parent = sequences.find(request.fork().parent());
+    const auto parent = sequences.find({gateway, request.fork().parent()});
     if (parent == sequences.end()) return refuse(absl::StatusCode::kNotFound, "no such parent");
     std::vector<int32_t> tokens = parent->second.tokens;
     tokens.resize(static_cast<size_t>(request.fork().blocks()) * kSimulatedLength);
     const uint64_t context = SimulatedContext(tokens);
-    sequences[request.sequence()] = {std::move(tokens), context};
+    sequences[key] = {std::move(tokens), context};
     return {};
   }
   ++appends;

@@ -62,7 +62,10 @@ class SimulatedWorker {
       : loop(loop), name(std::move(name)), incarnation(std::hash<std::string>()(this->name) | 1) {}
   virtual ~SimulatedWorker() { *alive_ = false; }
 
-  std::unique_ptr<Link> MakeLink() { return std::make_unique<Connection>(*this); }
+  // Of one of its gateways; each has one link at a time.
+  std::unique_ptr<Link> MakeLink(uint64_t gateway = 0) {
+    return std::make_unique<Connection>(*this, gateway);
+  }
 
   // The process is gone; what it was doing is lost, and whoever connects is refused.
   void Kill() {
@@ -70,21 +73,27 @@ class SimulatedWorker {
     up = false;
     frozen = hung = false;
     Forget();
-    Cut(absl::UnavailableError("connection reset"));
-    RefuseLater();
+    for (auto& [gateway, peer] : peers_) {
+      Cut(peer, absl::UnavailableError("connection reset"));
+      RefuseLater(peer);
+    }
   }
   void Restart() {
     if (up) return;
     up = true;
     draining = false;
     ++incarnation;
-    Connect();
+    Mend();
   }
-  // The connection alone breaks, and is not refused; Mend makes it again.
+  // The connections alone break, and are not refused; Mend makes them again.
   void Break(absl::Status status = absl::UnavailableError("broken pipe")) {
-    Cut(std::move(status));
+    for (auto& [gateway, peer] : peers_) Cut(peer, status);
   }
-  void Mend() { Connect(); }
+  void BreakTo(uint64_t gateway) { Cut(peers_[gateway], absl::UnavailableError("broken pipe")); }
+  void Mend() {
+    for (auto& [gateway, peer] : peers_) Connect(peer);
+  }
+  void MendTo(uint64_t gateway) { Connect(peers_[gateway]); }
   // Takes messages, does nothing; Thaw does all of it.
   void Freeze() { frozen = true; }
   // Takes messages and does nothing, but answers pings: its engine hangs.
@@ -94,7 +103,13 @@ class SimulatedWorker {
   void Thaw() {
     if (!std::exchange(frozen, false)) return;
     hung = false;
-    for (auto& [turn, request] : std::exchange(undone_, {})) Receive(std::move(request));
+    std::map<uint64_t, std::pair<Peer*, Request>> undone;  // as they came, from whomever
+    for (auto& [gateway, peer] : peers_) {
+      for (auto& [turn, request] : std::exchange(peer.undone, {})) {
+        undone[turn] = {&peer, std::move(request)};
+      }
+    }
+    for (auto& [turn, request] : undone) Receive(*request.first, std::move(request.second));
   }
   void Drain() {
     draining = true;
@@ -127,7 +142,7 @@ class SimulatedWorker {
 
  protected:
   virtual Reply Hello() = 0;
-  virtual Reply Answer(const Request& request) = 0;
+  virtual Reply Answer(const Request& request, uint64_t gateway) = 0;
   virtual void Forget() {}
 
   void FillTier(v1::TierHello& tier) const {
@@ -143,21 +158,33 @@ class SimulatedWorker {
   }
 
  private:
+  class Connection;
+  // One of its gateways.
+  struct Peer {
+    uint64_t gateway = 0;
+    Connection* connection = nullptr;
+    uint64_t epoch = 0;                  // of its connections
+    std::map<uint64_t, Request> undone;  // by turn
+  };
+
   class Connection final : public Link {
    public:
-    explicit Connection(SimulatedWorker& worker) : worker_(worker), alive_(worker.alive_) {}
+    Connection(SimulatedWorker& worker, uint64_t gateway)
+        : worker_(worker), peer_(worker.peers_[gateway]), alive_(worker.alive_) {
+      peer_.gateway = gateway;
+    }
     ~Connection() override {
-      if (!*alive_ || worker_.connection_ != this) return;
-      worker_.connection_ = nullptr;
-      worker_.ForgetMessages();
+      if (!*alive_ || peer_.connection != this) return;
+      peer_.connection = nullptr;
+      worker_.ForgetMessages(peer_);
     }
     void Start(typename Link::Observer* observer) override {
       this->observer = observer;
-      worker_.connection_ = this;
+      peer_.connection = this;
       if (worker_.up) {
-        worker_.Connect();
+        worker_.Connect(peer_);
       } else {
-        worker_.RefuseLater();
+        worker_.RefuseLater(peer_);
       }
     }
     void Send(Request request) override {
@@ -165,7 +192,7 @@ class SimulatedWorker {
       ++worker_.messages;
       worker_.largest_message_bytes =
           std::max(worker_.largest_message_bytes, request.ByteSizeLong());
-      worker_.Receive(std::move(request));
+      worker_.Receive(peer_, std::move(request));
     }
     int64_t queued_bytes() const override { return worker_.queued_bytes; }
     void Finish(std::function<void()> over) override {
@@ -185,66 +212,72 @@ class SimulatedWorker {
     };
     Nobody nobody_;
     SimulatedWorker& worker_;
+    Peer& peer_;
     const std::shared_ptr<bool> alive_;
   };
 
-  void Connect() {
-    if (connection_ == nullptr || connection_->connected || !up) return;
-    connection_->connected = true;
-    Post(absl::ZeroDuration(), [this] {
+  void Connect(Peer& peer) {
+    Connection* const connection = peer.connection;
+    if (connection == nullptr || connection->connected || !up) return;
+    connection->connected = true;
+    Post(peer, absl::ZeroDuration(), [this, connection] {
       Reply hello = Hello();
       if (garble) garble(hello);
-      connection_->ready = true;
-      connection_->observer->OnReady(std::move(hello));
+      connection->ready = true;
+      connection->observer->OnReady(std::move(hello));
     });
   }
   // What came over one connection is answered over no other.
-  void ForgetMessages() {
-    ++epoch_;
-    undone_.clear();
-    busy_until_ = absl::InfinitePast();
+  void ForgetMessages(Peer& peer) {
+    ++peer.epoch;
+    peer.undone.clear();
+    const bool idle = std::all_of(peers_.begin(), peers_.end(),
+                                  [](const auto& other) { return other.second.undone.empty(); });
+    if (idle) busy_until_ = absl::InfinitePast();
   }
-  void Cut(absl::Status status) {
-    ForgetMessages();
-    if (connection_ == nullptr || !connection_->connected) return;
-    connection_->connected = connection_->ready = false;
-    loop.Post([this, alive = alive_, to = connection_, status] {
-      if (*alive && connection_ == to) to->observer->OnLost(status);
+  void Cut(Peer& peer, absl::Status status) {
+    ForgetMessages(peer);
+    Connection* const to = peer.connection;
+    if (to == nullptr || !to->connected) return;
+    to->connected = to->ready = false;
+    loop.Post([&peer, alive = alive_, to, status] {
+      if (*alive && peer.connection == to) to->observer->OnLost(status);
     });
   }
   // As a link that connects again and again, without its jitter.
-  void RefuseLater() {
-    loop.PostAfter(kConnectAgain, [this, alive = alive_, epoch = epoch_] {
-      if (!*alive || up || epoch != epoch_ || connection_ == nullptr) return;
-      connection_->observer->OnLost(absl::UnavailableError("connection refused"));
-      RefuseLater();
+  void RefuseLater(Peer& peer) {
+    loop.PostAfter(kConnectAgain, [this, &peer, alive = alive_, epoch = peer.epoch] {
+      if (!*alive || up || epoch != peer.epoch || peer.connection == nullptr) return;
+      peer.connection->observer->OnLost(absl::UnavailableError("connection refused"));
+      RefuseLater(peer);
     });
   }
-  void Deliver(Reply reply, absl::Duration after) {
-    auto message = std::make_shared<Reply>(std::move(reply));
-    Post(after, [this, message] { connection_->observer->OnMessage(std::move(*message)); });
+  void Deliver(const Reply& reply, absl::Duration after) {
+    for (auto& [gateway, peer] : peers_) {
+      Post(peer, after, [&peer = peer, reply] { peer.connection->observer->OnMessage(reply); });
+    }
   }
-  void Receive(Request request) {
+  void Receive(Peer& peer, Request request) {
     if (request.ping() != 0 && (hung || !frozen)) {
       ++pings;
-      auto pong = std::make_shared<Reply>();
-      pong->set_pong(request.ping());
-      Post(absl::ZeroDuration(), [this, pong] {
-        if (hung || !frozen) connection_->observer->OnMessage(std::move(*pong));
+      Reply pong;
+      pong.set_pong(request.ping());
+      Post(peer, absl::ZeroDuration(), [this, &peer, pong] {
+        if (hung || !frozen) peer.connection->observer->OnMessage(pong);
       });
       return;
     }
     const uint64_t turn = next_turn_++;
-    undone_.emplace(turn, std::move(request));
+    peer.undone.emplace(turn, std::move(request));
     if (frozen) return;
-    Post(InTurn(), [this, turn] {
+    Post(peer, InTurn(), [this, &peer, turn] {
       if (frozen) return;
-      const auto taken = undone_.extract(turn);
+      const auto taken = peer.undone.extract(turn);
       if (taken.empty()) return;
-      const uint64_t before = epoch_;
-      Reply reply = Answer(taken.mapped());
+      const uint64_t before = peer.epoch;
+      Reply reply = Answer(taken.mapped(), peer.gateway);
       if (garble) garble(reply);
-      if (epoch_ == before) connection_->observer->OnMessage(std::move(reply));
+      if (peer.epoch == before) peer.connection->observer->OnMessage(std::move(reply));
     });
   }
   // How long what comes now takes.
@@ -254,16 +287,15 @@ class SimulatedWorker {
     return busy_until_ - loop.Now();
   }
   // Unless the connection is cut meanwhile.
-  void Post(absl::Duration delay, std::function<void()> task) {
-    loop.PostAfter(delay, [this, alive = alive_, epoch = epoch_, task = std::move(task)] {
-      if (*alive && epoch == epoch_ && connection_ != nullptr && connection_->connected) task();
+  void Post(Peer& peer, absl::Duration delay, std::function<void()> task) {
+    loop.PostAfter(delay, [&peer, alive = alive_, epoch = peer.epoch, task = std::move(task)] {
+      if (!*alive || epoch != peer.epoch || peer.connection == nullptr) return;
+      if (peer.connection->connected) task();
     });
   }
 
-  Connection* connection_ = nullptr;
-  uint64_t epoch_ = 0;
+  std::map<uint64_t, Peer> peers_;
   uint64_t next_turn_ = 0;
-  std::map<uint64_t, Request> undone_;  // by turn
   absl::Time busy_until_ = absl::InfinitePast();
   const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
@@ -291,7 +323,7 @@ class SimulatedTokenWorker final
 
  protected:
   v1::TokenReplyBatch Hello() override;
-  v1::TokenReplyBatch Answer(const v1::TokenRequestBatch& request) override;
+  v1::TokenReplyBatch Answer(const v1::TokenRequestBatch& request, uint64_t gateway) override;
 };
 
 class SimulatedBlockReplica final
@@ -311,8 +343,8 @@ class SimulatedBlockReplica final
   bool wrong_bits = false;
   // Decides the fate of a call: a status instead of a row.
   std::function<absl::Status(const v1::BlockRequest& request)> verdict;
-  // An open that kills the process.
-  std::function<bool(const v1::OpenSequence& open)> deadly;
+  // A call that kills the process.
+  std::function<bool(const v1::BlockRequest& request)> deadly;
   // Sequences lose their pages with their next append, one after another.
   int suspend = 0;
   // So does one whose next block finds no page.
@@ -321,23 +353,29 @@ class SimulatedBlockReplica final
     std::vector<int32_t> tokens;  // [blocks, L]
     uint64_t context;             // of all of them
   };
-  std::map<uint64_t, Sequence> sequences;  // by wire id
-  bool keeps_pools_apart = true;           // false: an older build
-  std::vector<absl::uint128> pools;        // of each open
+  using SequenceKey = std::pair<uint64_t, uint64_t>;  // gateway, wire id
+  std::map<SequenceKey, Sequence> sequences;
+  bool keeps_pools_apart = true;     // false: an older build
+  std::vector<absl::uint128> pools;  // of each open
   int opens = 0;
   int appends = 0;
   int forks = 0;
   void ForgetSequences() { sequences.clear(); }
+  // As when the lease of those of a gateway that has gone is over.
+  void ForgetSequencesOf(uint64_t gateway) {
+    std::erase_if(sequences, [&](const auto& entry) { return entry.first.first == gateway; });
+  }
 
  protected:
   v1::BlockReplyBatch Hello() override;
-  v1::BlockReplyBatch Answer(const v1::BlockRequestBatch& request) override;
+  v1::BlockReplyBatch Answer(const v1::BlockRequestBatch& request, uint64_t gateway) override;
   void Forget() override { sequences.clear(); }
 
  private:
   int64_t UsedPages() const;
   // Fills the reply's status and returns the rows wanted.
-  std::vector<uint64_t> Work(const v1::BlockRequest& request, v1::BlockReply& reply);
+  std::vector<uint64_t> Work(const v1::BlockRequest& request, uint64_t gateway,
+                             v1::BlockReply& reply);
 };
 
 }  // namespace blockserve

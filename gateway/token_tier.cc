@@ -24,8 +24,7 @@ constexpr int kLostHedges = 5;
 // "Alone" is without other rows of ours. Another gateway may have tried its own there, and be
 // trying it on the next worker now: by the time that this is over ours goes on, at a time of its
 // own.
-absl::Duration WaitAfterDeathAlone(uint64_t handle) {
-  const uint64_t drawn = (handle * 0x9e3779b97f4a7c15u) >> 32;
+absl::Duration WaitAfterDeathAlone(size_t drawn) {
   return absl::Milliseconds(300 + static_cast<int64_t>(drawn % 700));
 }
 
@@ -384,7 +383,7 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
       if (row.history.given_up()) {
         row.not_before = loop_.Now() + kReturnWait;  // the end is told by GiveUp
       } else if (what.alone) {
-        row.not_before = loop_.Now() + WaitAfterDeathAlone(what.handle);
+        row.not_before = loop_.Now() + WaitAfterDeathAlone(row.Draw());
       }
     }
     if (!IsUnderWay(row) || row.waiting) {

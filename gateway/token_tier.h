@@ -150,6 +150,8 @@ class TokenTier {
   // Workers that may be kept free for them now.
   int PlacesForSuspects(const TierGroup& group) const;
   static bool HasTried(const Row& row, const Worker& worker);
+  // Another row of its request is on trial.
+  bool AwaitsTrial(uint64_t handle, const Row& row) const;
   void SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect);
   void AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
                     const ContextRowPtr& context, absl::Time deadline);
@@ -190,6 +192,9 @@ class TokenTier {
   std::unordered_map<uint64_t, std::unique_ptr<Row>> rows_;  // by handle
   WaitQueue waiting_;
   WaitQueue suspects_;  // rows that may have killed a worker
+  // Rows that are tried alone, or have been and are tried again: handles, by request key. Meanwhile
+  // no other row of their request is sent: where one kills its workers, so may all.
+  std::unordered_map<std::string, uint64_t> trials_;
   TokenRouter router_;
   std::map<TierGroup, Group> groups_;
   TokenTierStats stats_;

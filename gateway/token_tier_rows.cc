@@ -45,6 +45,7 @@ std::unique_ptr<TokenTier::Row> TokenTier::Take(uint64_t handle) {
   std::unique_ptr<Row> row = std::move(found->second);
   rows_.erase(found);
   if (row->waiting) (row->suspects_queue ? suspects_ : waiting_).Erase(row->place);
+  std::erase_if(trials_, [&](const auto& trial) { return trial.second == handle; });
   for (const auto& [worker, attempt] : row->attempts) {
     worker->attempts.erase(attempt);
     if (!worker->member.connected) continue;
@@ -131,6 +132,7 @@ void TokenTier::SendWaitingRows() {
     if (full.contains(*row.job.group) || (gives_way && full_for_way.contains(*row.job.group))) {
       continue;
     }
+    if (AwaitsTrial(handle, row)) continue;
     const bool fresh = row.attempts.empty() && row.job.not_by.empty();
     if (!fresh || !views_hold || !(views_of == *row.job.group)) {
       for (size_t i = 0; i < workers_.size(); ++i) {
@@ -189,7 +191,7 @@ void TokenTier::PumpSuspects() {
     const uint64_t handle = next->second;
     ++next;
     Row& row = *rows_.at(handle);
-    if (row.history.given_up() || now < row.not_before) continue;
+    if (row.history.given_up() || now < row.not_before || AwaitsTrial(handle, row)) continue;
     const auto [found, is_new] = groups.try_emplace(*row.job.group);
     Places& places = found->second;
     if (is_new) places.left = PlacesForSuspects(*row.job.group);
@@ -237,6 +239,12 @@ int TokenTier::PlacesForSuspects(const TierGroup& group) const {
   return std::max(0, std::max(1, there / 2) - taken);
 }
 
+bool TokenTier::AwaitsTrial(uint64_t handle, const Row& row) const {
+  if (trials_.empty()) return false;
+  const auto found = trials_.find(row.job.row->header().request_key());
+  return found != trials_.end() && found->second != handle;
+}
+
 bool TokenTier::HasTried(const Row& row, const Worker& worker) {
   return std::any_of(row.attempts.begin(), row.attempts.end(),
                      [&](const auto& entry) { return entry.first == &worker; });
@@ -245,7 +253,9 @@ bool TokenTier::HasTried(const Row& row, const Worker& worker) {
 TokenTier::Worker* TokenTier::WorkerForSuspect(const Row& row) {
   Worker* best = nullptr;
   const absl::Time now = loop_.Now();
-  for (const std::unique_ptr<Worker>& worker : workers_) {
+  const size_t first = row.Draw();  // of equals
+  for (size_t i = 0; i < workers_.size(); ++i) {
+    Worker* const worker = workers_[(first + i) % workers_.size()].get();
     if (worker->health.ejected()) worker->reserved = false;
     if (!worker->takes_rows(*row.job.group, now) || !worker->may_do(row.job)) continue;
     if (HasTried(row, *worker) || (worker->health.ejected() && !row.attempts.empty())) continue;
@@ -258,7 +268,7 @@ TokenTier::Worker* TokenTier::WorkerForSuspect(const Row& row) {
                                         [](const auto& entry) { return entry.second.suspect; });
       if (has_some) continue;
     }
-    if (best == nullptr || rank(*worker) < rank(*best)) best = worker.get();
+    if (best == nullptr || rank(*worker) < rank(*best)) best = worker;
   }
   return best;
 }
@@ -276,6 +286,10 @@ void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect)
                               .alone = row.history.cohort() == 1,
                               .is_hedge = is_hedge};
   row.attempts.emplace_back(&worker, attempt);
+  // One that not every worker may do could wait for long.
+  if (suspect && row.history.cohort() == 1 && row.job.not_by.empty()) {
+    trials_.emplace(row.job.row->header().request_key(), handle);
+  }
   if (is_hedge) ++stats_.hedged;
 
   Group& group = *worker.group;
