@@ -19,7 +19,8 @@ void Simulation::Run() {
 std::string Simulation::Summary() const {
   std::string line =
       absl::StrCat("seed ", seed_, ": ", blocks_.size(), " block replicas, ", workers_.size(),
-                   " token workers, ", clients_.size(), " streams, ", scorers_.size(), " texts:");
+                   " token workers, ", gateways_.size(), " gateways, ", clients_.size(),
+                   " streams, ", scorers_.size(), " texts:");
   for (const auto& [end, times] : ends_) absl::StrAppend(&line, " ", end, " ", times);
   absl::StrAppend(&line, "; over ", absl::FormatDuration(calm_took_), " after the last of:");
   for (int i = 0; i < kNumFaults; ++i) {
@@ -43,32 +44,39 @@ void Simulation::Recover(absl::Time until) {
   }
 }
 
-void Simulation::MakeGateway() {
+void Simulation::Make(size_t index) {
   // It has to find them first.
   std::vector<Span>& outages = token_.outages[kOld];
   outages.insert(outages.begin(), {loop_.Now(), loop_.Now() + absl::Milliseconds(1)});
-  core_ = NewCore();
+  Gateway& gateway = gateways_[index];
+  gateway.number = next_gateway_++;
+  gateway.core = NewCore(gateway.number);
   for (const auto& replica : blocks_) {
-    if (!block_.removed[replica->name]) core_->block_tier().AddReplica(replica->name);
+    if (block_.removed[replica->name].contains(index)) continue;
+    gateway.core->block_tier().AddReplica(replica->name);
   }
   for (const auto& worker : workers_) {
-    if (!token_.removed[worker->name]) core_->token_tier().AddWorker(worker->name);
+    if (token_.removed[worker->name].contains(index)) continue;
+    gateway.core->token_tier().AddWorker(worker->name);
   }
   if (!admits_) return;
   const double most_waiting = 2 * admitted_options_.admission.live.waiting_batches();
-  admitted_options_.capacity = [&core = *core_, most_waiting] {
+  AdmittedCoreOptions options = admitted_options_;
+  options.capacity = [&core = *gateway.core, most_waiting] {
     TokenCapacity capacity = core.token_tier().Capacity(most_waiting);
     capacity.scoring_rows = core.scoring_rows().under_way();
     return capacity;
   };
-  admitted_ = std::make_unique<AdmittedCore>(loop_, *core_, admitted_options_, metrics_);
+  gateway.admitted =
+      std::make_unique<AdmittedCore>(loop_, *gateway.core, std::move(options), metrics_);
 }
 
-void Simulation::EndGateway() {
-  if (admitted_ != nullptr) admitted_->EndQueued(absl::UnavailableError("the gateway has stopped"));
-  if (core_ != nullptr) core_->EndAll(absl::UnavailableError("the gateway has stopped"));
-  admitted_.reset();
-  core_.reset();
+void Simulation::End(Gateway& gateway) {
+  const absl::Status stopped = absl::UnavailableError("the gateway has stopped");
+  if (gateway.admitted != nullptr) gateway.admitted->EndQueued(stopped);
+  if (gateway.core != nullptr) gateway.core->EndAll(stopped);
+  gateway.admitted.reset();
+  gateway.core.reset();
 }
 
 Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed), random_(seed) {
@@ -120,16 +128,13 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
   deadly_alone_ = !liars_ && random.Chance(0.1);
   kills_ = deadly_alone_ || random.Chance(0.1);
   for (const auto& worker : workers_) {
-    SimulatedTokenWorker* const killed = worker.get();
-    killed->deadly = [this, killed](const v1::TokenRowRequest& row) {
-      if (!deadly_.contains(row.seed())) return false;
-      if (!deadly_alone_) token_.blows.push_back(loop_.Now());
-      loop_.Post([this] { Note(); });
-      loop_.PostAfter(random_.Seconds(0.001, 0.5), [this, killed] {
-        killed->Restart();
-        Note();
-      });
-      return true;
+    worker->deadly = [this, killed = worker.get()](const v1::TokenRowRequest& row) {
+      return DiesOf(row.header().request_key(), token_, *killed);
+    };
+  }
+  for (const auto& replica : blocks_) {
+    replica->deadly = [this, killed = replica.get()](const v1::BlockRequest& request) {
+      return !request.has_close() && DiesOf(request.header().request_key(), block_, *killed);
     };
   }
 
@@ -152,7 +157,11 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
     if (random.Chance(0.3)) admission.limits["limited"].max_requests = 1 + random.Below(3);
     if (random.Chance(0.3)) admitted_options_.slow_reader_timeout = random.Seconds(0.1, 5);
   }
-  MakeGateway();
+  gateways_.resize(random.Chance(0.4) ? static_cast<size_t>(2 + random.Below(2)) : 1);
+  for (size_t i = 0; i < gateways_.size(); ++i) {
+    if (i > 0) loop_.Advance(random.Seconds(0.0001, 0.02));  // their ticks do not meet
+    Make(i);
+  }
   Note();
   if (random.Chance(0.8)) loop_.Advance(absl::Milliseconds(30));
 }
@@ -202,14 +211,15 @@ void Simulation::Ask() {
     scorer->request = DrawText();
     scorer->sink = std::make_shared<TimedScoreSink>(loop_);
     scorer->asked = loop_.Now();
-    scorer->id = Front().Score(scorer->request, scorer->sink);
+    scorer->gateway = AnyGateway();
+    scorer->id = FrontOf(*scorer).Score(scorer->request, scorer->sink);
     scorers_.push_back(std::move(scorer));
     return;
   }
   auto client = std::make_unique<Client>();
   client->request = DrawRequest();
   client->deadly = deadly_alone_ ? deadly_.empty() : kills_ && random_.Chance(0.1);
-  if (client->deadly) deadly_.insert(client->request.seed);
+  if (client->deadly) deadly_[client->request.request_id].to_replicas = random_.Chance(0.3);
   const size_t n = static_cast<size_t>(client->request.n);
   client->had.resize(n);
   client->had_text.resize(n);
@@ -217,11 +227,12 @@ void Simulation::Ask() {
   client->sink = std::make_shared<TimedSink>(loop_);
   client->reads_slowly = random_.Chance(0.15);
   client->asked = loop_.Now();
-  client->id = Front().Generate(client->request, client->sink);
+  client->gateway = AnyGateway();
+  client->id = FrontOf(*client).Generate(client->request, client->sink);
   clients_.push_back(std::move(client));
 }
 
-// Its stream is over, or its gateway: it asks for the rest.
+// Its stream is over, or its gateway: it asks for the rest, of any gateway.
 void Simulation::GoOn(Client& client) {
   const TimedSink& before = *client.sink;
   if (before.started > 0) {
@@ -250,31 +261,64 @@ void Simulation::GoOn(Client& client) {
       sink->received_before[i] = static_cast<int64_t>(client.had[i].size());
     }
   }
+  // Who is asked now knows nothing of what was before.
+  if (client.deadly) deadly_.at(request.request_id).kills = 0;
   client.request = request;
   client.sink = sink;
   client.asked = loop_.Now();
-  client.id = Front().Generate(std::move(request), sink);
+  client.gateway = AnyGateway();
+  client.id = FrontOf(client).Generate(std::move(request), sink);
 }
 
 void Simulation::Crash() {
-  EndGateway();
+  const size_t index = AnyGateway();
+  Gateway& gateway = gateways_[index];
+  End(gateway);
   // Another gateway has sequences of its own.
-  for (const auto& replica : blocks_) replica->ForgetSequences();
-  MakeGateway();
+  for (const auto& replica : blocks_) replica->ForgetSequencesOf(gateway.number);
+  Make(index);
   const auto broke = [this](int done, absl::Time done_at, const absl::Status& status) {
     return done == 0 || (done_at == loop_.Now() && status.code() == absl::StatusCode::kUnavailable);
   };
   for (const auto& client : clients_) {
     const TimedSink& sink = *client->sink;
-    if (!client->cancelled && broke(sink.done, sink.done_at, sink.status)) GoOn(*client);
+    if (client->gateway != index || client->cancelled) continue;
+    if (broke(sink.done, sink.done_at, sink.status)) GoOn(*client);
   }
   for (const auto& scorer : scorers_) {
     const TimedScoreSink& sink = *scorer->sink;
-    if (scorer->cancelled || !broke(sink.done, sink.done_at, sink.response.status())) continue;
+    if (scorer->gateway != index || scorer->cancelled) continue;
+    if (!broke(sink.done, sink.done_at, sink.response.status())) continue;
     scorer->sink = std::make_shared<TimedScoreSink>(loop_);
     scorer->asked = loop_.Now();
-    scorer->id = Front().Score(scorer->request, scorer->sink);
+    scorer->gateway = AnyGateway();
+    scorer->id = FrontOf(*scorer).Score(scorer->request, scorer->sink);
   }
+}
+
+std::set<size_t> Simulation::SomeGateways() {
+  const size_t one = AnyGateway();
+  std::set<size_t> some = {one};
+  const bool all = random_.Chance(0.5);
+  for (size_t i = 0; all && i < gateways_.size(); ++i) some.insert(i);
+  return some;
+}
+
+template <class Worker>
+bool Simulation::DiesOf(const std::string& request_id, SimulatedTier<Worker>& tier,
+                        Worker& worker) {
+  constexpr bool kIsReplica = std::is_same_v<Worker, SimulatedBlockReplica>;
+  const auto found = deadly_.find(request_id);
+  if (found == deadly_.end() || found->second.to_replicas != kIsReplica) return false;
+  ++found->second.kills;
+  // A gateway knows nothing of the requests of others.
+  if (!deadly_alone_ || gateways_.size() > 1) tier.blows.push_back(loop_.Now());
+  loop_.Post([this] { Note(); });
+  loop_.PostAfter(random_.Seconds(0.001, 0.5), [this, &worker] {
+    worker.Restart();
+    Note();
+  });
+  return true;
 }
 
 template <class Worker>
@@ -296,16 +340,19 @@ void Simulation::StrikeTier(SimulatedTier<Worker>& tier, int kind) {
       }
       Later(least, longest_fault_, [worker] { worker->Restart(); });
       break;
-    case kBreak:
-      if (!worker->up || tier.broken[name]) return;
-      worker->Break();
-      tier.broken[name] = true;
+    case kBreak: {
+      if (!worker->up || !tier.broken[name].empty()) return;
+      const std::set<size_t> of = SomeGateways();
+      for (const size_t gateway : of) worker->BreakTo(gateways_[gateway].number);
+      tier.broken[name] = of;
       tier.blows.push_back(loop_.Now());
-      Later(least, longest_fault_, [worker, &tier, name] {
-        tier.broken[name] = false;
-        worker->Mend();
+      Later(least, longest_fault_, [this, worker, &tier, name] {
+        for (const size_t gateway : std::exchange(tier.broken[name], {})) {
+          worker->MendTo(gateways_[gateway].number);
+        }
       });
       break;
+    }
     case kFreeze:
     case kHang:
       if (!worker->up || worker->frozen) return;
@@ -323,19 +370,24 @@ void Simulation::StrikeTier(SimulatedTier<Worker>& tier, int kind) {
       });
       break;
     case kRemove:
-      if (tier.removed[name]) return;
-      tier.removed[name] = true;
-      if constexpr (kIsReplica) {
-        core_->block_tier().RemoveReplica(name);
-      } else {
-        core_->token_tier().RemoveWorker(name);
+      if (!tier.removed[name].empty()) return;
+      tier.removed[name] = SomeGateways();
+      for (const size_t gateway : tier.removed[name]) {
+        Core& core = *gateways_[gateway].core;
+        if constexpr (kIsReplica) {
+          core.block_tier().RemoveReplica(name);
+        } else {
+          core.token_tier().RemoveWorker(name);
+        }
       }
       Later(least, longest_fault_, [this, &tier, name] {
-        tier.removed[name] = false;
-        if constexpr (kIsReplica) {
-          core_->block_tier().AddReplica(name);
-        } else {
-          core_->token_tier().AddWorker(name);
+        for (const size_t gateway : std::exchange(tier.removed[name], {})) {
+          Core& core = *gateways_[gateway].core;
+          if constexpr (kIsReplica) {
+            core.block_tier().AddReplica(name);
+          } else {
+            core.token_tier().AddWorker(name);
+          }
         }
       });
       break;
@@ -393,12 +445,12 @@ void Simulation::Strike() {
         Client& client = *random.OneOf(clients_);
         if (client.cancelled || client.sink->done > 0) break;
         client.cancelled = true;
-        Front().Cancel(client.id, ClientHasGone());
+        FrontOf(client).Cancel(client.id, ClientHasGone());
       } else if (random.Chance(0.2) && !scorers_.empty()) {
         Scorer& scorer = *random.OneOf(scorers_);
         if (scorer.cancelled || scorer.sink->done > 0) break;
         scorer.cancelled = true;
-        Front().Cancel(scorer.id, ClientHasGone());
+        FrontOf(scorer).Cancel(scorer.id, ClientHasGone());
       }
       break;
     case kStall: {
@@ -458,7 +510,7 @@ void Simulation::Storm() {
         }
         if (!client->reads_slowly || random.Chance(0.5)) continue;
         client->sink->wants_more = !client->sink->wants_more;
-        if (client->sink->wants_more) Front().Resume(client->id);
+        if (client->sink->wants_more) FrontOf(*client).Resume(client->id);
       }
       next_read = loop_.Now() + random.Seconds(0.002, 0.5);
     }
@@ -478,7 +530,7 @@ bool Simulation::Clear() {
   Note();
   for (const auto& client : clients_) {
     client->sink->wants_more = true;
-    Front().Resume(client->id);
+    FrontOf(*client).Resume(client->id);
   }
   // Where answers are held until they are compared, and each arithmetic has one replica left,
   // request after request waits in vain for another one.
@@ -511,7 +563,7 @@ bool Simulation::Clear() {
   }
   loop_.RunUntil([this] { return AllDone(); }, soon);
   for (const Client* client : again) {
-    if (upgraded_ || client->deadly) continue;
+    if (upgraded_ || client->deadly || (kills_ && gateways_.size() > 1)) continue;
     if (admits_ && absl::IsResourceExhausted(client->sink->status)) continue;
     EXPECT_TRUE(client->sink->status.ok())
         << client->request.request_id << ' ' << client->sink->status;

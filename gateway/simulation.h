@@ -1,5 +1,5 @@
-// Tests: a core between tiers in weather of every kind. A seed draws how many workers there are,
-// how fast they are, which faults befall them how often, and what is asked meanwhile.
+// Tests: gateways between tiers in weather of every kind. A seed draws how many there are of each,
+// how fast workers are, which faults befall them how often, and what is asked meanwhile.
 #ifndef BLOCKSERVE_GATEWAY_SIMULATION_H_
 #define BLOCKSERVE_GATEWAY_SIMULATION_H_
 
@@ -52,8 +52,8 @@ enum Fault {
   kSuspendSequences,
   kRefuseOpens,
   kCancel,
-  kStall,  // the gateway itself does not run
-  kCrash,  // the gateway is replaced by another, where clients go on with their streams
+  kStall,  // the gateways themselves do not run
+  kCrash,  // a gateway is replaced by another; its clients go on with their streams, at any
   kNumFaults
 };
 inline constexpr const char* kOtherNames[] = {
@@ -163,8 +163,9 @@ struct Span {
 template <class Worker>
 struct SimulatedTier {
   std::vector<std::unique_ptr<Worker>>* workers = nullptr;
-  std::map<std::string, bool> broken;
-  std::map<std::string, bool> removed;
+  // Which gateways have no connection to it, or have been told that it is no more.
+  std::map<std::string, std::set<size_t>> broken;
+  std::map<std::string, std::set<size_t>> removed;
   std::map<std::string, bool> unwilling;             // full, refusing or ill
   std::map<std::string, std::vector<Span>> outages;  // of those of a numeric id
   std::vector<Span> alone;                           // fewer than two worked
@@ -173,8 +174,8 @@ struct SimulatedTier {
   int needed = 1;                 // workers: one, or one more to compare its answers with
 
   bool Works(const Worker& worker) {
-    return worker.up && !worker.frozen && !worker.draining && !broken[worker.name] &&
-           !removed[worker.name] && !unwilling[worker.name] && !worker.wrong_bits &&
+    return worker.up && !worker.frozen && !worker.draining && broken[worker.name].empty() &&
+           removed[worker.name].empty() && !unwilling[worker.name] && !worker.wrong_bits &&
            worker.service_time < 20 * usual;
   }
   void Note(absl::Time now) {
@@ -226,7 +227,9 @@ struct SimulatedTier {
 class Simulation : public CoreFixture {
  public:
   Simulation(uint64_t seed, const Tokenizer* tokenizer);
-  ~Simulation() override { EndGateway(); }
+  ~Simulation() override {
+    for (Gateway& gateway : gateways_) End(gateway);
+  }
   // What the faults did not end is over soon, and right; nothing is left.
   void Run();
   // One line of what happened.
@@ -235,11 +238,21 @@ class Simulation : public CoreFixture {
  private:
   void TestBody() override {}
 
+  struct Gateway {
+    uint64_t number = 0;  // no other has had it
+    std::unique_ptr<Core> core;
+    std::unique_ptr<AdmittedCore> admitted;  // null: what is asked comes to the core at once
+    GenerationCore& front() const {
+      if (admitted != nullptr) return *admitted;
+      return *core;
+    }
+  };
   // One generation, with every stream that went on with the one before it.
   struct Client {
+    size_t gateway = 0;  // where that stream is
     GenerationRequest request;
     Arithmetics arithmetics;          // that began it; empty: nobody has
-    bool deadly = false;              // no token worker survives it
+    bool deadly = false;              // no worker of one of the tiers survives it
     std::shared_ptr<TimedSink> sink;  // of the stream under way, or of the last one
     GenerationId id = 0;
     absl::Time asked;
@@ -251,6 +264,7 @@ class Simulation : public CoreFixture {
     std::vector<bool> had_end;
   };
   struct Scorer {
+    size_t gateway = 0;
     ScoringRequest request;
     std::shared_ptr<TimedScoreSink> sink;
     GenerationId id = 0;
@@ -261,12 +275,14 @@ class Simulation : public CoreFixture {
   bool Clear();
   void Check();
 
-  void MakeGateway();
-  void EndGateway();
-  GenerationCore& Front() {
-    if (admitted_ != nullptr) return *admitted_;
-    return *core_;
+  void Make(size_t gateway);
+  static void End(Gateway& gateway);
+  size_t AnyGateway() {
+    return static_cast<size_t>(random_.Below(static_cast<int>(gateways_.size())));
   }
+  std::set<size_t> SomeGateways();
+  GenerationCore& FrontOf(const Client& client) { return gateways_[client.gateway].front(); }
+  GenerationCore& FrontOf(const Scorer& scorer) { return gateways_[scorer.gateway].front(); }
   Calm& CalmOf(const Arithmetics& arithmetics) {
     std::unique_ptr<Calm>& calm = calm_[arithmetics];
     if (calm == nullptr) calm = std::make_unique<Calm>(config_, tokenizer_, arithmetics);
@@ -274,6 +290,9 @@ class Simulation : public CoreFixture {
   }
   void Ask();
   void Strike();
+  // Whether it dies of what this request asks of it.
+  template <class Worker>
+  bool DiesOf(const std::string& request_id, SimulatedTier<Worker>& tier, Worker& worker);
   template <class Worker>
   void StrikeTier(SimulatedTier<Worker>& tier, int kind);
   void Crash();
@@ -296,7 +315,12 @@ class Simulation : public CoreFixture {
   const uint64_t seed_;
   Random random_;
   std::map<Arithmetics, std::unique_ptr<Calm>> calm_;
-  std::set<uint64_t> deadly_;  // seeds of requests that no token worker survives
+  // Requests that no replica survives, or no token worker. By request id.
+  struct Deadly {
+    bool to_replicas = false;
+    int kills = 0;
+  };
+  std::map<std::string, Deadly> deadly_;
   bool deadly_alone_ = false;  // and nothing else happens
   SimulatedTier<SimulatedTokenWorker> token_;
   SimulatedTier<SimulatedBlockReplica> block_;
@@ -305,16 +329,17 @@ class Simulation : public CoreFixture {
   absl::Duration longest_fault_;
   absl::Duration between_faults_;
   std::multimap<absl::Time, std::function<void()>> recoveries_;
+  std::vector<Gateway> gateways_;
+  uint64_t next_gateway_ = 1;
   std::vector<std::unique_ptr<Client>> clients_;
   std::vector<std::unique_ptr<Scorer>> scorers_;
   std::vector<Span> stalls_;
   uint64_t next_request_ = 1;
-  // Requests come to the core through admission, which may refuse them.
+  // Requests come to a core through admission, which may refuse them.
   bool admits_ = false;
   AdmittedCoreOptions admitted_options_;
   MetricRegistry registry_;
   RequestMetrics metrics_;
-  std::unique_ptr<AdmittedCore> admitted_;
   bool kills_ = false;  // some requests are deadly
   bool liars_ = false;  // a worker of each tier answers wrong bits
   bool upgraded_ = false;

@@ -86,6 +86,10 @@ void Simulation::CheckClient(const Client& client) {
       CheckEnd(client.request, sink.status, client.asked, sink.done_at);
     }
   }
+  // Of each choice the first, and one with a cohort; then two for the verdict.
+  if (client.deadly && deadly_alone_) {
+    EXPECT_LE(deadly_.at(client.request.request_id).kills, 2 * client.request.n + 2);
+  }
   const bool whole = !client.cancelled && sink.status.ok();
   EXPECT_FALSE(whole && client.deadly);
   Arithmetics arithmetics = client.arithmetics;
@@ -156,12 +160,16 @@ void Simulation::Check() {
   }
   // What is compared after it was told may wait for somebody to compare it with.
   loop_.Advance(options_.tier.tier_wait);
-  if (!liars_) {
-    EXPECT_EQ(core_->row_audit().stats().differed, 0);
-    EXPECT_EQ(core_->block_tier().audit_stats().differed, 0);
+  loop_.Advance(absl::Seconds(1));
+  for (const Gateway& gateway : gateways_) {
+    if (!liars_) {
+      EXPECT_EQ(gateway.core->row_audit().stats().differed, 0);
+      EXPECT_EQ(gateway.core->block_tier().audit_stats().differed, 0);
+    }
+    ExpectNothingLeftOf(*gateway.core);
+    if (admits_) EXPECT_EQ(gateway.admitted->live_requests(), 0);
   }
-  ExpectNothingLeft();
-  if (admits_) EXPECT_EQ(admitted_->live_requests(), 0);
+  ExpectNothingHeld();
 }
 
 }  // namespace blockserve

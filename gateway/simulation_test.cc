@@ -1,4 +1,4 @@
-// The core in weather of every kind (gateway/simulation.h). Whatever happens, what a client
+// Gateways' cores in weather of every kind (gateway/simulation.h). Whatever happens, what a client
 // received is right, every request ends once, in time, and with an error only where faults are a
 // reason for it; and in fair weather all that is left ends soon, and nothing stays behind.
 #include "gateway/simulation.h"
