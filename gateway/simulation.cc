@@ -128,15 +128,22 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
   deadly_alone_ = !liars_ && random.Chance(0.1);
   kills_ = deadly_alone_ || random.Chance(0.1);
   for (const auto& worker : workers_) {
-    worker->deadly = [this, killed = worker.get()](const v1::TokenRowRequest& row) {
-      return DiesOf(row.header().request_key(), token_, *killed);
+    SimulatedTokenWorker* const blown = worker.get();
+    worker->deadly = [this, blown](const v1::TokenRowRequest& row) {
+      return DiesOf(row.header().request_key(), /*hangs=*/false, token_, *blown);
+    };
+    worker->hanging = [this, blown](const v1::TokenRowRequest& row) {
+      return DiesOf(row.header().request_key(), /*hangs=*/true, token_, *blown);
     };
   }
   for (const auto& replica : blocks_) {
     replica->deadly = [this, killed = replica.get()](const v1::BlockRequest& request) {
-      return !request.has_close() && DiesOf(request.header().request_key(), block_, *killed);
+      const std::string& request_id = request.header().request_key();
+      return !request.has_close() && DiesOf(request_id, /*hangs=*/false, block_, *killed);
     };
   }
+  for (const auto& worker : workers_) SetVerdict(*worker, absl::OkStatus());
+  for (const auto& replica : blocks_) SetVerdict(*replica, absl::OkStatus());
 
   // Few kinds at a time show what many together hide.
   const double share = random.Between(0.08, 1);
@@ -219,7 +226,12 @@ void Simulation::Ask() {
   auto client = std::make_unique<Client>();
   client->request = DrawRequest();
   client->deadly = deadly_alone_ ? deadly_.empty() : kills_ && random_.Chance(0.1);
-  if (client->deadly) deadly_[client->request.request_id].to_replicas = random_.Chance(0.3);
+  if (client->deadly) {
+    Deadly& deadly = deadly_[client->request.request_id];
+    deadly.to_replicas = random_.Chance(0.3);
+    deadly.fails = random_.Chance(0.2);
+    deadly.hangs = !deadly.to_replicas && random_.Chance(0.3);
+  }
   const size_t n = static_cast<size_t>(client->request.n);
   client->had.resize(n);
   client->had_text.resize(n);
@@ -305,20 +317,37 @@ std::set<size_t> Simulation::SomeGateways() {
 }
 
 template <class Worker>
-bool Simulation::DiesOf(const std::string& request_id, SimulatedTier<Worker>& tier,
+bool Simulation::DiesOf(const std::string& request_id, bool hangs, SimulatedTier<Worker>& tier,
                         Worker& worker) {
   constexpr bool kIsReplica = std::is_same_v<Worker, SimulatedBlockReplica>;
   const auto found = deadly_.find(request_id);
   if (found == deadly_.end() || found->second.to_replicas != kIsReplica) return false;
+  if (found->second.fails || found->second.hangs != hangs) return false;
   ++found->second.kills;
   // A gateway knows nothing of the requests of others.
   if (!deadly_alone_ || gateways_.size() > 1) tier.blows.push_back(loop_.Now());
   loop_.Post([this] { Note(); });
-  loop_.PostAfter(random_.Seconds(0.001, 0.5), [this, &worker] {
+  loop_.PostAfter(random_.Seconds(0.001, hangs ? 5 : 0.5), [this, &worker] {
+    worker.Kill();
     worker.Restart();
     Note();
   });
   return true;
+}
+
+template <class Worker>
+void Simulation::SetVerdict(Worker& worker, const absl::Status& status) {
+  worker.verdict = [this, status](const auto& call) {
+    constexpr bool kIsReplica = std::is_same_v<std::decay_t<decltype(call)>, v1::BlockRequest>;
+    if constexpr (kIsReplica) {
+      if (call.has_close()) return absl::OkStatus();
+    }
+    const auto found = deadly_.find(call.header().request_key());
+    if (found != deadly_.end() && found->second.fails && found->second.to_replicas == kIsReplica) {
+      return absl::InternalError("its logits are not finite");
+    }
+    return status;
+  };
 }
 
 template <class Worker>
@@ -400,15 +429,10 @@ void Simulation::StrikeTier(SimulatedTier<Worker>& tier, int kind) {
                                   : kind == kRefuse ? absl::UnavailableError("not now")
                                                     : absl::InternalError("logits are not finite");
       if (kind == kIll) tier.blows.push_back(loop_.Now());
-      worker->verdict = [status](const auto& call) {
-        if constexpr (kIsReplica) {
-          if (call.has_close()) return absl::OkStatus();
-        }
-        return status;
-      };
-      Later(least, longest_fault_, [worker, &tier, name] {
+      SetVerdict(*worker, status);
+      Later(least, longest_fault_, [this, worker, &tier, name] {
         tier.unwilling[name] = false;
-        worker->verdict = nullptr;
+        SetVerdict(*worker, absl::OkStatus());
       });
       break;
     }

@@ -290,9 +290,13 @@ class Simulation : public CoreFixture {
   }
   void Ask();
   void Strike();
-  // Whether it dies of what this request asks of it.
+  // Whether it dies of what this request asks of it, or hangs.
   template <class Worker>
-  bool DiesOf(const std::string& request_id, SimulatedTier<Worker>& tier, Worker& worker);
+  bool DiesOf(const std::string& request_id, bool hangs, SimulatedTier<Worker>& tier,
+              Worker& worker);
+  // What it answers, but to requests that nobody can do.
+  template <class Worker>
+  void SetVerdict(Worker& worker, const absl::Status& status);
   template <class Worker>
   void StrikeTier(SimulatedTier<Worker>& tier, int kind);
   void Crash();
@@ -315,9 +319,11 @@ class Simulation : public CoreFixture {
   const uint64_t seed_;
   Random random_;
   std::map<Arithmetics, std::unique_ptr<Calm>> calm_;
-  // Requests that no replica survives, or no token worker. By request id.
+  // Requests that no replica survives, or no token worker, or that none can do. By request id.
   struct Deadly {
     bool to_replicas = false;
+    bool hangs = false;  // a token worker, instead of killing it
+    bool fails = false;  // INTERNAL, and nothing else happens to the worker
     int kills = 0;
   };
   std::map<std::string, Deadly> deadly_;
