@@ -114,6 +114,33 @@ TEST_F(BlockFailoverTest, ASequenceThatKillsReplicasEndsItsRequestAlone) {
   for (const Stream& stream : streams) ExpectExact(stream);
 }
 
+TEST_F(BlockFailoverTest, AReplicaThatRefusesAppendsForLongLosesItsSequences) {
+  MakeCore(2, 2);
+  const std::vector<Stream> streams = Load(20, 400);
+  loop_.Advance(absl::Milliseconds(20));
+  ASSERT_GT(blocks_[0]->sequences.size(), 0u);
+  blocks_[0]->verdict = [](const v1::BlockRequest& request) {
+    return request.has_append() ? absl::ResourceExhaustedError("full") : absl::OkStatus();
+  };
+  ASSERT_TRUE(RunUntilDone(streams, absl::Seconds(3)));
+  EXPECT_GT(core_->block_tier().stats().reopened_failed, 0);
+  ExpectAllExact(streams);
+}
+
+TEST_F(BlockFailoverTest, TheOnlyReplicaMayRefuseAppendsForLong) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(20, 400);
+  loop_.Advance(absl::Milliseconds(20));
+  blocks_[0]->verdict = [](const v1::BlockRequest& request) {
+    return request.has_append() ? absl::ResourceExhaustedError("full") : absl::OkStatus();
+  };
+  loop_.Advance(absl::Seconds(3));
+  blocks_[0]->verdict = nullptr;
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(core_->block_tier().stats().reopened_failed, 0);
+  ExpectAllExact(streams);
+}
+
 TEST_F(BlockFailoverTest, SequencesThatMovedAreClosedWhereTheyWere) {
   MakeCore(2, 1);
   const std::vector<Stream> streams = Load(10, 400);

@@ -20,6 +20,8 @@ namespace blockserve {
 
 // A call that was refused for a full queue is sent again after so long.
 inline constexpr absl::Duration kReplicaHold = absl::Milliseconds(20);
+// A sequence whose appends are refused for so long is opened elsewhere.
+inline constexpr absl::Duration kMostRefused = absl::Seconds(1);
 // A replica that refused an open is asked again after so long, if no report says sooner that there
 // is room.
 inline constexpr absl::Duration kFullHold = absl::Milliseconds(250);

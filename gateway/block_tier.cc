@@ -374,9 +374,18 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
         Contradicted(handle, sequence, status.ToString());
       }
       return;
-    case BlockAction::kAgain:
-      sequence.again_at = loop_.Now() + kReplicaHold;
+    case BlockAction::kAgain: {
+      const absl::Time now = loop_.Now();
+      sequence.refused_since = std::min(sequence.refused_since, now);
+      if (now - sequence.refused_since < kMostRefused || !HasOther(sequence.spec, &replica)) {
+        sequence.again_at = now + kReplicaHold;
+        return;
+      }
+      ++stats_.reopened_failed;
+      replica.Refused(now);
+      Reopen(handle, sequence, /*close_copy=*/true);
       return;
+    }
     case BlockAction::kFail: {
       absl::Status failure =
           ClientStatus(status, absl::StrCat("block service '", replica.member.identity.name, "'"));

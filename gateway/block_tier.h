@@ -157,6 +157,7 @@ class BlockTier {
     absl::Time waits_since;
     uint64_t audit = 0;                            // of its last row, which is held back until then
     absl::Time again_at = absl::InfiniteFuture();  // of an append that found the queue full
+    absl::Time refused_since = absl::InfiniteFuture();  // of the append under way, the first time
     SequenceHistory history;
     // That a replica told of the call under way, OK: none; a second one, not that in the last of
     // spec.not_by, is asked.
@@ -171,6 +172,7 @@ class BlockTier {
     // A row has come.
     void Progress() {
       history.Progress();
+      refused_since = absl::InfiniteFuture();
       if (failure.ok()) return;
       failure = absl::OkStatus();
       spec.not_by.pop_back();

@@ -140,7 +140,7 @@ void BlockTier::Detach(uint64_t handle, Sequence& sequence, bool close_copy) {
   }
   sequence.item = 0;
   sequence.promised_pages = 0;
-  sequence.again_at = absl::InfiniteFuture();
+  sequence.again_at = sequence.refused_since = absl::InfiniteFuture();
   sequence.phase = Phase::kDetached;
 }
 

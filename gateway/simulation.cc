@@ -8,6 +8,7 @@ namespace {
 
 // After the last fault every request must end within this.
 constexpr absl::Duration kSoon = absl::Seconds(60);
+constexpr absl::Duration kBetweenGentle = absl::Seconds(3);
 
 }  // namespace
 
@@ -23,6 +24,7 @@ std::string Simulation::Summary() const {
                    " streams, ", scorers_.size(), " texts:");
   for (const auto& [end, times] : ends_) absl::StrAppend(&line, " ", end, " ", times);
   absl::StrAppend(&line, "; over ", absl::FormatDuration(calm_took_), " after the last of:");
+  if (gentle_) absl::StrAppend(&line, " (gentle, ", absl::FormatDuration(longest_stall_), ")");
   for (int i = 0; i < kNumFaults; ++i) {
     const int times = struck_[static_cast<size_t>(i)];
     if (times > 0) absl::StrAppend(&line, " ", FaultName(i), " ", times);
@@ -89,9 +91,10 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
     options_.tier.audit.hold = random.Chance(0.5);
   }
   if (options_.tier.audit.hold) block_.needed = token_.needed = 2;
-  const int replicas = block_.needed + random.Below(4);
-  const int workers = token_.needed + random.Below(5);
-  const int64_t pages = random.Chance(0.4) ? 60 + random.Below(200) : 5000;
+  gentle_ = random.Chance(0.15);
+  const int replicas = block_.needed + (gentle_ ? 2 : random.Below(4));
+  const int workers = token_.needed + (gentle_ ? 2 : random.Below(5));
+  const int64_t pages = !gentle_ && random.Chance(0.4) ? 60 + random.Below(200) : 5000;
   for (int i = 0; i < replicas; ++i) {
     auto replica = std::make_unique<SimulatedBlockReplica>(loop_, absl::StrCat("block", i));
     replica->pages = pages;
@@ -99,7 +102,7 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
     replica->in_turn = true;
     blocks_.push_back(std::move(replica));
   }
-  const int32_t max_rows = static_cast<int32_t>(random.Between(1, 256));
+  const int32_t max_rows = static_cast<int32_t>(random.Between(gentle_ ? 64 : 1, 256));
   for (int i = 0; i < workers; ++i) {
     auto worker = std::make_unique<SimulatedTokenWorker>(loop_, absl::StrCat("token", i));
     worker->penalizes = true;
@@ -110,12 +113,12 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
   }
   block_.workers = &blocks_;
   token_.workers = &workers_;
-  block_.usual = random.Seconds(0.0002, 0.02);
-  token_.usual = random.Seconds(0.0002, 0.02);
+  block_.usual = random.Seconds(0.0002, gentle_ ? 0.002 : 0.02);
+  token_.usual = random.Seconds(0.0002, gentle_ ? 0.002 : 0.02);
   for (const auto& replica : blocks_) replica->service_time = block_.usual;
   for (const auto& worker : workers_) worker->service_time = token_.usual;
 
-  liars_ = options_.tier.audit.hold && random.Chance(0.3);
+  liars_ = !gentle_ && options_.tier.audit.hold && random.Chance(0.3);
   if (liars_) {
     options_.tier.audit.rows = options_.tier.audit.contexts = 1;
     blocks_.push_back(std::make_unique<SimulatedBlockReplica>(loop_, "block-liar"));
@@ -125,8 +128,8 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
     blocks_.back()->in_turn = true;
     blocks_.back()->pages = pages;
   }
-  deadly_alone_ = !liars_ && random.Chance(0.1);
-  kills_ = deadly_alone_ || random.Chance(0.1);
+  deadly_alone_ = !gentle_ && !liars_ && random.Chance(0.1);
+  kills_ = deadly_alone_ || (!gentle_ && random.Chance(0.1));
   for (const auto& worker : workers_) {
     SimulatedTokenWorker* const blown = worker.get();
     worker->deadly = [this, blown](const v1::TokenRowRequest& row) {
@@ -148,12 +151,13 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
   // Few kinds at a time show what many together hide.
   const double share = random.Between(0.08, 1);
   for (int fault = 0; fault < kNumFaults; ++fault) {
+    if (gentle_ && (fault >= kForgetSequences || fault % kNumBlows == kUpgrade)) continue;
     if (!deadly_alone_ && random.Chance(share)) faults_.push_back(fault);
   }
   longest_fault_ = random.Seconds(0.05, 20);
   between_faults_ = random.Seconds(0.005, 2);
   resumes_ = random.Chance(0.5);
-  admits_ = random.Chance(0.5);
+  admits_ = !gentle_ && random.Chance(0.5);
   if (admits_) {
     metrics_ = RequestMetrics(registry_);
     admitted_options_.block_length = kSimulatedLength;
@@ -237,7 +241,7 @@ void Simulation::Ask() {
   client->had_text.resize(n);
   client->had_end.resize(n);
   client->sink = std::make_shared<TimedSink>(loop_);
-  client->reads_slowly = random_.Chance(0.15);
+  client->reads_slowly = !gentle_ && random_.Chance(0.15);
   client->asked = loop_.Now();
   client->gateway = AnyGateway();
   client->id = FrontOf(*client).Generate(client->request, client->sink);
@@ -514,8 +518,9 @@ void Simulation::Storm() {
     if (next > loop_.Now()) loop_.Advance(next - loop_.Now());
     Recover(loop_.Now());
     if (loop_.Now() >= next_fault) {
-      Strike();
+      if (!gentle_ || recoveries_.empty()) Strike();
       next_fault = loop_.Now() + between_faults_ * (2 * random.Unit());
+      if (gentle_) next_fault += kBetweenGentle;
     }
     if (loop_.Now() >= next_request) {
       if (random.Chance(1 - at_once)) Ask();

@@ -86,15 +86,29 @@ class Random {
 
 class TimedSink final : public RecordingSink {
  public:
-  explicit TimedSink(const ManualLoop& loop) : loop_(loop) {}
+  explicit TimedSink(const ManualLoop& loop) : loop_(loop), asked_(loop.Now()) {}
+  void OnOutput(v1::Output message, OutputDetail detail) override {
+    Told(message.choice());
+    RecordingSink::OnOutput(std::move(message), std::move(detail));
+  }
   void OnDone(absl::Status outcome, v1::Usage total) override {
     done_at = loop_.Now();
+    if (told_.empty()) Told(0);
     RecordingSink::OnDone(std::move(outcome), std::move(total));
   }
   absl::Time done_at;
+  absl::Duration longest_stall;  // of a choice, from the call or an output of it to the next
 
  private:
+  void Told(uint32_t choice) {
+    const auto [told, first] = told_.try_emplace(choice, asked_);
+    longest_stall = std::max(longest_stall, loop_.Now() - told->second);
+    told->second = loop_.Now();
+  }
+
   const ManualLoop& loop_;
+  const absl::Time asked_;
+  std::map<uint32_t, absl::Time> told_;  // when last
 };
 
 class TimedScoreSink final : public ScoringSink {
@@ -328,6 +342,9 @@ class Simulation : public CoreFixture {
   };
   std::map<std::string, Deadly> deadly_;
   bool deadly_alone_ = false;  // and nothing else happens
+  // One worker at a time of many has a fault, and then none for a while: no stream stands still for
+  // long.
+  bool gentle_ = false;
   SimulatedTier<SimulatedTokenWorker> token_;
   SimulatedTier<SimulatedBlockReplica> block_;
   std::vector<int> faults_;  // those of this weather
@@ -351,6 +368,7 @@ class Simulation : public CoreFixture {
   bool upgraded_ = false;
   bool resumes_ = false;  // clients go on with streams that ended UNAVAILABLE
   absl::Duration calm_took_;
+  absl::Duration longest_stall_;
   std::map<std::string, int> ends_;
 };
 

@@ -8,6 +8,8 @@ namespace {
 
 // Two ticks of the core, and what the tiers take to hear of it.
 constexpr absl::Duration kLate = absl::Milliseconds(60);
+// In gentle weather.
+constexpr absl::Duration kLongestStall = absl::Seconds(3);
 
 }  // namespace
 
@@ -85,6 +87,10 @@ void Simulation::CheckClient(const Client& client) {
     } else {
       CheckEnd(client.request, sink.status, client.asked, sink.done_at);
     }
+  }
+  if (gentle_) {
+    longest_stall_ = std::max(longest_stall_, sink.longest_stall);
+    EXPECT_LE(sink.longest_stall, kLongestStall);
   }
   // Of each choice the first, and one with a cohort; then two for the verdict.
   if (client.deadly && deadly_alone_) {
