@@ -8,7 +8,7 @@ namespace {
 
 // After the last fault every request must end within this.
 constexpr absl::Duration kSoon = absl::Seconds(60);
-constexpr absl::Duration kBetweenGentle = absl::Seconds(3);
+constexpr absl::Duration kBetweenGentle = absl::Seconds(1);
 
 }  // namespace
 
@@ -154,7 +154,7 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
     if (gentle_ && (fault >= kForgetSequences || fault % kNumBlows == kUpgrade)) continue;
     if (!deadly_alone_ && random.Chance(share)) faults_.push_back(fault);
   }
-  longest_fault_ = random.Seconds(0.05, 20);
+  longest_fault_ = gentle_ ? random.Seconds(2, 6) : random.Seconds(0.05, 20);
   between_faults_ = random.Seconds(0.005, 2);
   resumes_ = random.Chance(0.5);
   admits_ = !gentle_ && random.Chance(0.5);
@@ -180,8 +180,9 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
 GenerationRequest Simulation::DrawRequest() {
   Random& random = random_;
   const uint64_t number = next_request_++;
-  GenerationRequest request = Request(static_cast<int32_t>(random.Between(1, 80)),
-                                      static_cast<int32_t>(random.Between(1, 400)), number);
+  GenerationRequest request =
+      Request(static_cast<int32_t>(random.Between(1, 80)),
+              static_cast<int32_t>(random.Between(1, gentle_ ? 3000 : 400)), number);
   request.alignment = static_cast<Alignment>(random.Below(3));
   if (random.Chance(0.3)) request.n = 1 + random.Below(5);
   if (random.Chance(0.3)) request.logprobs = random.Below(3);
@@ -504,7 +505,7 @@ bool Simulation::AllDone() const {
 
 void Simulation::Storm() {
   Random& random = random_;
-  const absl::Time end = loop_.Now() + random.Seconds(0.3, 30);
+  const absl::Time end = loop_.Now() + random.Seconds(gentle_ ? 10 : 0.3, 30);
   const int requests = static_cast<int>(random.Between(3, 60));
   const absl::Duration between_requests = (end - loop_.Now()) / requests;
   const double at_once = random.Unit();

@@ -86,28 +86,26 @@ class Random {
 
 class TimedSink final : public RecordingSink {
  public:
-  explicit TimedSink(const ManualLoop& loop) : loop_(loop), asked_(loop.Now()) {}
+  explicit TimedSink(const ManualLoop& loop) : loop_(loop) {}
   void OnOutput(v1::Output message, OutputDetail detail) override {
     Told(message.choice());
     RecordingSink::OnOutput(std::move(message), std::move(detail));
   }
   void OnDone(absl::Status outcome, v1::Usage total) override {
     done_at = loop_.Now();
-    if (told_.empty()) Told(0);
     RecordingSink::OnDone(std::move(outcome), std::move(total));
   }
   absl::Time done_at;
-  absl::Duration longest_stall;  // of a choice, from the call or an output of it to the next
+  absl::Duration longest_stall;  // between two outputs of a choice
 
  private:
   void Told(uint32_t choice) {
-    const auto [told, first] = told_.try_emplace(choice, asked_);
+    const auto [told, first] = told_.try_emplace(choice, loop_.Now());
     longest_stall = std::max(longest_stall, loop_.Now() - told->second);
     told->second = loop_.Now();
   }
 
   const ManualLoop& loop_;
-  const absl::Time asked_;
   std::map<uint32_t, absl::Time> told_;  // when last
 };
 
