@@ -125,7 +125,9 @@ void BlockTier::OnReady(Replica& replica, v1::BlockReplyBatch first) {
       replica.seen && replica.member.identity.incarnation == hello.tier().incarnation();
   for (const uint64_t handle : std::exchange(replica.suspects, {})) {
     const auto found = sequences_.find(handle);
-    if (same_process && found != sequences_.end()) found->second->history.ReplicaIsBack();
+    if (!same_process || found == sequences_.end()) continue;
+    found->second->history.ReplicaIsBack();
+    found->second->not_before = absl::InfinitePast();
   }
   if (!same_process) ReopenAll(replica);
   replica.Reset(hello, loop_.Now());
@@ -180,6 +182,7 @@ void BlockTier::OnLost(Replica& replica, absl::Status status) {
     if (may_have_died && sequence.item != 0) {
       sequence.history.ReplicaLost();
       replica.suspects.push_back(handle);
+      if (sequence.history.must_open_alone()) WaitApartFromOthers(handle, sequence);
     }
     sequence.item = 0;
     sequence.promised_pages = 0;
@@ -196,6 +199,15 @@ void BlockTier::OnLost(Replica& replica, absl::Status status) {
   if (was_usable && on_change_) on_change_();
   RetireIfEmpty(replica);
   SchedulePump();
+}
+
+void BlockTier::WaitApartFromOthers(uint64_t handle, Sequence& sequence) {
+  const absl::Duration wait = WaitApart(DrawApart(
+      sequence.spec.request_key, {static_cast<int64_t>(handle), sequence.history.losses()}));
+  sequence.not_before = loop_.Now() + wait;
+  loop_.PostAfter(wait, [this, alive = alive_] {
+    if (*alive) SchedulePump();
+  });
 }
 
 std::vector<WorkerStatus> BlockTier::WorkerStatuses() const {

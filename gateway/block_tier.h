@@ -159,6 +159,7 @@ class BlockTier {
     absl::Time again_at = absl::InfiniteFuture();  // of an append that found the queue full
     absl::Time refused_since = absl::InfiniteFuture();  // of the append under way, the first time
     SequenceHistory history;
+    absl::Time not_before = absl::InfinitePast();  // of one that must be opened alone
     // That a replica told of the call under way, OK: none; a second one, not that in the last of
     // spec.not_by, is asked.
     absl::Status failure;
@@ -225,6 +226,8 @@ class BlockTier {
   void Strike(uint64_t incarnation, absl::string_view request);
   void Contradicted(uint64_t handle, Sequence& sequence, absl::string_view what);
   void OnLost(Replica& replica, absl::Status status);
+  // Replicas have died with it again and again.
+  void WaitApartFromOthers(uint64_t handle, Sequence& sequence);
   // It has a call of a sequence that must be opened alone.
   bool HasOneAlone(const Replica& replica) const;
 

@@ -49,6 +49,7 @@ void BlockTier::Pump() {
     const uint64_t handle = next->second;
     ++next;  // what follows may take the sequence out of the queue
     Sequence& sequence = *sequences_.at(handle);
+    if (loop_.Now() < sequence.not_before) continue;
     if (blocked.contains(sequence.spec.group) ||
         std::any_of(lines.begin(), lines.end(),
                     [&](const Sequence* first) { return StandInOneLine(*first, sequence); })) {

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <string>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "common/status_catalogue.h"
 
 namespace blockserve {
@@ -42,6 +45,14 @@ void RowHistory::WorkerDied(bool alone, int64_t rows) {
 int RowHistory::cohort() const {
   if (deaths_alone_ > 0 || deaths_together_ > 1 || last_try()) return 1;
   return deaths_together_ == 1 ? cohort_ : 0;
+}
+
+size_t DrawApart(absl::string_view request_key, std::initializer_list<int64_t> which) {
+  return std::hash<std::string>()(absl::StrCat(request_key, "/", absl::StrJoin(which, "/")));
+}
+
+absl::Duration WaitApart(size_t drawn) {
+  return absl::Milliseconds(300 + static_cast<int64_t>(drawn % 700));
 }
 
 BlockAction JudgeBlockReply(BlockCall call, const absl::Status& status, bool suspended) {

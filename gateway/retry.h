@@ -4,6 +4,7 @@
 #define BLOCKSERVE_GATEWAY_RETRY_H_
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -66,6 +67,12 @@ class RowHistory {
   int cohort_ = 1;  // after the first death
 };
 
+// What was with a worker when it died may have died of another gateway's work, which is tried again
+// too. Where and when each goes on is drawn from its request, which no other gateway has, from
+// which of the request's work it is and how often it has died: so they soon part.
+size_t DrawApart(absl::string_view request_key, std::initializer_list<int64_t> which);
+absl::Duration WaitApart(size_t drawn);  // 0.3 to 1 s
+
 // A worker whose connection broke may be back within this: then it was not killed. One that cannot
 // be reached when it is tried again was.
 inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
@@ -85,8 +92,8 @@ BlockAction JudgeBlockReply(BlockCall call, const absl::Status& status, bool sus
 
 // What has befallen a sequence since its last context row. One whose replica died may be why, as
 // may all others that it was working on; when a second one has died, it is opened alone: never
-// together with another that may be why. When two more have died with it alone, no other one is
-// risked.
+// together with another that may be why, and after a wait. When two more have died with it alone,
+// no other one is risked.
 class SequenceHistory {
  public:
   // The connection to the replica broke while it had a call of this sequence.
@@ -100,6 +107,7 @@ class SequenceHistory {
     if (losses_ > 0) --losses_;
   }
   bool must_open_alone() const { return losses_ >= 2; }
+  int losses() const { return losses_; }
   void Contradicted() { ++contradictions_; }  // ABORTED, INVALID_ARGUMENT or NOT_FOUND
   void Stalled() { ++stalls_; }
   void Progress() { *this = SequenceHistory(); }

@@ -277,7 +277,7 @@ TEST_F(TokenFailoverTest, ARowThatOnlyLostItsConnectionsIsAcquittedThoughTheyWer
 
 // Two gateways over the same workers; one has a row that kills them, the other one that is there
 // each time.
-class TwoGateways final : public FailoverFixture {
+class TwoGatewaysOfWorkers final : public FailoverFixture {
  public:
   // How the second one's ends.
   absl::Status Innocent(uint64_t number) {
@@ -314,7 +314,7 @@ class TwoGateways final : public FailoverFixture {
 TEST(TwoGatewaysTest, ARowThatKillsWorkersSeldomTakesOneOfAnotherGatewayAlong) {
   int ended = 0;
   for (uint64_t number = 1; number <= 100; ++number) {
-    const absl::Status status = TwoGateways().Innocent(number);
+    const absl::Status status = TwoGatewaysOfWorkers().Innocent(number);
     if (status.ok()) continue;
     EXPECT_THAT(status.message(), HasSubstr("token workers died"));
     ++ended;

@@ -21,13 +21,6 @@ constexpr int kMostRefusals = 3;
 // So many rows one after another that a second worker answered first make a worker slow.
 constexpr int kLostHedges = 5;
 
-// "Alone" is without other rows of ours. Another gateway may have tried its own there, and be
-// trying it on the next worker now: by the time that this is over ours goes on, at a time of its
-// own.
-absl::Duration WaitAfterDeathAlone(size_t drawn) {
-  return absl::Milliseconds(300 + static_cast<int64_t>(drawn % 700));
-}
-
 TierIdentity IdentityOf(const v1::TokenServiceHello& hello) {
   const v1::TierHello& tier = hello.tier();
   return {tier.protocol_version(),
@@ -383,7 +376,7 @@ void TokenTier::OnLost(Worker& worker, absl::Status status) {
       if (row.history.given_up()) {
         row.not_before = loop_.Now() + kReturnWait;  // the end is told by GiveUp
       } else if (what.alone) {
-        row.not_before = loop_.Now() + WaitAfterDeathAlone(row.Draw());
+        row.not_before = loop_.Now() + WaitApart(row.Draw());
       }
     }
     if (!IsUnderWay(row) || row.waiting) {

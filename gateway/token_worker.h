@@ -5,14 +5,12 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "gateway/token_tier.h"
 
 namespace blockserve {
@@ -78,13 +76,9 @@ struct TokenTier::Worker final : public TokenLink::Observer {
 };
 
 struct TokenTier::Row {
-  // A row of another gateway that kills its workers comes under suspicion at the same moments as
-  // those that die with it. Where and when each is tried again is drawn from this, which no row of
-  // another gateway has, and after each death anew: they soon part.
   size_t Draw() const {
     const v1::TokenRowRequest& row = *job.row;
-    return std::hash<std::string>()(absl::StrCat(row.header().request_key(), "/", row.choice(), "/",
-                                                 row.position(), "/", history.deaths()));
+    return DrawApart(row.header().request_key(), {row.choice(), row.position(), history.deaths()});
   }
 
   RowJob job;
