@@ -163,6 +163,21 @@ TEST(TwoGatewaysTest, ARequestThatKillsReplicasSeldomTakesOneOfAnotherGatewayAlo
   EXPECT_LE(ended, 2);
 }
 
+TEST_F(BlockFailoverTest, WhereTheOnlyOtherReplicaIsOutOfTurnASecondOpinionWaitsForIt) {
+  MakeCore(2, 2);
+  const std::vector<Stream> streams = Load(12, 400);
+  blocks_[1]->verdict = [](const v1::BlockRequest&) { return absl::InternalError("no"); };
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->block_tier().stats().ejected == 1; }));
+  blocks_[1]->verdict = nullptr;
+  blocks_[0]->verdict = [](const v1::BlockRequest& request) {
+    return request.has_close() ? absl::OkStatus() : absl::InternalError("no");
+  };
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->block_tier().stats().returned == 1; }));
+  blocks_[0]->verdict = nullptr;
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
 TEST_F(BlockFailoverTest, AReplicaThatRefusesAppendsForLongLosesItsSequences) {
   MakeCore(2, 2);
   const std::vector<Stream> streams = Load(20, 400);

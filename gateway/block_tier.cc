@@ -404,7 +404,7 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
       if (status.code() == absl::StatusCode::kInternal && sequence.failure.ok()) {
         // The replica may be ill, or the sequence: whether another one fails it too tells which.
         sequence.spec.not_by.push_back(replica.member.process());
-        if (HasSecondOpinion(sequence.spec)) {
+        if (SomebodyMayHold(sequence.spec)) {
           ++stats_.reopened_failed;
           sequence.failure = std::move(failure);
           Reopen(handle, sequence, /*close_copy=*/true);

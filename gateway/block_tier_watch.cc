@@ -198,7 +198,12 @@ void BlockTier::Tick() {
         // The others were suspect when its replica was lost; it does not wait for them for ever.
         if (replica != nullptr && now - replica->lost_at >= kReturnWait) stranded.push_back(handle);
         if (!sequence->failure.ok()) {
-          if (!HasSecondOpinion(sequence->spec)) nobody.emplace_back(handle, sequence->failure);
+          // Who is out of turn may answer a probe soon.
+          const bool waits =
+              SomebodyMayHold(sequence->spec) && now - sequence->waits_since < kReturnWait;
+          if (!waits && !HasSecondOpinion(sequence->spec)) {
+            nobody.emplace_back(handle, sequence->failure);
+          }
         } else if (replica == nullptr && now - sequence->waits_since >= options_.tier_wait &&
                    !SomebodyMayHold(sequence->spec)) {
           nobody.emplace_back(

@@ -74,7 +74,8 @@ size_t DrawApart(absl::string_view request_key, std::initializer_list<int64_t> w
 absl::Duration WaitApart(size_t drawn);  // 0.3 to 1 s
 
 // A worker whose connection broke may be back within this: then it was not killed. One that cannot
-// be reached when it is tried again was.
+// be reached when it is tried again was. So long is also waited for a second opinion of one that is
+// out of turn.
 inline constexpr absl::Duration kReturnWait = absl::Seconds(1);
 
 // ---- block tier

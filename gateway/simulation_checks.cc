@@ -9,7 +9,7 @@ namespace {
 // Two ticks of the core, and what the tiers take to hear of it.
 constexpr absl::Duration kLate = absl::Milliseconds(60);
 // In gentle weather.
-constexpr absl::Duration kLongestStall = absl::Seconds(2);
+constexpr absl::Duration kLongestStall = absl::Milliseconds(2500);
 
 }  // namespace
 

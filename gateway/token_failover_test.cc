@@ -549,6 +549,36 @@ TEST_F(TokenFailoverTest, OneRequestsRowsAreNoSignOfAnIllWorker) {
   ExpectAllExact(streams);
 }
 
+TEST_F(TokenFailoverTest, WhereTheOnlyOtherWorkerIsOutOfTurnASecondOpinionWaitsForIt) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = Load(12, 400);
+  workers_[1]->verdict = [](const v1::TokenRowRequest&) {
+    return absl::UnavailableError("not now");
+  };
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().ejected == 1; }));
+  workers_[1]->verdict = nullptr;
+  workers_[0]->verdict = [](const v1::TokenRowRequest&) { return absl::InternalError("no"); };
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().returned == 1; }));
+  workers_[0]->verdict = nullptr;
+  ASSERT_TRUE(RunUntilDone(streams));
+  ExpectAllExact(streams);
+}
+
+TEST_F(TokenFailoverTest, ASecondOpinionOfWhoStaysOutOfTurnIsNotWaitedForForLong) {
+  MakeCore(1, 2);
+  const std::vector<Stream> streams = {Generate(Request(5, 400, 1)), Generate(Request(5, 400, 2))};
+  workers_[1]->verdict = [](const v1::TokenRowRequest&) {
+    return absl::UnavailableError("not now");
+  };
+  ASSERT_TRUE(loop_.RunUntil([&] { return core_->token_tier().stats().ejected == 1; }));
+  workers_[0]->verdict = [](const v1::TokenRowRequest&) { return absl::InternalError("no"); };
+  ASSERT_TRUE(RunUntilDone(streams, absl::Seconds(2)));
+  for (const Stream& stream : streams) {
+    EXPECT_EQ(stream.sink->status.code(), absl::StatusCode::kInternal);
+  }
+  ExpectNothingLeft();
+}
+
 TEST_F(TokenFailoverTest, WhereTheSecondWorkerGoesBeforeItHasSaidTheFirstOnesWordCounts) {
   MakeCore(1, 2);
   workers_[0]->verdict = workers_[1]->verdict = [](const v1::TokenRowRequest&) {

@@ -177,6 +177,8 @@ class TokenTier {
   bool HasOther(const TierGroup& group, const Worker& worker) const;
   // A worker in turn that may do the row.
   bool SomebodyMayDo(const RowJob& job) const;
+  // The same, in turn or not.
+  bool SomebodyMightDo(const RowJob& job) const;
   // Somebody has it of whom an answer is still expected.
   static bool IsUnderWay(const Row& row);
   void RetireIfEmpty(Worker& worker);

@@ -34,6 +34,12 @@ bool TokenTier::SomebodyMayDo(const RowJob& job) const {
   });
 }
 
+bool TokenTier::SomebodyMightDo(const RowJob& job) const {
+  return std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
+    return worker->member.usable() && worker->member.group == *job.group && worker->may_do(job);
+  });
+}
+
 // Where nobody answers, it is not this worker that has fallen silent.
 bool TokenTier::PeersMove(const Worker& worker, absl::Duration allowed, absl::Time now) const {
   return std::any_of(workers_.begin(), workers_.end(), [&](const auto& other) {
@@ -196,16 +202,13 @@ void TokenTier::GiveUp(absl::Time now) {
       const TierGroup& group = *row.job.group;
       if (membership_.presence().workers(group) > 0) {
         if (!row.failure.ok()) {
-          if (!SomebodyMayDo(row.job)) given_up.emplace_back(handle, row.failure);
+          // Who is out of turn may answer a probe soon.
+          const bool waits = SomebodyMightDo(row.job) && now - row.waits_since < kReturnWait;
+          if (!waits && !SomebodyMayDo(row.job)) given_up.emplace_back(handle, row.failure);
           continue;
         }
         if (row.job.not_by.empty() || now - row.waits_since < options_.tier_wait) continue;
-        const bool somebody =
-            std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
-              return worker->member.usable() && worker->member.group == group &&
-                     worker->may_do(row.job);
-            });
-        if (somebody) continue;
+        if (SomebodyMightDo(row.job)) continue;
         given_up.emplace_back(handle, absl::UnavailableError("no other token worker is there"));
         continue;
       }
