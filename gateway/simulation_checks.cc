@@ -8,8 +8,9 @@ namespace {
 
 // Two ticks of the core, and what the tiers take to hear of it.
 constexpr absl::Duration kLate = absl::Milliseconds(60);
-// In gentle weather.
-constexpr absl::Duration kLongestStall = absl::Milliseconds(2500);
+// In gentle weather: one that hangs is found after 2 s where nothing is known of its group yet, and
+// where answers are held there may be two in turn.
+constexpr absl::Duration kLongestStall = absl::Seconds(3);
 
 }  // namespace
 
