@@ -46,6 +46,7 @@ class RowHistory {
   int cohort() const;
   bool suspect() const { return cohort() > 0; }
   int deaths() const { return deaths_together_ + deaths_alone_; }
+  int deaths_alone() const { return deaths_alone_; }
   // Where this one falls silent too, no other one is tried.
   bool last_try() const { return stalls_ >= 2 || cost() >= kMostWorkers - 1; }
   bool given_up() const {

@@ -221,6 +221,7 @@ void Simulation::Ask() {
   if (random_.Chance(0.15)) {
     auto scorer = std::make_unique<Scorer>();
     scorer->request = DrawText();
+    DrawDeadly(scorer->request.request_id);
     scorer->sink = std::make_shared<TimedScoreSink>(loop_);
     scorer->asked = loop_.Now();
     scorer->gateway = AnyGateway();
@@ -230,13 +231,7 @@ void Simulation::Ask() {
   }
   auto client = std::make_unique<Client>();
   client->request = DrawRequest();
-  client->deadly = deadly_alone_ ? deadly_.empty() : kills_ && random_.Chance(0.1);
-  if (client->deadly) {
-    Deadly& deadly = deadly_[client->request.request_id];
-    deadly.to_replicas = random_.Chance(0.3);
-    deadly.fails = random_.Chance(0.2);
-    deadly.hangs = !deadly.to_replicas && random_.Chance(0.3);
-  }
+  DrawDeadly(client->request.request_id);
   const size_t n = static_cast<size_t>(client->request.n);
   client->had.resize(n);
   client->had_text.resize(n);
@@ -279,7 +274,7 @@ void Simulation::GoOn(Client& client) {
     }
   }
   // Who is asked now knows nothing of what was before.
-  if (client.deadly) deadly_.at(request.request_id).kills = 0;
+  if (IsDeadly(request.request_id)) deadly_.at(request.request_id).kills = 0;
   client.request = request;
   client.sink = sink;
   client.asked = loop_.Now();
@@ -319,6 +314,14 @@ std::set<size_t> Simulation::SomeGateways() {
   const bool all = random_.Chance(0.5);
   for (size_t i = 0; all && i < gateways_.size(); ++i) some.insert(i);
   return some;
+}
+
+void Simulation::DrawDeadly(const std::string& request_id) {
+  if (!(deadly_alone_ ? deadly_.empty() : kills_ && random_.Chance(0.1))) return;
+  Deadly& deadly = deadly_[request_id];
+  deadly.to_replicas = random_.Chance(0.3);
+  deadly.fails = random_.Chance(0.2);
+  deadly.hangs = !deadly.to_replicas && random_.Chance(0.3);
 }
 
 template <class Worker>
@@ -593,7 +596,8 @@ bool Simulation::Clear() {
   }
   loop_.RunUntil([this] { return AllDone(); }, soon);
   for (const Client* client : again) {
-    if (upgraded_ || client->deadly || (kills_ && gateways_.size() > 1)) continue;
+    if (upgraded_ || IsDeadly(client->request.request_id) || (kills_ && gateways_.size() > 1))
+      continue;
     if (admits_ && absl::IsResourceExhausted(client->sink->status)) continue;
     EXPECT_TRUE(client->sink->status.ok())
         << client->request.request_id << ' ' << client->sink->status;

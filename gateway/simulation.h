@@ -264,7 +264,6 @@ class Simulation : public CoreFixture {
     size_t gateway = 0;  // where that stream is
     GenerationRequest request;
     Arithmetics arithmetics;          // that began it; empty: nobody has
-    bool deadly = false;              // no worker of one of the tiers survives it
     std::shared_ptr<TimedSink> sink;  // of the stream under way, or of the last one
     GenerationId id = 0;
     absl::Time asked;
@@ -302,6 +301,9 @@ class Simulation : public CoreFixture {
   }
   void Ask();
   void Strike();
+  // It may be deadly.
+  void DrawDeadly(const std::string& request_id);
+  bool IsDeadly(const std::string& request_id) const { return deadly_.contains(request_id); }
   // Whether it dies of what this request asks of it, or hangs.
   template <class Worker>
   bool DiesOf(const std::string& request_id, bool hangs, SimulatedTier<Worker>& tier,

@@ -80,10 +80,11 @@ template void Simulation::CheckEnd(const GenerationRequest& request, const absl:
 void Simulation::CheckClient(const Client& client) {
   SCOPED_TRACE(client.request.request_id);
   const TimedSink& sink = *client.sink;
+  const bool deadly = IsDeadly(client.request.request_id);
   EXPECT_LE(sink.done, 1);
   if (!client.cancelled) {
     ASSERT_EQ(sink.done, 1);
-    if (client.deadly && sink.status.code() == absl::StatusCode::kInternal) {
+    if (deadly && sink.status.code() == absl::StatusCode::kInternal) {
       ++ends_["DEADLY"];
     } else {
       CheckEnd(client.request, sink.status, client.asked, sink.done_at);
@@ -93,12 +94,13 @@ void Simulation::CheckClient(const Client& client) {
     longest_stall_ = std::max(longest_stall_, sink.longest_stall);
     EXPECT_LE(sink.longest_stall, kLongestStall);
   }
-  // Of each choice the first, and one with a cohort; then two for the verdict.
-  if (client.deadly && deadly_alone_) {
-    EXPECT_LE(deadly_.at(client.request.request_id).kills, 2 * client.request.n + 2);
+  // Those that had a row of it at first, one with a cohort, and two for the verdict.
+  if (deadly && deadly_alone_) {
+    const Deadly& what = deadly_.at(client.request.request_id);
+    EXPECT_LE(what.kills, what.hangs ? 4 * client.request.n : client.request.n + 3);
   }
   const bool whole = !client.cancelled && sink.status.ok();
-  EXPECT_FALSE(whole && client.deadly);
+  EXPECT_FALSE(whole && deadly);
   Arithmetics arithmetics = client.arithmetics;
   if (sink.started > 0) {
     arithmetics = {sink.first.block_numeric_id(), sink.first.token_numeric_id()};
@@ -155,6 +157,15 @@ void Simulation::Check() {
     EXPECT_LE(sink.done, 1);
     if (scorer->cancelled) continue;
     ASSERT_EQ(sink.done, 1);
+    if (IsDeadly(scorer->request.request_id)) {
+      const Deadly& what = deadly_.at(scorer->request.request_id);
+      const int at_first = static_cast<int>(workers_.size());
+      if (deadly_alone_ && !what.hangs) EXPECT_LE(what.kills, at_first + 3);
+      if (sink.response.status().code() == absl::StatusCode::kInternal) {
+        ++ends_["DEADLY"];
+        continue;
+      }
+    }
     CheckEnd(scorer->request, sink.response.status(), scorer->asked, sink.done_at);
     if (!sink.response.ok()) continue;
     if (liars_) continue;  // rows of scored texts are not audited

@@ -339,6 +339,32 @@ TEST_F(TokenFailoverTest, ARequestOfWhichEveryChoiceKillsWorkersCostsNoMoreThanO
   ExpectAllExactBut(4, "token workers died", streams);
 }
 
+// Those that had some of it at first, one that has a cohort, and two for the verdict.
+TEST_F(TokenFailoverTest, ATextOfWhichEveryRowKillsWorkersCostsFew) {
+  MakeCore(1, 6);
+  int kills = 0;
+  for (const auto& worker : workers_) {
+    worker->deadly = [&, killed = worker.get()](const v1::TokenRowRequest& row) {
+      if (row.header().request_key() != "text") return false;
+      ++kills;
+      loop_.PostAfter(absl::Milliseconds(20), [killed] { killed->Restart(); });
+      return true;
+    };
+  }
+  const Stream stream = Generate(Request(5, 400, 1));
+  ScoringRequest text;
+  text.request_id = "text";
+  text.tokens = Request(2000, 1, 2).prompt;
+  text.deadline = stream.request.deadline;
+  const auto sink = std::make_shared<RecordingScoreSink>();
+  core_->Score(std::move(text), sink);
+  ASSERT_TRUE(loop_.RunUntil([&] { return sink->done > 0; }));
+  EXPECT_EQ(sink->response.status().code(), absl::StatusCode::kInternal);
+  EXPECT_LE(kills, 6 + 1 + 2);
+  ASSERT_TRUE(RunUntilDone({stream}));
+  ExpectAllExact({stream});
+}
+
 TEST_F(TokenFailoverTest, ChoicesThatOneHeldUpGoOnWhenItIsAcquitted) {
   MakeCore(1, 3);
   int deaths = 0;

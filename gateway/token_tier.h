@@ -124,6 +124,15 @@ class TokenTier {
     ContextRowPtr probe_context;
   };
 
+  // Of a request with rows under suspicion, what is being tried: one row alone, until it is
+  // answered, or some with a cohort. Meanwhile no other row of it is sent: where one kills its
+  // workers, so may all.
+  struct Trial {
+    uint64_t alone = 0;              // its handle
+    const Worker* cohort = nullptr;  // who has it
+  };
+  using Trials = std::map<absl::string_view, Trial>;  // by request key
+
   void OnReady(Worker& worker, v1::TokenReplyBatch first);
   void Connect(Worker& worker);
   // Its process is a worker by another address already.
@@ -145,19 +154,18 @@ class TokenTier {
   void Enqueue(uint64_t handle, Row& row, bool is_new);
   void SchedulePump();
   void Pump();
-  void PumpSuspects();
+  void PumpSuspects(Trials& trials);
   Worker* WorkerForSuspect(const Row& row);
   // Workers that may be kept free for them now.
   int PlacesForSuspects(const TierGroup& group) const;
   static bool HasTried(const Row& row, const Worker& worker);
-  // Another row of its request is on trial.
-  bool AwaitsTrial(uint64_t handle, const Row& row) const;
+  Trials FindTrials() const;
   void SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect);
   void AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
                     const ContextRowPtr& context, absl::Time deadline);
   void AddCancel(Worker& worker, uint64_t attempt);
   void MarkForFlush(Worker& worker);
-  void SendWaitingRows();
+  void SendWaitingRows(const Trials& trials);
   // What this turn has for the workers goes out.
   void Flush();
   void WatchWorker(Worker& worker, absl::Time now);
@@ -194,9 +202,6 @@ class TokenTier {
   std::unordered_map<uint64_t, std::unique_ptr<Row>> rows_;  // by handle
   WaitQueue waiting_;
   WaitQueue suspects_;  // rows that may have killed a worker
-  // Rows that are tried alone, or have been and are tried again: handles, by request key. Meanwhile
-  // no other row of their request is sent: where one kills its workers, so may all.
-  std::unordered_map<std::string, uint64_t> trials_;
   TokenRouter router_;
   std::map<TierGroup, Group> groups_;
   TokenTierStats stats_;

@@ -26,6 +26,8 @@ constexpr int32_t kGivingWayBatches = 2;
 // behind them a stream would stand still.
 bool GivesWay(const v1::TokenRowRequest& row) { return row.score_forced(); }
 
+absl::string_view KeyOf(const RowJob& job) { return job.row->header().request_key(); }
+
 }  // namespace
 
 uint64_t TokenTier::Submit(RowJob job) {
@@ -45,7 +47,6 @@ std::unique_ptr<TokenTier::Row> TokenTier::Take(uint64_t handle) {
   std::unique_ptr<Row> row = std::move(found->second);
   rows_.erase(found);
   if (row->waiting) (row->suspects_queue ? suspects_ : waiting_).Erase(row->place);
-  std::erase_if(trials_, [&](const auto& trial) { return trial.second == handle; });
   for (const auto& [worker, attempt] : row->attempts) {
     worker->attempts.erase(attempt);
     if (!worker->member.connected) continue;
@@ -96,12 +97,13 @@ void TokenTier::Pump() {
   for (const std::unique_ptr<Worker>& worker : workers_) {
     worker->unwritten_bytes = worker->member.connected ? worker->link->queued_bytes() : 0;
   }
-  PumpSuspects();
-  if (!waiting_.waiting().empty()) SendWaitingRows();
+  Trials trials = FindTrials();
+  PumpSuspects(trials);
+  if (!waiting_.waiting().empty()) SendWaitingRows(trials);
   Flush();
 }
 
-void TokenTier::SendWaitingRows() {
+void TokenTier::SendWaitingRows(const Trials& trials) {
   // Whose fresh rows (not sent before, welcome everywhere) `views` is for. With hundreds of
   // workers, looking at all of them again for every row is most of what a row costs.
   std::vector<TokenWorkerView> views(workers_.size());
@@ -132,7 +134,7 @@ void TokenTier::SendWaitingRows() {
     if (full.contains(*row.job.group) || (gives_way && full_for_way.contains(*row.job.group))) {
       continue;
     }
-    if (AwaitsTrial(handle, row)) continue;
+    if (!trials.empty() && trials.contains(KeyOf(row.job))) continue;
     const bool fresh = row.attempts.empty() && row.job.not_by.empty();
     if (!fresh || !views_hold || !(views_of == *row.job.group)) {
       for (size_t i = 0; i < workers_.size(); ++i) {
@@ -174,10 +176,37 @@ void TokenTier::Flush() {
   }
 }
 
+TokenTier::Trials TokenTier::FindTrials() const {
+  Trials trials;
+  if (suspects_.waiting().empty() && !some_reserved_) return trials;
+  for (const std::unique_ptr<Worker>& worker : workers_) {
+    if (!worker->reserved && !worker->health.ejected()) continue;  // it has none
+    for (const auto& [id, attempt] : worker->attempts) {
+      if (!attempt.suspect || attempt.stalled) continue;
+      Trial& trial = trials[KeyOf(rows_.at(attempt.handle)->job)];
+      if (attempt.alone) {
+        trial.alone = attempt.handle;
+      } else {
+        trial.cohort = worker.get();
+      }
+    }
+  }
+  // First those with which a worker has died alone, then those that are to be tried alone.
+  for (const bool died_alone : {true, false}) {
+    for (const auto& [place, handle] : suspects_.waiting()) {
+      const Row& row = *rows_.at(handle);
+      if (died_alone ? row.history.deaths_alone() == 0 : row.history.cohort() != 1) continue;
+      // One that not every worker may do could wait for long.
+      if (row.job.not_by.empty()) trials.try_emplace(KeyOf(row.job), Trial{.alone = handle});
+    }
+  }
+  return trials;
+}
+
 // Rows under suspicion go, a cohort at a time, to workers that have no other row of ours. A part of
 // each group's workers is kept for them while there are any; with a single worker, the other rows
 // wait.
-void TokenTier::PumpSuspects() {
+void TokenTier::PumpSuspects(Trials& trials) {
   struct Places {
     int left = 0;  // in this turn
     // The cohort that is being sent: to whom, how many it has and may have.
@@ -191,19 +220,23 @@ void TokenTier::PumpSuspects() {
     const uint64_t handle = next->second;
     ++next;
     Row& row = *rows_.at(handle);
-    if (row.history.given_up() || now < row.not_before || AwaitsTrial(handle, row)) continue;
+    if (row.history.given_up() || now < row.not_before) continue;
+    const auto trial = trials.find(KeyOf(row.job));
+    const bool tried = trial != trials.end();
+    if (tried && trial->second.alone != 0 && trial->second.alone != handle) continue;
     const auto [found, is_new] = groups.try_emplace(*row.job.group);
     Places& places = found->second;
     if (is_new) places.left = PlacesForSuspects(*row.job.group);
     const int most = row.history.cohort();
     if (places.size < std::min(places.most, most) && places.worker->may_do(row.job) &&
-        !HasTried(row, *places.worker)) {
+        !HasTried(row, *places.worker) && (!tried || trial->second.cohort == places.worker)) {
       ++places.size;
       places.most = std::min(places.most, most);
+      trials[KeyOf(row.job)].cohort = places.worker;
       SendRow(handle, row, *places.worker, /*suspect=*/true);
       continue;
     }
-    if (places.left == 0) continue;
+    if (places.left == 0 || (tried && trial->second.cohort != nullptr)) continue;
     Worker* const worker = WorkerForSuspect(row);
     if (worker == nullptr) continue;
     --places.left;
@@ -213,6 +246,7 @@ void TokenTier::PumpSuspects() {
     places.worker = worker;
     places.size = 1;
     places.most = most;
+    trials[KeyOf(row.job)] = most == 1 ? Trial{.alone = handle} : Trial{.cohort = worker};
     SendRow(handle, row, *worker, /*suspect=*/true);
   }
   if (!std::exchange(some_reserved_, false)) return;
@@ -237,12 +271,6 @@ int TokenTier::PlacesForSuspects(const TierGroup& group) const {
     });
   }
   return std::max(0, std::max(1, there / 2) - taken);
-}
-
-bool TokenTier::AwaitsTrial(uint64_t handle, const Row& row) const {
-  if (trials_.empty()) return false;
-  const auto found = trials_.find(row.job.row->header().request_key());
-  return found != trials_.end() && found->second != handle;
 }
 
 bool TokenTier::HasTried(const Row& row, const Worker& worker) {
@@ -286,10 +314,6 @@ void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect)
                               .alone = row.history.cohort() == 1,
                               .is_hedge = is_hedge};
   row.attempts.emplace_back(&worker, attempt);
-  // One that not every worker may do could wait for long.
-  if (suspect && row.history.cohort() == 1 && row.job.not_by.empty()) {
-    trials_.emplace(row.job.row->header().request_key(), handle);
-  }
   if (is_hedge) ++stats_.hedged;
 
   Group& group = *worker.group;
