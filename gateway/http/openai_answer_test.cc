@@ -4,13 +4,17 @@
 
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "gateway/context_length.h"
 #include "gateway/http/json_text.h"
 #include "gateway/retry_after.h"
+#include "model/tokenizer.h"
 
 namespace blockserve {
 namespace {
@@ -69,11 +73,37 @@ TEST(OpenAiError, HasOpenAisFormAndTheRightStatus) {
   EXPECT_EQ(Json::parse(lost.body)["error"]["code"], "model_not_found");
 }
 
+TEST(OpenAiError, HasTheTypeOfItsStatus) {
+  const auto type_of = [](const absl::Status& status) {
+    return Json::parse(OpenAiError(status).body)["error"]["type"].get<std::string>();
+  };
+  EXPECT_EQ(type_of(absl::UnauthenticatedError("x")), "authentication_error");
+  EXPECT_EQ(type_of(absl::PermissionDeniedError("x")), "permission_error");
+  EXPECT_EQ(type_of(absl::NotFoundError("x")), "not_found_error");
+  EXPECT_EQ(type_of(absl::ResourceExhaustedError("x")), "rate_limit_error");
+  EXPECT_EQ(type_of(absl::InvalidArgumentError("x")), "invalid_request_error");
+  EXPECT_EQ(type_of(absl::InternalError("x")), "server_error");
+  const HttpResponse keyless = OpenAiError(absl::UnauthenticatedError("x"));
+  EXPECT_EQ(Json::parse(keyless.body)["error"]["code"], "invalid_api_key");
+  ASSERT_EQ(keyless.headers.size(), 1u);
+  EXPECT_EQ(keyless.headers[0].first, "WWW-Authenticate");
+  // A field is of a request: no error of ours names one.
+  EXPECT_EQ(Json::parse(OpenAiError(absl::InternalError("n: x")).body)["error"]["param"], nullptr);
+  EXPECT_EQ(Json::parse(OpenAiError(400, "\xff").body)["error"]["message"], "bad request");
+}
+
 Json DataOf(const std::string& event) {
   const size_t data = event.find("data: ");
   EXPECT_NE(data, std::string::npos);
   EXPECT_EQ(event.substr(event.size() - 2), "\n\n");
   return Json::parse(event.substr(data + 6));
+}
+
+TEST(OpenAiErrorEvent, HasTheStatusAsItsCode) {
+  const Json error = DataOf(OpenAiErrorEvent(absl::UnavailableError("gone")))["error"];
+  EXPECT_EQ(error["code"], 503);
+  EXPECT_EQ(error["message"], "gone");
+  EXPECT_EQ(error["type"], "server_error");
 }
 
 TEST(OpenAiEvents, WriteOneEventPerChoiceWithItsIdIfItHasOne) {
@@ -151,6 +181,150 @@ TEST(OpenAiLogprobs, ChatHasBytesAndAlternatives) {
   EXPECT_EQ(json["content"][0]["token"], "token_id:8");
   EXPECT_EQ(json["content"][0]["logprob"], -1.5);
   EXPECT_EQ(json["content"][0]["top_logprobs"], Json::array());
+}
+
+TEST(OpenAiLogprobs, ChatNamesWhatElseWasLikely) {
+  OpenAiLogprobs logprobs(nullptr, /*chat=*/true);
+  v1::TokenLogprobs scored;
+  scored.set_logprob(-1.5f);
+  for (const int32_t token : {9, 8}) {
+    v1::TopLogprob& top = *scored.add_top();
+    top.set_token(token);
+    top.set_logprob(token == 9 ? -0.5f : -1.5f);
+  }
+  logprobs.Add(8, scored);
+  logprobs.Add(9, scored);
+  const Json content = Json::parse(logprobs.Take())["content"];
+  ASSERT_EQ(content.size(), 2u);
+  ASSERT_EQ(content[1]["top_logprobs"].size(), 2u);
+  EXPECT_EQ(content[1]["token"], "token_id:9");
+  EXPECT_EQ(content[1]["top_logprobs"][0]["token"], "token_id:9");
+  EXPECT_EQ(content[1]["top_logprobs"][0]["logprob"], -0.5);
+  EXPECT_EQ(content[1]["top_logprobs"][1]["token"], "token_id:8");
+}
+
+class OpenAiLogprobsOfText : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    absl::StatusOr<std::unique_ptr<Tokenizer>> tokenizer =
+        Tokenizer::Load("tests/data/gpt_neox_20b.json");
+    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+    tokenizer_ = tokenizer->release();
+  }
+  static void TearDownTestSuite() { delete tokenizer_; }
+
+  static std::vector<int32_t> Encode(absl::string_view text) {
+    return tokenizer_->Encode(text).value();
+  }
+  static Json Offsets(OpenAiLogprobs& logprobs, const std::vector<int32_t>& ids) {
+    for (const int32_t id : ids) logprobs.Add(id, {});
+    return Json::parse(logprobs.Take())["text_offset"];
+  }
+
+  static constexpr int32_t kEndOfText = 0;
+  static Tokenizer* tokenizer_;
+};
+
+Tokenizer* OpenAiLogprobsOfText::tokenizer_ = nullptr;
+
+TEST_F(OpenAiLogprobsOfText, TokensBeginWhereTheirFirstCharacterDoes) {
+  // A character of four bytes is one of several tokens here, all of which begin where it does.
+  const std::vector<int32_t> face = Encode("🙉");
+  ASSERT_GE(face.size(), 2u);
+  std::vector<int32_t> ids = Encode("né");
+  const size_t before = ids.size();
+  ids.insert(ids.end(), face.begin(), face.end());
+  const std::vector<int32_t> after = Encode(" word");
+  ids.insert(ids.end(), after.begin(), after.end());
+  OpenAiLogprobs logprobs(tokenizer_, /*chat=*/false);
+  const Json offsets = Offsets(logprobs, ids);
+  ASSERT_EQ(offsets.size(), ids.size());
+  EXPECT_EQ(offsets[0], 0);
+  for (size_t i = 0; i < face.size(); ++i) EXPECT_EQ(offsets[before + i], 2) << i;
+  EXPECT_EQ(offsets[before + face.size()], 3);
+  EXPECT_EQ(Offsets(logprobs, {after[0]})[0], 8) << "Take does not begin anew";
+}
+
+TEST_F(OpenAiLogprobsOfText, ATokenAfterHalfACharacterBeginsAfterWhatStandsForThat) {
+  const std::vector<int32_t> face = Encode("🙉");
+  const std::vector<int32_t> word = Encode(" word");
+  OpenAiLogprobs logprobs(tokenizer_, /*chat=*/false);
+  EXPECT_EQ(Offsets(logprobs, {face[0], word[0], word[0]}), Json({0, 1, 6}));
+}
+
+TEST_F(OpenAiLogprobsOfText, SpecialTokensHaveTextInThePromptAlone) {
+  const std::vector<int32_t> word = Encode(" word");
+  OpenAiLogprobs logprobs(tokenizer_, /*chat=*/false);
+  EXPECT_EQ(Offsets(logprobs, {kEndOfText, word[0]}), Json({0, 13}));
+  logprobs.BeginOutput(18);
+  EXPECT_EQ(Offsets(logprobs, {kEndOfText, word[0], word[0]}), Json({18, 18, 23}));
+}
+
+TEST_F(OpenAiLogprobsOfText, TheOutputMayCompleteACharacterOfThePrompt) {
+  const std::vector<int32_t> face = Encode("🙉");
+  const std::vector<int32_t> word = Encode(" word");
+  OpenAiLogprobs logprobs(tokenizer_, /*chat=*/false);
+  EXPECT_EQ(Offsets(logprobs, {word[0], face[0]}), Json({0, 5}));
+  logprobs.BeginOutput(5);
+  std::vector<int32_t> rest(face.begin() + 1, face.end());
+  rest.push_back(word[0]);
+  EXPECT_EQ(Offsets(logprobs, rest).back(), 6);
+}
+
+TEST_F(OpenAiLogprobsOfText, ChatHasTheBytesOfATokenThatIsNoText) {
+  const std::vector<int32_t> face = Encode("🙉");
+  const absl::string_view bytes = tokenizer_->TokenBytes(face[0]);
+  OpenAiLogprobs logprobs(tokenizer_, /*chat=*/true);
+  logprobs.Add(face[0], {});
+  logprobs.Add(Encode("word")[0], {});
+  const Json content = Json::parse(logprobs.Take())["content"];
+  ASSERT_EQ(content[0]["bytes"].size(), bytes.size());
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    EXPECT_EQ(content[0]["bytes"][i], static_cast<unsigned char>(bytes[i]));
+  }
+  EXPECT_EQ(content[0]["token"].get<std::string>().substr(0, 10), "bytes:\\xf0");
+  EXPECT_EQ(content[1]["token"], "word");
+  EXPECT_EQ(content[1]["bytes"], Json({'w', 'o', 'r', 'd'}));
+}
+
+TEST_F(OpenAiLogprobsOfText, TokensAreIdsOnRequest) {
+  const int32_t word = Encode(" word")[0];
+  OpenAiLogprobs logprobs(tokenizer_, /*chat=*/false, /*tokens_as_ids=*/true);
+  logprobs.Add(word, {});
+  logprobs.Add(word, {});
+  const Json json = Json::parse(logprobs.Take());
+  EXPECT_EQ(json["tokens"][0], absl::StrCat("token_id:", word));
+  EXPECT_EQ(json["text_offset"], Json({0, 5})) << "the text is none of ids";
+}
+
+TEST(OpenAiAnswer, OfAStopTokenTellsWhich) {
+  v1::Finished token, length;
+  token.set_reason(v1::FINISH_REASON_STOP);
+  token.set_stop_token(17);
+  length.set_reason(v1::FINISH_REASON_LENGTH);
+  const int32_t prompt[] = {1, 2};
+  OpenAiChoice choices[2];
+  choices[0].text = "a";
+  choices[0].finished = &token;
+  choices[0].prompt_token_ids = prompt;
+  choices[1].index = 1;
+  choices[1].finished = &length;
+  for (const bool chat : {false, true}) {
+    const Json answer = Json::parse(OpenAiAnswer({chat, "i", 17, "m", "f"}, choices, {3, 2, 1}));
+    EXPECT_EQ(answer["object"], chat ? "chat.completion" : "text_completion");
+    ASSERT_EQ(answer["choices"].size(), 2u);
+    const Json& first = answer["choices"][0];
+    EXPECT_EQ(first["stop_reason"], 17);
+    EXPECT_EQ(first["prompt_token_ids"], Json({1, 2}));
+    EXPECT_EQ(answer["choices"][1]["finish_reason"], "length");
+    EXPECT_EQ(answer["choices"][1]["stop_reason"], nullptr);
+    EXPECT_EQ(answer["usage"]["total_tokens"], 5);
+    if (chat) {
+      EXPECT_EQ(first["message"], Json({{"role", "assistant"}, {"content", "a"}}));
+    } else {
+      EXPECT_EQ(first["text"], "a");
+    }
+  }
 }
 
 TEST(CountCharacters, CountsCodePoints) { EXPECT_EQ(CountCharacters("aé日🙂"), 4); }

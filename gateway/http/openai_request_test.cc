@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 
 namespace blockserve {
@@ -141,6 +142,7 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
   EXPECT_EQ(refused(R"("n":2,"best_of":3)"), "best_of");
   EXPECT_EQ(refused(R"("stream":1)"), "stream");
   EXPECT_EQ(refused(R"("stream_options":{})"), "stream_options") << "without stream";
+  EXPECT_EQ(refused(R"("stream":true,"stream_options":[])"), "stream_options");
   EXPECT_EQ(refused(R"("stream":true,"stream_options":{"include_usage":1})"),
             "stream_options.include_usage");
   EXPECT_EQ(refused(R"("stream":true,"stream_options":{"stream_interval":0})"),
@@ -309,6 +311,21 @@ TEST(ParseCompletion, NamesTheMessageThatDoesNotFit) {
             "messages[0].content");
   EXPECT_EQ(Refused(R"({"messages":[{"role":"user","content":"a"}],"top_logprobs":2})", true),
             "top_logprobs");
+}
+
+TEST(NamedAsGiven, NamesThePromptOfAList) {
+  const absl::Status too_long = absl::InvalidArgumentError("prompt.text: too long");
+  HttpCompletion wanted;
+  EXPECT_EQ(NamedAsGiven(too_long, wanted, 0, 1).message(), "prompt: too long");
+  EXPECT_EQ(NamedAsGiven(too_long, wanted, 1, 2).message(), "prompt[1]: too long");
+  EXPECT_EQ(NamedAsGiven(absl::InvalidArgumentError("n: x"), wanted, 1, 2).message(), "n: x");
+  wanted.chat = true;
+  absl::Status full = absl::ResourceExhaustedError("prompt.text: too long");
+  full.SetPayload("type", absl::Cord("payload"));
+  const absl::Status named = NamedAsGiven(full, wanted, 0, 1);
+  EXPECT_EQ(named.message(), "messages: too long");
+  EXPECT_EQ(named.code(), full.code());
+  EXPECT_EQ(named.GetPayload("type"), full.GetPayload("type"));
 }
 
 TEST(WithHttpFieldName, TellsFieldsByTheNamesThatClientsUse) {
