@@ -360,7 +360,8 @@ void HttpSession::OnAnswered() {
   if (const std::shared_ptr<Exchange> exchange = std::exchange(exchange_, nullptr)) {
     exchange->Release(nullptr);
   }
-  if (close_after_) return Linger();
+  // What has come early is a request under way, whose client was told that the connection stays.
+  if (close_after_ && early_.empty()) return Linger();
   BeginReading();
 }
 

@@ -469,6 +469,20 @@ TEST_F(HttpSessionTest, DrainingWaitsForARequestAndItsAnswer) {
   }
 }
 
+TEST_F(HttpSessionTest, DrainingWaitsForAnEarlyRequestToo) {
+  Open();
+  Send(kGet);
+  Respond("x");
+  const std::shared_ptr<HttpExchange> first = std::move(exchange_);
+  Send(kGet);
+  session_->Drain();
+  EXPECT_THAT(Receive(), Not(HasSubstr("Connection: close")));
+  ASSERT_NE(exchange_, nullptr);
+  Respond("y");
+  EXPECT_THAT(Receive(), AllOf(HasSubstr("Connection: close\r\n"), testing::EndsWith("y")));
+  EXPECT_TRUE(wire_->shut);
+}
+
 TEST_F(HttpSessionTest, AnOldConnectionEndsAfterItsNextAnswer) {
   context_->limits.max_age = absl::ZeroDuration();
   Open();
