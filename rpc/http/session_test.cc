@@ -295,6 +295,27 @@ TEST_F(HttpSessionTest, AStreamToHttp10EndsWithTheConnection) {
   EXPECT_TRUE(wire_->shut);
 }
 
+TEST_F(HttpSessionTest, TellsHowLongItMayBeIdleWhereThatHasAnEnd) {
+  const std::pair<absl::Duration, const char*> cases[] = {
+      {absl::Seconds(1), "Keep-Alive: timeout=1\r\n"},
+      {absl::Milliseconds(2900), "Keep-Alive: timeout=2\r\n"},
+      {absl::Milliseconds(900), nullptr},
+      {absl::InfiniteDuration(), nullptr}};
+  for (const auto& [idle, told] : cases) {
+    context_->limits.idle_timeout = idle;
+    Open();
+    Send(kGet);
+    Respond("x");
+    if (told != nullptr) {
+      EXPECT_THAT(Receive(), HasSubstr(told));
+    } else {
+      EXPECT_THAT(Receive(), Not(HasSubstr("eep-"))) << "it stays all the same";
+    }
+    EXPECT_FALSE(wire_->shut);
+    session_->Abort();
+  }
+}
+
 TEST_F(HttpSessionTest, HttpOneZeroIsToldThatItsConnectionStays) {
   Open();
   Send("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
