@@ -11,9 +11,11 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "client/client.h"
 #include "client/gateways.h"
@@ -42,6 +44,7 @@ class Gateway final : public v1::Generation::Service {
   }
   ~Gateway() override { server_->Shutdown(); }
   std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+  void WaitForCall() { called_.WaitForNotification(); }
 
   grpc::Status Generate(grpc::ServerContext* context, const v1::GenerateRequest* request,
                         grpc::ServerWriter<v1::GenerateResponse>* writer) override {
@@ -98,13 +101,14 @@ class Gateway final : public v1::Generation::Service {
     return {code, why};
   }
   int Next() {
-    ++calls;
+    if (++calls == 1) called_.Notify();
     if (plan_->empty()) return -grpc::StatusCode::INTERNAL;
     const int next = plan_->front();
     plan_->pop_front();
     return next;
   }
   const std::shared_ptr<Plan> plan_;
+  absl::Notification called_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
 };
@@ -171,6 +175,117 @@ TEST(ClientResume, ABrokenStreamGoesOnElsewhereAsIfNothingHadBeen) {
   EXPECT_EQ(third.requests[0].resume().choices(0).tokens_size(), 6);
   EXPECT_EQ(first.requests[1].resume().choices(0).tokens_size(), 9);
   EXPECT_THAT(first.keys, ElementsAre("Bearer bsk_1", "Bearer bsk_1"));
+}
+
+// Breaks off each stream after what the call before has told it to write.
+class TwoChoices final : public v1::Generation::Service {
+ public:
+  TwoChoices() {
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(this);
+    server_ = builder.BuildAndStart();
+  }
+  ~TwoChoices() override { server_->Shutdown(); }
+  std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
+
+  grpc::Status Generate(grpc::ServerContext*, const v1::GenerateRequest* request,
+                        grpc::ServerWriter<v1::GenerateResponse>* writer) override {
+    requests.push_back(*request);
+    v1::GenerateResponse event;
+    event.mutable_started()->set_seed(5);
+    writer->Write(event);
+    v1::Output& output = *event.mutable_output();
+    switch (requests.size()) {
+      case 1:
+        output.set_choice(1);
+        output.add_tokens(7);
+        writer->Write(event);
+        output.set_choice(0);
+        output.set_tokens(0, 8);
+        writer->Write(event);
+        output.set_choice(9);  // of no choice that was asked for
+        writer->Write(event);
+        event.mutable_finished()->set_choice(1);
+        writer->Write(event);
+        return {grpc::StatusCode::UNAVAILABLE, "lost"};
+      case 2:
+        output.add_tokens(9);
+        writer->Write(event);
+        return {grpc::StatusCode::UNAVAILABLE, "lost"};
+      default:
+        event.mutable_finished()->set_choice(0);
+        writer->Write(event);
+        event.mutable_usage();
+        writer->Write(event);
+        return grpc::Status::OK;
+    }
+  }
+
+  std::vector<v1::GenerateRequest> requests;
+
+ private:
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+TEST(ClientResume, TellsOfEachChoiceWhatHasComeAndWhetherItIsOver) {
+  // Also where it goes on with what another process has received.
+  for (const bool had_some : {false, true}) {
+    TwoChoices gateway;
+    ClientOptions options;
+    options.addresses = {gateway.address()};
+    options.first_backoff = absl::Milliseconds(1);
+    const auto client = Client::Create(options).value();
+    v1::GenerateRequest request;
+    request.set_n(2);
+    if (had_some) {
+      v1::Resume& had = *request.mutable_resume();
+      had.mutable_started()->set_seed(5);
+      had.add_choices()->add_tokens(3);
+      had.add_choices();
+    }
+    int outputs = 0;
+    const absl::Status status = client->Generate(request, [&](const v1::GenerateResponse& event) {
+      outputs += event.has_output();
+      return true;
+    });
+    EXPECT_TRUE(status.ok()) << status;
+    EXPECT_EQ(outputs, 4);
+    ASSERT_EQ(gateway.requests.size(), 3u);
+    const v1::Resume& second = gateway.requests[1].resume();
+    ASSERT_EQ(second.choices_size(), 2);
+    EXPECT_THAT(second.choices(1).tokens(), ElementsAre(7));
+    EXPECT_TRUE(second.choices(1).finished());
+    EXPECT_FALSE(second.choices(0).finished());
+    const v1::Resume& third = gateway.requests[2].resume();
+    ASSERT_EQ(third.choices_size(), 2);
+    if (had_some) {
+      EXPECT_THAT(third.choices(0).tokens(), ElementsAre(3, 8, 9));
+    } else {
+      EXPECT_THAT(third.choices(0).tokens(), ElementsAre(8, 9));
+    }
+    EXPECT_THAT(third.choices(1).tokens(), ElementsAre(7));
+    EXPECT_EQ(third.started().seed(), 5u);
+  }
+}
+
+TEST(ClientResume, ACancelEndsAWaitForTheNextTry) {
+  Gateway full({-grpc::StatusCode::RESOURCE_EXHAUSTED, kAll});
+  full.retry_after = "86400";
+  const auto client = Connect({&full});
+  CallOptions options;
+  options.timeout = absl::InfiniteDuration();
+  const std::unique_ptr<GenerationStream> stream = client->Generate({}, options);
+  std::thread reader([&stream] {
+    v1::GenerateResponse event;
+    EXPECT_FALSE(stream->Next(&event));
+  });
+  full.WaitForCall();
+  stream->Cancel();
+  reader.join();
+  EXPECT_FALSE(stream->Finish().ok());
+  EXPECT_EQ(full.calls, 1);
 }
 
 TEST(ClientResume, ClientsAreSpreadOverTheGateways) {
@@ -356,6 +471,24 @@ TEST(ClientResume, OptionsAreChecked) {
   EXPECT_EQ(Client::Create(options).status(),
             absl::InvalidArgumentError("ca_pem and certificate_pem need tls"));
   options.ca_pem = "";
+  options.tls = true;
+  options.key_pem = "x";
+  EXPECT_EQ(Client::Create(options).status(),
+            absl::InvalidArgumentError("certificate_pem and key_pem go together"));
+  options.certificate_pem = "x";
+  EXPECT_TRUE(Client::Create(options).ok());
+  options.tls = false;
+  EXPECT_EQ(Client::Create(options).status(),
+            absl::InvalidArgumentError("ca_pem and certificate_pem need tls"));
+  options.certificate_pem = options.key_pem = "";
+  options.max_retries = -1;
+  EXPECT_EQ(Client::Create(options).status(),
+            absl::InvalidArgumentError("max_retries is negative"));
+  options.max_retries = 0;
+  options.addresses = {"x:1", ""};
+  EXPECT_EQ(Client::Create(options).status(),
+            absl::InvalidArgumentError("addresses has an empty one"));
+  options.addresses = {"x:1"};
   for (const char* key : {"bsk 1", "bsk\n1", "bsk\x01", "bsk\xc3\xa9"}) {
     options.api_key = key;
     EXPECT_EQ(Client::Create(options).status(),

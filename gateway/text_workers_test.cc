@@ -57,6 +57,27 @@ TEST(TextWorkers, AKeyHoldsAtMostAsMuchAsItLeavesFree) {
   workers.Stop();
 }
 
+TEST(TextWorkers, WhatIsUnderWayTakesNoRoom) {
+  TextWorkers workers("text", 1, 100);
+  std::promise<void> begun;
+  std::promise<void> go_on;
+  {
+    Occupied occupied(workers);
+    EXPECT_TRUE(workers.Run("a", 30, [&begun, &go_on] {
+      begun.set_value();
+      go_on.get_future().wait();
+    }));
+    EXPECT_TRUE(workers.Run("a", 20, [] {}));
+    EXPECT_FALSE(workers.Run("a", 60, [] {}));
+    occupied.GoOn();
+    begun.get_future().wait();
+  }
+  EXPECT_FALSE(workers.Run("a", 61, [] {}));
+  EXPECT_TRUE(workers.Run("a", 60, [] {})) << "20 wait, and as much is to be left free";
+  go_on.set_value();
+  workers.Stop();
+}
+
 TEST(TextWorkers, OneTextIsTakenHoweverLongItIs) {
   TextWorkers workers("text", 1, 100);
   Occupied occupied(workers);

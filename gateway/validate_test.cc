@@ -134,6 +134,37 @@ TEST_F(ValidateTest, KeepsWhatIsGiven) {
   for (int i = 0; i < 3; ++i) EXPECT_EQ(result->sampling.logit_bias(i).token(), i + 1);
 }
 
+TEST_F(ValidateTest, TakesEveryValueAtItsLimit) {
+  v1::GenerateRequest request = Prompt({0, 50303});
+  request.set_request_id(std::string(128, '~'));
+  request.set_cache_salt("s");
+  v1::StopConditions& stop = *request.mutable_stop();
+  for (int i = 0; i < 16; ++i) stop.add_strings(std::string(256, 'x'));
+  for (int i = 0; i < 64; ++i) stop.add_token_ids(50303 - i);
+  v1::SamplingParameters& sampling = *request.mutable_sampling();
+  sampling.set_top_k(INT32_MAX);
+  sampling.set_top_p(1);
+  sampling.set_min_p(1);
+  sampling.set_presence_penalty(2);
+  sampling.set_frequency_penalty(-2);
+  for (int i = 0; i < 1024; ++i) {
+    v1::LogitBias& bias = *sampling.add_logit_bias();
+    bias.set_token(50303 - i);
+    bias.set_bias(i % 2 == 0 ? 100 : -100);
+  }
+  auto result = Generation(request);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_THAT(result->prompt, ElementsAre(0, 50303));
+  EXPECT_EQ(result->stop_strings.size(), 16u);
+  EXPECT_EQ(result->stop_ids.size(), 65u) << "and the end of text";
+  EXPECT_EQ(result->sampling.top_k(), INT32_MAX);
+  EXPECT_EQ(result->sampling.min_p(), 1.0f);
+  EXPECT_EQ(result->sampling.presence_penalty(), 2.0f);
+  EXPECT_EQ(result->sampling.frequency_penalty(), -2.0f);
+  EXPECT_EQ(result->sampling.logit_bias_size(), 1024);
+  EXPECT_EQ(result->sampling.logit_bias(1023).token(), 50303);
+}
+
 // A request that goes on with a stream of two choices.
 v1::GenerateRequest Resumed() {
   v1::GenerateRequest request = Prompt({1, 2, 3});

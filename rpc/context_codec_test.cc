@@ -60,6 +60,17 @@ TEST(ContextCodec, Bfloat16KeepsNaN) {
   EXPECT_TRUE(std::isnan(back[1]));
 }
 
+// They are coded in groups, of which the last one may be short.
+TEST(ContextCodec, KeepsEveryValueOfARowOfAnyLength) {
+  for (const v1::ContextType type : {v1::CONTEXT_TYPE_FLOAT32, v1::CONTEXT_TYPE_BFLOAT16}) {
+    for (const size_t size : {0, 1, 63, 64, 65, 128, 200}) {
+      std::vector<float> values(size);
+      for (size_t i = 0; i < size; ++i) values[i] = static_cast<float>(i) - 100.0f;
+      EXPECT_EQ(RoundTrip(values, type), values) << size;
+    }
+  }
+}
+
 TEST(ContextCodec, AppendsBehindWhatIsThere) {
   std::string bytes = "ab";
   AppendContexts({1.0f}, v1::CONTEXT_TYPE_BFLOAT16, bytes);
@@ -74,6 +85,8 @@ TEST(ContextCodec, RefusesWrongSizesAndUnknownTypes) {
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << size;
     EXPECT_THAT(std::string(status.message()), testing::HasSubstr("contexts"));
   }
+  EXPECT_FALSE(
+      DecodeContexts(std::string(8, 'x'), v1::CONTEXT_TYPE_BFLOAT16, absl::MakeSpan(two)).ok());
   const absl::Status status =
       DecodeContexts("", static_cast<v1::ContextType>(17), absl::MakeSpan(two));
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);

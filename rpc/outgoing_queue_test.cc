@@ -60,6 +60,21 @@ TEST(OutgoingQueue, RefusesWhatIsBeyondItsBytesAndTakesAgainAfterAPop) {
   EXPECT_EQ(queue.size(), 2u);
 }
 
+TEST(OutgoingQueue, TakesAndMergesWhatIsJustAtItsLimits) {
+  const OutgoingQueue<Text> empty({}, Join);
+  OutgoingQueue<Text> one({}, Join);
+  one.Push({""});
+  const int64_t overhead = one.bytes() - empty.bytes();
+  const std::string hundred(static_cast<size_t>(100 - overhead), 'x');
+  OutgoingQueue<Text> queue({.max_queued_bytes = 500, .max_merged_bytes = 200}, Join);
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(queue.Push({hundred})) << i;
+  EXPECT_EQ(queue.bytes(), 500);
+  EXPECT_EQ(queue.size(), 3u) << "two are of the largest size";
+  EXPECT_FALSE(queue.Push({""}));
+  queue.Pop();
+  EXPECT_EQ(queue.bytes(), 300);
+}
+
 TEST(OutgoingQueue, BoundsEmptyMessagesToo) {
   OutgoingQueue<Text> queue({.max_queued_bytes = 1000, .max_merged_bytes = 0}, Join);
   int taken = 0;
@@ -67,6 +82,7 @@ TEST(OutgoingQueue, BoundsEmptyMessagesToo) {
   EXPECT_LE(taken, 16);
   queue.Clear();
   EXPECT_TRUE(queue.empty());
+  EXPECT_EQ(queue.bytes(), 0);
   EXPECT_TRUE(queue.Push({""}));
 }
 

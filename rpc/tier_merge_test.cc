@@ -82,6 +82,10 @@ TEST(TierMerge, KeepsTheLaterLoadAndOnceToldDraining) {
   EXPECT_EQ(into.rows(1).id(), 2u);
   EXPECT_EQ(into.load().steps(), 6u);
   EXPECT_TRUE(into.draining());
+  v1::TokenReplyBatch drains, goes_on;
+  drains.set_draining(true);
+  ASSERT_TRUE(MergeTokenReplies(goes_on, drains));
+  EXPECT_TRUE(goes_on.draining());
   v1::TokenReplyBatch without_load;
   ASSERT_TRUE(MergeTokenReplies(into, without_load));
   EXPECT_EQ(into.load().steps(), 6u);
@@ -115,6 +119,14 @@ TEST(TierMerge, KeepsTheLatestPingAndPong) {
   v1::TokenRequestBatch more = Rows(v1::CONTEXT_TYPE_FLOAT32, {2});
   ASSERT_TRUE(MergeTokenRequests(rows, more));
   EXPECT_EQ(rows.ping(), 4u);
+  v1::BlockRequestBatch items, block_ping;
+  items.add_items()->set_id(1);
+  block_ping.set_ping(5);
+  ASSERT_TRUE(MergeBlockRequests(items, block_ping));
+  v1::BlockRequestBatch more_items;
+  more_items.add_items()->set_id(2);
+  ASSERT_TRUE(MergeBlockRequests(items, more_items));
+  EXPECT_EQ(items.ping(), 5u);
   v1::BlockReplyBatch pong, reply;
   pong.set_pong(7);
   reply.add_items()->set_id(1);

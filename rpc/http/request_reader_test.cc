@@ -95,6 +95,40 @@ TEST(HttpRequestReader, BoundsHeaderAndBody) {
   EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n0123456789"), 0);
 }
 
+TEST(HttpRequestReader, TakesAHeaderThatIsJustWithinItsBound) {
+  const std::string head = "GET / HTTP/1.1\r\nHost: a\r\nX: ";
+  const std::string end = "\r\n\r\n";
+  HttpReadLimits limits;
+  limits.max_header_bytes = 512;
+  for (const size_t more : {0, 1}) {
+    for (const size_t piece : {size_t{1}, size_t{100}, size_t{1000}}) {
+      const std::string bytes = absl::StrCat(
+          head, std::string(limits.max_header_bytes - head.size() - end.size() + more, 'a'), end);
+      HttpRequestReader reader(limits);
+      State state = State::kIdle;
+      for (size_t at = 0; at < bytes.size() && state != State::kFailed; at += piece) {
+        state = reader.Feed(absl::string_view(bytes).substr(at, piece));
+      }
+      EXPECT_EQ(state, more == 0 ? State::kDone : State::kFailed) << more << " by " << piece;
+    }
+  }
+}
+
+TEST(HttpRequestReader, ABodyMayBeLongerThanItsHeaderMay) {
+  HttpReadLimits limits;
+  limits.max_header_bytes = 512;
+  const std::string body(5000, 'b');
+  for (const std::string& bytes :
+       {absl::StrCat("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5000\r\n\r\n", body),
+        absl::StrCat("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1388\r\n",
+                     body, "\r\n0\r\n\r\n")}) {
+    HttpRequestReader reader(limits);
+    ASSERT_EQ(reader.Feed(bytes), State::kDone) << reader.failure();
+    EXPECT_EQ(reader.request().body, body);
+    EXPECT_FALSE(reader.has_surplus());
+  }
+}
+
 constexpr char kChunked[] = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n";
 
 TEST(HttpRequestReader, BoundsAHeaderThatComesLineByLine) {
@@ -177,6 +211,7 @@ TEST(HttpRequestReader, RefusesWhatIsNoPlainHttp1Request) {
   EXPECT_EQ(status_of("hello\r\n\r\n"), 400);
   EXPECT_EQ(status_of("GET / HTTP/1.1\r\n\r\n"), 400) << "no Host";
   EXPECT_EQ(status_of("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n"), 400);
+  EXPECT_EQ(status_of("GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n"), 400);
   EXPECT_EQ(status_of("GET / HTTP/3.0\r\nHost: a\r\n\r\n"), 505);
   EXPECT_NE(status_of("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n"
                       "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
@@ -200,6 +235,25 @@ TEST(HttpRequestReader, AsksForAnExpectedContinueOnce) {
   EXPECT_TRUE(reader.TakeExpectation());
   EXPECT_FALSE(reader.TakeExpectation());
   EXPECT_EQ(reader.Feed("ab"), State::kDone);
+}
+
+TEST(HttpRequestReader, ExpectsNoContinueOfHttp10NorOfABodyThatIsThere) {
+  HttpRequestReader old({});
+  EXPECT_EQ(old.Feed("POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"),
+            State::kBody);
+  EXPECT_FALSE(old.TakeExpectation());
+  HttpRequestReader whole({});
+  EXPECT_EQ(whole.Feed("POST / HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\n"
+                       "Content-Length: 2\r\n\r\nab"),
+            State::kDone);
+  EXPECT_FALSE(whole.TakeExpectation());
+}
+
+TEST(HttpReason, IsAWordForEveryNumber) {
+  EXPECT_EQ(HttpReason(200), "OK");
+  EXPECT_EQ(HttpReason(429), "Too Many Requests");
+  EXPECT_EQ(HttpReason(299), "Error");
+  for (const int status : {-1, 0, 99, 600, 1000}) EXPECT_FALSE(HttpReason(status).empty());
 }
 
 TEST(HttpRequestReader, EmptyLinesBeforeARequestAreNoRequest) {
