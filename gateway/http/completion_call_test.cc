@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -12,6 +11,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "gateway/http/front_fixture.h"
 #include "gateway/manual_loop.h"
 
 namespace blockserve {
@@ -23,89 +23,6 @@ using ::testing::IsEmpty;
 using ::testing::Not;
 
 using Json = nlohmann::json;
-
-// A connection whose thread is the test's loop.
-class FakeExchange final : public HttpExchange {
- public:
-  explicit FakeExchange(ManualLoop& loop) : loop_(loop) {}
-
-  HttpRequest& request() override { return request_; }
-  void Post(std::function<void()> task) override {
-    ++posts;
-    loop_.Post(std::move(task));
-  }
-  void Respond(HttpResponse given) override {
-    EXPECT_FALSE(over()) << "one answer";
-    response = std::move(given);
-    Release();
-  }
-  void StartStream(HttpResponse given) override {
-    EXPECT_FALSE(over() || head.has_value());
-    head = std::move(given);
-  }
-  void Write(std::string bytes) override {
-    EXPECT_TRUE(head.has_value() && !over());
-    stream += bytes;
-  }
-  void EndStream() override {
-    EXPECT_TRUE(head.has_value() && !over());
-    ended = true;
-    Release();
-  }
-  void set_on_drained(std::function<void()> on_drained) override {
-    on_drained_ = std::move(on_drained);
-  }
-  void set_on_lost(std::function<void(HttpLoss)> on_lost) override {
-    on_lost_ = std::move(on_lost);
-  }
-
-  bool over() const { return response.has_value() || ended || lost; }
-  void Drain() { on_drained_(); }
-  void Lose(HttpLoss loss) {
-    lost = true;
-    const auto on_lost = std::move(on_lost_);
-    Release();
-    on_lost(loss);
-  }
-
-  std::optional<HttpResponse> response;
-  std::optional<HttpResponse> head;
-  std::string stream;
-  bool ended = false;
-  bool lost = false;
-  int posts = 0;
-
- private:
-  void Release() { on_drained_ = nullptr, on_lost_ = nullptr; }
-
-  ManualLoop& loop_;
-  HttpRequest request_;
-  std::function<void()> on_drained_;
-  std::function<void(HttpLoss)> on_lost_;
-};
-
-// What the core was asked for, by id.
-class FakeCore final : public GenerationCore {
- public:
-  GenerationId Generate(GenerationRequest request, std::shared_ptr<GenerationSink> sink) override {
-    generations.emplace(++last_id, std::move(sink));
-    return last_id;
-  }
-  GenerationId Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) override {
-    scorings.emplace(++last_id, std::move(sink));
-    return last_id;
-  }
-  void Cancel(GenerationId id, absl::Status why) override { cancelled[id] = std::move(why); }
-  void Resume(GenerationId id) override { resumed.push_back(id); }
-  void FillModelStatus(v1::GetModelResponse& response) const override {}
-  absl::Time Now() const override { return absl::UnixEpoch(); }
-
-  GenerationId last_id = 0;
-  std::map<GenerationId, std::shared_ptr<GenerationSink>> generations;
-  std::map<GenerationId, std::shared_ptr<ScoringSink>> scorings;
-  std::map<GenerationId, absl::Status> cancelled;
-  std::vector<GenerationId> resumed;
-};
 
 class CompletionCallTest : public testing::Test {
  protected:
