@@ -13,6 +13,9 @@ namespace {
 // What a client may send ahead before we stop listening to it (and notice no more if it leaves).
 constexpr size_t kMaxDiscardedBytes = size_t{1} << 20;
 constexpr absl::Duration kLingerTime = absl::Seconds(2);
+// Of what is given to the network at once: the limit of time is for each such piece, so that a long
+// answer may take as long as its client goes on reading.
+constexpr size_t kPieceBytes = size_t{64} << 10;
 // What an idle connection has beyond what its client is told: a request that is sent just before
 // the end arrives later.
 constexpr absl::Duration kIdleGrace = absl::Seconds(2);
@@ -191,7 +194,7 @@ void HttpSession::OnRead(boost::system::error_code error, size_t bytes) {
       return;
     case Phase::kAnswering:
       if (error) return Lose(HttpLoss::kClientGone);
-      if (answered_ && out_.empty() && !close_after_ && early_.size() < input_.size()) {
+      if (answered_ && LastBytesAreLeaving() && !close_after_ && early_.size() < input_.size()) {
         // The answer may have reached the client before we were told of it.
         early_.append(input.data(), input.size());
         if (early_.size() < input_.size()) ReadMore();
@@ -327,29 +330,36 @@ void HttpSession::Append(std::string bytes) {
 
 void HttpSession::Pump() {
   if (write_under_way_ || phase_ == Phase::kClosed) return;
-  if (out_.empty()) {
-    if (answered_ && phase_ == Phase::kAnswering) OnAnswered();
-    return;
+  if (unwritten_.empty()) {
+    if (out_.empty()) {
+      if (answered_ && phase_ == Phase::kAnswering) OnAnswered();
+      return;
+    }
+    writing_.clear();
+    std::swap(writing_, out_);
+    unwritten_ = writing_;
   }
-  writing_.clear();
-  std::swap(writing_, out_);
+  const absl::string_view piece = unwritten_.substr(0, kPieceBytes);
+  unwritten_.remove_prefix(piece.size());
   write_under_way_ = true;
   if (phase_ == Phase::kAnswering) SetDeadline(context_->limits.write_timeout);
-  transport_->Write(boost::asio::buffer(writing_),
-                    [this, self = shared_from_this()](boost::system::error_code error, size_t) {
-                      OnWritten(error);
-                    });
+  transport_->Write(boost::asio::buffer(piece.data(), piece.size()),
+                    [this, self = shared_from_this(), bytes = piece.size()](
+                        boost::system::error_code error, size_t) { OnWritten(error, bytes); });
 }
 
-void HttpSession::OnWritten(boost::system::error_code error) {
+void HttpSession::OnWritten(boost::system::error_code error, size_t bytes) {
   write_under_way_ = false;
-  departing_.Remove(writing_.size());
+  departing_.Remove(bytes);
   // The connection may stay for long: the memory of a long answer is not kept for its next one.
-  if (writing_.size() > HttpRoomShare::kShortBytes) std::string().swap(writing_);
+  if (unwritten_.empty() && writing_.size() > HttpRoomShare::kShortBytes) {
+    std::string().swap(writing_);
+  }
   if (phase_ == Phase::kClosed) return;
   if (error) return Lose(HttpLoss::kClientGone);
-  if (phase_ == Phase::kAnswering && out_.empty()) ClearDeadline();
-  if (out_.empty() && !answered_ && exchange_ != nullptr) {
+  const bool drained = LastBytesAreLeaving();
+  if (phase_ == Phase::kAnswering && drained) ClearDeadline();
+  if (drained && !answered_ && exchange_ != nullptr) {
     const std::shared_ptr<Exchange> exchange = exchange_;
     exchange->Drained();
   }

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "common/mutex.h"
 #include "rpc/http/exchange.h"
@@ -29,7 +30,7 @@ struct HttpConnectionLimits {
   // Between two requests. Answers tell its whole seconds, and a little more than that is given.
   absl::Duration idle_timeout = absl::Seconds(120);
   absl::Duration write_timeout =
-      absl::Seconds(30);  // for what waits, of a client that reads slowly
+      absl::Seconds(30);  // for each 64 KiB of what waits, of a client that reads slowly
   // A connection that is about so old (a tenth more or less) is closed after its next answer: its
   // client connects anew, perhaps elsewhere.
   absl::Duration max_age = absl::InfiniteDuration();
@@ -108,7 +109,9 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
 
   void Append(std::string bytes);
   void Pump();
-  void OnWritten(boost::system::error_code error);
+  void OnWritten(boost::system::error_code error, size_t bytes);
+  // Nothing waits behind what the network has been given.
+  bool LastBytesAreLeaving() const { return unwritten_.empty() && out_.empty(); }
   void OnAnswered();
   void Linger();
   void Lose(HttpLoss loss);
@@ -141,12 +144,13 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   std::string request_id_;  // of the request that is being answered; empty: answers name none
   bool streaming_ = false;
   bool chunked_ = false;
-  std::string stream_head_;  // until the first write
-  bool answered_ = false;    // everything of the answer is in out_ or on its way
-  std::string early_;        // of the next request: sent when the answer's last bytes had left
-  std::string out_;          // [bytes] to be written next
-  std::string writing_;      // [bytes] on their way
-  HttpRoomShare departing_;  // of both
+  std::string stream_head_;      // until the first write
+  bool answered_ = false;        // everything of the answer is in out_ or on its way
+  std::string early_;            // of the next request: sent when the answer's last bytes had left
+  std::string out_;              // [bytes] to be written next
+  std::string writing_;          // [bytes] on their way
+  absl::string_view unwritten_;  // of writing_: what the network has not been given yet
+  HttpRoomShare departing_;      // of both
   bool write_under_way_ = false;
 
   std::chrono::steady_clock::time_point deadline_ = std::chrono::steady_clock::time_point::max();

@@ -342,6 +342,60 @@ TEST_F(HttpSessionTest, AStreamIsToldWhenEverythingOfItHasLeft) {
   EXPECT_EQ(drained, 1) << "of an answer that is over nobody asks";
 }
 
+// The limit of time is for each piece: whoever reads on gets the whole, however long that takes.
+TEST_F(HttpSessionTest, ALongAnswerLeavesInPieces) {
+  context_->departure_room = std::make_shared<HttpRoom>(1'950'000);
+  Open();
+  Send(kGet);
+  std::string body;
+  while (body.size() < 1 << 20) absl::StrAppend(&body, body.size(), ",");
+  Respond(body);
+  std::string received;
+  int pieces = 0;
+  for (; wire_->write; ++pieces) {
+    EXPECT_LE(wire_->writing.size(), size_t{64} << 10);
+    received += std::exchange(wire_->writing, {});
+    if (pieces == 3) {
+      HttpRoomShare others(context_->departure_room);
+      EXPECT_TRUE(others.Add(size_t{1} << 20)) << "what has left takes no room";
+    }
+    EndWriting({});
+  }
+  EXPECT_EQ(received.substr(received.find("\r\n\r\n") + 4), body);
+  EXPECT_EQ(pieces, 17);
+  EXPECT_EQ(Send(kGet), std::string(kGet).size());
+  Respond("x");
+  EXPECT_THAT(Receive(), testing::EndsWith("\r\n\r\nx"));
+}
+
+TEST_F(HttpSessionTest, ARequestBehindALongAnswerIsEarlyWhenItsLastPieceHasLeft) {
+  for (const bool last_has_left : {false, true}) {
+    Open();
+    Send(kGet);
+    Respond(std::string(70'000, 'x'));
+    if (last_has_left) EndWriting({});
+    const std::shared_ptr<HttpExchange> first = std::move(exchange_);
+    Send(kGet);
+    Receive();
+    EXPECT_EQ(exchange_ != nullptr, last_has_left);
+    EXPECT_EQ(wire_->shut, !last_has_left);
+    session_->Abort();
+  }
+}
+
+TEST_F(HttpSessionTest, AStreamIsNotDrainedBetweenThePiecesOfALongEvent) {
+  Open();
+  Send(kGet);
+  int drained = 0;
+  exchange_->set_on_drained([&] { ++drained; });
+  exchange_->StartStream(Plain(200, ""));
+  exchange_->Write(std::string(70'000, 'x'));
+  EndWriting({});
+  EXPECT_EQ(drained, 0);
+  EndWriting({});
+  EXPECT_EQ(drained, 1);
+}
+
 TEST_F(HttpSessionTest, WhoLeavesIsLostOnceAndGetsNothingMore) {
   Open();
   Send(kGet);
