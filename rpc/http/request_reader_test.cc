@@ -96,14 +96,15 @@ TEST(HttpRequestReader, BoundsHeaderAndBody) {
 }
 
 TEST(HttpRequestReader, TakesAHeaderThatIsJustWithinItsBound) {
-  const std::string head = "GET / HTTP/1.1\r\nHost: a\r\nX: ";
+  const std::string head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nX: ";
   const std::string end = "\r\n\r\n";
   HttpReadLimits limits;
   limits.max_header_bytes = 512;
   for (const size_t more : {0, 1}) {
     for (const size_t piece : {size_t{1}, size_t{100}, size_t{1000}}) {
       const std::string bytes = absl::StrCat(
-          head, std::string(limits.max_header_bytes - head.size() - end.size() + more, 'a'), end);
+          head, std::string(limits.max_header_bytes - head.size() - end.size() + more, 'a'), end,
+          "abc");
       HttpRequestReader reader(limits);
       State state = State::kIdle;
       for (size_t at = 0; at < bytes.size() && state != State::kFailed; at += piece) {
