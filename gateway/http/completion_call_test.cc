@@ -192,6 +192,9 @@ TEST_F(CompletionCallTest, AReaderWhoIsBehindHoldsTheCoreBack) {
   EXPECT_THAT(core_.resumed, ElementsAre(1, 2));
   EXPECT_TRUE(sink(1).WantsMore());
   exchange_->Drain();
+  Write(1, 'b');
+  loop_.RunReady();
+  exchange_->Drain();
   EXPECT_EQ(core_.resumed.size(), 2u) << "once";
   // One that has ended is not asked to go on.
   Write(1, 'c', /*last=*/true);
