@@ -262,6 +262,8 @@ TEST_F(HttpApiTest, NothingIsDoneForAClientThatLeavesWhileItsBodyIsRead) {
     exchange->Lose(HttpLoss::kClientGone);
     loop_.RunNext();
     EXPECT_FALSE(exchange->response.has_value());
+    api_->Stop();  // whose thread lets go of it later than it has posted
+    api_.reset();
     EXPECT_EQ(exchange.use_count(), 1) << path << ": nothing keeps it";
   }
   EXPECT_EQ(core_.last_id, 0u);

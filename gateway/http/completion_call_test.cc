@@ -31,6 +31,9 @@ class CompletionCallTest : public testing::Test {
     job_.head.id = "cmpl-r";
     AddPrompt();
   }
+  ~CompletionCallTest() override {
+    if (!exchange_->over()) exchange_->Lose(HttpLoss::kServerStops);  // a call keeps its exchange
+  }
   HttpPromptJob& AddPrompt() {
     HttpPromptJob& prompt = job_.prompts.emplace_back();
     prompt.ids = {1, 2};

@@ -66,7 +66,7 @@ class FakeExchange final : public HttpExchange {
     lost = true;
     const auto on_lost = std::move(on_lost_);
     Release();
-    on_lost(loss);
+    if (on_lost) on_lost(loss);
   }
 
   std::optional<HttpResponse> response;

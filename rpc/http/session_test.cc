@@ -76,13 +76,7 @@ class HttpSessionTest : public testing::Test {
     context_->arrival_room = std::make_shared<HttpRoom>(100'000);
     context_->departure_room = std::make_shared<HttpRoom>(100'000);
   }
-  ~HttpSessionTest() override {
-    if (session_ != nullptr) session_->Abort();
-    // As Boost.Asio does when a socket closes: what is under way ends.
-    EndReading(boost::asio::error::operation_aborted);
-    EndWriting(boost::asio::error::operation_aborted);
-    RunTimers();
-  }
+  ~HttpSessionTest() override { Disconnect(); }
 
   static HttpResponse Plain(int status, const std::string& body) {
     HttpResponse response;
@@ -92,7 +86,19 @@ class HttpSessionTest : public testing::Test {
     return response;
   }
 
+  void Disconnect() {
+    if (session_ != nullptr) session_->Abort();
+    // As Boost.Asio does when a socket closes: what is under way ends.
+    if (wire_ != nullptr) wire_->handshake = nullptr;
+    EndReading(boost::asio::error::operation_aborted);
+    EndWriting(boost::asio::error::operation_aborted);
+    RunTimers();
+  }
+  // After the connection before, if there was one, has ended.
   void Connect() {
+    Disconnect();
+    overs_ = 0;
+    losses_.clear();
     wire_ = std::make_shared<Wire>();
     session_ = std::make_shared<HttpSession>(std::make_unique<WireTransport>(wire_),
                                              boost::asio::steady_timer(io_), context_,
@@ -187,7 +193,6 @@ TEST_F(HttpSessionTest, AnAnswerMayBeThereAtOnce) {
 TEST_F(HttpSessionTest, WhoWantsNoFurtherAnswerGetsAnEndOfTheConnection) {
   for (const char* request :
        {"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "GET / HTTP/1.0\r\n\r\n"}) {
-    overs_ = 0;
     Open();
     Send(request);
     Respond("x");
@@ -506,7 +511,6 @@ TEST_F(HttpSessionTest, ARefusedConnectionIsToldWithoutBeingRead) {
 TEST_F(HttpSessionTest, AHandshakeThatFailsOrComesTooLateIsTheEnd) {
   for (const bool refuse : {false, true}) {
     for (const bool late : {false, true}) {
-      overs_ = 0;
       Connect();
       refuse ? session_->Refuse(503, "too many") : session_->Start();
       if (late) session_->Abort();
