@@ -85,8 +85,8 @@ class AdmittedCore::Ticket final : public GenerationSink,
       : admission(AdmissionOf(request)),
         owner_(owner),
         alive_(owner.alive_),
-        generation_(std::move(request)),
-        sink_(std::move(sink)) {
+        sink_(std::move(sink)),
+        generation_(std::move(request)) {
     record.request_id = generation_.request_id;
     record.prompt_tokens = static_cast<int64_t>(generation_.prompt.size());
     record.choices = generation_.n;
@@ -98,8 +98,8 @@ class AdmittedCore::Ticket final : public GenerationSink,
       : admission(AdmissionOf(request, owner.options_.block_length)),
         owner_(owner),
         alive_(owner.alive_),
-        scoring_(std::move(request)),
-        score_sink_(std::move(sink)) {
+        score_sink_(std::move(sink)),
+        scoring_(std::move(request)) {
     record.method = RequestMethod::kScore;
     record.request_id = scoring_.request_id;
     record.prompt_tokens = static_cast<int64_t>(scoring_.tokens.size());
@@ -175,11 +175,11 @@ class AdmittedCore::Ticket final : public GenerationSink,
     score_sink_->OnDone(std::move(response));
   }
 
-  const AdmissionRequest admission;
   GenerationId id = 0;
   std::optional<GenerationId> inner;  // the core's name for it, once it has left the queue
   bool over = false;
   RequestRecord record;
+  const AdmissionRequest admission;
 
  private:
   void LeaveStart() {
@@ -193,10 +193,10 @@ class AdmittedCore::Ticket final : public GenerationSink,
 
   AdmittedCore& owner_;
   const std::shared_ptr<bool> alive_;  // whether the owner is
-  GenerationRequest generation_;
-  ScoringRequest scoring_;
   const std::shared_ptr<GenerationSink> sink_;
   const std::shared_ptr<ScoringSink> score_sink_;
+  GenerationRequest generation_;  // until it is handed on, as scoring_
+  ScoringRequest scoring_;
 };
 
 AdmittedCore::AdmittedCore(Loop& loop, GenerationCore& core, const AdmittedCoreOptions& options,

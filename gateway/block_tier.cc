@@ -46,8 +46,7 @@ void BlockTier::WhenDisconnected(std::function<void()> done) {
 }
 
 int64_t BlockTier::BlocksOf(const Sequence& sequence) const {
-  return static_cast<int64_t>(sequence.spec.prompt->size() + sequence.spec.more.size()) /
-         block_length_;
+  return sequence.prompt_blocks + static_cast<int64_t>(sequence.spec.more.size()) / block_length_;
 }
 
 int64_t BlockTier::ReserveOf(const Sequence& sequence) const {
@@ -234,10 +233,11 @@ std::vector<WorkerStatus> BlockTier::WorkerStatuses() const {
 // ---- what replicas say
 
 void BlockTier::OnMessage(Replica& replica, v1::BlockReplyBatch batch) {
-  replica.Heard(batch, loop_.Now());
+  const absl::Time now = loop_.Now();
+  replica.Heard(batch, now);
   if (batch.draining() && !replica.member.draining) {
     replica.member.draining = true;
-    membership_.Update(replica.member, loop_.Now());
+    membership_.Update(replica.member, now);
     if (on_change_) on_change_();
     Evacuate(replica);
   }
@@ -250,13 +250,14 @@ void BlockTier::OnMessage(Replica& replica, v1::BlockReplyBatch batch) {
       rows = absl::string_view(batch.contexts()).substr(offset, bytes);
     }
     offset += bytes;
-    OnReply(replica, reply, rows);
+    OnReply(replica, reply, rows, now);
   }
   RetireIfEmpty(replica);
   SchedulePump();
 }
 
-void BlockTier::OnReply(Replica& replica, const v1::BlockReply& reply, absl::string_view rows) {
+void BlockTier::OnReply(Replica& replica, const v1::BlockReply& reply, absl::string_view rows,
+                        absl::Time now) {
   const auto found = replica.items.find(reply.id());
   if (found == replica.items.end()) return;  // cancelled, or the sequence has moved on
   const BlockItem item = found->second;
@@ -283,12 +284,12 @@ void BlockTier::OnReply(Replica& replica, const v1::BlockReply& reply, absl::str
     }
     if (ok) {
       Group& group = *replica.group;
-      const absl::Duration took = loop_.Now() - sequence.sent;
+      const absl::Duration took = now - sequence.sent;
       if (item.call == BlockCall::kAppend) group.appends.Add(took);
       if (item.call == BlockCall::kOpen) group.opens_per_block.Add(took / BlocksOf(sequence));
     }
   } else {
-    sequence.sent = loop_.Now();  // rows come: it is being worked on
+    sequence.sent = now;  // rows come: it is being worked on
   }
   if (ok) {
     // A fork is no work for the engine. And that the sequences that an ill one has go on does not

@@ -43,26 +43,30 @@ using BlockLink = TierLink<v1::BlockRequestBatch, v1::BlockReplyBatch>;
 struct SequenceSpec {
   TierGroup group;                                     // whose replicas may hold it
   std::shared_ptr<const std::vector<int32_t>> prompt;  // [blocks, L], pads included
-  std::vector<int32_t>
-      more;  // complete blocks after the prompt's, [blocks, L]; Extend adds to them
-  int64_t reserve_blocks = 0;  // of output to come at most
-  // Scoring: the rows of the prompt's blocks from `first_context` on are wanted, not the last one's
-  // alone, and nothing after them.
-  bool scoring = false;
-  int64_t first_context = 0;
+  int64_t reserve_blocks = 0;                          // of output to come at most
+  int64_t first_context = 0;                           // of `scoring`
   // Whose KV it may share (gateway/cache_pool.h). Another than the common one, 0, only replicas
   // that keep them apart may hold.
   absl::uint128 cache_pool = 0;
+  std::vector<WorkerProcess> not_by;        // who must not hold it
+  absl::string_view text_field = "prompt";  // what its client calls the text
+  // The sequence is gone, and the request with it. Nothing more is called.
+  std::function<void(absl::Status status)> on_failed;
+
+  // Side by side, what every block's call needs, with what BlockTier keeps of it: with a thousand
+  // sequences each line of it comes from memory.
+  //
+  // Scoring: the rows of the prompt's blocks from `first_context` on are wanted, not the last one's
+  // alone, and nothing after them.
+  bool scoring = false;
   uint32_t priority = 2;
   absl::Time deadline;
   std::string request_key;
-  std::vector<WorkerProcess> not_by;  // who must not hold it
   std::string traceparent;
-  absl::string_view text_field = "prompt";  // what its client calls the text
+  // Complete blocks after the prompt's, [blocks, L]; Extend adds to them.
+  std::vector<int32_t> more;
   // The row of the last block (scoring: of each block asked for, once and in order).
   std::function<void(int64_t block, ContextRowPtr row)> on_context;
-  // The sequence is gone, and the request with it. Nothing more is called.
-  std::function<void(absl::Status status)> on_failed;
 };
 
 // Since the start: how often sequences were opened again, and why.
@@ -148,24 +152,26 @@ class BlockTier {
     SequenceSpec spec;
     Phase phase = Phase::kDetached;
     bool wants_row = false;
+    bool begun = false;          // has been open before
     Replica* replica = nullptr;  // opening, forking, appending, idle
     uint64_t wire_id = 0;  // new with every open: an old copy can never be taken for a new one
     uint64_t item = 0;     // of the call under way; 0 while its replica is away
-    uint64_t parent_wire_id = 0;
-    int64_t promised_pages = 0;  // to the open under way
     absl::Time sent;
-    absl::Time waits_since;
-    uint64_t audit = 0;                            // of its last row, which is held back until then
     absl::Time again_at = absl::InfiniteFuture();  // of an append that found the queue full
     absl::Time refused_since = absl::InfiniteFuture();  // of the append under way, the first time
-    SequenceHistory history;
-    absl::Time not_before = absl::InfinitePast();  // of one that must be opened alone
+    int64_t promised_pages = 0;                         // to the open under way
+    int64_t prompt_blocks = 0;                          // of spec.prompt
     // That a replica told of the call under way, OK: none; a second one, not that in the last of
     // spec.not_by, is asked.
     absl::Status failure;
+    SequenceHistory history;
+    uint64_t audit = 0;  // of its last row, which is held back until then
+
+    uint64_t parent_wire_id = 0;
+    absl::Time waits_since;
+    absl::Time not_before = absl::InfinitePast();  // of one that must be opened alone
     WaitQueue::Place place;
     bool placed = false;  // has stood in the queue; a first open keeps its place
-    bool begun = false;   // has been open before
     bool aside = false;   // an audit's, for which nobody waits
     int64_t cached_blocks = 0;
     int64_t next_score_block = 0;
@@ -214,7 +220,9 @@ class BlockTier {
   // Its process is a replica by another address already.
   void DisconnectTwin(Replica& replica);
   void OnMessage(Replica& replica, v1::BlockReplyBatch batch);
-  void OnReply(Replica& replica, const v1::BlockReply& reply, absl::string_view rows);
+  // `now`: of the message; the clock is not asked for every block.
+  void OnReply(Replica& replica, const v1::BlockReply& reply, absl::string_view rows,
+               absl::Time now);
   void OnRows(Replica& replica, BlockCall call, uint64_t handle, const v1::BlockReply& reply,
               absl::string_view rows);
   void OnRefused(Replica& replica, BlockCall call, uint64_t handle, const v1::BlockReply& reply);

@@ -35,6 +35,7 @@ std::pair<uint64_t, BlockTier::Sequence*> BlockTier::Add(SequenceSpec spec) {
   std::unique_ptr<Sequence>& sequence = sequences_[handle];
   sequence = std::make_unique<Sequence>();
   sequence->spec = std::move(spec);
+  sequence->prompt_blocks = static_cast<int64_t>(sequence->spec.prompt->size()) / block_length_;
   return {handle, sequence.get()};
 }
 

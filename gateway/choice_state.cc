@@ -44,7 +44,8 @@ std::vector<int32_t> CountPrompt(absl::Span<const int32_t> tokens) {
   return counts;
 }
 
-ChoiceState::ChoiceState(ChoiceSpec spec) : spec_(std::move(spec)) {
+ChoiceState::ChoiceState(ChoiceSpec spec)
+    : spec_(std::move(spec)), prompt_tokens_(static_cast<int64_t>(spec_.prompt->size())) {
   const std::vector<int32_t>& prompt = *spec_.prompt;
   if (spec_.prompt_counts != nullptr) counts_ = *spec_.prompt_counts;
   forced_.assign(prompt.end() - spec_.prompt_rest, prompt.end());
@@ -62,7 +63,7 @@ ChoiceState::ChoiceState(ChoiceSpec spec) : spec_(std::move(spec)) {
 }
 
 int64_t ChoiceState::position() const {
-  return static_cast<int64_t>(spec_.prompt->size() + output_.size());
+  return prompt_tokens_ + static_cast<int64_t>(output_.size());
 }
 
 std::vector<int32_t> ChoiceState::OwnBlocks() const {
@@ -126,7 +127,7 @@ absl::StatusOr<RowPlan> ChoiceState::PlanRow() const {
   plan.forced_in_prompt = forced_in_prompt_;
   plan.limit = RowLimit();
   plan.position = position();
-  plan.min_tokens_position = static_cast<int64_t>(spec_.prompt->size()) + spec_.min_tokens;
+  plan.min_tokens_position = prompt_tokens_ + spec_.min_tokens;
   plan.seed = spec_.seed;
   plan.choice = spec_.choice;
   plan.vocab_limit = spec_.vocab_limit;

@@ -119,6 +119,7 @@ class ChoiceState {
   void Count(int32_t token, bool in_prompt);
 
   const ChoiceSpec spec_;
+  const int64_t prompt_tokens_;
   ChoicePhase phase_ = ChoicePhase::kQueued;
   std::vector<int32_t> output_;
   int64_t own_blocks_ = 0;

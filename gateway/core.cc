@@ -166,10 +166,13 @@ std::optional<Binding> Core::FindBinding(const Run& run) const {
 }
 
 bool Core::TryBind(Run& run) {
-  if (const std::optional<Binding> binding = FindBinding(run)) {
+  if (std::optional<Binding> binding = FindBinding(run)) {
     CallTiers* const tiers = run.call_tiers();
     if (tiers != nullptr && tiers->hash.empty()) tiers->hash = HashOf(*binding);
-    run.Start(*binding);
+    if (binding_ == nullptr || *binding_ != *binding) {
+      binding_ = std::make_shared<const Binding>(*std::move(binding));
+    }
+    run.Start(binding_);
     return true;
   }
   const absl::Time now = loop_.Now();

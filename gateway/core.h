@@ -86,6 +86,9 @@ class Core final : public GenerationCore {
   ScoringRows scoring_rows_;
   Later later_;
   RunEnvironment environment_;
+  // That of the last request bound. It is shared, so that who compares what two rows need compares
+  // what lies in the cache.
+  std::shared_ptr<const Binding> binding_;
   std::unordered_map<GenerationId, std::unique_ptr<Run>> runs_;
   std::set<std::pair<absl::Time, GenerationId>> deadlines_;
   // Not bound yet, for want of a tier; by priority, then by age.

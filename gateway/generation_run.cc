@@ -23,7 +23,7 @@ bool CountsPrompt(const v1::SamplingParameters& sampling) {
 }
 
 absl::Span<const int32_t> TokensOf(const TokenRowAnswer& answer) {
-  const auto& tokens = answer.reply.tokens();
+  const auto& tokens = answer.reply->tokens();
   return {tokens.data(), static_cast<size_t>(tokens.size())};
 }
 
@@ -33,12 +33,11 @@ GenerationRun::GenerationRun(const RunEnvironment& environment, GenerationReques
                              std::shared_ptr<GenerationSink> sink, std::function<void()> on_over)
     : Run(std::move(on_over)),
       environment_(environment),
-      request_(std::move(request)),
-      sink_(std::move(sink)) {}
+      sink_(std::move(sink)),
+      request_(std::move(request)) {}
 
-void GenerationRun::Start(const Binding& binding) {
-  binding_ = binding;
-  token_group_ = std::make_shared<const TierGroup>(binding.token);
+void GenerationRun::Start(std::shared_ptr<const Binding> binding) {
+  binding_ = std::move(binding);
   const ModelConfig& config = *environment_.config;
   PromptLayout layout = LayoutPrompt(config, request_.alignment, request_.prompt);
   const int32_t rest = static_cast<int32_t>(layout.forced.size());
@@ -118,7 +117,7 @@ void GenerationRun::OpenLeader() {
 
 SequenceSpec GenerationRun::SpecOf(size_t index) {
   SequenceSpec spec;
-  spec.group = binding_.block;
+  spec.group = binding_->block;
   spec.prompt = blocks_;
   spec.more = choices_[index].state.OwnBlocks();
   spec.reserve_blocks = reserve_blocks_;
@@ -140,9 +139,9 @@ SequenceSpec GenerationRun::SpecOf(size_t index) {
 void GenerationRun::TellStart() {
   v1::Started started;
   started.set_request_id(request_.request_id);
-  started.set_model_id(binding_.model_id);
-  started.set_block_numeric_id(binding_.block.numeric_id);
-  started.set_token_numeric_id(binding_.token.numeric_id);
+  started.set_model_id(binding_->model_id);
+  started.set_block_numeric_id(binding_->block.numeric_id);
+  started.set_token_numeric_id(binding_->token.numeric_id);
   started.set_seed(request_.seed);
   started.set_alignment(ToProto(request_.alignment));
   started.set_prompt_tokens(static_cast<int32_t>(request_.prompt.size()));
@@ -207,7 +206,7 @@ void GenerationRun::SubmitRow(size_t index) {
   absl::StatusOr<RowPlan> plan = choice.state.PlanRow();
   if (!plan.ok()) return End(absl::InternalError(plan.status().message()));
   RowJob job;
-  job.group = token_group_;
+  job.group = {binding_, &binding_->token};
   job.row = UpdateRow(choice, *plan);
   job.context = choice.context;
   job.deadline = request_.deadline;
@@ -253,7 +252,7 @@ void GenerationRun::OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer
 
 void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
   Choice& choice = choices_[index];
-  const v1::TokenRowReply& reply = answer.reply;
+  const v1::TokenRowReply& reply = *answer.reply;
   const absl::Span<const int32_t> tokens = TokensOf(answer);
   const int32_t vocab_size = environment_.config->vocab_size;
   for (const int32_t token : tokens) {
@@ -280,12 +279,11 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
   // left, and before anything that answers it.
   if (*verdict == BlockVerdict::kGoesOn && request_.stop_strings.empty()) {
     if (absl::Status status = go_on(); !status.ok()) return End(status);
-    environment_.later->Add(
-        [this, alive = alive_, index, position, answer = std::move(answer)]() mutable {
-          if (!*alive || over()) return;
-          TextOutput::Result text = choices_[index].text.Append(TokensOf(answer), false);
-          Emit(index, std::move(answer), position, std::move(text), /*ends_choice=*/false);
-        });
+    environment_.later->Add([this, alive = alive_, index, position, answer = std::move(answer)] {
+      if (!*alive || over()) return;
+      TextOutput::Result text = choices_[index].text.Append(TokensOf(answer), false);
+      Emit(index, answer, position, std::move(text), /*ends_choice=*/false);
+    });
     return;
   }
   TextOutput::Result text =
@@ -293,7 +291,7 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
   const size_t kept = static_cast<size_t>(text.tokens_kept);
   if (*verdict == BlockVerdict::kGoesOn && !text.stop_string.has_value()) {
     if (absl::Status status = go_on(); !status.ok()) return End(status);
-    Emit(index, std::move(answer), position, std::move(text), /*ends_choice=*/false);
+    Emit(index, answer, position, std::move(text), /*ends_choice=*/false);
     return;
   }
 
@@ -313,13 +311,13 @@ void GenerationRun::OnBlock(size_t index, TokenRowAnswer answer) {
     finished.set_reason(v1::FINISH_REASON_LENGTH);
   }
   finished.set_text(choice.text.Flush());
-  Emit(index, std::move(answer), position, std::move(text), /*ends_choice=*/true);
+  Emit(index, answer, position, std::move(text), /*ends_choice=*/true);
   if (!over()) FinishChoice(index, std::move(finished));
 }
 
-void GenerationRun::Emit(size_t index, TokenRowAnswer answer, int64_t position,
+void GenerationRun::Emit(size_t index, const TokenRowAnswer& answer, int64_t position,
                          TextOutput::Result text, bool ends_choice) {
-  const v1::TokenRowReply& reply = answer.reply;
+  const v1::TokenRowReply& reply = *answer.reply;
   const size_t kept = static_cast<size_t>(text.tokens_kept);
   usage_.set_completion_tokens(usage_.completion_tokens() + static_cast<int64_t>(kept));
   v1::Output output;
@@ -328,7 +326,7 @@ void GenerationRun::Emit(size_t index, TokenRowAnswer answer, int64_t position,
   output.mutable_tokens()->Add(reply.tokens().begin(),
                                reply.tokens().begin() + static_cast<int>(kept));
   output.set_text(std::move(text.text));
-  output.set_worker(std::move(answer.worker));
+  output.set_worker(answer.worker->name);
   if (request_.logprobs.has_value()) {
     const int best = reply.top_tokens_size() / std::max(1, reply.logprobs_size());
     for (int i = 0; i < static_cast<int>(kept); ++i) {

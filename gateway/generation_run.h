@@ -31,7 +31,7 @@ class GenerationRun final : public Run {
   }
   absl::string_view model_id() const override { return request_.model_id; }
   CallTiers* call_tiers() const override { return request_.origin.tiers.get(); }
-  void Start(const Binding& binding) override;
+  void Start(std::shared_ptr<const Binding> binding) override;
   void Resume() override;
 
  private:
@@ -65,24 +65,25 @@ class GenerationRun final : public Run {
   std::shared_ptr<const v1::TokenRowRequest> UpdateRow(Choice& choice, const RowPlan& plan) const;
   void OnAnswer(size_t index, absl::StatusOr<TokenRowAnswer> answer);
   void OnBlock(size_t index, TokenRowAnswer answer);
-  void Emit(size_t index, TokenRowAnswer answer, int64_t position, TextOutput::Result text,
+  void Emit(size_t index, const TokenRowAnswer& answer, int64_t position, TextOutput::Result text,
             bool ends_choice);
   void FinishChoice(size_t index, v1::Finished finished);
   // Every choice has finished.
   void Complete();
 
+  // Side by side what every block needs: with a thousand runs each line of it comes from memory.
   const RunEnvironment& environment_;
-  const GenerationRequest request_;
   const std::shared_ptr<GenerationSink> sink_;
-  Binding binding_;
-  std::shared_ptr<const TierGroup> token_group_;        // of `binding_`
+  std::shared_ptr<const Binding> binding_;
+  std::vector<Choice> choices_;
+  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
+  v1::Usage usage_;
+
+  const GenerationRequest request_;
   std::shared_ptr<const std::vector<int32_t>> blocks_;  // the prompt's complete ones, pads included
   int64_t reserve_blocks_ = 0;
-  std::vector<Choice> choices_;
   size_t leader_ = 0;    // the choice whose sequence is opened first
   int32_t running_ = 0;  // choices not over
-  v1::Usage usage_;
-  const std::shared_ptr<bool> alive_ = std::make_shared<bool>(true);
 };
 
 }  // namespace blockserve

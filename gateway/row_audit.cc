@@ -77,9 +77,11 @@ void RowAudit::Answer(uint64_t id, absl::StatusOr<TokenRowAnswer> answer) {
   const auto done = std::exchange(audit.job.done, nullptr);
   if (!done) return;
   if (answer.ok() && audit.strip_logprobs) {
-    answer->reply.clear_logprobs();
-    answer->reply.clear_top_tokens();
-    answer->reply.clear_top_logprobs();
+    auto reply = std::make_shared<v1::TokenRowReply>(*answer->reply);
+    reply->clear_logprobs();
+    reply->clear_top_tokens();
+    reply->clear_top_logprobs();
+    answer->reply = std::move(reply);
   }
   done(std::move(answer));  // which may cancel what it likes
 }
@@ -92,18 +94,19 @@ void RowAudit::OnAnswer(uint64_t id, absl::StatusOr<TokenRowAnswer> answer) {
     if (audit.stage != Audit::kFirst) ++stats_.skipped;
     if (audit.stage == Audit::kThird) {
       LogError(absl::StrCat("audit: request ", audit.job.row->header().request_key(), ": workers '",
-                            audit.first.worker, "' and '", audit.second.worker,
+                            audit.first.worker->name, "' and '", audit.second.worker->name,
                             "' decode a block differently, and no third one could settle it: ",
                             answer.status().message()));
-      answer = absl::InternalError(absl::StrCat("token workers '", audit.first.worker, "' and '",
-                                                audit.second.worker,
+      answer = absl::InternalError(absl::StrCat("token workers '", audit.first.worker->name,
+                                                "' and '", audit.second.worker->name,
                                                 "' differ, and no third one could settle it"));
     }
     Answer(id, answer.status());
     audits_.erase(id);
     return;
   }
-  audit.job.not_by.push_back(answer->process);
+  audit.job.not_by.push_back(answer->worker->process);
+  answer->reply = std::make_shared<const v1::TokenRowReply>(*answer->reply);  // it is kept
   switch (audit.stage) {
     case Audit::kFirst:
       audit.first = *std::move(answer);
@@ -114,7 +117,7 @@ void RowAudit::OnAnswer(uint64_t id, absl::StatusOr<TokenRowAnswer> answer) {
       return;
     case Audit::kSecond:
       audit.second = *std::move(answer);
-      if (Same(audit.first.reply, audit.second.reply)) {
+      if (Same(*audit.first.reply, *audit.second.reply)) {
         ++stats_.compared;
         Answer(id, audit.first);
         audits_.erase(id);
@@ -132,25 +135,26 @@ void RowAudit::OnAnswer(uint64_t id, absl::StatusOr<TokenRowAnswer> answer) {
 }
 
 void RowAudit::Settle(uint64_t id, Audit& audit, const TokenRowAnswer& third) {
-  if (Same(third.reply, audit.first.reply)) {
+  if (Same(*third.reply, *audit.first.reply)) {
     ++stats_.settled;
     Condemn(audit, audit.second);
     Answer(id, audit.first);
-  } else if (Same(third.reply, audit.second.reply)) {
+  } else if (Same(*third.reply, *audit.second.reply)) {
     ++stats_.settled;
     Condemn(audit, audit.first);
     Answer(id, audit.second);
   } else {
     LogError(absl::StrCat("audit: request ", audit.job.row->header().request_key(), ": workers '",
-                          audit.first.worker, "', '", audit.second.worker, "' and '", third.worker,
-                          "' each decode a block differently"));
+                          audit.first.worker->name, "', '", audit.second.worker->name, "' and '",
+                          third.worker->name, "' each decode a block differently"));
     Answer(id, absl::InternalError("three token workers differ over this request's block"));
   }
 }
 
 void RowAudit::Condemn(const Audit& audit, const TokenRowAnswer& wrong) {
-  tier_.Condemn(wrong.process.incarnation, absl::StrCat("answered wrong bits to request ",
-                                                        audit.job.row->header().request_key()));
+  tier_.Condemn(
+      wrong.worker->process.incarnation,
+      absl::StrCat("answered wrong bits to request ", audit.job.row->header().request_key()));
 }
 
 }  // namespace blockserve

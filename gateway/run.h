@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 
 #include "absl/status/status.h"
@@ -24,6 +25,7 @@ struct Binding {
   TierGroup block;
   TierGroup token;
   std::string model_id;
+  friend bool operator==(const Binding&, const Binding&) = default;
 };
 
 // Outlives every run.
@@ -56,8 +58,8 @@ class Run {
   // Of the call that it is a part of; null: whoever is there may serve it.
   virtual CallTiers* call_tiers() const { return nullptr; }
 
-  // Both tiers are there. Once.
-  virtual void Start(const Binding& binding) = 0;
+  // Both tiers are there. Once. `binding`: of all requests that are bound alike.
+  virtual void Start(std::shared_ptr<const Binding> binding) = 0;
   virtual void Resume() {}
 
   bool over() const { return over_; }

@@ -32,15 +32,14 @@ ScoringRun::ScoringRun(const RunEnvironment& environment, ScoringRequest request
       sink_(std::move(sink)),
       source_(request_.priority, [this] { return SubmitNext(); }) {}
 
-void ScoringRun::Start(const Binding& binding) {
-  binding_ = binding;
-  token_group_ = std::make_shared<const TierGroup>(binding.token);
+void ScoringRun::Start(std::shared_ptr<const Binding> binding) {
+  binding_ = std::move(binding);
   plan_ =
       PlanScore(*environment_.config, request_.alignment, request_.tokens, request_.first_scored);
   response_.set_request_id(request_.request_id);
-  response_.set_model_id(binding.model_id);
-  response_.set_block_numeric_id(binding.block.numeric_id);
-  response_.set_token_numeric_id(binding.token.numeric_id);
+  response_.set_model_id(binding_->model_id);
+  response_.set_block_numeric_id(binding_->block.numeric_id);
+  response_.set_token_numeric_id(binding_->token.numeric_id);
   for (size_t i = static_cast<size_t>(request_.first_scored); i < request_.tokens.size(); ++i) {
     response_.add_tokens(request_.tokens[i]);
     response_.add_logprobs();
@@ -50,7 +49,7 @@ void ScoringRun::Start(const Binding& binding) {
   environment_.scoring_rows->Add(source_);
 
   SequenceSpec spec;
-  spec.group = binding.block;
+  spec.group = binding_->block;
   spec.prompt = std::make_shared<const std::vector<int32_t>>(
       plan_.padded.begin(),
       plan_.padded.begin() + (plan_.end_block - 1) * environment_.config->block_length);
@@ -90,7 +89,7 @@ void ScoringRun::SubmitRow(int64_t block, ContextRowPtr context) {
   const int64_t begin = block * length;
   const int64_t end = std::min<int64_t>(begin + length, static_cast<int64_t>(plan_.padded.size()));
   RowJob job;
-  job.group = token_group_;
+  job.group = {binding_, &binding_->token};
   job.context = std::move(context);
   job.deadline = request_.deadline;
   auto request = std::make_shared<v1::TokenRowRequest>();
@@ -115,7 +114,7 @@ void ScoringRun::OnAnswer(int64_t block, absl::StatusOr<TokenRowAnswer> answer) 
   if (over()) return;
   rows_.erase(block);
   if (!answer.ok()) return End(answer.status());
-  const v1::TokenRowReply& reply = answer->reply;
+  const v1::TokenRowReply& reply = *answer->reply;
   const int64_t begin = block * environment_.config->block_length;
   const int64_t size = std::min<int64_t>(environment_.config->block_length,
                                          static_cast<int64_t>(plan_.padded.size()) - begin);

@@ -41,7 +41,7 @@ class ScoringRun final : public Run {
   int32_t choices() const override { return 1; }
   absl::string_view model_id() const override { return request_.model_id; }
   CallTiers* call_tiers() const override { return request_.origin.tiers.get(); }
-  void Start(const Binding& binding) override;
+  void Start(std::shared_ptr<const Binding> binding) override;
 
  private:
   void Release() override;
@@ -56,8 +56,7 @@ class ScoringRun final : public Run {
   const RunEnvironment& environment_;
   const ScoringRequest request_;
   const std::shared_ptr<ScoringSink> sink_;
-  Binding binding_;
-  std::shared_ptr<const TierGroup> token_group_;  // of `binding_`
+  std::shared_ptr<const Binding> binding_;
   ScorePlan plan_;
   uint64_t sequence_ = 0;  // handle; 0: none
   int64_t cached_blocks_ = 0;

@@ -194,6 +194,8 @@ void TokenTier::OnReady(Worker& worker, v1::TokenReplyBatch first) {
   worker.most_in_flight = worker.best_rows + std::clamp(hello.max_queued_rows(), 0, kMostRows) / 2;
   membership_.Connected(worker.member, IdentityOf(hello), loop_.Now());
   worker.group = &groups_[worker.member.group];
+  worker.identity = std::make_shared<const RowWorker>(
+      RowWorker{worker.member.identity.name, worker.member.process()});
   if (on_change_) on_change_();
   OnMessage(worker, std::move(first));
 }
@@ -220,46 +222,50 @@ void TokenTier::OnGone(Worker& worker) {
 }
 
 void TokenTier::OnMessage(Worker& worker, v1::TokenReplyBatch batch) {
+  const absl::Time now = loop_.Now();
   if (batch.pong() != 0) worker.ping.Pong(batch.pong());
   if (batch.has_load()) {
-    if (batch.load().steps() != worker.load.steps()) worker.progress.Progress(loop_.Now());
+    if (batch.load().steps() != worker.load.steps()) worker.progress.Progress(now);
     worker.load = Bounded(batch.load());
-    worker.load_told = loop_.Now();
+    worker.load_told = now;
   }
   if (batch.draining() && !worker.member.draining) {
     worker.member.draining = true;
-    membership_.Update(worker.member, loop_.Now());
+    membership_.Update(worker.member, now);
     if (on_change_) on_change_();
   }
-  for (v1::TokenRowReply& reply : *batch.mutable_rows()) OnRow(worker, reply);
+  // What is told of each row is told of this message.
+  const auto message = std::make_shared<const v1::TokenReplyBatch>(std::move(batch));
+  for (const v1::TokenRowReply& reply : message->rows()) OnRow(worker, {message, &reply}, now);
   RetireIfEmpty(worker);
   SchedulePump();
 }
 
-void TokenTier::OnRow(Worker& worker, v1::TokenRowReply& reply) {
-  const auto found = worker.attempts.find(reply.id());
+void TokenTier::OnRow(Worker& worker, std::shared_ptr<const v1::TokenRowReply> reply,
+                      absl::Time now) {
+  const uint64_t id = reply->id();
+  const auto found = worker.attempts.find(id);
   // Cancelled, or answered by another worker first.
   if (found == worker.attempts.end()) return;
   const Attempt attempt = found->second;
   const uint64_t handle = attempt.handle;
   worker.attempts.erase(found);
-  worker.progress.Progress(loop_.Now());
-  const absl::Status status = StatusOf(reply.status());
+  worker.progress.Progress(now);
+  const absl::Status status = StatusOf(reply->status());
   const RowAction action = JudgeRowReply(status);
   if (handle == 0) {
-    if (action == RowAction::kDone) OnAnswered(worker, attempt, nullptr);
+    if (action == RowAction::kDone) OnAnswered(worker, attempt, nullptr, now);
     return;
   }
   Row& row = *rows_.at(handle);
-  std::erase(row.attempts, std::make_pair(&worker, reply.id()));
+  std::erase(row.attempts, std::make_pair(&worker, id));
 
   switch (action) {
     case RowAction::kDone:
-      OnAnswered(worker, attempt, &row);
+      OnAnswered(worker, attempt, &row, now);
       ++stats_.rows;
       if (!row.failure.ok()) Strike(row.failed_by, row.job.row->header().request_key());
-      Finish(handle, TokenRowAnswer{std::move(reply), worker.member.identity.name,
-                                    worker.member.process()});
+      Finish(handle, TokenRowAnswer{std::move(reply), worker.identity});
       return;
     case RowAction::kSecondOpinion:
       OnFailed(worker, handle, row, status);
@@ -326,7 +332,7 @@ void TokenTier::Strike(uint64_t incarnation, absl::string_view request) {
 }
 
 // `row`: null for a probe.
-void TokenTier::OnAnswered(Worker& worker, const Attempt& attempt, Row* row) {
+void TokenTier::OnAnswered(Worker& worker, const Attempt& attempt, Row* row, absl::Time now) {
   Group& group = *worker.group;
   if (worker.health.Answered()) {
     ++stats_.returned;
@@ -338,7 +344,7 @@ void TokenTier::OnAnswered(Worker& worker, const Attempt& attempt, Row* row) {
   group.hedges.Done();
   // An answer that came when the row had been given away says that too little was allowed; of the
   // many that a worker brings when it wakes up, each would say so.
-  const absl::Duration took = loop_.Now() - std::max(attempt.sent, resumed_at_);
+  const absl::Duration took = now - std::max(attempt.sent, resumed_at_);
   group.times.Add(
       attempt.stalled ? std::min(took, group.times.SilenceAllowed(options_.progress_bound)) : took);
   if (!attempt.hedged) worker.lost_hedges = 0;

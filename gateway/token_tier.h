@@ -31,10 +31,17 @@ namespace blockserve {
 
 using TokenLink = TierLink<v1::TokenRequestBatch, v1::TokenReplyBatch>;
 
-struct TokenRowAnswer {
-  v1::TokenRowReply reply;
-  std::string worker;  // its name
+// A process of token workers, as its answers tell of it.
+struct RowWorker {
+  std::string name;
   WorkerProcess process;
+};
+
+struct TokenRowAnswer {
+  // A part of the message that it came in, all of which it keeps: for the moment in which it is
+  // told. Who keeps an answer copies it.
+  std::shared_ptr<const v1::TokenRowReply> reply;
+  std::shared_ptr<const RowWorker> worker;
 };
 
 // What a row says may be shared with the choice's next one (GenerationRun), and with an audit.
@@ -143,8 +150,9 @@ class TokenTier {
   void Acquit(Worker& worker);
   // Nobody is at its address, or another process: no verdict waits for it any longer.
   void OnGone(Worker& worker);
-  void OnRow(Worker& worker, v1::TokenRowReply& reply);
-  void OnAnswered(Worker& worker, const Attempt& attempt, Row* row);
+  // `now`, here and below: of the message or the turn; the clock is not asked for every row.
+  void OnRow(Worker& worker, std::shared_ptr<const v1::TokenRowReply> reply, absl::Time now);
+  void OnAnswered(Worker& worker, const Attempt& attempt, Row* row, absl::Time now);
   void OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::Status& status);
   void OnRefused(Worker& worker, RowAction action, const absl::Status& status, uint64_t handle,
                  Row& row);
@@ -160,9 +168,9 @@ class TokenTier {
   int PlacesForSuspects(const TierGroup& group) const;
   static bool HasTried(const Row& row, const Worker& worker);
   Trials FindTrials() const;
-  void SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect);
+  void SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect, absl::Time now);
   void AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
-                    const ContextRowPtr& context, absl::Time deadline);
+                    const ContextRowPtr& context, absl::Time deadline, absl::Time now);
   void AddCancel(Worker& worker, uint64_t attempt);
   void MarkForFlush(Worker& worker);
   void SendWaitingRows(const Trials& trials);

@@ -107,7 +107,7 @@ void TokenTier::SendWaitingRows(const Trials& trials) {
   // Whose fresh rows (not sent before, welcome everywhere) `views` is for. With hundreds of
   // workers, looking at all of them again for every row is most of what a row costs.
   std::vector<TokenWorkerView> views(workers_.size());
-  TierGroup views_of;
+  std::shared_ptr<const TierGroup> views_of;
   bool views_hold = false;
   // Of the fresh rows that go to one worker together: whose they are, and how many more.
   size_t packed = 0;
@@ -136,7 +136,9 @@ void TokenTier::SendWaitingRows(const Trials& trials) {
     }
     if (!trials.empty() && trials.contains(KeyOf(row.job))) continue;
     const bool fresh = row.attempts.empty() && row.job.not_by.empty();
-    if (!fresh || !views_hold || !(views_of == *row.job.group)) {
+    // Those of one group share it, for the most part.
+    const bool views_fit = views_hold && (views_of == row.job.group || *views_of == *row.job.group);
+    if (!fresh || !views_fit) {
       for (size_t i = 0; i < workers_.size(); ++i) {
         const Worker& worker = *workers_[i];
         views[i] = view_of(worker, row.job);
@@ -146,7 +148,7 @@ void TokenTier::SendWaitingRows(const Trials& trials) {
         for (const auto& [tried, attempt] : row.attempts) views[i].usable &= tried != &worker;
       }
       views_hold = fresh;
-      if (fresh) views_of = *row.job.group;
+      if (fresh) views_of = row.job.group;
       pack_left = 0;
     }
     const bool goes_along = fresh && pack_left > 0 && views[packed].takes_more(gives_way);
@@ -159,8 +161,10 @@ void TokenTier::SendWaitingRows(const Trials& trials) {
         packed = static_cast<size_t>(chosen);
         pack_left = PackSize(rows_of_turn, workers_.size(), worker.best_rows) - 1;
       }
-      SendRow(handle, row, worker, /*suspect=*/false);
-      views[static_cast<size_t>(chosen)] = view_of(worker, row.job);
+      SendRow(handle, row, worker, /*suspect=*/false, now);
+      TokenWorkerView& view = views[static_cast<size_t>(chosen)];
+      view.in_flight = static_cast<int32_t>(worker.attempts.size());
+      view.usable &= worker.unwritten_bytes < kMostUnwrittenBytes;
     } else if (fresh) {
       (gives_way ? full_for_way : full).insert(*row.job.group);
     }
@@ -233,7 +237,7 @@ void TokenTier::PumpSuspects(Trials& trials) {
       ++places.size;
       places.most = std::min(places.most, most);
       trials[KeyOf(row.job)].cohort = places.worker;
-      SendRow(handle, row, *places.worker, /*suspect=*/true);
+      SendRow(handle, row, *places.worker, /*suspect=*/true, now);
       continue;
     }
     if (places.left == 0 || (tried && trial->second.cohort != nullptr)) continue;
@@ -247,7 +251,7 @@ void TokenTier::PumpSuspects(Trials& trials) {
     places.size = 1;
     places.most = most;
     trials[KeyOf(row.job)] = most == 1 ? Trial{.alone = handle} : Trial{.cohort = worker};
-    SendRow(handle, row, *worker, /*suspect=*/true);
+    SendRow(handle, row, *worker, /*suspect=*/true, now);
   }
   if (!std::exchange(some_reserved_, false)) return;
   for (const std::unique_ptr<Worker>& worker : workers_) {
@@ -301,11 +305,10 @@ TokenTier::Worker* TokenTier::WorkerForSuspect(const Row& row) {
   return best;
 }
 
-void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect) {
+void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect, absl::Time now) {
   (row.suspects_queue ? suspects_ : waiting_).Erase(row.place);
   row.waiting = false;
   const uint64_t attempt = next_attempt_++;
-  const absl::Time now = loop_.Now();
   const bool is_hedge = row.hedge && !row.attempts.empty();
   if (worker.attempts.empty()) worker.progress.Begin(now);
   worker.attempts[attempt] = {.handle = handle,
@@ -323,7 +326,7 @@ void TokenTier::SendRow(uint64_t handle, Row& row, Worker& worker, bool suspect)
     group.probe.set_position(row.job.row->position());
     group.probe_context = row.job.context;
   }
-  AddToMessage(worker, attempt, *row.job.row, row.job.context, row.job.deadline);
+  AddToMessage(worker, attempt, *row.job.row, row.job.context, row.job.deadline, now);
 }
 
 void TokenTier::MarkForFlush(Worker& worker) {
@@ -338,7 +341,7 @@ void TokenTier::AddCancel(Worker& worker, uint64_t attempt) {
 }
 
 void TokenTier::AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRowRequest& row,
-                             const ContextRowPtr& context, absl::Time deadline) {
+                             const ContextRowPtr& context, absl::Time deadline, absl::Time now) {
   MarkForFlush(worker);
   std::vector<Worker::Outgoing>& outgoing = worker.outgoing;
   const size_t bytes = context->bytes.size() + row.ByteSizeLong() + kRowOverheadBytes;
@@ -355,7 +358,7 @@ void TokenTier::AddToMessage(Worker& worker, uint64_t attempt, const v1::TokenRo
   v1::TokenRowRequest& request = *message.batch.add_rows();
   request = row;
   request.set_id(attempt);
-  request.mutable_header()->set_remaining_ms(RemainingMs(deadline, loop_.Now()));
+  request.mutable_header()->set_remaining_ms(RemainingMs(deadline, now));
 }
 
 }  // namespace blockserve

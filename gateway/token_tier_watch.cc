@@ -182,7 +182,7 @@ void TokenTier::Probe(Worker& worker, absl::Time now) {
   const uint64_t attempt = next_attempt_++;
   if (worker.attempts.empty()) worker.progress.Begin(now);
   worker.attempts[attempt] = {.handle = 0, .sent = now};
-  AddToMessage(worker, attempt, group.probe, group.probe_context, now + kProbeTime);
+  AddToMessage(worker, attempt, group.probe, group.probe_context, now + kProbeTime, now);
   SchedulePump();
 }
 

@@ -55,6 +55,7 @@ struct TokenTier::Worker final : public TokenLink::Observer {
   TokenTier& tier;
   TierMember member;
   Group* group = nullptr;                          // member.group's; null until it has connected
+  std::shared_ptr<const RowWorker> identity;       // likewise
   std::unordered_map<uint64_t, Attempt> attempts;  // by the id on the wire
   int32_t most_in_flight = 0;
   int32_t best_rows = 0;  // its best batch
