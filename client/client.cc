@@ -158,6 +158,9 @@ absl::StatusOr<std::unique_ptr<Client>> Client::Create(const ClientOptions& opti
   if (options.max_retries.value_or(0) < 0) {
     return absl::InvalidArgumentError("max_retries is negative");
   }
+  if (options.first_backoff < absl::ZeroDuration()) {
+    return absl::InvalidArgumentError("first_backoff is negative");
+  }
   // Else gRPC would end the process at the first call.
   const std::string api_key(absl::StripAsciiWhitespace(options.api_key));
   if (!std::all_of(api_key.begin(), api_key.end(), absl::ascii_isgraph)) {

@@ -496,6 +496,10 @@ TEST(ClientResume, OptionsAreChecked) {
   EXPECT_EQ(Client::Create(options).status(),
             absl::InvalidArgumentError("max_retries is negative"));
   options.max_retries = 0;
+  options.first_backoff = -absl::Nanoseconds(1);
+  EXPECT_EQ(Client::Create(options).status(),
+            absl::InvalidArgumentError("first_backoff is negative"));
+  options.first_backoff = absl::ZeroDuration();
   options.addresses = {"x:1", ""};
   EXPECT_EQ(Client::Create(options).status(),
             absl::InvalidArgumentError("addresses has an empty one"));

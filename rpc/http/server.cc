@@ -90,10 +90,7 @@ struct HttpServer::Impl {
 
   void TakeConnection(Worker& worker, Tcp::socket socket) {
     const int64_t before = connections.fetch_add(1);
-    if (before >= options.max_connections + kRefusedConnections) {
-      connections.fetch_sub(1);
-      return;
-    }
+    if (before >= options.max_connections + kRefusedConnections) return EndConnection();
     const bool refuse = before >= options.max_connections;
     boost::system::error_code ignored;
     socket.set_option(Tcp::no_delay(true), ignored);
@@ -106,7 +103,7 @@ struct HttpServer::Impl {
                        : MakeTlsTransport(std::move(socket), std::move(tls)),
         std::move(timer), worker.context, [this, &worker](HttpSession* over) {
           worker.sessions.erase(over);
-          if (connections.fetch_sub(1) == 1 && draining) NoteEmpty();
+          EndConnection();
         });
     worker.loop.Post([this, &worker, session = std::move(session), refuse] {
       if (cut_off) return session->Abort();
@@ -119,6 +116,10 @@ struct HttpServer::Impl {
         if (draining) session->AnswerOnce();
       }
     });
+  }
+
+  void EndConnection() {
+    if (connections.fetch_sub(1) == 1 && draining) NoteEmpty();
   }
 
   void NoteEmpty() {
