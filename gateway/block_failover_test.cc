@@ -114,53 +114,9 @@ TEST_F(BlockFailoverTest, ASequenceThatKillsReplicasEndsItsRequestAlone) {
   for (const Stream& stream : streams) ExpectExact(stream);
 }
 
-// Two gateways over the same replicas; one has a request that kills them, the other one that is
-// there at first.
-class TwoGatewaysOfReplicas final : public FailoverFixture {
- public:
-  // How the second one's ends.
-  absl::Status Innocent(uint64_t number) {
-    MakeCore(3, 1);
-    const std::unique_ptr<Core> other = NewCore(/*gateway=*/1);
-    for (const auto& replica : blocks_) other->block_tier().AddReplica(replica->name);
-    for (const auto& worker : workers_) other->token_tier().AddWorker(worker->name);
-    Connect();
-    const GenerationRequest poison = Request(19, 60, number);
-    int kills = 0;
-    for (const auto& replica : blocks_) {
-      replica->deadly = [this, &kills, poison,
-                         killed = replica.get()](const v1::BlockRequest& request) {
-        if (request.header().request_key() != poison.request_id || request.has_close())
-          return false;
-        ++kills;
-        loop_.PostAfter(absl::Milliseconds(50), [killed] { killed->Restart(); });
-        return true;
-      };
-    }
-    const Stream deadly = Generate(poison);
-    const auto sink = std::make_shared<RecordingSink>();
-    other->Generate(Request(19, 60, 1000 + number), sink);
-    EXPECT_TRUE(RunUntilDone({deadly}));
-    EXPECT_EQ(kills, 4);
-    EXPECT_EQ(deadly.sink->status.code(), absl::StatusCode::kInternal);
-    EXPECT_TRUE(loop_.RunUntil([&] { return sink->done > 0; }));
-    return sink->status;
-  }
-
- private:
-  void TestBody() override {}
-};
-
 // Neither gateway knows of the other's request.
 TEST(TwoGatewaysTest, ARequestThatKillsReplicasSeldomTakesOneOfAnotherGatewayAlong) {
-  int ended = 0;
-  for (uint64_t number = 1; number <= 100; ++number) {
-    const absl::Status status = TwoGatewaysOfReplicas().Innocent(number);
-    if (status.ok()) continue;
-    EXPECT_THAT(status.message(), HasSubstr("again and again"));
-    ++ended;
-  }
-  EXPECT_LE(ended, 2);
+  EXPECT_LE(InnocentsEnded(/*kills_replicas=*/true, "again and again"), 2);
 }
 
 TEST_F(BlockFailoverTest, WhereTheOnlyOtherReplicaIsOutOfTurnASecondOpinionWaitsForIt) {

@@ -92,8 +92,11 @@ class CoreFixture : public ::testing::Test {
           std::make_unique<SimulatedTokenWorker>(loop_, "token" + std::to_string(i)));
     }
     core_ = NewCore();
-    for (const auto& replica : blocks_) core_->block_tier().AddReplica(replica->name);
-    for (const auto& worker : workers_) core_->token_tier().AddWorker(worker->name);
+    TellOfAll(*core_);
+  }
+  void TellOfAll(Core& core) const {
+    for (const auto& replica : blocks_) core.block_tier().AddReplica(replica->name);
+    for (const auto& worker : workers_) core.token_tier().AddWorker(worker->name);
   }
   // Over the workers that are there; it has not been told of them. `gateway`: no two have the same.
   std::unique_ptr<Core> NewCore(uint64_t gateway = 0) {

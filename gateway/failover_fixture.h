@@ -7,6 +7,7 @@
 
 #include <gmock/gmock.h>
 
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -61,6 +62,62 @@ class FailoverFixture : public CoreFixture {
     ExpectNothingLeft();
   }
 };
+
+// Two gateways over the same workers; one has a request that kills the workers of one tier, the
+// other one that is there as often as it can be.
+class TwoGateways final : public FailoverFixture {
+ public:
+  // How the second one's ends.
+  absl::Status Innocent(uint64_t number, bool kills_replicas) {
+    MakeCore(kills_replicas ? 3 : 1, kills_replicas ? 1 : 4);
+    const std::unique_ptr<Core> other = NewCore(/*gateway=*/1);
+    TellOfAll(*other);
+    Connect();
+    const GenerationRequest poison = Request(19, 60, number);
+    int kills = 0;
+    const auto dies_of = [&](auto& worker, const auto& call) {
+      if (call.header().request_key() != poison.request_id) return false;
+      ++kills;
+      loop_.PostAfter(absl::Milliseconds(50), [&worker] { worker.Restart(); });
+      return true;
+    };
+    if (kills_replicas) {
+      for (const auto& replica : blocks_) {
+        replica->deadly = [&dies_of, replica = replica.get()](const v1::BlockRequest& call) {
+          return !call.has_close() && dies_of(*replica, call);
+        };
+      }
+    } else {
+      for (const auto& worker : workers_) {
+        worker->deadly = [&dies_of, worker = worker.get()](const v1::TokenRowRequest& row) {
+          return row.position() >= 20 && dies_of(*worker, row);
+        };
+      }
+    }
+    const Stream deadly = Generate(poison);
+    const auto sink = std::make_shared<RecordingSink>();
+    other->Generate(Request(19, 60, 1000 + number), sink);
+    EXPECT_TRUE(RunUntilDone({deadly}));
+    EXPECT_EQ(kills, kills_replicas ? 4 : 3);
+    EXPECT_EQ(deadly.sink->status.code(), absl::StatusCode::kInternal);
+    EXPECT_TRUE(loop_.RunUntil([&] { return sink->done > 0; }));
+    return sink->status;
+  }
+
+ private:
+  void TestBody() override {}
+};
+// Of a hundred innocent requests, with a message that says `why`.
+inline int InnocentsEnded(bool kills_replicas, const std::string& why) {
+  int ended = 0;
+  for (uint64_t number = 1; number <= 100; ++number) {
+    const absl::Status status = TwoGateways().Innocent(number, kills_replicas);
+    if (status.ok()) continue;
+    EXPECT_THAT(status.message(), ::testing::HasSubstr(why));
+    ++ended;
+  }
+  return ended;
+}
 
 }  // namespace blockserve
 

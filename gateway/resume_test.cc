@@ -8,6 +8,7 @@
 
 #include "gateway/core_fixture.h"
 #include "gateway/text_output.h"
+#include "gateway/tokenizer_for_test.h"
 
 namespace blockserve {
 namespace {
@@ -16,14 +17,6 @@ using ::testing::HasSubstr;
 
 class ResumeTest : public CoreFixture {
  protected:
-  // Ids below 997 of this one are single bytes, halves of characters among them, and short pieces.
-  static void SetUpTestSuite() {
-    auto loaded = Tokenizer::Load("tests/data/gpt_neox_20b.json");
-    ASSERT_TRUE(loaded.ok()) << loaded.status();
-    real_tokenizer_ = loaded->release();
-  }
-  static void TearDownTestSuite() { delete real_tokenizer_; }
-
   // The undisturbed stream.
   Stream Whole(const GenerationRequest& request) {
     Stream whole = Generate(request);
@@ -112,10 +105,7 @@ class ResumeTest : public CoreFixture {
     for (const Stream& rest : rests) ExpectTheRest(whole, rest);
     ExpectNothingLeft();
   }
-
-  static Tokenizer* real_tokenizer_;
 };
-Tokenizer* ResumeTest::real_tokenizer_ = nullptr;
 
 TEST_F(ResumeTest, GoesOnFromEveryTokenWithEveryAlignment) {
   MakeCore(2, 2);
@@ -186,7 +176,8 @@ TEST_F(ResumeTest, ChoicesWithoutABlockOfTheirOwnStillShareThePrompt) {
 }
 
 TEST_F(ResumeTest, TextHeldBackForAStopStringOrHalfACharacterIsMadeAgain) {
-  tokenizer_ = real_tokenizer_;
+  // Ids below 997 of this one are single bytes, halves of characters among them, and short pieces.
+  tokenizer_ = TokenizerForTest();
   MakeCore(1, 1);
   for (uint64_t seed = 20; seed < 40; ++seed) {
     GenerationRequest request = Request(5, 24, seed);

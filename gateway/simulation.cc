@@ -324,14 +324,18 @@ void Simulation::DrawDeadly(const std::string& request_id) {
   deadly.hangs = !deadly.to_replicas && random_.Chance(0.3);
 }
 
+Simulation::Deadly* Simulation::DeadlyTo(bool replicas, const std::string& request_id) {
+  const auto found = deadly_.find(request_id);
+  return found == deadly_.end() || found->second.to_replicas != replicas ? nullptr : &found->second;
+}
+
 template <class Worker>
 bool Simulation::DiesOf(const std::string& request_id, bool hangs, SimulatedTier<Worker>& tier,
                         Worker& worker) {
   constexpr bool kIsReplica = std::is_same_v<Worker, SimulatedBlockReplica>;
-  const auto found = deadly_.find(request_id);
-  if (found == deadly_.end() || found->second.to_replicas != kIsReplica) return false;
-  if (found->second.fails || found->second.hangs != hangs) return false;
-  ++found->second.kills;
+  Deadly* const deadly = DeadlyTo(kIsReplica, request_id);
+  if (deadly == nullptr || deadly->fails || deadly->hangs != hangs) return false;
+  ++deadly->kills;
   // A gateway knows nothing of the requests of others.
   if (!deadly_alone_ || gateways_.size() > 1) tier.blows.push_back(loop_.Now());
   loop_.Post([this] { Note(); });
@@ -350,11 +354,9 @@ void Simulation::SetVerdict(Worker& worker, const absl::Status& status) {
     if constexpr (kIsReplica) {
       if (call.has_close()) return absl::OkStatus();
     }
-    const auto found = deadly_.find(call.header().request_key());
-    if (found != deadly_.end() && found->second.fails && found->second.to_replicas == kIsReplica) {
-      return absl::InternalError("its logits are not finite");
-    }
-    return status;
+    const Deadly* const deadly = DeadlyTo(kIsReplica, call.header().request_key());
+    const bool fails = deadly != nullptr && deadly->fails;
+    return fails ? absl::InternalError("its logits are not finite") : status;
   };
 }
 

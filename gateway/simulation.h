@@ -282,6 +282,13 @@ class Simulation : public CoreFixture {
     absl::Time asked;
     bool cancelled = false;
   };
+  // Requests that no replica survives, or no token worker, or that none can do.
+  struct Deadly {
+    bool to_replicas = false;
+    bool hangs = false;  // a token worker, instead of killing it
+    bool fails = false;  // INTERNAL, and nothing else happens to the worker
+    int kills = 0;
+  };
   void Storm();
   bool Clear();
   void Check();
@@ -303,6 +310,7 @@ class Simulation : public CoreFixture {
   void Strike();
   // It may be deadly.
   void DrawDeadly(const std::string& request_id);
+  Deadly* DeadlyTo(bool replicas, const std::string& request_id);  // null: it is not
   bool IsDeadly(const std::string& request_id) const { return deadly_.contains(request_id); }
   // Whether it dies of what this request asks of it, or hangs.
   template <class Worker>
@@ -333,15 +341,8 @@ class Simulation : public CoreFixture {
   const uint64_t seed_;
   Random random_;
   std::map<Arithmetics, std::unique_ptr<Calm>> calm_;
-  // Requests that no replica survives, or no token worker, or that none can do. By request id.
-  struct Deadly {
-    bool to_replicas = false;
-    bool hangs = false;  // a token worker, instead of killing it
-    bool fails = false;  // INTERNAL, and nothing else happens to the worker
-    int kills = 0;
-  };
-  std::map<std::string, Deadly> deadly_;
-  bool deadly_alone_ = false;  // and nothing else happens
+  std::map<std::string, Deadly> deadly_;  // by request id
+  bool deadly_alone_ = false;             // and nothing else happens
   // One worker at a time of many has a fault, and then none for a while: no stream stands still for
   // long.
   bool gentle_ = false;

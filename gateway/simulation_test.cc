@@ -9,6 +9,7 @@
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
+#include "gateway/tokenizer_for_test.h"
 
 namespace blockserve {
 namespace {
@@ -16,8 +17,6 @@ namespace {
 // BLOCKSERVE_SIMULATION=FIRST:COUNT runs other seeds than those of every day, all of them, and
 // tells of each what happened.
 TEST(SimulationTest, NoWeatherChangesAToken) {
-  const auto tokenizer = Tokenizer::Load("tests/data/gpt_neox_20b.json");
-  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
   unsigned long long first = 1;
   unsigned long long count = 300;
   const char* const others = std::getenv("BLOCKSERVE_SIMULATION");
@@ -26,7 +25,7 @@ TEST(SimulationTest, NoWeatherChangesAToken) {
   }
   for (uint64_t seed = first; seed < first + count; ++seed) {
     SCOPED_TRACE(absl::StrCat("BLOCKSERVE_SIMULATION=", seed, ":1"));
-    Simulation simulation(seed, tokenizer->get());
+    Simulation simulation(seed, TokenizerForTest());
     simulation.Run();
     if (others != nullptr) std::printf("%s\n", simulation.Summary().c_str());
     if (others == nullptr && HasFailure()) return;

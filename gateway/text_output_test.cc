@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "gateway/tokenizer_for_test.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "model/tokenizer.h"
@@ -15,15 +16,8 @@ constexpr int32_t kEndOfText = 0;
 
 class TextOutputTest : public ::testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    auto tokenizer = Tokenizer::Load("tests/data/gpt_neox_20b.json");
-    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-    tokenizer_ = tokenizer->release();
-  }
-  static void TearDownTestSuite() { delete tokenizer_; }
-
   static std::vector<int32_t> Encode(absl::string_view text) {
-    auto ids = tokenizer_->Encode(text);
+    auto ids = TokenizerForTest()->Encode(text);
     EXPECT_TRUE(ids.ok()) << ids.status();
     return *ids;
   }
@@ -38,7 +32,7 @@ class TextOutputTest : public ::testing::Test {
   static Outcome Decode(std::vector<std::string> stops, int32_t min_tokens,
                         absl::Span<const int32_t> tokens, bool ends_with_stop_token,
                         absl::Span<const size_t> cuts = {}) {
-    TextOutput output(tokenizer_, std::move(stops), min_tokens);
+    TextOutput output(TokenizerForTest(), std::move(stops), min_tokens);
     Outcome outcome;
     size_t at = 0;
     for (size_t i = 0; at < tokens.size(); ++i) {
@@ -56,10 +50,7 @@ class TextOutputTest : public ::testing::Test {
     outcome.text += output.Flush();
     return outcome;
   }
-
-  static Tokenizer* tokenizer_;
 };
-Tokenizer* TextOutputTest::tokenizer_ = nullptr;
 
 TEST_F(TextOutputTest, JoinsTokensToTheirText) {
   const std::string text = "Once upon a time, 3.14 naïve 日本語 🙂\n\n  end";
@@ -70,19 +61,19 @@ TEST_F(TextOutputTest, JoinsTokensToTheirText) {
 TEST_F(TextOutputTest, HoldsBackHalfACharacterUntilItIsWhole) {
   const std::vector<int32_t> ids = Encode("🙂");
   ASSERT_GT(ids.size(), 1u);
-  TextOutput output(tokenizer_, {}, 0);
+  TextOutput output(TokenizerForTest(), {}, 0);
   EXPECT_EQ(output.Append(absl::MakeSpan(ids).first(1), false).text, "");
   EXPECT_EQ(output.Append(absl::MakeSpan(ids).subspan(1), false).text, "🙂");
 }
 
 TEST_F(TextOutputTest, GoesOnFromACharacterThatWasBegunBefore) {
   const std::vector<int32_t> ids = Encode("🙂");
-  const StreamDecoder prompt(*tokenizer_, false, absl::MakeSpan(ids).first(1));
-  TextOutput output(tokenizer_, {}, 0, prompt.held_back());
+  const StreamDecoder prompt(*TokenizerForTest(), false, absl::MakeSpan(ids).first(1));
+  TextOutput output(TokenizerForTest(), {}, 0, prompt.held_back());
   EXPECT_EQ(output.Append(absl::MakeSpan(ids).subspan(1), false).text, "🙂");
-  TextOutput stopped(tokenizer_, {"🙂"}, 0, prompt.held_back());
+  TextOutput stopped(TokenizerForTest(), {"🙂"}, 0, prompt.held_back());
   EXPECT_EQ(stopped.Append(absl::MakeSpan(ids).subspan(1), false).stop_string, "🙂");
-  TextOutput other(tokenizer_, {}, 0, prompt.held_back());
+  TextOutput other(TokenizerForTest(), {}, 0, prompt.held_back());
   EXPECT_EQ(other.Append(Encode("a"), false).text,
             "\xEF\xBF\xBD"
             "a");
@@ -90,7 +81,7 @@ TEST_F(TextOutputTest, GoesOnFromACharacterThatWasBegunBefore) {
 
 TEST_F(TextOutputTest, FlushShowsAnIncompleteCharacterAsReplacement) {
   const std::vector<int32_t> ids = Encode("🙂");
-  TextOutput output(tokenizer_, {}, 0);
+  TextOutput output(TokenizerForTest(), {}, 0);
   EXPECT_EQ(output.Append(absl::MakeSpan(ids).first(1), false).text, "");
   EXPECT_EQ(output.Flush(), "\xEF\xBF\xBD");
 }
@@ -119,7 +110,7 @@ TEST_F(TextOutputTest, LeavesSpecialTokensOutOfTheText) {
 }
 
 TEST_F(TextOutputTest, DeliversTextHeldForAStopStringWhenTheOutputEnds) {
-  TextOutput output(tokenizer_, {"END OF LINE"}, 0);
+  TextOutput output(TokenizerForTest(), {"END OF LINE"}, 0);
   std::string text = output.Append(Encode("the END OF"), false).text;
   EXPECT_EQ(text, "the ");
   EXPECT_EQ(output.Flush(), "END OF");

@@ -275,51 +275,9 @@ TEST_F(TokenFailoverTest, ARowThatOnlyLostItsConnectionsIsAcquittedThoughTheyWer
   ExpectAllExact(streams);
 }
 
-// Two gateways over the same workers; one has a row that kills them, the other one that is there
-// each time.
-class TwoGatewaysOfWorkers final : public FailoverFixture {
- public:
-  // How the second one's ends.
-  absl::Status Innocent(uint64_t number) {
-    MakeCore(1, 4);
-    const std::unique_ptr<Core> other = NewCore(/*gateway=*/1);
-    for (const auto& replica : blocks_) other->block_tier().AddReplica(replica->name);
-    for (const auto& worker : workers_) other->token_tier().AddWorker(worker->name);
-    Connect();
-    int kills = 0;
-    MakeDeadly(number, kills);
-    for (const auto& worker : workers_) {
-      worker->deadly = [this, dies = worker->deadly,
-                        killed = worker.get()](const v1::TokenRowRequest& row) {
-        if (!dies(row)) return false;
-        loop_.PostAfter(absl::Milliseconds(50), [killed] { killed->Restart(); });
-        return true;
-      };
-    }
-    const Stream deadly = Generate(Request(19, 60, number));
-    const auto sink = std::make_shared<RecordingSink>();
-    other->Generate(Request(19, 60, 1000 + number), sink);
-    EXPECT_TRUE(RunUntilDone({deadly}));
-    EXPECT_EQ(kills, 3);
-    EXPECT_EQ(deadly.sink->status.code(), absl::StatusCode::kInternal);
-    EXPECT_TRUE(loop_.RunUntil([&] { return sink->done > 0; }));
-    return sink->status;
-  }
-
- private:
-  void TestBody() override {}
-};
-
 // Neither gateway knows of the other's row.
 TEST(TwoGatewaysTest, ARowThatKillsWorkersSeldomTakesOneOfAnotherGatewayAlong) {
-  int ended = 0;
-  for (uint64_t number = 1; number <= 100; ++number) {
-    const absl::Status status = TwoGatewaysOfWorkers().Innocent(number);
-    if (status.ok()) continue;
-    EXPECT_THAT(status.message(), HasSubstr("token workers died"));
-    ++ended;
-  }
-  EXPECT_LE(ended, 2);
+  EXPECT_LE(InnocentsEnded(/*kills_replicas=*/false, "token workers died"), 2);
 }
 
 // As many as one of them would: the others wait for the verdict on the first that is tried alone.

@@ -286,7 +286,7 @@ void TokenTier::OnFailed(Worker& worker, uint64_t handle, Row& row, const absl::
       ClientStatus(status, absl::StrCat("token worker '", worker.member.identity.name, "'"));
   const bool first = row.failure.ok();
   row.job.not_by.push_back(worker.member.process());
-  if (!first || (!SomebodyMightDo(row.job) && !IsUnderWay(row))) {
+  if (!first || (!SomebodyMayDo(row.job, /*in_turn=*/false) && !IsUnderWay(row))) {
     Finish(handle, std::move(failure));
     return;
   }

@@ -191,10 +191,8 @@ class TokenTier {
   void Finish(uint64_t handle, absl::StatusOr<TokenRowAnswer> answer);
   std::unique_ptr<Row> Take(uint64_t handle);
   bool HasOther(const TierGroup& group, const Worker& worker) const;
-  // A worker in turn that may do the row.
-  bool SomebodyMayDo(const RowJob& job) const;
-  // The same, in turn or not.
-  bool SomebodyMightDo(const RowJob& job) const;
+  // A worker that may do the row, in turn or, where it is to be `in_turn`, no other.
+  bool SomebodyMayDo(const RowJob& job, bool in_turn) const;
   // Somebody has it of whom an answer is still expected.
   static bool IsUnderWay(const Row& row);
   void RetireIfEmpty(Worker& worker);

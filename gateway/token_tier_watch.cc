@@ -27,16 +27,10 @@ bool TokenTier::HasOther(const TierGroup& group, const Worker& worker) const {
   });
 }
 
-bool TokenTier::SomebodyMayDo(const RowJob& job) const {
+bool TokenTier::SomebodyMayDo(const RowJob& job, bool in_turn) const {
   return std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
     return worker->member.usable() && worker->member.group == *job.group &&
-           !worker->health.ejected() && worker->may_do(job);
-  });
-}
-
-bool TokenTier::SomebodyMightDo(const RowJob& job) const {
-  return std::any_of(workers_.begin(), workers_.end(), [&](const auto& worker) {
-    return worker->member.usable() && worker->member.group == *job.group && worker->may_do(job);
+           !(in_turn && worker->health.ejected()) && worker->may_do(job);
   });
 }
 
@@ -203,12 +197,12 @@ void TokenTier::GiveUp(absl::Time now) {
       if (membership_.presence().workers(group) > 0) {
         if (!row.failure.ok()) {
           // Who is out of turn may answer a probe soon.
-          const bool waits = SomebodyMightDo(row.job) && now - row.waits_since < kReturnWait;
-          if (!waits && !SomebodyMayDo(row.job)) given_up.emplace_back(handle, row.failure);
+          const bool in_turn = now - row.waits_since >= kReturnWait;
+          if (!SomebodyMayDo(row.job, in_turn)) given_up.emplace_back(handle, row.failure);
           continue;
         }
         if (row.job.not_by.empty() || now - row.waits_since < options_.tier_wait) continue;
-        if (SomebodyMightDo(row.job)) continue;
+        if (SomebodyMayDo(row.job, /*in_turn=*/false)) continue;
         given_up.emplace_back(handle, absl::UnavailableError("no other token worker is there"));
         continue;
       }

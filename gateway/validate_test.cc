@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "gateway/context_length.h"
+#include "gateway/tokenizer_for_test.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -26,20 +27,15 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 class ValidateTest : public ::testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    auto tokenizer = Tokenizer::Load("tests/data/gpt_neox_20b.json");
-    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-    tokenizer_ = tokenizer->release();
-  }
-  static void TearDownTestSuite() { delete tokenizer_; }
-
   static ModelConfig Config() {
     auto config = LoadModelConfig("tests/golden/concat_l4");
     EXPECT_TRUE(config.ok()) << config.status();
     config->vocab_size = 50304;
     return *config;
   }
-  static RequestValidator WithTokenizer() { return {Config(), tokenizer_, {"tiny", false}}; }
+  static RequestValidator WithTokenizer() {
+    return {Config(), TokenizerForTest(), {"tiny", false}};
+  }
   static RequestValidator WithoutTokenizer() { return {Config(), nullptr, {"tiny", false}}; }
 
   static absl::StatusOr<GenerationRequest> Generation(const v1::GenerateRequest& request) {
@@ -54,10 +50,7 @@ class ValidateTest : public ::testing::Test {
     EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument) << result.status();
     EXPECT_THAT(std::string(result.status().message()), StartsWith(field + ": "));
   }
-
-  static Tokenizer* tokenizer_;
 };
-Tokenizer* ValidateTest::tokenizer_ = nullptr;
 
 v1::GenerateRequest Prompt(std::initializer_list<int32_t> ids) {
   v1::GenerateRequest request;
@@ -262,7 +255,7 @@ TEST_F(ValidateTest, RefusesAResumeThatDoesNotBelongToTheRequest) {
       {"[1].tokens",
        [](auto& r) {
          // 6 is "%".
-         r.mutable_stop()->add_strings(*tokenizer_->Decode({6}, false));
+         r.mutable_stop()->add_strings(*TokenizerForTest()->Decode({6}, false));
        }},
   };
   for (const Case& c : choices) {
@@ -401,7 +394,7 @@ TEST_F(ValidateTest, ATextThatCannotFitWhateverItsTokensAreIsToldAsTooLong) {
   expect_too_long(Scoring(score).status(), "continuation_text");
   // Where positions are not limited, and where nothing is done but to tokenize, nothing is too
   // long.
-  const RequestValidator beyond(Config(), tokenizer_, {"tiny", true});
+  const RequestValidator beyond(Config(), TokenizerForTest(), {"tiny", true});
   EXPECT_TRUE(beyond.Generation(generate, kModelId, absl::InfiniteFuture()).ok());
   v1::TokenizeRequest tokenize;
   tokenize.set_text(text);
@@ -416,7 +409,7 @@ TEST_F(ValidateTest, ShowsAValueJustBeyondABoundAsSuch) {
 
 TEST_F(ValidateTest, BoundsTheTextOfIds) {
   constexpr int32_t kSpaces = 19979;
-  const int bytes = static_cast<int>(tokenizer_->TokenBytes(kSpaces).size());
+  const int bytes = static_cast<int>(TokenizerForTest()->TokenBytes(kSpaces).size());
   ASSERT_EQ(bytes, 512);
   v1::DetokenizeRequest request;
   request.mutable_tokens()->Resize(static_cast<int>(kMaxDetokenizedBytes) / bytes, kSpaces);
@@ -457,7 +450,7 @@ TEST_F(ValidateTest, RefusesTextsBeyondThePositionsWithTheNumbers) {
               AllOf(HasSubstr("8184"), HasSubstr("13"), HasSubstr("2049"), HasSubstr("2048")));
   for (int i = 0; i < 16; ++i) request.mutable_tokens()->add_ids(1);
   ExpectInvalid(Generation(request), "prompt.tokens");
-  const RequestValidator generous(Config(), tokenizer_, {"tiny", true});
+  const RequestValidator generous(Config(), TokenizerForTest(), {"tiny", true});
   EXPECT_TRUE(generous.Generation(request, kModelId, absl::InfiniteFuture()).ok());
 }
 

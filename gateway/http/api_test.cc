@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/mutex.h"
 #include "gateway/http/front_fixture.h"
+#include "gateway/tokenizer_for_test.h"
 #include "gateway/validate.h"
 
 namespace blockserve {
@@ -56,14 +57,7 @@ class PostedLoop final : public Loop {
 
 class HttpApiTest : public testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    auto tokenizer = Tokenizer::Load("tests/data/gpt_neox_20b.json");
-    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-    tokenizer_ = tokenizer->release();
-  }
-  static void TearDownTestSuite() { delete tokenizer_; }
-
-  HttpApiTest() : validator_(Config(), tokenizer_, {"tiny", false}) {}
+  HttpApiTest() : validator_(Config(), TokenizerForTest(), {"tiny", false}) {}
   ~HttpApiTest() override {
     if (api_.has_value()) api_->Stop();
   }
@@ -119,14 +113,12 @@ class HttpApiTest : public testing::Test {
     return Json::parse(response.body)["error"]["message"].get<std::string>();
   }
 
-  static Tokenizer* tokenizer_;
   PostedLoop loop_;
   FakeCore core_;
   RequestValidator validator_;
   HttpApiOptions options_;
   std::optional<HttpApi> api_;
 };
-Tokenizer* HttpApiTest::tokenizer_ = nullptr;
 
 TEST_F(HttpApiTest, HeadsDecideWhatNeedsNoBody) {
   EXPECT_EQ(OfHead(Head("POST", "/v1/completions")), 0);
@@ -276,7 +268,7 @@ TEST_F(HttpApiTest, NothingIsDoneForAClientThatLeavesWhileItsBodyIsRead) {
 TEST_F(HttpApiTest, TokenizesAndDetokenizesAndCountsIt) {
   const Json tokens = Json::parse(Ask("POST", "/tokenize", R"({"prompt":"one two"})").body);
   EXPECT_EQ(tokens["count"], 2);
-  EXPECT_EQ(tokens["tokens"], Json(tokenizer_->Encode("one two").value()));
+  EXPECT_EQ(tokens["tokens"], Json(TokenizerForTest()->Encode("one two").value()));
   const std::string back = absl::StrCat(R"({"tokens":)", tokens["tokens"].dump(), "}");
   EXPECT_EQ(Json::parse(Ask("POST", "/detokenize", back).body)["prompt"], "one two");
   EXPECT_EQ(core_.taken_from_rate, 2);

@@ -34,6 +34,16 @@ class CompletionCallTest : public testing::Test {
   ~CompletionCallTest() override {
     if (!exchange_->over()) exchange_->Lose(HttpLoss::kServerStops);  // a call keeps its exchange
   }
+  // Another call, of two prompts; what it has, and the id of the first one's generation.
+  std::pair<std::shared_ptr<FakeExchange>, GenerationId> StartTwo(bool stream) {
+    core_.cancelled.clear();
+    const GenerationId first = core_.last_id + 1;
+    job_.wanted.stream = stream;
+    if (job_.prompts.size() == 1) AddPrompt();
+    const auto exchange = std::make_shared<FakeExchange>(loop_);
+    CompletionCall::Start(&core_, nullptr, exchange, job_);
+    return {exchange, first};
+  }
   HttpPromptJob& AddPrompt() {
     HttpPromptJob& prompt = job_.prompts.emplace_back();
     prompt.ids = {1, 2};
@@ -113,12 +123,7 @@ TEST_F(CompletionCallTest, AStreamBeginsWithItsFirstEvent) {
 
 TEST_F(CompletionCallTest, AnErrorOfOnePromptIsTheEndOfAll) {
   for (const bool stream : {false, true}) {
-    core_.cancelled.clear();
-    const GenerationId first = core_.last_id + 1;
-    job_.wanted.stream = stream;
-    if (job_.prompts.size() == 1) AddPrompt();
-    const auto exchange = std::make_shared<FakeExchange>(loop_);
-    CompletionCall::Start(&core_, nullptr, exchange, job_);
+    const auto [exchange, first] = StartTwo(stream);
     Write(first, 'a');
     if (stream) loop_.RunReady();
     End(first + 1, absl::UnavailableError("prompt: gone"));
@@ -155,12 +160,7 @@ TEST_F(CompletionCallTest, WhatALostClientAskedForIsCancelled) {
   for (const HttpLoss loss :
        {HttpLoss::kClientGone, HttpLoss::kClientSlow, HttpLoss::kServerStops}) {
     for (const bool stream : {false, true}) {
-      core_.cancelled.clear();
-      const GenerationId first = core_.last_id + 1;
-      job_.wanted.stream = stream;
-      if (job_.prompts.size() == 1) AddPrompt();
-      const auto exchange = std::make_shared<FakeExchange>(loop_);
-      CompletionCall::Start(&core_, nullptr, exchange, job_);
+      const auto [exchange, first] = StartTwo(stream);
       End(first);  // heard of later than the loss
       exchange->Lose(loss);
       loop_.RunReady();

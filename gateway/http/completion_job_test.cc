@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "gateway/tokenizer_for_test.h"
 #include "gateway/validate.h"
 
 namespace blockserve {
@@ -23,13 +24,6 @@ constexpr char kFormat[] = R"({"roles":{"user":{"before":"U: ","after":"\n"}},"a
 
 class CompletionJobTest : public testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    auto tokenizer = Tokenizer::Load("tests/data/gpt_neox_20b.json");
-    ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
-    tokenizer_ = tokenizer->release();
-  }
-  static void TearDownTestSuite() { delete tokenizer_; }
-
   CompletionJobTest() : config_(LoadModelConfig("tests/golden/concat_l4").value()) {
     config_.vocab_size = 50304;
     model_.set_name("tiny");
@@ -37,7 +31,7 @@ class CompletionJobTest : public testing::Test {
   }
 
   absl::StatusOr<HttpCompletionJob> Make(std::string body, bool chat = false) {
-    const RequestValidator validator(config_, tokenizer_,
+    const RequestValidator validator(config_, TokenizerForTest(),
                                      {"tiny", /*allow_beyond_positions=*/true});
     request_.body = std::move(body);
     return MakeCompletionJob(
@@ -58,7 +52,6 @@ class CompletionJobTest : public testing::Test {
     request_.fields.set({name.data(), name.size()}, value);
   }
 
-  static Tokenizer* tokenizer_;
   ModelConfig config_;
   absl::StatusOr<ChatFormat> chat_format_ = ChatFormat::Parse(kFormat, "f");
   std::function<absl::Status(absl::string_view, uint32_t)> check_priority_;
@@ -67,7 +60,6 @@ class CompletionJobTest : public testing::Test {
   const absl::Time now_ = absl::FromUnixSeconds(1'000'000);
   HttpRequest request_;
 };
-Tokenizer* CompletionJobTest::tokenizer_ = nullptr;
 
 TEST_F(CompletionJobTest, EachPromptIsARequestOfItsOwn) {
   SetHeader("X-Request-Id", "r");
@@ -157,7 +149,7 @@ TEST_F(CompletionJobTest, AChatHasTheTextOfItsFormatAndEndsWhereThatSays) {
       Made(R"({"messages":[{"role":"user","content":"hi"}],"stop":"!"})", /*chat=*/true);
   ASSERT_EQ(job.prompts.size(), 1u);
   const GenerationRequest& request = *job.prompts[0].generation;
-  EXPECT_EQ(tokenizer_->Decode(request.prompt, false).value(), "U: hi\nA:");
+  EXPECT_EQ(TokenizerForTest()->Decode(request.prompt, false).value(), "U: hi\nA:");
   EXPECT_THAT(request.stop_strings, ElementsAre("!", "\nU:"));
   EXPECT_EQ(request.alignment, Alignment::kStart);
   EXPECT_THAT(job.head.id, StartsWith("chatcmpl-"));
@@ -174,7 +166,8 @@ TEST_F(CompletionJobTest, AChatsAnswerIsAsLongAsThereIsRoomFor) {
         .generation->max_tokens;
   };
   EXPECT_EQ(most(""), 256) << "no limit is known";
-  const int32_t prompt = static_cast<int32_t>(tokenizer_->Encode("U: hi\nA:").value().size());
+  const int32_t prompt =
+      static_cast<int32_t>(TokenizerForTest()->Encode("U: hi\nA:").value().size());
   model_.set_max_tokens(prompt + 10);
   EXPECT_EQ(most(""), 10);
   EXPECT_EQ(most(R"(,"max_tokens":300)"), 300) << "checked elsewhere";
@@ -200,7 +193,7 @@ TEST_F(CompletionJobTest, AnEchoIsScoredWhereItsLogprobsAreAskedFor) {
   EXPECT_EQ(scoring.key, "key");
   EXPECT_TRUE(scoring.origin.first_of_call);
   const HttpCompletionJob both = Made(R"({"prompt":[5,6],"echo":true,"logprobs":0})");
-  EXPECT_EQ(both.prompts[0].text, tokenizer_->Decode({5, 6}, false).value());
+  EXPECT_EQ(both.prompts[0].text, TokenizerForTest()->Decode({5, 6}, false).value());
   EXPECT_TRUE(both.prompts[0].scoring->origin.first_of_call);
   EXPECT_FALSE(both.prompts[0].generation->origin.first_of_call) << "its key's rate counts once";
   // What is not generated is checked all the same.
@@ -213,13 +206,14 @@ TEST_F(CompletionJobTest, AnEchoIsScoredWhereItsLogprobsAreAskedFor) {
 }
 
 TEST_F(CompletionJobTest, ACharacterThatThePromptBeginsIsTheOutputsToEnd) {
-  const std::vector<int32_t> face = tokenizer_->Encode("🙉").value();
+  const std::vector<int32_t> face = TokenizerForTest()->Encode("🙉").value();
   ASSERT_GE(face.size(), 2u);
-  const std::string body = absl::StrCat(R"({"prompt":[)", tokenizer_->Encode("a").value()[0], ",",
-                                        face[0], R"(],"echo":true)");
+  const std::string body =
+      absl::StrCat(R"({"prompt":[)", TokenizerForTest()->Encode("a").value()[0], ",", face[0],
+                   R"(],"echo":true)");
   const HttpCompletionJob job = Made(absl::StrCat(body, "}"));
   EXPECT_EQ(job.prompts[0].text, "a");
-  EXPECT_EQ(job.prompts[0].generation->text_before, tokenizer_->TokenBytes(face[0]));
+  EXPECT_EQ(job.prompts[0].generation->text_before, TokenizerForTest()->TokenBytes(face[0]));
   EXPECT_EQ(Made(absl::StrCat(body, R"(,"max_tokens":0})")).prompts[0].text, "a\uFFFD");
 }
 
