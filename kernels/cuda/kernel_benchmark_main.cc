@@ -4,7 +4,8 @@
 //
 // Inputs stay in the device's cache where they fit, as they do between the kernels of an engine,
 // and what is timed is a graph of runs one after another, as an engine's kernels are: launches one
-// by one take the host longer than a small kernel runs.
+// by one take the host longer than a small kernel runs. With --once each kernel that an engine uses
+// runs once instead, for a profiler: what it reads of the device's counters says why one is slow.
 #include <algorithm>
 #include <bit>
 #include <chrono>
@@ -36,6 +37,7 @@ ABSL_FLAG(int32_t, inner, 3072, "width inside the MLP");
 ABSL_FLAG(int32_t, vocab, 50304, "vocabulary");
 ABSL_FLAG(int32_t, context_blocks, 272, "blocks that a row of the block decoder attends to");
 ABSL_FLAG(int32_t, page_blocks, 16, "blocks of a KV page");
+ABSL_FLAG(bool, once, false, "run each kernel once and time nothing, for a profiler");
 ABSL_FLAG(int32_t, repeats, 20, "timed graphs of 20 runs");
 ABSL_FLAG(int32_t, warm_up_ms, 50, "replays before, that a device at rest has the clocks of work");
 
@@ -142,10 +144,18 @@ class Benchmark {
     return graph;
   }
 
-  // Microseconds of one `run`: median over the graphs, after which a line is printed.
+  // Microseconds of one `run`: median over the graphs, after which a line is printed. With --once
+  // 0.
   absl::StatusOr<double> Time(const std::string& name, double bytes, double operations,
                               const std::function<absl::Status()>& run) {
     if (!status_.ok()) return status_;
+    if (once_) {
+      std::printf("%s\n", name.c_str());
+      Keep(run());
+      Keep(stream_.Synchronize());
+      if (!status_.ok()) return status_;
+      return 0.0;
+    }
     const absl::StatusOr<Graph> graph = Capture(run);
     if (!graph.ok()) return graph.status();
     const auto start = std::chrono::steady_clock::now();
@@ -221,9 +231,16 @@ class Benchmark {
       double medians[std::size(kModes)] = {};
       std::vector<uint8_t> pinned_row;
       for (size_t i = 0; i < std::size(kModes); ++i) {
-        if (libraries_[i] == nullptr) continue;
+        if (libraries_[i] == nullptr || (once_ && kModes[i] == MatmulMode::kFastest)) continue;
         absl::StatusOr<std::unique_ptr<const MatmulPlan>> plan = libraries_[i]->Plan(shape, rows_);
         if (!plan.ok()) return plan.status();
+        const std::string name = absl::StrCat(p.name, ", ", kModeNames[i]);
+        const auto run = [&] { return (*plan)->Run(x, w, bias, y, rows_, stream_); };
+        if (once_) {
+          const absl::StatusOr<double> time = Time(name, bytes, operations, run);
+          if (!time.ok()) return time.status();
+          continue;
+        }
         const absl::StatusOr<std::vector<uint8_t>> among =
             FirstRow(**plan, shape, x, w, bias, y, rows_);
         const absl::StatusOr<std::vector<uint8_t>> alone =
@@ -235,9 +252,7 @@ class Benchmark {
               p.name, ", ", kModeNames[i], ": not batch-invariant: ", (*plan)->description()));
           std::printf("%s\n", std::string(invariant_.message()).c_str());
         }
-        const absl::StatusOr<double> median =
-            Time(absl::StrCat(p.name, ", ", kModeNames[i]), bytes, operations,
-                 [&] { return (*plan)->Run(x, w, bias, y, rows_, stream_); });
+        const absl::StatusOr<double> median = Time(name, bytes, operations, run);
         if (!median.ok()) return median.status();
         medians[i] = *median;
         std::printf("    %s\n", (*plan)->description().c_str());
@@ -252,7 +267,7 @@ class Benchmark {
                     medians[0] / medians[1], medians[2] / medians[1]);
       }
       // What ChooseMatmulTile chooses among.
-      for (int32_t tile = 0; tile < kNumMatmulTiles; ++tile) {
+      for (int32_t tile = 0; tile < kNumMatmulTiles && !once_; ++tile) {
         TiledMatmulArgs args;
         args.rows = rows_;
         args.n = p.n;
@@ -418,6 +433,7 @@ class Benchmark {
   const int64_t heads_ = absl::GetFlag(FLAGS_heads);
   const int64_t inner_ = absl::GetFlag(FLAGS_inner);
   const int64_t vocab_ = absl::GetFlag(FLAGS_vocab);
+  const bool once_ = absl::GetFlag(FLAGS_once);
   absl::Status status_;
   absl::Status invariant_;  // of the products
   Stream stream_;

@@ -31,6 +31,12 @@ printf '{\\n "output_tokens_per_s": 100.5,\\n "p50_ms": 0.5,\\n "share_of_peak":
 PRETENDED_MODEL = """#!/bin/bash
 mkdir -p "${@: -1}"
 """
+PRETENDED_NCU = """#!/bin/bash
+if [[ -n "${NO_COUNTERS:-}" ]]; then echo '==ERROR== LibraryNotLoaded' >&2; exit 9; fi
+echo "libraries of ncu: ${LD_LIBRARY_PATH:-none}"
+while [[ "$1" != env ]]; do shift; done
+"$@"
+"""
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def bundle(tmp_path):
     def make(library):
         files = {f"bin/{name}": PRETENDED_TEST for name in TESTS}
         files |= {"bin/blockserve-bench": PRETENDED_BENCH, "bin/blockserve-random-model": PRETENDED_MODEL,
-                  "bin/cuda_kernel_benchmark": "#!/bin/bash\necho 'Gelu 4.6'\n", "lib/none": "",
+                  "bin/cuda_kernel_benchmark": "#!/bin/bash\necho \"Gelu 4.6 ${1:-} $LD_LIBRARY_PATH\"\n", "lib/none": "",
                   "cublaslt_name": library + "\n"}
         with tarfile.open(tmp_path / "payload.tar.xz", "w:xz") as tar:
             for name, text in files.items():
@@ -51,11 +57,16 @@ def bundle(tmp_path):
         (tmp_path / "xz").mkdir()
         (tmp_path / "xz/xz").symlink_to(shutil.which("xz"))
         (tmp_path / "tmp").mkdir()
+        (tmp_path / "tools").mkdir()
+        (tmp_path / "tools/ncu").write_text(PRETENDED_NCU)
+        (tmp_path / "tools/ncu").chmod(0o755)
         shutil.copy(ROOT / "scripts/run_gpu_checks", tmp_path)
 
     def run(*arguments, **environment):
+        variables = {**os.environ, "TMPDIR": str(tmp_path / "tmp"), **environment}
+        variables["PATH"] = f"{tmp_path / 'tools'}:{variables['PATH']}"
         result = subprocess.run([tmp_path / "run_gpu_checks", *arguments], text=True, capture_output=True, timeout=100,
-                                env={**os.environ, "TMPDIR": str(tmp_path / "tmp"), **environment})
+                                env=variables)
         report = json.loads((tmp_path / "results/results.json").read_text())
         parts = {part["name"]: part for part in (*report["checks"], *report["benchmarks"])}
         return result, parts
@@ -73,15 +84,28 @@ def test_all_parts_run_the_first_first_and_leave_few_files(bundle):
     shown = result.stdout
     assert (shown.index("engine_golden_cuda_test") < shown.index("cuda_sampler_test") <
             shown.index("85m_128_2048_groups_at_2048") < shown.index("85m_gateway_by_16_groups_2_rows_1024") <
-            shown.index("engine_cuda_test ") < shown.index("vanilla160") <
+            shown.index("engine_cuda_test ") < shown.index("counters_85m") < shown.index("vanilla160") <
             shown.index("engine_golden_cuda_test (early)") < shown.index("85m_128_512_at_1_own_early"))
     assert parts["85m_gateway_by_1_groups_2_rows_2048"]["report"]["output_tokens_per_s"] == 100.5
     written = {path.name for path in (bundle.folder / "results").iterdir()}
-    assert written <= {"results.json", "table.txt", "logs.txt", "device.log"}
+    assert written <= {"results.json", "table.txt", "logs.txt", "device.log", "counters.txt"}
     assert "--tiers --layouts one" in (bundle.folder / "results/logs.txt").read_text()
     # Nothing lies beside the bundle, and what was unpacked is there for the next call.
-    assert {path.name for path in bundle.folder.iterdir()} == {"payload.tar.xz", "xz", "tmp", "run_gpu_checks", "results"}
+    assert {path.name for path in bundle.folder.iterdir()} == {"payload.tar.xz", "xz", "tmp", "tools", "run_gpu_checks",
+                                                             "results"}
     assert [path.name for path in (bundle.folder / "tmp").glob("*/*")] == ["unpacked"]
+
+
+def test_a_profiler_keeps_the_machines_libraries_and_its_failure_is_none_of_ours(bundle):
+    result, parts = bundle("--only", "counters", LD_LIBRARY_PATH="/of/the/machine")
+    assert result.returncode == 0 and parts["counters_85m"]["result"] == "ok", result.stdout
+    counters = (bundle.folder / "results/counters.txt").read_text()
+    assert "libraries of ncu: /of/the/machine\n" in counters
+    assert "Gelu 4.6 --once" in counters and "unpacked/lib:/of/the/machine" in counters
+    result, parts = bundle("--only", "counters", NO_COUNTERS="1")
+    assert result.returncode == 0
+    assert parts["counters_85m"] == {"name": "counters_85m", "result": "not run",
+                                     "reason": "ncu: ERROR LibraryNotLoaded"}
 
 
 def test_early_launches_fail_by_themselves(bundle):
