@@ -36,6 +36,8 @@ using ErrorCode = boost::system::error_code;
 // Handlers run in one Poll, so that due requests are sent under any load.
 constexpr int kHandlersOfPoll = 256;
 constexpr size_t kReadBytes = 16 << 10;
+// What ends a chunk, "\r\n", is left in the buffer: 1.74 reads it with the head of the next one.
+constexpr size_t kMostBetweenChunks = 2;
 constexpr size_t kMostErrorBytes = 16 << 10;
 // Seconds: the most that X-Request-Timeout may say (docs/http_api.md).
 constexpr double kLongestTimeout = 86400;
@@ -48,6 +50,7 @@ std::chrono::steady_clock::time_point ToSteadyTime(int64_t micros) {
 class Connection {
  public:
   Connection(asio::io_context& context, const HttpTargetOptions& options) {
+    buffer.reserve(kReadBytes);  // one read takes what has come, not 512 bytes of it
     if (options.tls == nullptr) {
       plain_.emplace(context);
       return;
@@ -113,7 +116,7 @@ class Connection {
 
 template <class Body>
 void SetHead(const HttpTargetOptions& options, http::request<Body>& request) {
-  request.set(http::field::host, absl::StrCat(options.host, ":", options.port));
+  request.set(http::field::host, options.address());
   request.set(http::field::user_agent, "blockserve-load");
   if (!options.api_key.empty()) {
     request.set(http::field::authorization, absl::StrCat("Bearer ", options.api_key));
@@ -283,7 +286,9 @@ class HttpTransport final : public LoadTransport {
       if (parser_->get().result() == http::status::ok) {
         events_.Take(piece);
         // What was read with it comes in the next pieces.
-        if (connection_->buffer.size() == 0) observer_->OnMessageEnd(SteadyMicros());
+        if (connection_->buffer.size() <= kMostBetweenChunks) {
+          observer_->OnMessageEnd(SteadyMicros());
+        }
       } else if (error_body_.size() < kMostErrorBytes) {
         error_body_.append(piece.data(), piece.size());
       }
@@ -323,7 +328,8 @@ class HttpTransport final : public LoadTransport {
       // The server may close a connection that was idle just when it is used again.
       const bool closed = error == http::error::end_of_stream || error == asio::error::eof ||
                           error == asio::error::connection_reset ||
-                          error == asio::error::broken_pipe;
+                          error == asio::error::broken_pipe ||
+                          error == asio::ssl::error::stream_truncated;  // the same, under TLS
       if (reused_ && !begun_ && closed) return Begin(/*fresh=*/true);
       End("CONNECTION", absl::StrCat(error.message(), begun_ ? "" : connection_->Advice(error)));
     }
@@ -358,7 +364,16 @@ class HttpTransport final : public LoadTransport {
 
 }  // namespace
 
+std::string HttpTargetOptions::address() const {
+  const bool v6 = host.find(':') != std::string::npos;
+  return absl::StrCat(v6 ? "[" : "", host, v6 ? "]:" : ":", port);
+}
+
 absl::StatusOr<HttpTargetOptions> ParseHttpTarget(absl::string_view text) {
+  const auto bad = [text] {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", text, "\" is not http://host:port or https://host:port"));
+  };
   HttpTargetOptions options;
   absl::string_view rest = text;
   if (absl::ConsumePrefix(&rest, "https://")) {
@@ -376,10 +391,11 @@ absl::StatusOr<HttpTargetOptions> ParseHttpTarget(absl::string_view text) {
   const size_t colon = rest.rfind(':');
   if (colon == absl::string_view::npos || colon == 0 || colon + 1 == rest.size() ||
       rest.find("//") != absl::string_view::npos) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("\"", text, "\" is not http://host:port or https://host:port"));
+    return bad();
   }
-  options.host = std::string(rest.substr(0, colon));
+  absl::string_view host = rest.substr(0, colon);
+  if (absl::ConsumePrefix(&host, "[") && !absl::ConsumeSuffix(&host, "]")) return bad();
+  options.host = std::string(host);
   options.port = std::string(rest.substr(colon + 1));
   return options;
 }
@@ -404,7 +420,7 @@ absl::StatusOr<std::shared_ptr<asio::ssl::context>> MakeHttpClientTls(const Clie
 }
 
 absl::StatusOr<std::string> AskHttpModel(const HttpTargetOptions& options, absl::Duration timeout) {
-  const std::string address = absl::StrCat(options.host, ":", options.port);
+  const std::string address = options.address();
   asio::io_context context;
   Connection connection(context, options);
   ErrorCode error;

@@ -17,7 +17,7 @@
 namespace blockserve {
 
 struct HttpTargetOptions {
-  std::string host;
+  std::string host;  // a name or an address, that of IPv6 without its brackets
   std::string port;
   std::string path = "/v1/completions";
   std::string model;            // of the requests; never empty
@@ -28,9 +28,12 @@ struct HttpTargetOptions {
   std::shared_ptr<boost::asio::ssl::context> tls;
   std::string server_name;  // in the server's certificate; empty: `host`
   bool wants_tls = false;   // "https://" was given
+
+  std::string address() const;  // host:port, as in a URL
 };
 
-// "host:port", "http://host:port" or "https://host:port", perhaps with the path of the completions.
+// "host:port", "http://host:port" or "https://host:port", perhaps with the path of the completions;
+// an address of IPv6 in brackets.
 absl::StatusOr<HttpTargetOptions> ParseHttpTarget(absl::string_view text);
 
 // INVALID_ARGUMENT: OpenSSL cannot use the files.

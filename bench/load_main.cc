@@ -120,7 +120,9 @@ absl::StatusOr<std::string> ReadKey(const std::string& path) {
   const absl::StatusOr<std::string> key = ReadFile(path);
   if (!key.ok()) return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read"));
   const absl::string_view stripped = absl::StripAsciiWhitespace(*key);
-  if (stripped.empty()) return absl::InvalidArgumentError(absl::StrCat(path, " holds no API key"));
+  if (stripped.empty() || !std::all_of(stripped.begin(), stripped.end(), absl::ascii_isgraph)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, " holds no API key"));
+  }
   return std::string(stripped);
 }
 
@@ -180,9 +182,8 @@ nlohmann::ordered_json DescribeWorkload(const LoadProgramConfig& config) {
   } else if (plan.rate > 0) {
     json["rate"] = plan.rate;
     json["arrivals"] = plan.arrivals;
-  } else {
-    json["trace"] = absl::GetFlag(FLAGS_trace);
   }
+  if (!config.workload.trace.empty()) json["trace"] = absl::GetFlag(FLAGS_trace);
   json["warmup_s"] = static_cast<double>(plan.warmup_us) / 1e6;
   json["duration_s"] = static_cast<double>(plan.duration_us) / 1e6;
   json["requests"] = plan.requests;

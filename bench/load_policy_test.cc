@@ -179,19 +179,19 @@ WorkloadOptions SmallWorkload() {
 
 TEST(Workload, ARequestDependsOnItsNumberAlone) {
   const Workload one(SmallWorkload()), two(SmallWorkload());
-  const RequestSpec later = one.Make(1000);
-  for (int64_t k = 0; k < 20; ++k) (void)two.Make(k);
-  const RequestSpec again = two.Make(1000);
+  const RequestSpec later = one.Make(1000, 1000);
+  for (int64_t k = 0; k < 20; ++k) (void)two.Make(k, k);
+  const RequestSpec again = two.Make(1000, 1000);
   EXPECT_EQ(later.tokens, again.tokens);
   EXPECT_EQ(later.max_tokens, again.max_tokens);
   EXPECT_EQ(later.seed, again.seed);
-  EXPECT_NE(one.Make(1001).tokens, later.tokens);
+  EXPECT_NE(one.Make(1001, 1001).tokens, later.tokens);
 }
 
 TEST(Workload, TokensAreOfTheVocabularyWithoutTheExcludedOnes) {
   const Workload workload(SmallWorkload());
   for (int64_t k = 0; k < 200; ++k) {
-    for (const int32_t token : workload.Make(k).tokens) {
+    for (const int32_t token : workload.Make(k, k).tokens) {
       ASSERT_TRUE(token > 0 && token < 50 && token != 7) << token;
     }
   }
@@ -205,7 +205,7 @@ TEST(Workload, SharedPrefixesAreSharedAndLengthsStayWhole) {
   const Workload workload(options);
   std::set<std::vector<int32_t>> beginnings, whole;
   for (int64_t k = 0; k < 60; ++k) {
-    const std::vector<int32_t> tokens = workload.Make(k).tokens;
+    const std::vector<int32_t> tokens = workload.Make(k, k).tokens;
     ASSERT_EQ(tokens.size(), 20u);
     beginnings.insert({tokens.begin(), tokens.begin() + 16});
     whole.insert(tokens);
@@ -222,7 +222,7 @@ TEST(Workload, LengthsAreCutToTheModelsLimit) {
   options.max_total_tokens = 100;
   const Workload workload(options);
   for (int64_t k = 0; k < 100; ++k) {
-    const RequestSpec spec = workload.Make(k), asked = uncut.Make(k);
+    const RequestSpec spec = workload.Make(k, k), asked = uncut.Make(k, k);
     EXPECT_GE(spec.max_tokens, 1);
     EXPECT_LE(std::ssize(spec.tokens) + spec.max_tokens, 100);
     EXPECT_EQ(spec.shortened, std::ssize(asked.tokens) + asked.max_tokens > 100);
@@ -256,9 +256,9 @@ TEST(Prompts, LinesAreTextOrObjects) {
   WorkloadOptions options = SmallWorkload();
   options.prompts = *prompts;
   const Workload workload(options);
-  EXPECT_EQ(workload.Make(0).text, "Once upon");
-  EXPECT_EQ(workload.Make(1).max_tokens, 3);
-  EXPECT_THAT(workload.Make(5).tokens, ElementsAre(1, 2));
+  EXPECT_EQ(workload.Make(0, 0).text, "Once upon");
+  EXPECT_EQ(workload.Make(1, 1).max_tokens, 3);
+  EXPECT_THAT(workload.Make(5, 5).tokens, ElementsAre(1, 2));
   for (const char* line : {"w\xe4rld", "{\"tokens\": [99999999999]}",
                            "{\"prompt\": \"a\", \"output_tokens\": 5000000000}"}) {
     EXPECT_THAT(

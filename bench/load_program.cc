@@ -25,6 +25,8 @@ namespace {
 constexpr absl::Duration kConnectTimeout = absl::Seconds(20);
 // Ids that every byte-level vocabulary has: what is sent where a server does not tell its size.
 constexpr int32_t kSmallVocabulary = 256;
+// Points of a sweep are numbered so far apart: no point has as many requests.
+constexpr int64_t kRequestsOfAPoint = int64_t{1} << 32;
 
 // SIGINT and SIGTERM, asked for rather than waited for.
 class StopSignals {
@@ -119,7 +121,7 @@ absl::Status AskTarget(LoadProgramConfig& config, LoadDescription& description) 
       http.model = *std::move(model);
     }
     description.target = {{"protocol", "http"},
-                          {"address", absl::StrCat(http.host, ":", http.port)},
+                          {"address", http.address()},
                           {"path", http.path},
                           {"model", http.model}};
     workload.vocab_size = kSmallVocabulary;
@@ -216,6 +218,7 @@ absl::StatusOr<int> RunSweep(const LoadProgramConfig& config, const Workload& wo
   for (const double value : config.sweep.values) {
     if (signals.Came()) break;
     LoadPlan plan = config.plan;
+    plan.first_index = std::ssize(points) * kRequestsOfAPoint;
     SetOffered(config.sweep, value, plan);
     LoadDescription one = description;
     if (config.sweep.by_concurrency) {

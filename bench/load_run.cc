@@ -21,7 +21,7 @@ namespace {
 
 // Requests that are not measured are numbered from here, so that those that are have the same
 // numbers whatever the warm-up.
-constexpr int64_t kFirstWarmupIndex = int64_t{1} << 40;
+constexpr int64_t kFirstWarmupIndex = int64_t{1} << 52;
 // The longest wait for events: a stop is noticed within it.
 constexpr int64_t kLongestPoll = 50'000;
 constexpr absl::Duration kTick = absl::Milliseconds(100);
@@ -46,6 +46,7 @@ struct Shared {
 struct Due {
   int64_t time = 0;  // since the epoch
   int64_t index = 0;
+  int64_t arrival = 0;
   bool measured = false;
 };
 
@@ -60,6 +61,11 @@ class Schedule {
   virtual void OnEnd(int64_t now, bool ok) = 0;
   virtual int32_t max_in_flight() const = 0;
 };
+
+// Of the n-th request that is measured, or that is not.
+int64_t IndexOf(const LoadPlan& plan, int64_t n, bool measured) {
+  return plan.first_index + n + (measured ? 0 : kFirstWarmupIndex);
+}
 
 int64_t LoopEnd(const LoadPlan& plan) {
   return plan.duration_us > 0 ? plan.warmup_us + plan.duration_us : kNever;
@@ -84,13 +90,11 @@ class ClosedLoop final : public Schedule {
     const int64_t time = free_.top();
     free_.pop();
     if (now >= LoopEnd(plan)) over_ = true;
-    Due due{time, 0, time >= plan.warmup_us};
-    if (due.measured) {
-      due.index = shared_.next_measured.fetch_add(1);
-      if (plan.requests > 0 && due.index >= plan.requests) over_ = true;
-    } else {
-      due.index = kFirstWarmupIndex + shared_.next_warmup.fetch_add(1);
-    }
+    const bool measured = time >= plan.warmup_us;
+    const int64_t number =
+        measured ? shared_.next_measured.fetch_add(1) : shared_.next_warmup.fetch_add(1);
+    if (measured && plan.requests > 0 && number >= plan.requests) over_ = true;
+    const Due due{time, IndexOf(plan, number, measured), number, measured};
     if (over_) return std::nullopt;
     return due;
   }
@@ -140,9 +144,10 @@ class OpenLoop final : public Schedule {
         next_.reset();
         return;
       }
-      const int64_t index = measured ? measured_++ : kFirstWarmupIndex + warmup_++;
-      if (count_++ % plan.threads != thread_) continue;
-      next_ = Due{*time, index, measured};
+      const int64_t number = measured ? measured_++ : warmup_++;
+      const int64_t arrival = count_++;
+      if (arrival % plan.threads != thread_) continue;
+      next_ = Due{*time, IndexOf(plan, number, measured), arrival, measured};
       return;
     }
   }
@@ -206,12 +211,12 @@ class Driver {
   }
 
   void Send(const Due& due, int64_t now) {
-    auto request = std::make_unique<LoadRequest>(context_, shared_.workload.Make(due.index),
-                                                 due.time, now, due.measured,
-                                                 [this](LoadRequest* ended, int64_t at, bool ok) {
-                                                   schedule_->OnEnd(at - shared_.epoch, ok);
-                                                   requests_.erase(ended);
-                                                 });
+    auto request = std::make_unique<LoadRequest>(
+        context_, shared_.workload.Make(due.index, due.arrival), due.time, now, due.measured,
+        [this](LoadRequest* ended, int64_t at, bool ok) {
+          schedule_->OnEnd(at - shared_.epoch, ok);
+          requests_.erase(ended);
+        });
     LoadRequest* const observer = request.get();
     requests_[observer] = std::move(request);
     transport_->Start(observer->spec(), shared_.epoch + due.time + shared_.plan.timeout_us,

@@ -35,6 +35,9 @@ struct LoadPlan {
   LoadObjectives objectives;
   bool keep_rows = false;
   uint64_t seed = 1;
+  // Requests are numbered from here: a run after another one on the same server asks others, whose
+  // prompts are not in its prefix cache. Less than 2^52.
+  int64_t first_index = 0;
 
   // INVALID_ARGUMENT naming the flag.
   absl::Status Validate(const WorkloadOptions& workload) const;

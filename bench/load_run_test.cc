@@ -136,6 +136,39 @@ TEST(LoadRun, AClosedLoopKeepsItsConcurrencyAndMeasuresEachRequestOnce) {
   EXPECT_EQ(result.window_output_tokens, result.output_tokens);
 }
 
+TEST(LoadRun, RequestsAreNumberedFromWhereThePlanBegins) {
+  LoadPlan plan;
+  plan.concurrency = 3;
+  plan.requests = 20;
+  plan.first_index = 1000;
+  ServerModel server;
+  EXPECT_EQ(RunPlan(plan, server).ok, 20);
+  for (int64_t k = 0; k < 20; ++k) ASSERT_EQ(server.indices.count(1000 + k), 1u) << k;
+  EXPECT_EQ(server.indices.size(), 20u);
+}
+
+TEST(LoadRun, LengthsOfATraceAreThoseOfTheRowThatIsDue) {
+  WorkloadOptions options;
+  options.prompt_tokens = *LengthDistribution::Parse("1");
+  options.output_tokens = *LengthDistribution::Parse("1");
+  options.trace = {{0, 3, 4}, {2e-4, 4, 5}, {4e-4, 5, 6}, {6e-4, 6, 7}};
+  options.vocab_size = 100;
+  const Workload workload(options);
+  LoadPlan plan;
+  plan.warmup_us = 300;  // two of them
+  plan.threads = 2;
+  plan.keep_rows = true;
+  ServerModel server;
+  const LoadResult result = RunLoad(
+      plan, workload, [&] { return std::make_unique<ModelTransport>(server); },
+      [](const LoadSnapshot&) { return true; });
+  ASSERT_EQ(result.rows.size(), 2u);
+  EXPECT_EQ(result.rows[0].prompt_tokens, 5);
+  EXPECT_EQ(result.rows[0].output_tokens, 6);
+  EXPECT_EQ(result.rows[1].prompt_tokens, 6);
+  EXPECT_EQ(result.rows[1].output_tokens, 7);
+}
+
 TEST(LoadRun, AnOpenLoopCountsLatencyFromWhenARequestWasDue) {
   // 100 requests due within 0.1 s at a server that takes 5 ms for each: the last waits 0.4 s. A
   // clock that starts when there is room to send would tell 5 ms.

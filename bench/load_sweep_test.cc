@@ -14,6 +14,7 @@ namespace {
 using ::testing::DoubleNear;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::SizeIs;
 
 TEST(ParseSweep, ListsAndRangesOfRatesAndConcurrencies) {
@@ -139,6 +140,21 @@ TEST(Compare, ShowsChangesAndWhatWasAskedOtherwise) {
   EXPECT_THAT(CompareToText(a, b), HasSubstr("the answers differ"));
   b.description.workload["rate"] = 12;
   EXPECT_THAT(CompareToText(a, b), HasSubstr("differs: rate 10, 12"));
+  EXPECT_THAT(CompareToText(a, b), HasSubstr("the answers differ"));
+  b.description.workload["seed"] = 2;
+  EXPECT_THAT(CompareToText(a, b), Not(HasSubstr("the answers")));
+}
+
+TEST(Compare, RunsOfATraceAgreeWhereTheyWereDueAlike) {
+  LoadReport a = Point(10, 10, 1000).report, b = a;
+  a.description.workload = {{"trace", "t"}, {"warmup_s", 0}};
+  b.description.workload = a.description.workload;
+  EXPECT_THAT(CompareToText(a, b), HasSubstr("the answers are the same"));
+  b.description.workload["warmup_s"] = 1;
+  EXPECT_THAT(CompareToText(a, b), Not(HasSubstr("the answers")));
+  b = a;
+  b.description.target = {{"model_id", "another"}};
+  EXPECT_THAT(CompareToText(a, b), Not(HasSubstr("the answers")));
 }
 
 class Recording final : public RequestObserver {

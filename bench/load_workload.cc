@@ -117,7 +117,7 @@ void Workload::FillRandom(uint64_t stream, int64_t count, std::vector<int32_t>& 
   }
 }
 
-RequestSpec Workload::Make(int64_t index) const {
+RequestSpec Workload::Make(int64_t index, int64_t arrival) const {
   const auto stream = static_cast<uint64_t>(index);
   RequestSpec spec;
   spec.index = index;
@@ -131,7 +131,7 @@ RequestSpec Workload::Make(int64_t index) const {
   const uint64_t prefix = random.Next();
   spec.seed = random.Next();
   if (!options_.trace.empty()) {
-    const TraceRow& row = options_.trace[stream % options_.trace.size()];
+    const TraceRow& row = options_.trace[static_cast<uint64_t>(arrival) % options_.trace.size()];
     if (row.prompt_tokens > 0) prompt = row.prompt_tokens;
     if (row.output_tokens > 0) output = row.output_tokens;
   }

@@ -1,5 +1,6 @@
 // What is asked: request number k of a workload is a function of (options, k) alone, whatever the
-// server does and however many threads send.
+// server does and however many threads send. Of a trace its lengths are those of the row that it
+// comes by.
 #ifndef BLOCKSERVE_BENCH_LOAD_WORKLOAD_H_
 #define BLOCKSERVE_BENCH_LOAD_WORKLOAD_H_
 
@@ -40,7 +41,7 @@ struct WorkloadOptions {
   LengthDistribution prompt_tokens;
   LengthDistribution output_tokens;
   std::vector<PromptLine> prompts;  // instead of random tokens, one after another
-  std::vector<TraceRow> trace;      // lengths of request k, where given
+  std::vector<TraceRow> trace;      // lengths of arrival k, where given
   // The first tokens of every random prompt are one of so many common beginnings.
   int64_t shared_prefix_tokens = 0;
   int32_t shared_prefixes = 1;
@@ -61,7 +62,8 @@ class Workload {
  public:
   explicit Workload(WorkloadOptions options);
 
-  RequestSpec Make(int64_t index) const;
+  // Request number `index`, which is arrival number `arrival` of its run.
+  RequestSpec Make(int64_t index, int64_t arrival) const;
   const WorkloadOptions& options() const { return options_; }
 
  private:

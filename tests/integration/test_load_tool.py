@@ -5,12 +5,14 @@ import http.server
 import json
 import re
 import socket
+import ssl
 import subprocess
 import threading
 
 import harness
 import pytest
 from scraping import scrape
+from secured_tiers import make_certificates
 
 SHORT = ["--prompt-tokens=uniform:2:9", "--output-tokens=uniform:3:11", "--noprogress"]
 
@@ -95,6 +97,7 @@ def test_the_same_requests_have_the_same_answers_whatever_the_load(server, tmp_p
     assert result_of(larger)["output_hash"] == result_of(one)["output_hash"]
     compared = load("--compare", str(one), str(two)).stdout
     assert "output tokens/s" in compared and "differs: loop" in compared
+    assert "the answers are the same, token for token" in compared
     merged = tmp_path / "merged.json"
     load("--merge", str(one), str(two), f"--json={merged}")
     assert result_of(merged)["requests"]["ok"] == 40
@@ -208,6 +211,9 @@ def test_a_trace_is_played_with_its_lengths(server, tmp_path):
     load(f"--grpc={server.address}", f"--trace={trace}", f"--csv={out}", "--noprogress")
     rows = [line.split(",") for line in out.read_text().splitlines()[1:]]
     assert [(row[5], row[6]) for row in rows] == [("3", "5"), ("4", "6"), ("5", "7")]
+    load(f"--grpc={server.address}", f"--trace={trace}", "--warmup=5ms", f"--csv={out}", "--noprogress")
+    rows = [line.split(",") for line in out.read_text().splitlines()[1:]]
+    assert [(row[5], row[6]) for row in rows] == [("4", "6"), ("5", "7")]
 
 
 def test_a_sweep_draws_its_curve(server, tmp_path):
@@ -220,12 +226,112 @@ def test_a_sweep_draws_its_curve(server, tmp_path):
     assert page.read_text().count("<svg") == 2
 
 
+def test_points_of_a_sweep_find_nothing_of_each_other_in_the_cache(server, tmp_path):
+    out = tmp_path / "sweep.json"
+    load(f"--grpc={server.address}", "--sweep=concurrency:1,2", "--requests=2", "--prompt-tokens=120",
+         "--output-tokens=2", f"--json={out}", "--noprogress")
+    assert [point["result"]["tokens"]["cached_prompt"] for point in result_of(out)["points"]] == [0, 0]
+
+
+def event_of(token: int) -> bytes:
+    choice = {"index": 0, "text": "x", "token_ids": [token], "finish_reason": "length" if token == 3 else None}
+    return f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+
+
+END_OF_STREAM = (b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 4}}\n\n'
+                 b"data: [DONE]\n\n")
+CHUNKED = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def read_request(connection) -> bool:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += (more := connection.recv(65536))
+        if not more:
+            return False
+    head, _, body = received.partition(b"\r\n\r\n")
+    length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])
+    while len(body) < length:
+        body += connection.recv(65536)
+    return True
+
+
+def as_chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def test_an_event_is_counted_when_it_comes_and_not_when_the_next_does(tmp_path):
+    out = tmp_path / "out.json"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ran = subprocess.Popen(
+            [harness.program("blockserve-load"), f"--http=127.0.0.1:{listener.getsockname()[1]}", "--model=m",
+             "--concurrency=1", "--requests=1", "--prompt-tokens=3", "--output-tokens=4", "--stream-interval=1",
+             "--timeout=60s", f"--json={out}", "--max-failed=0"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True)
+        with listener.accept()[0] as connection:
+            read_request(connection)
+            connection.sendall(CHUNKED + as_chunk(event_of(0)))
+            # It is told while nothing else has come.
+            told = next((line for line in ran.stderr if " 1 tokens/s" in line), None)
+            for token in (1, 2, 3):
+                connection.sendall(as_chunk(event_of(token)))
+            connection.sendall(as_chunk(END_OF_STREAM) + as_chunk(b""))
+            rest = ran.communicate(timeout=100)[1]
+    assert told is not None and ran.returncode == 0, rest
+    assert result_of(out)["tokens"]["output"] == 4
+
+
+def test_an_idle_connection_that_its_server_closed_costs_no_request_under_tls(tmp_path):
+    make_certificates(tmp_path, "server")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    out = tmp_path / "out.json"
+    connections = []
+
+    def serve(listener):
+        """An answer on each connection: the next request on it is not answered, and no TLS alert is sent."""
+        with contextlib.suppress(OSError):
+            while True:
+                with listener.accept()[0] as connection, contextlib.suppress(OSError):
+                    connections.append(connection)
+                    secured = context.wrap_socket(connection, server_side=True)
+                    read_request(secured)
+                    answer = b"".join(event_of(token) for token in range(4)) + END_OF_STREAM
+                    secured.sendall(CHUNKED + as_chunk(answer) + as_chunk(b""))
+                    read_request(secured)
+                    socket.socket(fileno=secured.detach()).close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        load(f"--http=https://localhost:{listener.getsockname()[1]}", f"--tls-ca={tmp_path}/ca.crt", "--model=m",
+             "--concurrency=1", "--requests=3", "--prompt-tokens=3", "--output-tokens=4", "--stream-interval=1",
+             f"--json={out}", "--max-failed=0", "--noprogress")
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert result_of(out)["requests"]["ok"] == 3 and len(connections) == 3
+
+
+def test_an_address_of_ipv6_is_in_brackets(launcher, tmp_path):
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as probe:
+            port = probe.getsockname()[1]
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    launcher.serve(harness.GOLDEN / "concat_l4", "--arithmetic=f32",
+                   f"--http-address=[::1]:{port}").wait_until_ready()
+    out = tmp_path / "out.json"
+    load(f"--http=http://[::1]:{port}", "--concurrency=1", "--requests=1", f"--json={out}", "--max-failed=0", *SHORT)
+    assert result_of(out)["target"]["address"] == f"[::1]:{port}"
+
+
 def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
     nowhere = f"127.0.0.1:{harness.free_port()}"
     trace, prompts = tmp_path / "trace.csv", tmp_path / "prompts.txt"
     trace.write_text("arrival_s,prompt,output\n0,3,5\n")
     prompts.write_text("Once\n")
     (tmp_path / "no_key").write_text("\n")
+    (tmp_path / "two_keys").write_text("one\ntwo\n")
     for arguments, word in [
             ([], "--grpc"), (["--grpc=x:1"], "--concurrency"),
             (["--grpc=x:1", "--rate=1", "--concurrency=1"], "--concurrency"),
@@ -243,6 +349,8 @@ def test_bad_usage_exits_2_and_failure_1(server, tmp_path):
             (["--http=x:1", "--rate=1", "--connections=4"], "--connections has no effect with --http"),
             (["--grpc=x:1", "--rate=1", f"--prompts={tmp_path}"], f"--prompts: {tmp_path} cannot be read"),
             (["--grpc=x:1", "--rate=1", f"--api-key-file={tmp_path}/no_key"], "no_key holds no API key"),
+            (["--grpc=x:1", "--rate=1", f"--api-key-file={tmp_path}/two_keys"], "two_keys holds no API key"),
+            (["--http=[::1:80", "--rate=1"], '--http: "[::1:80" is not http://host:port'),
             (["--compare", str(tmp_path / "none.json")], "two results")]:
         error = load(*arguments, status=2).stderr
         assert word in error and error.count("\n") == 1, error
