@@ -175,6 +175,25 @@ TEST_F(AuditTest, AuditsSurviveLosses) {
   ExpectNothingLeft();
 }
 
+// Copies that were with the worker that died, of rows that the only other one has answered, are
+// suspects that it may not do: it is not kept free for them.
+TEST_F(AuditTest, WhereOneWorkerIsLeftStreamsDoNotWaitForAuditsThatItMayNotDo) {
+  options_.tier.audit = {.rows = 1};
+  MakeCore(1, 2);
+  NumberWorkers();
+  for (const auto& worker : workers_) worker->service_time = absl::Milliseconds(10);
+  const std::vector<Stream> streams = Load(40, 2000);
+  loop_.Advance(absl::Milliseconds(205));
+  workers_[1]->Kill();
+  loop_.Advance(absl::Milliseconds(400));
+  std::vector<size_t> before;
+  for (const Stream& stream : streams) before.push_back(stream.sink->tokens[0].size());
+  loop_.Advance(absl::Milliseconds(400));
+  for (size_t i = 0; i < streams.size(); ++i) {
+    EXPECT_GT(streams[i].sink->tokens[0].size(), before[i]) << i;
+  }
+}
+
 TEST_F(AuditTest, AuditsForWhichNobodyWaitsDoNotPileUp) {
   options_.tier.audit = {.contexts = 0.5};
   MakeCore(2, 8);

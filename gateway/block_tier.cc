@@ -420,7 +420,7 @@ void BlockTier::OnRefused(Replica& replica, BlockCall call, uint64_t handle,
 
 void BlockTier::OnProgress(Sequence& sequence) {
   if (!sequence.failure.ok()) {
-    Strike(sequence.spec.not_by.back().incarnation, sequence.spec.request_key);
+    Strike(sequence.spec.not_by.back().incarnation, sequence.spec.request);
   }
   sequence.Progress();
 }
@@ -432,7 +432,7 @@ void BlockTier::OnAnswered(Replica& replica) {
                        "' answers again: it gets sequences, few at first"));
 }
 
-void BlockTier::Strike(uint64_t incarnation, absl::string_view request) {
+void BlockTier::Strike(uint64_t incarnation, uint64_t request) {
   for (const std::unique_ptr<Replica>& replica : replicas_) {
     if (replica->member.identity.incarnation != incarnation || !replica->member.connected) continue;
     if (replica->health.Strike(request, loop_.Now())) {

@@ -61,6 +61,7 @@ struct SequenceSpec {
   bool scoring = false;
   uint32_t priority = 2;
   absl::Time deadline;
+  uint64_t request = 0;  // whose it is: its run's id
   std::string request_key;
   std::string traceparent;
   // Complete blocks after the prompt's, [blocks, L]; Extend adds to them.
@@ -231,7 +232,7 @@ class BlockTier {
   // A probe was answered, or a call of one that is in turn.
   void OnAnswered(Replica& replica);
   // What this process has failed, another one has answered.
-  void Strike(uint64_t incarnation, absl::string_view request);
+  void Strike(uint64_t incarnation, uint64_t request);
   void Contradicted(uint64_t handle, Sequence& sequence, absl::string_view what);
   void OnLost(Replica& replica, absl::Status status);
   // Replicas have died with it again and again.

@@ -39,6 +39,7 @@ void BlockTier::TellRow(Replica& replica, uint64_t handle, int64_t block, Contex
   audit.spec.cache_pool = spec.cache_pool;
   audit.spec.priority = spec.priority;
   audit.spec.deadline = spec.deadline;
+  audit.spec.request = spec.request;
   audit.spec.request_key = spec.request_key;
   if (hold) {
     audit.sequence = handle;

@@ -81,7 +81,7 @@ Core::~Core() {
   EndAll(absl::UnavailableError("the gateway has stopped"));
 }
 
-GenerationId Core::Accept(std::function<std::unique_ptr<Run>(std::function<void()> on_over)> make) {
+GenerationId Core::Accept(MakeRun make) {
   const GenerationId id = next_id_.fetch_add(1);
   live_requests_.fetch_add(1);
   const auto on_over = [this, id] {
@@ -99,24 +99,27 @@ GenerationId Core::Accept(std::function<std::unique_ptr<Run>(std::function<void(
     });
   };
   loop_.Post([this, alive = alive_, id, make = std::move(make), on_over] {
-    if (*alive) Begin(id, make(on_over));
+    if (*alive) Begin(id, make(id, on_over));
   });
   return id;
 }
 
 GenerationId Core::Generate(GenerationRequest request, std::shared_ptr<GenerationSink> sink) {
   auto shared = std::make_shared<GenerationRequest>(std::move(request));
-  return Accept([this, shared, sink = std::move(sink)](std::function<void()> on_over) {
-    return std::make_unique<GenerationRun>(environment_, std::move(*shared), sink,
-                                           std::move(on_over));
-  });
+  return Accept(
+      [this, shared, sink = std::move(sink)](GenerationId id, std::function<void()> on_over) {
+        return std::make_unique<GenerationRun>(environment_, id, std::move(*shared), sink,
+                                               std::move(on_over));
+      });
 }
 
 GenerationId Core::Score(ScoringRequest request, std::shared_ptr<ScoringSink> sink) {
   auto shared = std::make_shared<ScoringRequest>(std::move(request));
-  return Accept([this, shared, sink = std::move(sink)](std::function<void()> on_over) {
-    return std::make_unique<ScoringRun>(environment_, std::move(*shared), sink, std::move(on_over));
-  });
+  return Accept(
+      [this, shared, sink = std::move(sink)](GenerationId id, std::function<void()> on_over) {
+        return std::make_unique<ScoringRun>(environment_, id, std::move(*shared), sink,
+                                            std::move(on_over));
+      });
 }
 
 void Core::Begin(GenerationId id, std::unique_ptr<Run> owned) {

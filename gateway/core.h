@@ -56,7 +56,9 @@ class Core final : public GenerationCore {
   const ScoringRows& scoring_rows() const { return scoring_rows_; }
 
  private:
-  GenerationId Accept(std::function<std::unique_ptr<Run>(std::function<void()> on_over)> make);
+  using MakeRun =
+      std::function<std::unique_ptr<Run>(GenerationId id, std::function<void()> on_over)>;
+  GenerationId Accept(MakeRun make);
   void Begin(GenerationId id, std::unique_ptr<Run> run);
   // True: it is bound, or over. False: it waits for a tier.
   bool TryBind(Run& run);

@@ -29,9 +29,10 @@ absl::Span<const int32_t> TokensOf(const TokenRowAnswer& answer) {
 
 }  // namespace
 
-GenerationRun::GenerationRun(const RunEnvironment& environment, GenerationRequest request,
-                             std::shared_ptr<GenerationSink> sink, std::function<void()> on_over)
-    : Run(std::move(on_over)),
+GenerationRun::GenerationRun(const RunEnvironment& environment, GenerationId id,
+                             GenerationRequest request, std::shared_ptr<GenerationSink> sink,
+                             std::function<void()> on_over)
+    : Run(id, std::move(on_over)),
       environment_(environment),
       sink_(std::move(sink)),
       request_(std::move(request)) {}
@@ -124,6 +125,7 @@ SequenceSpec GenerationRun::SpecOf(size_t index) {
   spec.cache_pool = CachePoolOf(request_.own_prefix_cache ? request_.key : "", request_.cache_salt);
   spec.priority = request_.priority;
   spec.deadline = request_.deadline;
+  spec.request = id();
   spec.request_key = request_.request_id;
   spec.traceparent = request_.origin.traceparent;
   spec.on_context = [this, index](int64_t block, ContextRowPtr row) {
@@ -206,6 +208,7 @@ void GenerationRun::SubmitRow(size_t index) {
   absl::StatusOr<RowPlan> plan = choice.state.PlanRow();
   if (!plan.ok()) return End(absl::InternalError(plan.status().message()));
   RowJob job;
+  job.request = id();
   job.group = {binding_, &binding_->token};
   job.row = UpdateRow(choice, *plan);
   job.context = choice.context;

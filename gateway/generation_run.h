@@ -19,7 +19,7 @@ namespace blockserve {
 
 class GenerationRun final : public Run {
  public:
-  GenerationRun(const RunEnvironment& environment, GenerationRequest request,
+  GenerationRun(const RunEnvironment& environment, GenerationId id, GenerationRequest request,
                 std::shared_ptr<GenerationSink> sink, std::function<void()> on_over);
   ~GenerationRun() override { *alive_ = false; }
 

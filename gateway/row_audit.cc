@@ -63,6 +63,7 @@ void RowAudit::CancelAll() {
 
 void RowAudit::SubmitNext(uint64_t id, Audit& audit) {
   RowJob job;
+  job.request = audit.job.request;
   job.group = audit.job.group;
   job.row = audit.job.row;
   job.context = audit.job.context;

@@ -42,12 +42,15 @@ struct RunEnvironment {
 // Lives on the loop. Ends exactly once: by itself, by End or by Cancel.
 class Run {
  public:
-  // `on_over` is called when it ends; the run itself must then live until the call has returned.
-  explicit Run(std::function<void()> on_over) : on_over_(std::move(on_over)) {}
+  // `id`: no other run of this gateway has it, where many may have the same request id, which is
+  // their client's. `on_over` is called when it ends; the run itself must then live until the call
+  // has returned.
+  Run(GenerationId id, std::function<void()> on_over) : id_(id), on_over_(std::move(on_over)) {}
   virtual ~Run() = default;
   Run(const Run&) = delete;
   Run& operator=(const Run&) = delete;
 
+  GenerationId id() const { return id_; }
   virtual absl::Time deadline() const = 0;
   virtual uint32_t priority() const = 0;
   virtual int32_t choices() const = 0;
@@ -86,6 +89,7 @@ class Run {
   }
 
  private:
+  const GenerationId id_;
   const std::function<void()> on_over_;
   bool over_ = false;
 };

@@ -24,9 +24,9 @@ ScorePlan PlanScore(const ModelConfig& config, Alignment alignment,
   return plan;
 }
 
-ScoringRun::ScoringRun(const RunEnvironment& environment, ScoringRequest request,
+ScoringRun::ScoringRun(const RunEnvironment& environment, GenerationId id, ScoringRequest request,
                        std::shared_ptr<ScoringSink> sink, std::function<void()> on_over)
-    : Run(std::move(on_over)),
+    : Run(id, std::move(on_over)),
       environment_(environment),
       request_(std::move(request)),
       sink_(std::move(sink)),
@@ -58,6 +58,7 @@ void ScoringRun::Start(std::shared_ptr<const Binding> binding) {
   spec.cache_pool = CachePoolOf(request_.own_prefix_cache ? request_.key : "", request_.cache_salt);
   spec.priority = request_.priority;
   spec.deadline = request_.deadline;
+  spec.request = id();
   spec.request_key = request_.request_id;
   spec.traceparent = request_.origin.traceparent;
   spec.text_field = "continuation";
@@ -89,6 +90,7 @@ void ScoringRun::SubmitRow(int64_t block, ContextRowPtr context) {
   const int64_t begin = block * length;
   const int64_t end = std::min<int64_t>(begin + length, static_cast<int64_t>(plan_.padded.size()));
   RowJob job;
+  job.request = id();
   job.group = {binding_, &binding_->token};
   job.context = std::move(context);
   job.deadline = request_.deadline;

@@ -33,7 +33,7 @@ ScorePlan PlanScore(const ModelConfig& config, Alignment alignment,
 
 class ScoringRun final : public Run {
  public:
-  ScoringRun(const RunEnvironment& environment, ScoringRequest request,
+  ScoringRun(const RunEnvironment& environment, GenerationId id, ScoringRequest request,
              std::shared_ptr<ScoringSink> sink, std::function<void()> on_over);
 
   absl::Time deadline() const override { return request_.deadline; }

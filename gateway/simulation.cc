@@ -92,8 +92,8 @@ Simulation::Simulation(uint64_t seed, const Tokenizer* tokenizer) : seed_(seed),
   }
   if (options_.tier.audit.hold) block_.needed = token_.needed = 2;
   gentle_ = random.Chance(0.15);
-  const int replicas = block_.needed + (gentle_ ? 2 : random.Below(4));
-  const int workers = token_.needed + (gentle_ ? 2 : random.Below(5));
+  const int replicas = block_.needed + (gentle_ ? 1 + random.Below(2) : random.Below(4));
+  const int workers = token_.needed + (gentle_ ? 1 + random.Below(2) : random.Below(5));
   const int64_t pages = !gentle_ && random.Chance(0.4) ? 60 + random.Below(200) : 5000;
   for (int i = 0; i < replicas; ++i) {
     auto replica = std::make_unique<SimulatedBlockReplica>(loop_, absl::StrCat("block", i));

@@ -339,6 +339,32 @@ TEST_F(TokenFailoverTest, ChoicesThatOneHeldUpGoOnWhenItIsAcquitted) {
   ExpectAllExact(streams);
 }
 
+// A proxy may give the same id to all that it lets through.
+TEST_F(TokenFailoverTest, RequestsOfOneIdAreJudgedApart) {
+  MakeCore(1, 4);
+  int kills = 0;
+  MakeDeadly(/*seed=*/4, kills);
+  std::vector<Stream> streams;
+  for (uint64_t i = 0; i < 20; ++i) {
+    GenerationRequest request = Request(3, 2000, i);
+    request.request_id = "id of the proxy";
+    streams.push_back(Generate(std::move(request)));
+  }
+  ASSERT_TRUE(loop_.RunUntil([&] { return kills == 2; }));  // the second time with it alone
+  loop_.Advance(absl::Milliseconds(100));
+  std::vector<size_t> before;
+  for (const Stream& stream : streams) before.push_back(Received(stream));
+  loop_.Advance(absl::Milliseconds(100));
+  ASSERT_EQ(streams[4].sink->done, 0) << "it waits to be tried again";
+  for (size_t i = 0; i < streams.size(); ++i) {
+    if (i == 4) continue;
+    EXPECT_GT(Received(streams[i]), before[i]) << i;
+  }
+  ASSERT_TRUE(RunUntilDone(streams));
+  EXPECT_EQ(kills, 3);
+  ExpectAllExactBut(4, "token workers died", streams);
+}
+
 // Among many it takes one more: with a cohort of those that died with it first.
 TEST_F(TokenFailoverTest, ARowThatKillsWorkersIsFoundAmongMany) {
   MakeCore(1, 6);

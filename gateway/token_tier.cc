@@ -264,7 +264,7 @@ void TokenTier::OnRow(Worker& worker, std::shared_ptr<const v1::TokenRowReply> r
     case RowAction::kDone:
       OnAnswered(worker, attempt, &row, now);
       ++stats_.rows;
-      if (!row.failure.ok()) Strike(row.failed_by, row.job.row->header().request_key());
+      if (!row.failure.ok()) Strike(row.failed_by, row.job.request);
       Finish(handle, TokenRowAnswer{std::move(reply), worker.identity});
       return;
     case RowAction::kSecondOpinion:
@@ -322,7 +322,7 @@ void TokenTier::OnRefused(Worker& worker, RowAction action, const absl::Status& 
   Enqueue(handle, row, /*is_new=*/false);
 }
 
-void TokenTier::Strike(uint64_t incarnation, absl::string_view request) {
+void TokenTier::Strike(uint64_t incarnation, uint64_t request) {
   for (const std::unique_ptr<Worker>& worker : workers_) {
     if (worker->member.identity.incarnation != incarnation || !worker->member.connected) continue;
     if (worker->health.Strike(request, loop_.Now())) {

@@ -46,6 +46,7 @@ struct TokenRowAnswer {
 
 // What a row says may be shared with the choice's next one (GenerationRun), and with an audit.
 struct RowJob {
+  uint64_t request = 0;                    // whose row it is: its run's id
   std::shared_ptr<const TierGroup> group;  // whose workers may do it
   // Id and remaining time are filled in when it is sent.
   std::shared_ptr<const v1::TokenRowRequest> row;
@@ -138,7 +139,7 @@ class TokenTier {
     uint64_t alone = 0;              // its handle
     const Worker* cohort = nullptr;  // who has it
   };
-  using Trials = std::map<absl::string_view, Trial>;  // by request key
+  using Trials = std::map<uint64_t, Trial>;  // by request
 
   void OnReady(Worker& worker, v1::TokenReplyBatch first);
   void Connect(Worker& worker);
@@ -157,7 +158,7 @@ class TokenTier {
   void OnRefused(Worker& worker, RowAction action, const absl::Status& status, uint64_t handle,
                  Row& row);
   // What this process has failed, another one has answered.
-  void Strike(uint64_t incarnation, absl::string_view request);
+  void Strike(uint64_t incarnation, uint64_t request);
 
   void Enqueue(uint64_t handle, Row& row, bool is_new);
   void SchedulePump();

@@ -26,8 +26,6 @@ constexpr int32_t kGivingWayBatches = 2;
 // behind them a stream would stand still.
 bool GivesWay(const v1::TokenRowRequest& row) { return row.score_forced(); }
 
-absl::string_view KeyOf(const RowJob& job) { return job.row->header().request_key(); }
-
 }  // namespace
 
 uint64_t TokenTier::Submit(RowJob job) {
@@ -134,7 +132,7 @@ void TokenTier::SendWaitingRows(const Trials& trials) {
     if (full.contains(*row.job.group) || (gives_way && full_for_way.contains(*row.job.group))) {
       continue;
     }
-    if (!trials.empty() && trials.contains(KeyOf(row.job))) continue;
+    if (!trials.empty() && trials.contains(row.job.request)) continue;
     const bool fresh = row.attempts.empty() && row.job.not_by.empty();
     // Those of one group share it, for the most part.
     const bool views_fit = views_hold && (views_of == row.job.group || *views_of == *row.job.group);
@@ -187,7 +185,7 @@ TokenTier::Trials TokenTier::FindTrials() const {
     if (!worker->reserved && !worker->health.ejected()) continue;  // it has none
     for (const auto& [id, attempt] : worker->attempts) {
       if (!attempt.suspect || attempt.stalled) continue;
-      Trial& trial = trials[KeyOf(rows_.at(attempt.handle)->job)];
+      Trial& trial = trials[rows_.at(attempt.handle)->job.request];
       if (attempt.alone) {
         trial.alone = attempt.handle;
       } else {
@@ -201,7 +199,7 @@ TokenTier::Trials TokenTier::FindTrials() const {
       const Row& row = *rows_.at(handle);
       if (died_alone ? row.history.deaths_alone() == 0 : row.history.cohort() != 1) continue;
       // One that not every worker may do could wait for long.
-      if (row.job.not_by.empty()) trials.try_emplace(KeyOf(row.job), Trial{.alone = handle});
+      if (row.job.not_by.empty()) trials.try_emplace(row.job.request, Trial{.alone = handle});
     }
   }
   return trials;
@@ -217,6 +215,8 @@ void TokenTier::PumpSuspects(Trials& trials) {
     Worker* worker = nullptr;
     int size = 0;
     int most = 0;
+    // A row waits for a worker to be kept free.
+    bool wanted = false;
   };
   std::map<TierGroup, Places> groups;
   const absl::Time now = loop_.Now();
@@ -225,7 +225,7 @@ void TokenTier::PumpSuspects(Trials& trials) {
     ++next;
     Row& row = *rows_.at(handle);
     if (row.history.given_up() || now < row.not_before) continue;
-    const auto trial = trials.find(KeyOf(row.job));
+    const auto trial = trials.find(row.job.request);
     const bool tried = trial != trials.end();
     if (tried && trial->second.alone != 0 && trial->second.alone != handle) continue;
     const auto [found, is_new] = groups.try_emplace(*row.job.group);
@@ -236,12 +236,14 @@ void TokenTier::PumpSuspects(Trials& trials) {
         !HasTried(row, *places.worker) && (!tried || trial->second.cohort == places.worker)) {
       ++places.size;
       places.most = std::min(places.most, most);
-      trials[KeyOf(row.job)].cohort = places.worker;
+      trials[row.job.request].cohort = places.worker;
       SendRow(handle, row, *places.worker, /*suspect=*/true, now);
       continue;
     }
-    if (places.left == 0 || (tried && trial->second.cohort != nullptr)) continue;
-    Worker* const worker = WorkerForSuspect(row);
+    const bool waits_its_turn = places.left == 0 || (tried && trial->second.cohort != nullptr);
+    Worker* const worker = waits_its_turn ? nullptr : WorkerForSuspect(row);
+    // For one that nobody who is there may do nobody is kept free.
+    places.wanted |= waits_its_turn || worker != nullptr;
     if (worker == nullptr) continue;
     --places.left;
     worker->reserved = true;
@@ -250,12 +252,13 @@ void TokenTier::PumpSuspects(Trials& trials) {
     places.worker = worker;
     places.size = 1;
     places.most = most;
-    trials[KeyOf(row.job)] = most == 1 ? Trial{.alone = handle} : Trial{.cohort = worker};
+    trials[row.job.request] = most == 1 ? Trial{.alone = handle} : Trial{.cohort = worker};
     SendRow(handle, row, *worker, /*suspect=*/true, now);
   }
   if (!std::exchange(some_reserved_, false)) return;
   for (const std::unique_ptr<Worker>& worker : workers_) {
-    if (worker->reserved && !groups.contains(worker->member.group)) {
+    const auto places = groups.find(worker->member.group);
+    if (worker->reserved && (places == groups.end() || !places->second.wanted)) {
       worker->reserved = std::any_of(worker->attempts.begin(), worker->attempts.end(),
                                      [](const auto& entry) { return entry.second.suspect; });
     }

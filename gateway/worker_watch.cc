@@ -68,18 +68,18 @@ bool WorkerHealth::Answered() {
   return false;
 }
 
-bool WorkerHealth::Strike(absl::string_view request, absl::Time now) {
+bool WorkerHealth::Strike(uint64_t request, absl::Time now) {
   const bool too_many = strikes_.Add(request, now);
   // One that was just returning is no better yet.
   return too_many || returning();
 }
 
-bool Strikes::Add(absl::string_view request, absl::Time now) {
+bool Strikes::Add(uint64_t request, absl::Time now) {
   std::erase_if(recent_, [&](const Strike& strike) { return now - strike.at >= kStrikeWindow; });
   const bool known = std::any_of(recent_.begin(), recent_.end(),
                                  [&](const Strike& strike) { return strike.request == request; });
   if (known) return false;
-  recent_.push_back({std::string(request), now});
+  recent_.push_back({request, now});
   if (recent_.size() < kMostStrikes) return false;
   recent_.clear();
   return true;

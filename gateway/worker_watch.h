@@ -56,11 +56,11 @@ class HedgeBudget {
 class Strikes {
  public:
   // True: that was one too many, and counting begins anew.
-  bool Add(absl::string_view request, absl::Time now);
+  bool Add(uint64_t request, absl::Time now);
 
  private:
   struct Strike {
-    std::string request;
+    uint64_t request = 0;
     absl::Time at;
   };
   std::vector<Strike> recent_;
@@ -82,7 +82,7 @@ class WorkerHealth {
   // It has answered a call or a probe. True: that ends its time out of turn.
   bool Answered();
   // A call of `request` that it failed, another one has answered. True: it is to be ejected.
-  bool Strike(absl::string_view request, absl::Time now);
+  bool Strike(uint64_t request, absl::Time now);
   // Of the `most` calls that it could have at once, how many it gets.
   int32_t Allowed(int32_t most) const;
 

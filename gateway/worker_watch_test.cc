@@ -96,16 +96,16 @@ TEST(WorkerHealth, OneThatFailsWhileItReturnsWaitsLonger) {
 TEST(WorkerHealth, OneStrikeIsTooManyForOneThatReturns) {
   WorkerHealth health;
   const absl::Time now = absl::FromUnixSeconds(1000);
-  EXPECT_FALSE(health.Strike("a", now));
-  EXPECT_FALSE(health.Strike("b", now));
-  EXPECT_TRUE(health.Strike("c", now));
+  EXPECT_FALSE(health.Strike(1, now));
+  EXPECT_FALSE(health.Strike(2, now));
+  EXPECT_TRUE(health.Strike(3, now));
   health.Eject(now);
-  EXPECT_FALSE(health.Strike("d", now));
+  EXPECT_FALSE(health.Strike(4, now));
   EXPECT_TRUE(health.Answered());
   EXPECT_FALSE(health.Answered());
-  EXPECT_TRUE(health.Strike("d", now));
+  EXPECT_TRUE(health.Strike(4, now));
   health.Reset();
-  EXPECT_FALSE(health.Strike("e", now));
+  EXPECT_FALSE(health.Strike(5, now));
 }
 
 TEST(PingWatch, AsksOnceWhenACallHasWaitedAndAgainAfterItsAnswer) {
@@ -152,15 +152,15 @@ TEST(PingWatch, ANewConnectionOwesNothingAndTimeWithoutUsDoesNotCount) {
 TEST(Strikes, ThreeOfDifferentRequestsWithinTenSeconds) {
   const absl::Time now = absl::FromUnixSeconds(1000);
   Strikes strikes;
-  EXPECT_FALSE(strikes.Add("a", now));
-  EXPECT_FALSE(strikes.Add("a", now));
-  EXPECT_FALSE(strikes.Add("b", now));
-  EXPECT_FALSE(strikes.Add("a", now));
-  EXPECT_TRUE(strikes.Add("c", now));
-  EXPECT_FALSE(strikes.Add("d", now));
-  EXPECT_FALSE(strikes.Add("e", now + absl::Seconds(9)));
-  EXPECT_FALSE(strikes.Add("f", now + absl::Seconds(11)));
-  EXPECT_TRUE(strikes.Add("g", now + absl::Seconds(12)));
+  EXPECT_FALSE(strikes.Add(1, now));
+  EXPECT_FALSE(strikes.Add(1, now));
+  EXPECT_FALSE(strikes.Add(2, now));
+  EXPECT_FALSE(strikes.Add(1, now));
+  EXPECT_TRUE(strikes.Add(3, now));
+  EXPECT_FALSE(strikes.Add(4, now));
+  EXPECT_FALSE(strikes.Add(5, now + absl::Seconds(9)));
+  EXPECT_FALSE(strikes.Add(6, now + absl::Seconds(11)));
+  EXPECT_TRUE(strikes.Add(7, now + absl::Seconds(12)));
 }
 
 }  // namespace
