@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "absl/time/clock.h"
 #include "gateway/call_metadata.h"
 #include "gateway/gathering_sink.h"
 #include "gateway/stop_string_sink.h"
@@ -29,8 +30,9 @@ bool AppendBlock(v1::GenerateResponse& from, v1::GenerateResponse& into) {
 }  // namespace
 
 std::shared_ptr<GenerateCall> GenerateCall::Create(GenerationCore* core, StreamWriters* writers,
-                                                   grpc::CallbackServerContext* context) {
-  std::shared_ptr<GenerateCall> call(new GenerateCall(core, writers, context));
+                                                   grpc::CallbackServerContext* context,
+                                                   absl::Duration unread_for) {
+  std::shared_ptr<GenerateCall> call(new GenerateCall(core, writers, context, unread_for));
   call->self_ = call;
   return call;
 }
@@ -90,9 +92,31 @@ void GenerateCall::OnDone(absl::Status status, v1::Usage usage) {
       waiting_.push_back(std::move(event));
     }
     outcome_ = std::move(status);
-    if (handed_over_ || writing_) return;  // as in Enqueue
+    if (handed_over_ || writing_) return CutOffLater();  // as in Enqueue
   }
   // Once for a call, and where it is refused not on the loop.
+  Pump();
+}
+
+void GenerateCall::CutOffLater() {
+  unread_alarm_.Set(absl::ToChronoTime(absl::Now() + unread_for_),
+                    [weak = weak_from_this()](bool due) {
+                      const std::shared_ptr<GenerateCall> call = weak.lock();
+                      if (due && call != nullptr) call->CutOff();
+                    });
+}
+
+void GenerateCall::CutOff() {
+  {
+    MutexLock lock(&mutex_);
+    if (finished_) return;
+    cutting_off_ = true;
+  }
+  context_->TryCancel();
+  {
+    MutexLock lock(&mutex_);
+    cutting_off_ = false;
+  }
   Pump();
 }
 
@@ -162,7 +186,7 @@ void GenerateCall::Pump() {
   bool finish = false;
   {
     MutexLock lock(&mutex_);
-    if (writing_ || finished_) return;
+    if (writing_ || finished_ || cutting_off_) return;
     if (!waiting_.empty()) {
       writing_ = true;
       bool own_buffer = false;

@@ -11,7 +11,6 @@
 #include "absl/time/time.h"
 #include "common/mutex.h"
 #include "gateway/call_metadata.h"
-#include "gateway/generate_call.h"
 #include "gateway/known_fields.h"
 #include "rpc/status.h"
 
@@ -234,7 +233,8 @@ v1::GetModelResponse GenerationService::DescribeModel() const {
 
 grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
     grpc::CallbackServerContext* context, const grpc::ByteBuffer* request) {
-  const std::shared_ptr<GenerateCall> call = GenerateCall::Create(core_, writers_, context);
+  const std::shared_ptr<GenerateCall> call =
+      GenerateCall::Create(core_, writers_, context, unread_for_);
   BeginCall<v1::GenerateRequest>(call, *context, *request, RequestMethod::kGenerate,
                                  [this](const v1::GenerateRequest& parsed, absl::Time deadline) {
                                    return validator_->Generation(parsed, DescribeModel().model_id(),

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "blockserve/v1/generation.grpc.pb.h"
 #include "gateway/api_keys.h"
+#include "gateway/generate_call.h"
 #include "gateway/generation.h"
 #include "gateway/stream_writers.h"
 #include "gateway/text_workers.h"
@@ -31,11 +32,16 @@ using RawGenerationService = v1::Generation::WithRawCallbackMethod_Generate<
 
 class GenerationService final : public internal::RawGenerationService {
  public:
-  // All must outlive the service. `keys`: null where everybody may call. `writers`: as of
-  // GenerateCall.
+  // All must outlive the service. `keys`: null where everybody may call. `writers`, `unread_for`:
+  // as of GenerateCall.
   GenerationService(GenerationCore* core, const RequestValidator* validator,
-                    ApiKeys* keys = nullptr, StreamWriters* writers = nullptr)
-      : core_(core), validator_(validator), keys_(keys), writers_(writers) {}
+                    ApiKeys* keys = nullptr, StreamWriters* writers = nullptr,
+                    absl::Duration unread_for = GenerateCall::kUnreadFor)
+      : core_(core),
+        validator_(validator),
+        keys_(keys),
+        writers_(writers),
+        unread_for_(unread_for) {}
 
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Generate(grpc::CallbackServerContext* context,
                                                        const grpc::ByteBuffer* request) override;
@@ -77,6 +83,7 @@ class GenerationService final : public internal::RawGenerationService {
   const RequestValidator* const validator_;
   ApiKeys* const keys_;
   StreamWriters* const writers_;
+  const absl::Duration unread_for_;
   // gRPC has few threads, and writes all streams with them.
   TextWorkers text_workers_{"grpc-text", /*threads=*/1, kMostWaitingTextBytes};
 };

@@ -171,6 +171,25 @@ TEST_F(GenerationServiceTest, TellsTheCoreWhenTheClientLeaves) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
 }
 
+TEST_F(GenerationServiceTest, WhatIsNeverReadIsNotKeptForEver) {
+  GenerationService service(&core_, &validator_, nullptr, nullptr, absl::Milliseconds(1));
+  grpc::ServerBuilder builder;
+  builder.RegisterService(&service);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  const auto stub = v1::Generation::NewStub(server->InProcessChannel({}));
+  core_.on_generate = [](const GenerationRequest&, const std::shared_ptr<GenerationSink>& sink) {
+    for (int sent = 0; sink->WantsMore(); ++sent) sink->OnOutput(Block(4 * sent), {});
+    sink->OnDone(absl::AbortedError("the client does not read"), {});
+  };
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, OneToken());
+  core_.cancelled.WaitForNotification();  // as by a client that leaves
+  for (v1::GenerateResponse event; reader->Read(&event);) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::CANCELLED);
+  server->Shutdown();
+}
+
 TEST_F(GenerationServiceTest, AsksTheCoreToPauseForAClientThatDoesNotReadAndToGoOn) {
   absl::Notification resumed;
   std::shared_ptr<GenerationSink> stream;
