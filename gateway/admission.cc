@@ -115,12 +115,16 @@ absl::Status Admission::CheckKey(const Key& key, const AdmissionRequest& request
   const KeyLimits& limits = key.limits;
   const std::string& name = request.key;
   if (limits.max_tokens > 0 && request.tokens > limits.max_tokens) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "stop.max_tokens: the request may take ", request.tokens, " tokens, its prompt included; ",
-        NameOf(name), " may have ", limits.max_tokens, " in flight"));
+    const int64_t output = request.scores ? 0 : request.choices * request.length;
+    const char* const field = request.scores                                ? "continuation"
+                              : request.tokens - output > limits.max_tokens ? "prompt"
+                                                                            : "stop.max_tokens";
+    return absl::InvalidArgumentError(absl::StrCat(field, ": the request may take ", request.tokens,
+                                                   " tokens, its prompt included; ", NameOf(name),
+                                                   " may have ", limits.max_tokens, " in flight"));
   }
   if (limits.max_requests > 0 && request.prompts_of_call > limits.max_requests) {
-    return absl::InvalidArgumentError(absl::StrCat("prompt: is ", request.prompts_of_call,
+    return absl::InvalidArgumentError(absl::StrCat(kPromptsOfCall, ": ", request.prompts_of_call,
                                                    " requests; ", NameOf(name), " may have ",
                                                    limits.max_requests, " in flight"));
   }

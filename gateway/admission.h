@@ -43,6 +43,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "gateway/live_limit.h"
 #include "gateway/run_pace.h"
@@ -75,6 +76,9 @@ struct AdmissionOptions {
 
   absl::Status Validate() const;
 };
+
+// How a refusal of a call for the number of its prompts begins, where others name a field.
+inline constexpr absl::string_view kPromptsOfCall = "prompts_of_call";
 
 struct AdmissionRequest {
   std::string key;        // name of the API key; empty: none was given

@@ -60,6 +60,21 @@ TEST_F(AdmissionTest, LimitsTokensInFlightByKey) {
   EXPECT_TRUE(Submit("a", 2, 600).ok());
 }
 
+TEST_F(AdmissionTest, NamesTheFieldThatTakesTooManyTokens) {
+  options_.default_limits.max_tokens = 1000;
+  Make();
+  const auto refusal = [this](AdmissionRequest request) {
+    return std::string(admission_->Submit(1, request, now_).message());
+  };
+  AdmissionRequest request{"a", 2, /*tokens=*/1100, /*choices=*/2, now_ + absl::Minutes(1)};
+  request.length = 100;
+  EXPECT_THAT(refusal(request), testing::StartsWith("stop.max_tokens: "));
+  request.length = 10;
+  EXPECT_THAT(refusal(request), testing::StartsWith("prompt: "));
+  request.scores = true;
+  EXPECT_THAT(refusal(request), testing::StartsWith("continuation: "));
+}
+
 TEST_F(AdmissionTest, LimitsTheRateByKeyAndTellsWhenTheNextIsDue) {
   options_.limits["a"].requests_per_second = 2;
   options_.limits["a"].burst = 3;
@@ -114,7 +129,7 @@ TEST_F(AdmissionTest, ACallOfSeveralPromptsCountsOnceForTheRateAndMustFitInFligh
   };
   const absl::Status never = submit(100, 4, true);
   EXPECT_EQ(never.code(), absl::StatusCode::kInvalidArgument) << never;
-  EXPECT_THAT(std::string(never.message()), testing::StartsWith("prompt: is 4 requests"));
+  EXPECT_THAT(std::string(never.message()), testing::StartsWith("prompts_of_call: 4 requests"));
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(submit(101 + i, 3, i == 0).ok()) << i;
   for (int i = 0; i < 3; ++i) admission_->Finished(101 + i, /*whole=*/true, now_);
   EXPECT_EQ(submit(110, 1, true).code(), absl::StatusCode::kResourceExhausted);

@@ -101,19 +101,19 @@ inline constexpr MetricDefinition kWorkerInFlight = {
     "blockserve_gateway_worker_rows_in_flight",
     "Rows (token tier) or calls (block tier) that a worker has not answered.",
     {"tier", "worker"},
-    kMaxWorkerSeries};
+    2 * kMaxWorkerSeries};
 inline constexpr MetricDefinition kWorkerBatch = {
     MetricKind::kGauge,
     "blockserve_gateway_worker_batch_rows",
     "Batch size: rows of a worker's last step, as it told with its last answer.",
     {"tier", "worker"},
-    kMaxWorkerSeries};
+    2 * kMaxWorkerSeries};
 inline constexpr MetricDefinition kWorkerBusy = {
     MetricKind::kGauge,
     "blockserve_gateway_worker_busy_ratio",
     "Share of the last seconds that a worker spent computing, as it told last, 0 to 1.",
     {"tier", "worker"},
-    kMaxWorkerSeries};
+    2 * kMaxWorkerSeries};
 inline constexpr MetricDefinition kWorkerKvPages = {
     MetricKind::kGauge,
     "blockserve_gateway_worker_kv_pages",

@@ -37,13 +37,14 @@ struct Route {
   Endpoint endpoint;
   absl::string_view method;
   bool needs_key = false;  // where keys are asked for at all
+  std::optional<RequestMethod> counted = std::nullopt;
 };
 
 constexpr Route kRoutes[] = {
-    {"/v1/completions", Endpoint::kCompletions, "POST", true},
-    {"/v1/chat/completions", Endpoint::kChatCompletions, "POST", true},
-    {"/tokenize", Endpoint::kTokenize, "POST", true},
-    {"/detokenize", Endpoint::kDetokenize, "POST", true},
+    {"/v1/completions", Endpoint::kCompletions, "POST", true, RequestMethod::kGenerate},
+    {"/v1/chat/completions", Endpoint::kChatCompletions, "POST", true, RequestMethod::kGenerate},
+    {"/tokenize", Endpoint::kTokenize, "POST", true, RequestMethod::kTokenize},
+    {"/detokenize", Endpoint::kDetokenize, "POST", true, RequestMethod::kDetokenize},
     {"/tokenizer_info", Endpoint::kTokenizerInfo, "GET", true},
     {"/v1/models", Endpoint::kModels, "GET", true},
     {"/status", Endpoint::kStatus, "GET", true},
@@ -124,7 +125,14 @@ std::optional<HttpResponse> HttpApi::CheckHead(const HttpRequest& head,
   }
   if (!options_.authenticate || !route->needs_key) return std::nullopt;
   absl::StatusOr<std::string> name = options_.authenticate(head.header("Authorization"));
-  if (!name.ok()) return OpenAiError(name.status());
+  if (!name.ok()) {
+    if (route->counted.has_value()) {
+      const absl::string_view id = head.header(kRequestIdHeader).substr(0, kMaxRequestIdBytes);
+      backend_.core->OnRefused(
+          {.method = *route->counted, .request_id = std::string(id), .status = name.status()});
+    }
+    return OpenAiError(name.status());
+  }
   if (key_name != nullptr) *key_name = *std::move(name);
   return std::nullopt;
 }

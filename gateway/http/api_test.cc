@@ -163,8 +163,14 @@ TEST_F(HttpApiTest, KeysAreAskedForWhereThereIsSomethingToSee) {
     EXPECT_FALSE(api().CheckHead(request, &name).has_value()) << path;
     EXPECT_EQ(name, "name");
   }
+  // Counted, and told in the log: once each, and only what is counted otherwise.
+  ASSERT_EQ(core_.refused.size(), 4u);
+  EXPECT_EQ(core_.refused[1].method, RequestMethod::kGenerate);
+  EXPECT_EQ(core_.refused[2].method, RequestMethod::kTokenize);
+  EXPECT_TRUE(absl::IsUnauthenticated(core_.refused[3].status));
   EXPECT_EQ(Ask("POST", "/v1/completions", R"({"prompt":"a"})").status, 401);
   EXPECT_EQ(core_.last_id, 0u);
+  EXPECT_EQ(core_.refused.size(), 5u);
 }
 
 TEST_F(HttpApiTest, BrowsersAreToldWhoMayAskWhat) {

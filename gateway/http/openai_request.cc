@@ -11,6 +11,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "gateway/admission.h"
 #include "gateway/http/json_fields.h"
 #include "gateway/http/other_servers.h"
 #include "gateway/validate.h"
@@ -343,6 +344,7 @@ absl::Status NamedAsGiven(const absl::Status& status, const HttpCompletion& want
   const std::string message = WithFieldNamesOf(wanted.renamed, WithHttpFieldName(status.message()));
   absl::string_view rest = message;
   const bool of_prompt = absl::ConsumePrefix(&rest, "prompt");
+  if (absl::StartsWith(status.message(), kPromptsOfCall)) prompts = 1;  // of none by itself
   absl::Status named(status.code(), of_prompt && wanted.chat ? absl::StrCat("messages", rest)
                                     : of_prompt && prompts > 1
                                         ? absl::StrCat("prompt[", index, "]", rest)
@@ -359,6 +361,7 @@ std::string WithHttpFieldName(absl::string_view message) {
     return absl::StrCat("logit_bias", message.substr(std::min(message.find(':'), message.size())));
   }
   static constexpr std::pair<absl::string_view, absl::string_view> kNames[] = {
+      {kPromptsOfCall, "prompt"},
       {"prompt.text", "prompt"},
       {"prompt.tokens", "prompt"},
       {"continuation_text", "prompt"},

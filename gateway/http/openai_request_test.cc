@@ -319,6 +319,9 @@ TEST(NamedAsGiven, NamesThePromptOfAList) {
   EXPECT_EQ(NamedAsGiven(too_long, wanted, 0, 1).message(), "prompt: too long");
   EXPECT_EQ(NamedAsGiven(too_long, wanted, 1, 2).message(), "prompt[1]: too long");
   EXPECT_EQ(NamedAsGiven(absl::InvalidArgumentError("n: x"), wanted, 1, 2).message(), "n: x");
+  EXPECT_EQ(NamedAsGiven(absl::InvalidArgumentError("prompts_of_call: 2 requests"), wanted, 0, 2)
+                .message(),
+            "prompt: 2 requests");
   wanted.chat = true;
   absl::Status full = absl::ResourceExhaustedError("prompt.text: too long");
   full.SetPayload("type", absl::Cord("payload"));
