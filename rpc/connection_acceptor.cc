@@ -24,11 +24,12 @@ namespace {
 // More than a gateway has requests (--max-live-choices), and few enough that idle connections, some
 // 20 KB each, do not fill the memory.
 constexpr rlim_t kDescriptors = 32768;
-// For connections to the tiers, files that are read again, scrapers.
 constexpr int kReservedDescriptors = 64;
 // Without a descriptor nothing can be done about a connection that waits.
 constexpr int kPauseMs = 100;
 constexpr absl::Duration kBetweenWarnings = absl::Seconds(10);
+
+}  // namespace
 
 int DescriptorsForConnections() {
   rlimit limit = {};
@@ -36,8 +37,6 @@ int DescriptorsForConnections() {
   const int most = static_cast<int>(std::min<rlim_t>(limit.rlim_cur, 1 << 30));
   return most - std::min(kReservedDescriptors, most / 4);
 }
-
-}  // namespace
 
 void RaiseDescriptorLimit() {
   rlimit limit = {};

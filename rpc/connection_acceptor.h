@@ -27,6 +27,10 @@ namespace blockserve {
 // are servers.
 void RaiseDescriptorLimit();
 
+// What connections of clients may take of the descriptors: one of this number or above is closed
+// at once. The rest is for connections to the tiers, files that are read again, scrapers.
+int DescriptorsForConnections();
+
 class ConnectionAcceptor {
  public:
   // Binds "host:port" or "unix:PATH" and adds it to `builder`. Errors: those of BindSockets.

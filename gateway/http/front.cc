@@ -66,6 +66,7 @@ absl::StatusOr<std::unique_ptr<HttpFront>> HttpFront::Start(const HttpFrontOptio
   }
   front->api_ = std::make_unique<HttpApi>(std::move(api_options), std::move(backend));
   HttpServerOptions server_options = options.server;
+  server_options.keeps_reserve = true;
   if (!options.api.cors_origin.empty()) {
     server_options.headers.emplace_back("Access-Control-Allow-Origin", options.api.cors_origin);
     server_options.headers.emplace_back("Access-Control-Expose-Headers",

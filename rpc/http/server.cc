@@ -10,6 +10,7 @@
 #include <boost/asio/socket_base.hpp>
 #include <deque>
 #include <future>
+#include <limits>
 #include <unordered_set>
 #include <utility>
 #include <vector>
@@ -19,6 +20,7 @@
 #include "common/log_budget.h"
 #include "common/logging.h"
 #include "rpc/asio_loop.h"
+#include "rpc/connection_acceptor.h"
 #include "rpc/listen_address.h"
 
 namespace blockserve {
@@ -73,19 +75,26 @@ struct HttpServer::Impl {
           if (cut_off || error == boost::asio::error::operation_aborted) return;
           if (error) {
             // Out of descriptors, most likely: others must end first.
-            if (const auto left_out = accept_failures.Take(SteadyClock().Now())) {
-              LogEvent(LogLevel::kWarning,
-                       absl::StrCat("accepting an HTTP connection: ", error.message()),
-                       {{"left_out", *left_out}});
-            }
+            Warn(absl::StrCat("accepting an HTTP connection: ", error.message()));
             workers[0]->loop.PostAfter(kAcceptPause, [this, &acceptor] {
               if (!cut_off) Accept(acceptor);
             });
             return;
           }
-          TakeConnection(worker, std::move(socket));
+          if (socket.native_handle() >= descriptors) {
+            Warn("too many HTTP connections: new ones are closed (ulimit -n)");
+            socket.close(error);
+          } else {
+            TakeConnection(worker, std::move(socket));
+          }
           Accept(acceptor);
         });
+  }
+
+  void Warn(const std::string& message) {
+    if (const auto left_out = accept_failures.Take(SteadyClock().Now())) {
+      LogEvent(LogLevel::kWarning, message, {{"left_out", *left_out}});
+    }
   }
 
   void TakeConnection(Worker& worker, Tcp::socket socket) {
@@ -178,7 +187,8 @@ struct HttpServer::Impl {
   std::vector<std::unique_ptr<Worker>> workers;
   std::deque<Tcp::acceptor> acceptors;  // on the first worker's loop
   size_t next_worker = 0;
-  LogBudget accept_failures;  // on the loop of workers[0]
+  int descriptors = std::numeric_limits<int>::max();  // that connections may take
+  LogBudget accept_failures;                          // on the loop of workers[0]
   std::atomic<int64_t> connections{0};
   std::atomic<bool> draining{false};
   std::atomic<bool> cut_off{false};
@@ -196,6 +206,7 @@ absl::StatusOr<std::unique_ptr<HttpServer>> HttpServer::Start(
     std::function<HttpResponse(int status, const std::string& message)> make_error) {
   auto impl = std::make_unique<Impl>();
   impl->options = options;
+  if (options.keeps_reserve) impl->descriptors = DescriptorsForConnections();
   const auto departure_room = std::make_shared<HttpRoom>(kDepartureBytes);
   const auto arrival_room = std::make_shared<HttpRoom>(
       std::max(kArrivalBytes, static_cast<int64_t>(options.limits.read.max_body_bytes)));

@@ -24,6 +24,9 @@ struct HttpServerOptions {
   int32_t threads = 1;
   const char* thread_name = "http";
   int32_t max_connections = 4096;  // further ones are answered 503 and closed
+  // Connections that would take the last descriptors of the process are closed at once
+  // (DescriptorsForConnections).
+  bool keeps_reserve = false;
   HttpConnectionLimits limits;
   std::vector<std::pair<std::string, std::string>> headers;  // of every answer
   // Of HttpSessionContext.
