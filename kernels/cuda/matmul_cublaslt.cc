@@ -160,13 +160,18 @@ class LtPlan final : public MatmulPlan {
         library_(std::move(library)) {}
 
   absl::Status ChoosePinnedAlgorithm() {
-    const absl::StatusOr<std::optional<cublasLtMatmulAlgo_t>> chosen =
+    const absl::StatusOr<PinnedChoice<cublasLtMatmulAlgo_t>> chosen =
         ChoosePinned<cublasLtMatmulAlgo_t>([this](int64_t rows) { return Candidates(rows, true); },
                                            [this](const cublasLtMatmulAlgo_t& algorithm,
                                                   int64_t rows) { return Runs(algorithm, rows); });
     if (!chosen.ok()) return chosen.status();
-    if (!chosen->has_value()) return NoAlgorithm(kMaxPinnedRows);
-    algorithms_ = {{kMaxPinnedRows, **chosen}};
+    if (!chosen->algorithm.has_value()) {
+      return NoAlgorithm(
+          kMaxPinnedRows,
+          absl::StrCat(": of ", chosen->proposals, " that it proposes the first does not run for ",
+                       chosen->refused_rows, " rows"));
+    }
+    algorithms_ = {{kMaxPinnedRows, *chosen->algorithm}};
     return absl::OkStatus();
   }
 
@@ -233,10 +238,10 @@ class LtPlan final : public MatmulPlan {
         "cublasLtMatmul");
   }
 
-  absl::Status NoAlgorithm(int64_t rows) const {
+  absl::Status NoAlgorithm(int64_t rows, absl::string_view why = "") const {
     return absl::FailedPreconditionError(absl::StrCat(
         "cuBLASLt has no algorithm for products of up to ", rows, " rows, k = ", shape().k,
-        ", n = ", shape().n, shape().type == ElementType::kF32 ? ", float32" : ", bfloat16"));
+        ", n = ", shape().n, shape().type == ElementType::kF32 ? ", float32" : ", bfloat16", why));
   }
 
   template <typename T>

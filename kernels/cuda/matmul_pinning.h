@@ -21,13 +21,23 @@ inline constexpr int64_t kMaxPinnedRows = 16384;
 // depend on its flags.
 inline constexpr int64_t kPinnedProposals[] = {1024, 2048, 512, 4096, 256, kMaxPinnedRows, 64};
 
+template <typename Algorithm>
+struct PinnedChoice {
+  std::optional<Algorithm> algorithm;  // none where none runs for all numbers of rows
+  int64_t proposals = 0;               // that were looked at
+  int64_t refused_rows = 0;            // for which the first of them does not run; 0: it does
+};
+
 // propose(rows) -> StatusOr<std::vector<Algorithm>>, best first, of those that take each sum in one
-// piece; runs(algorithm, rows) -> bool. Nothing where no algorithm runs for all numbers of rows.
+// piece; runs(algorithm, rows) -> bool.
 template <typename Algorithm, typename Propose, typename Runs>
-absl::StatusOr<std::optional<Algorithm>> ChoosePinned(const Propose& propose, const Runs& runs) {
+absl::StatusOr<PinnedChoice<Algorithm>> ChoosePinned(const Propose& propose, const Runs& runs) {
+  PinnedChoice<Algorithm> choice;
   const auto runs_for_all = [&](const Algorithm& algorithm) {
     for (int64_t rows = kMatmulRowTile; rows <= kMaxPinnedRows; rows += kMatmulRowTile) {
-      if (!runs(algorithm, rows)) return false;
+      if (runs(algorithm, rows)) continue;
+      if (choice.proposals == 1) choice.refused_rows = rows;
+      return false;
     }
     return true;
   };
@@ -35,10 +45,13 @@ absl::StatusOr<std::optional<Algorithm>> ChoosePinned(const Propose& propose, co
     const absl::StatusOr<std::vector<Algorithm>> candidates = propose(rows);
     if (!candidates.ok()) return candidates.status();
     for (const Algorithm& candidate : *candidates) {
-      if (runs_for_all(candidate)) return candidate;
+      ++choice.proposals;
+      if (!runs_for_all(candidate)) continue;
+      choice.algorithm = candidate;
+      return choice;
     }
   }
-  return std::nullopt;
+  return choice;
 }
 
 }  // namespace blockserve::cuda

@@ -236,5 +236,22 @@ TEST_P(Matmul, ShapesOutsideTheContractAreRefused) {
 
 BLOCKSERVE_OVER_ELEMENT_TYPES(Matmul);
 
+TEST(ChoosePinned, TakesTheFirstThatRunsForAllNumbersOfRowsAndSaysWhatSpeaksAgainstOthers) {
+  using Choice = absl::StatusOr<PinnedChoice<int>>;
+  const auto propose = [](int64_t) { return absl::StatusOr<std::vector<int>>({640, 128, 0}); };
+  // An algorithm is the number of rows for which it does not run.
+  const Choice found =
+      ChoosePinned<int>(propose, [](int algorithm, int64_t rows) { return algorithm != rows; });
+  ASSERT_TRUE(found.ok());
+  EXPECT_EQ(found->algorithm, 0);
+  EXPECT_EQ(found->proposals, 3);
+  EXPECT_EQ(found->refused_rows, 640);
+  const Choice none = ChoosePinned<int>(propose, [](int, int64_t rows) { return rows < 4096; });
+  ASSERT_TRUE(none.ok());
+  EXPECT_FALSE(none->algorithm.has_value());
+  EXPECT_EQ(none->proposals, 3 * std::ssize(kPinnedProposals));
+  EXPECT_EQ(none->refused_rows, 4096);
+}
+
 }  // namespace
 }  // namespace blockserve::cuda

@@ -3,6 +3,7 @@
 #include <bit>
 #include <chrono>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <random>
 #include <string>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/logging.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/runtime.h"
 #include "model/cuda/cuda_engines.h"
@@ -132,8 +134,12 @@ absl::StatusOr<CudaDeviceRates> MeasureCudaDevice(int32_t device, Arithmetic ari
   const absl::StatusOr<double> product = ProductFlopPerSecond(
       **library, *stream,
       StoresBf16(arithmetic) ? cuda::ElementType::kBf16 : cuda::ElementType::kF32);
-  if (!product.ok()) return product.status();
-  rates.flop_per_s = *product;
+  // A share of it is all that is lost.
+  if (!product.ok()) {
+    LogWarning(
+        absl::StrCat("the device's rate of products is not known: ", product.status().message()));
+  }
+  rates.flop_per_s = product.ok() ? *product : std::numeric_limits<double>::quiet_NaN();
 
   const absl::StatusOr<cuda::DeviceBuffer> from = cuda::DeviceBuffer::Allocate(kCopyBytes);
   if (!from.ok()) return from.status();

@@ -26,6 +26,9 @@ if [[ -n "${HANGS:-}" && "$*" == *--tiers* ]]; then
   echo $! >"$HANGS"
   wait
 fi
+if [[ -n "${NO_ALGORITHM:-}" && "$*" != *cuda-bf16-own* ]]; then
+  echo 'cuBLASLt has no algorithm for products of up to 16384 rows, k = 768' >&2; exit 1
+fi
 printf '{\\n "output_tokens_per_s": 100.5,\\n "p50_ms": 0.5,\\n "share_of_peak": 0.25,\\n "share_of_bandwidth": 0.5\\n}\\n'
 """
 PRETENDED_MODEL = """#!/bin/bash
@@ -118,6 +121,14 @@ def test_early_launches_fail_by_themselves(bundle):
         "cuda_runtime_test (early)": "FAILED", "engine_golden_cuda_test (early)": "FAILED",
         "85m_128_512_at_1_early": "ok", "85m_128_512_at_1_own_early": "ok", "85m_128_2048_groups_early_at_2048": "ok"}
     assert "--early-launch" in (bundle.folder / "results/logs.txt").read_text()
+
+
+def test_where_cublaslt_refuses_a_product_own_ones_are_measured(bundle):
+    result, parts = bundle("--only", "benchmarks", NO_ALGORITHM="1")
+    assert result.returncode == 1
+    figure = parts["85m_128_2048_groups_at_2048"]
+    assert figure["result"].startswith("with cuda-bf16-own: cuBLASLt has no algorithm for products of up to 16384 rows")
+    assert figure["report"]["output_tokens_per_s"] == 100.5
 
 
 def test_without_a_gpu_every_part_is_told_as_not_run(bundle):

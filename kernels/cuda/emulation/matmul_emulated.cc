@@ -136,10 +136,10 @@ class EmulatedLibrary final : public MatmulLibrary {
                                                              int64_t max_rows) const override {
     std::optional<Algorithm> pinned;
     if (mode() == MatmulMode::kPinned) {
-      const absl::StatusOr<std::optional<Algorithm>> chosen = ChoosePinned<Algorithm>(
+      const absl::StatusOr<PinnedChoice<Algorithm>> chosen = ChoosePinned<Algorithm>(
           [](int64_t rows) { return absl::StatusOr<std::vector<Algorithm>>(Propose(rows)); }, Runs);
       if (!chosen.ok()) return chosen.status();
-      pinned = *chosen;
+      pinned = chosen->algorithm;
     }
     return std::make_unique<const EmulatedPlan>(shape, max_rows, pinned);
   }
