@@ -10,6 +10,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/random/random.h"
@@ -70,8 +71,10 @@ class RetryState {
   v1::Generation::Stub& stub() { return gateways_->stub(used_); }
   // Of the try under way, once it has ended: with what RetryAfterOf reads.
   absl::Status Outcome(const grpc::Status& status);
-  // The try under way has been taken in: it has been answered something.
-  void TakenIn() { taken_in_ = true; }
+  // The try under way has been taken in: it has been answered something, if only that it began.
+  void TakenIn() {
+    if (!std::exchange(taken_in_, true)) gateways_->set_answered();
+  }
   // A gateway has given something new.
   void Progress();
   // Whether the call is to be made again after this status, once it is time: waits.

@@ -345,6 +345,15 @@ TEST(ClientResume, AddressesWhereNobodyEverAnsweredAreGivenUpSoon) {
   }
 }
 
+// It is known to be there from its first word on, not from its first token.
+TEST(ClientResume, AGatewayThatHasTakenARequestInIsTriedForLonger) {
+  internal::RetryState retry(Lost(1, absl::InfiniteDuration()), absl::InfiniteFuture());
+  retry.TakenIn();
+  for (int tries = 0; tries < 8; ++tries) {
+    ASSERT_TRUE(retry.AfterFailure(absl::UnavailableError("lost"))) << tries;
+  }
+}
+
 TEST(ClientResume, ACancelEndsAWait) {
   const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address = {};

@@ -178,6 +178,11 @@ class Attempts:
             return None
         return max(0.0, self._deadline - time.monotonic())
 
+    def take_in(self) -> None:
+        """The try under way has been answered something, if only that it began."""
+        self.taken_in = True
+        self._current.answered = True
+
     def progress(self) -> None:
         """A gateway has given something."""
         self._current.answered = True

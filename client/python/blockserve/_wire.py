@@ -82,6 +82,11 @@ def make_error(error: grpc.RpcError, request_id: str,
                        _connection.retry_after(error))
 
 
+def cancelled(request_id: str, started: Optional[types.Started]) -> types.Error:
+    """Of a stream that its user has cancelled between two tries."""
+    return types.Error(grpc.StatusCode.CANCELLED, "cancelled by its user", request_id, started)
+
+
 def _read_logprobs(
     entries: Sequence[pb.TokenLogprobs],
 ) -> tuple[list[Optional[float]], list[list[types.TopLogprob]]]:

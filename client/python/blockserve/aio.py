@@ -44,7 +44,7 @@ class AsyncStream:
             while True:
                 try:
                     async for response in self._call:
-                        self._attempts.taken_in = True
+                        self._attempts.take_in()
                         if not self._received.take(response):
                             continue
                         event = _wire.read_event(response)
@@ -60,11 +60,12 @@ class AsyncStream:
                     raise
                 except grpc.RpcError as error:
                     self._client._check_open()
-                    pause = None
-                    if not self._cancelled.is_set():
-                        pause = self._attempts.pause_after(error)
-                    if pause is None or await self._is_cancelled_within(pause):
-                        request_id = self.started.request_id if self.started else self._request_id
+                    request_id = self.started.request_id if self.started else self._request_id
+                    cancelled = self._cancelled.is_set()
+                    pause = None if cancelled else self._attempts.pause_after(error)
+                    if cancelled or (pause is not None and await self._is_cancelled_within(pause)):
+                        raise _wire.cancelled(request_id, self.started) from None
+                    if pause is None:
                         raise _wire.make_error(error, request_id, self.started) from None
                 self.resumes += self._received.started
                 self._call = self._begin()

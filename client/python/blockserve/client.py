@@ -47,7 +47,7 @@ class Stream:
         while True:
             try:
                 for response in self._call:
-                    self._attempts.taken_in = True
+                    self._attempts.take_in()
                     if not self._received.take(response):
                         continue
                     event = _wire.read_event(response)
@@ -60,11 +60,11 @@ class Stream:
                 return
             except grpc.RpcError as error:
                 self._client._check_open()
-                pause = None
-                if not self._cancelled:
-                    pause = self._attempts.pause_after(error)
-                if pause is None or self._is_cancelled_within(pause):
-                    request_id = self.started.request_id if self.started else self._request_id
+                request_id = self.started.request_id if self.started else self._request_id
+                pause = None if self._cancelled else self._attempts.pause_after(error)
+                if self._cancelled or (pause is not None and self._is_cancelled_within(pause)):
+                    raise _wire.cancelled(request_id, self.started) from None
+                if pause is None:
                     raise _wire.make_error(error, request_id, self.started) from None
             self.resumes += self._received.started
             self._call = self._begin()

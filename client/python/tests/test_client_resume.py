@@ -183,7 +183,7 @@ class Failure(grpc.RpcError):
             ("retry-after", retry_after),)
 
 
-def simulated(monkeypatch, failures, timeout=None, addresses="x:1", answered=True, **options):
+def simulated(monkeypatch, failures, timeout=None, addresses="x:1", answered=True, taken_in=False, **options):
     """The pauses of a call that fails so, in a time of its own."""
     now = [0.0]
     monkeypatch.setattr(_connection, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
@@ -196,6 +196,8 @@ def simulated(monkeypatch, failures, timeout=None, addresses="x:1", answered=Tru
     pauses = []
     for failure in failures:
         attempts.begin()
+        if taken_in and not pauses:
+            attempts.take_in()
         pause = attempts.pause_after(failure)
         if pause is None:
             break
@@ -221,6 +223,8 @@ def test_addresses_where_nobody_ever_answered_are_given_up_soon(monkeypatch):
     for addresses, tries in (("x:1", 5), ([f"x{i}:1" for i in range(9)], 13)):
         pauses = simulated(monkeypatch, [LOST] * 99, addresses=addresses, answered=False)
         assert len(pauses) == tries and sum(pauses) < 10
+    # Whoever has begun has answered, though no token came.
+    assert 28 <= sum(simulated(monkeypatch, [LOST] * 99, answered=False, taken_in=True)) < 30
     # A refusal is an answer.
     pauses = simulated(monkeypatch, [Failure(FULL, "0"), *[LOST] * 99], answered=False)
     assert 28 <= sum(pauses[1:]) < 30
@@ -323,9 +327,23 @@ def test_cancelling_ends_a_pause_under_asyncio(serve):
             return [event async for event in stream]
 
     began = time.monotonic()
-    with pytest.raises((blockserve.Error, asyncio.CancelledError)):
+    with pytest.raises((blockserve.Error, asyncio.CancelledError)) as caught:
         asyncio.run(run())
     assert time.monotonic() - began < 30 and len(gateway.requests) <= 1
+    assert getattr(caught.value, "code", grpc.StatusCode.CANCELLED) == grpc.StatusCode.CANCELLED
+
+
+def test_a_stream_cancelled_between_two_tries_ends_cancelled(serve):
+    gateway = serve((FULL, "60"), 9)
+    with blockserve.Client(gateway.address) as client, concurrent.futures.ThreadPoolExecutor() as pool:
+        stream = client.stream([1])
+        events = pool.submit(list, stream)
+        while not gateway.requests:
+            time.sleep(0)
+        stream.cancel()
+        with pytest.raises(blockserve.Error) as caught:
+            events.result(timeout=30)
+    assert caught.value.code == grpc.StatusCode.CANCELLED
 
 
 @kinds
