@@ -17,19 +17,34 @@ PROTOS = PACKAGE.parent.parent / "proto"
 NAMES = ("generation", "tier", "block_decoder", "token_decoder")
 
 
-def is_current(sources: list[pathlib.Path]) -> bool:
-    written = [PACKAGE / "blockserve/v1" / f"{name}{end}"
-               for name in NAMES for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")]
-    if not all(path.exists() for path in written):
+SOURCES = [PROTOS / "blockserve/v1" / f"{name}.proto" for name in NAMES]
+MODULES = [PACKAGE / "blockserve/v1" / f"{name}{end}"
+           for name in NAMES for end in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py")]
+
+
+def are_current() -> bool:
+    if not all(path.exists() for path in MODULES):
         return False
-    newest = max(path.stat().st_mtime for path in [*sources, pathlib.Path(__file__)])
-    return min(path.stat().st_mtime for path in written) >= newest
+    if not PROTOS.exists():  # a source distribution, which holds the modules
+        return True
+    newest = max(path.stat().st_mtime for path in [*SOURCES, pathlib.Path(__file__)])
+    return min(path.stat().st_mtime for path in MODULES) >= newest
+
+
+def debians_compiler() -> list[str]:
+    """Empty where it is not there."""
+    protoc, plugin = shutil.which("protoc"), shutil.which("grpc_python_plugin")
+    return [protoc, f"--plugin=protoc-gen-grpc_python={plugin}"] if protoc and plugin else []
+
+
+def requirements() -> list[str]:
+    """Python packages without which the modules cannot be written."""
+    return [] if are_current() or debians_compiler() else ["grpcio-tools"]
 
 
 def compiler() -> list[str]:
-    protoc, plugin = shutil.which("protoc"), shutil.which("grpc_python_plugin")
-    if protoc and plugin:
-        return [protoc, f"--plugin=protoc-gen-grpc_python={plugin}"]
+    if found := debians_compiler():
+        return found
     try:
         import grpc_tools.protoc  # noqa: F401
     except ImportError:
@@ -39,14 +54,14 @@ def compiler() -> list[str]:
 
 
 def main() -> None:
-    if not PROTOS.exists():  # a source distribution, which holds the modules
+    if are_current():
         return
-    sources = [PROTOS / "blockserve/v1" / f"{name}.proto" for name in NAMES]
-    if is_current(sources):
-        return
+    if not PROTOS.exists():
+        sys.exit(f"generate_stubs: neither {PROTOS} nor the modules made of it are there: build from a whole "
+                 "checkout (with pip 21.3 or newer) or from a source distribution")
     subprocess.run([*compiler(), "-I", str(PROTOS), f"--python_out={PACKAGE}",
                     f"--pyi_out={PACKAGE}", f"--grpc_python_out={PACKAGE}",
-                    *map(str, sources)], check=True)
+                    *map(str, SOURCES)], check=True)
 
 
 if __name__ == "__main__":

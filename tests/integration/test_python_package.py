@@ -1,7 +1,9 @@
 """The Python package as its users have it: a source distribution, and the wheel that is built of it,
 installed into an environment of its own."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -57,6 +59,23 @@ def python(wheel, tmp_path_factory):
     with open(f"{site}/of_the_tests.pth", "w", encoding="utf-8") as paths:
         paths.write(sysconfig.get_path("purelib") + "\n")
     return python
+
+
+def test_where_no_protoc_is_there_a_build_asks_for_grpcio_tools(tmp_path):
+    checkout = tmp_path / "checkout"
+    for folder in ("client/python", "proto"):
+        shutil.copytree(harness.ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("*_pb2*", "*.egg-info", "build"))
+    hooks = "import build_backend as b; print(b.get_requires_for_build_wheel(), b.get_requires_for_build_sdist())"
+
+    def asked(path):
+        return run(sys.executable, "-c", hooks, cwd=checkout / "client/python", env={"PATH": path}).count("grpcio-tools")
+
+    assert asked("/nonexistent") == 2 and asked(os.environ["PATH"]) == 0
+    # Away from its checkout it cannot be built, and says so.
+    shutil.rmtree(checkout / "proto")
+    failed = subprocess.run([sys.executable, "generate_stubs.py"], cwd=checkout / "client/python", text=True,
+                            capture_output=True, check=False)
+    assert failed.returncode == 1 and "build from a whole checkout" in failed.stderr
 
 
 def test_the_wheel_holds_stubs_and_types(wheel):
