@@ -30,9 +30,10 @@ struct EngineChoice {
 absl::Status ValidateDeviceFlags(absl::string_view device, absl::string_view arithmetic);
 
 // With both "auto", the first CUDA device where it is usable, else the CPU; either flag alone
-// decides for the other. An arithmetic of "auto" never loses precision: (cuda-)bf16 when every
-// tensor is stored so, else (cuda-)f32. Errors, in one line that begins with the flag: those of
-// ValidateDeviceFlags, and why the device that was asked for cannot be used.
+// decides for the other. An arithmetic of "auto" loses nothing of the weights: (cuda-)bf16 when
+// every tensor is stored so, else (cuda-)f32. What (cuda-)bf16 computes is rounded all the same
+// (arithmetic.h says what of it); (cuda-)f32 avoids that. Errors, in one line that begins with the
+// flag: those of ValidateDeviceFlags, and why the device that was asked for cannot be used.
 absl::StatusOr<EngineChoice> ChooseEngine(absl::string_view device, absl::string_view arithmetic,
                                           const Checkpoint& checkpoint);
 

@@ -55,7 +55,7 @@ TEST(DeviceFlags, TheHelpTellsEveryArithmetic) {
   }
 }
 
-TEST(ChooseEngine, TheCpuNeverLosesUnlessAsked) {
+TEST(ChooseEngine, TheCpuTakesF32ForAnF32FileUnlessAsked) {
   const std::unique_ptr<Checkpoint> model = F32Model();
   ASSERT_NE(model, nullptr);
   const absl::StatusOr<EngineChoice> automatic = ChooseEngine("cpu", "auto", *model);
