@@ -8,7 +8,7 @@ Weights: a .safetensors file, a PyTorch .bin or .pt file (needs torch), or a che
 either, sharded or not. What the YAML leaves out is filled as the authors' code fills it: head count
 D / 32 up to width 256, D / 64 up to 1536, D / 128 above; intermediate_size 4D; summation has r = L; a
 model trained without `random_pad_first_block` gets default_alignment `none`. Every tensor is checked
-against the configuration before anything is written.
+against the configuration, and every value for its place in another type, before anything is written.
 """
 
 import argparse
@@ -270,6 +270,17 @@ def open_weights(path):
     return found
 
 
+def converted(name, part, source, target):
+    """Part of a tensor in another type, unless a value would become an infinity there."""
+    with np.errstate(over="ignore"):  # the error says it
+        result = to_storage(to_float32(part, source), target)
+    values = to_float32(part, source) if source == "BF16" else part
+    beyond = np.isfinite(values) & ~np.isfinite(to_float32(result, target))
+    if beyond.any():
+        raise ConversionError(f"tensor {name}: {values[beyond][0]:g} does not fit into {target}")
+    return result
+
+
 def convert(yaml, weights, out, dtype=None, shards=1):
     """Writes config.json and the weights; returns the configuration."""
     config = config_from(yaml)
@@ -296,7 +307,13 @@ def convert(yaml, weights, out, dtype=None, shards=1):
         rows = max(1, CHUNK_ROWS_BYTES // max(1, nbytes(shape[1:], source)))
         for at in range(0, shape[0], rows):
             part = stored[at : at + rows]
-            yield part if source == target else to_storage(to_float32(part, source), target)
+            yield part if source == target else converted(name, part, source, target)
+
+    # Once for the errors alone: nothing is written yet, and what was there is there still.
+    for name, shape, target in specs:
+        if found[name][0].dtype(found[name][1]) != target:
+            for _ in chunks(name, shape, target):
+                pass
 
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)

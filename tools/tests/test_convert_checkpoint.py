@@ -170,6 +170,42 @@ def test_names_the_tensor_that_does_not_fit(tmp_path):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("source, value, target", [
+    ("F32", 65520.0, "F16"), ("BF16", -70000.0, "F16"), ("F64", 3.5e38, None), ("F32", 3.4e38, "BF16"),
+])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_value_that_does_not_fit_the_type_is_named_and_nothing_is_written(
+        tmp_path, source, value, target, shards):
+    """In the last tensor, when all others would have been written."""
+    config = convert.config_from(YAML)
+    specs = [(name, shape, source) for name, shape in layout.tensor_shapes(config).items()]
+    last = specs[-1][0]
+
+    def chunks(name, shape, dtype):
+        values = np.zeros(shape)
+        values.flat[-1] = value if name == last else 0
+        yield st.to_storage(values, dtype)
+
+    st.write_file(tmp_path / "model.safetensors", specs, chunks)
+    message = f"tensor {last}: .* does not fit into {target or 'F32'}"
+    with pytest.raises(convert.ConversionError, match=message):
+        convert.convert(YAML, tmp_path / "model.safetensors", tmp_path / "out", target, shards)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("value", [65519.0, np.inf, np.nan])
+def test_what_fits_the_type_or_is_not_finite_already_is_converted(tmp_path, value):
+    config = convert.config_from(YAML)
+    specs = [(name, shape, "F32") for name, shape in layout.tensor_shapes(config).items()]
+    st.write_file(tmp_path / "model.safetensors", specs,
+                  lambda name, shape, dtype: [np.full(shape, value, np.float32)])
+    convert.convert(YAML, tmp_path / "model.safetensors", tmp_path / "out", "F16")
+    after = st.Folder(tmp_path / "out")
+    expected = np.float32(np.float16(value))
+    for name in after:
+        assert np.array_equal(after.float32(name), np.full(after.shape(name), expected), equal_nan=True)
+
+
 def test_reads_pytorch_files(tmp_path):
     torch = pytest.importorskip("torch")
     source = st.Folder(checkpoint(tmp_path / "in", convert.config_from(YAML)))
