@@ -237,6 +237,8 @@ def weight_files(path):
     if path.is_file():
         return [path]
     for stem, end in (("model", "safetensors"), ("pytorch_model", "bin")):
+        if (path / f"{stem}.{end}").exists():  # whatever its index says: as Hugging Face reads it
+            return [path / f"{stem}.{end}"]
         index = path / f"{stem}.{end}.index.json"
         if index.exists():
             try:
@@ -244,8 +246,6 @@ def weight_files(path):
                 return [path / name for name in sorted(set(names))]
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise ConversionError(f"{index}: not an index of a checkpoint: {error}") from None
-        if (path / f"{stem}.{end}").exists():
-            return [path / f"{stem}.{end}"]
     raise ConversionError(f"{path}: no model.safetensors and no pytorch_model.bin, nor their index")
 
 

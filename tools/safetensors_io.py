@@ -105,12 +105,15 @@ class Reader:
 
 
 class Folder:
-    """All tensors of a model folder: model.safetensors, or the shards of its index."""
+    """All tensors of a model folder: model.safetensors, where there is none the shards of its index.
+
+    A folder may have both: the server takes the single file then, as Hugging Face does.
+    """
 
     def __init__(self, folder):
         folder = pathlib.Path(folder)
         index = folder / "model.safetensors.index.json"
-        if index.exists():
+        if index.exists() and not (folder / "model.safetensors").exists():
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
         else:
             names = ["model.safetensors"]

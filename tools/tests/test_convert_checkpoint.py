@@ -232,6 +232,28 @@ def test_a_folder_that_is_written_again_holds_one_model(tmp_path, first, second)
     assert {after.dtype(name) for name in after} == {"BF16"}
 
 
+def test_of_a_folder_with_both_the_single_file_is_read(tmp_path):
+    """As by the server: or one would be checked, or converted, and the other served."""
+    specs = [("a", (2, 3), "F32"), ("b", (4,), "F32")]
+
+    def all_of(value):
+        return lambda name, shape, dtype: [np.full(shape, value, np.float32)]
+
+    st.write_folder(tmp_path, specs, all_of(1), shards=2)
+    assert len(convert.weight_files(tmp_path)) == 2
+    assert st.Folder(tmp_path).float32("b")[0] == 1
+    st.write_file(tmp_path / "model.safetensors", specs, all_of(2))
+    assert convert.weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+    assert st.Folder(tmp_path).float32("b")[0] == 2
+
+    other = tmp_path / "pytorch"
+    other.mkdir()
+    (other / "pytorch_model.bin.index.json").write_text('{"weight_map": {"a": "x.bin"}}')
+    assert convert.weight_files(other) == [other / "x.bin"]
+    (other / "pytorch_model.bin").write_bytes(b"")
+    assert convert.weight_files(other) == [other / "pytorch_model.bin"]
+
+
 @pytest.mark.parametrize("text", [b"{", b"[]", b"{}", b'{"weight_map": "x"}',
                                   b'{"weight_map": {"a": 1}}', b"\xff\xfe"])
 def test_an_index_that_is_none_is_named(tmp_path, text):
