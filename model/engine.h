@@ -175,7 +175,8 @@ absl::StatusOr<std::unique_ptr<TokenEngine>> LoadTokenEngine(const Checkpoint& c
                                                              const EngineOptions& options);
 
 // The numeric id of a tier: arithmetic name and a hash of the outputs of a fixed probe, e.g.
-// "f32-9a3c…". Equal ids compute equal bits. UNAVAILABLE where the device failed.
+// "f32-9a3c…". Equal ids compute equal bits. UNAVAILABLE where the device failed,
+// FAILED_PRECONDITION where outputs are not finite.
 // The block engine's probe overwrites the first KV pages: it belongs between AllocateKv (of at
 // least kNumericProbeBlocks blocks, else an error) and the first sequence.
 inline constexpr int32_t kNumericProbeBlocks = 41;

@@ -1,5 +1,7 @@
 // The numeric id of a tier: what tells machines apart whose bits differ.
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <string>
 #include <vector>
 
@@ -21,6 +23,17 @@ uint64_t HashFloats(absl::Span<const float> values) {
     for (int i = 0; i < 4; ++i, bits >>= 8) hash = (hash ^ (bits & 0xffu)) * 0x100000001b3u;
   }
   return hash;
+}
+
+// Whoever computes nothing else is not to be given requests.
+absl::Status CheckFinite(absl::Span<const float> values, absl::string_view what,
+                         Arithmetic arithmetic) {
+  if (std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); })) {
+    return absl::OkStatus();
+  }
+  return absl::FailedPreconditionError(
+      absl::StrCat(what, " of a probe are not finite: weights of the model are broken, or beyond ",
+                   ArithmeticName(arithmetic)));
 }
 
 std::string Id(Arithmetic arithmetic, uint64_t hash) {
@@ -96,6 +109,9 @@ absl::StatusOr<std::string> ProbeNumericId(BlockEngine& engine) {
   };
   if (absl::Status status = run(0, kNumericProbeBlocks - 1); !status.ok()) return status;
   if (absl::Status status = run(kNumericProbeBlocks - 1, 1); !status.ok()) return status;
+  const absl::Status finite =
+      CheckFinite(contexts, "the block decoder's context rows", engine.arithmetic());
+  if (!finite.ok()) return finite;
   return Id(engine.arithmetic(), HashFloats(contexts));
 }
 
@@ -118,8 +134,10 @@ absl::StatusOr<std::string> ProbeNumericId(TokenEngine& engine) {
   row.logits = absl::MakeSpan(logits);
   TokenRowResult result;
   engine.Decode({&row, 1}, {&result, 1});
-  // Logits that are not finite are bits like others.
   if (absl::IsUnavailable(result.status)) return result.status;
+  const absl::Status finite =
+      CheckFinite(logits, "the token decoder's logits", engine.arithmetic());
+  if (!finite.ok()) return finite;
   return Id(engine.arithmetic(), HashFloats(logits) ^ HashOfDraws() ^ kFirstDraws);
 }
 

@@ -1,5 +1,6 @@
 """A model folder with something wrong: one line that names the file, field or tensor; exit 2."""
 
+import shutil
 import socket
 import subprocess
 
@@ -54,6 +55,21 @@ def test_the_tiers_name_what_is_wrong(name, fault, tmp_path):
     folder = broken_models.make(fault, tmp_path)
     assert_one_error(run(name, *PROGRAMS[name], f"--model={folder}"),
                      broken_models.BROKEN[fault][2])
+
+
+@pytest.mark.parametrize("name, part, words", [
+    ("blockserve-block", "block_decoder", "the block decoder's context rows of a probe are not finite"),
+    ("blockserve-token", "token_decoder", "the token decoder's logits of a probe are not finite"),
+    ("blockserve", "token_decoder", "the token decoder's logits of a probe are not finite")])
+def test_a_model_that_computes_nothing_finite_is_not_served(name, part, words, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(harness.GOLDEN / "concat_l4", folder)
+    header, data = broken_models.read_safetensors(folder / "model.safetensors")
+    begin, end = header[f"{part}.gpt_neox.final_layer_norm.bias"]["data_offsets"]
+    infinite = b"\0\0\x80\x7f" * ((end - begin) // 4)
+    broken_models.write_safetensors(folder / "model.safetensors", header, data[:begin] + infinite + data[end:])
+    result = run(name, *PROGRAMS[name], f"--model={folder}")
+    assert result.returncode == 2 and words in result.stderr.splitlines()[-1], result.stderr
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
