@@ -77,6 +77,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(absl::string_view js
       given.push_back(token);
     }
   }
+  // Some become equal only when they are normalized. Of those a special one counts.
+  std::stable_partition(normalized.begin(), normalized.end(),
+                        [](const AddedToken& token) { return !token.special; });
 
   std::unique_ptr<Tokenizer> tokenizer(new Tokenizer());
   std::vector<const std::string*> written(num_ids, nullptr);

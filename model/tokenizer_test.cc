@@ -16,6 +16,7 @@
 namespace blockserve {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -291,6 +292,20 @@ TEST(Tokenizer, KeepsTextInOneWordWithoutThePattern) {
   EXPECT_THAT(Pieces(*MakeTokenizer(document), "c a"), ElementsAre("c", " ", "a"));
   document["pre_tokenizer"]["use_regex"] = false;
   EXPECT_THAT(Pieces(*MakeTokenizer(document), "c a"), ElementsAre("c ", "a"));
+}
+
+TEST(Tokenizer, OfAddedTokensThatNormalizationMakesEqualASpecialOneCounts) {
+  nlohmann::json document = SmallTokenizer();
+  document["normalizer"] = {{"type", "NFC"}};
+  for (const bool special_first : {true, false}) {
+    nlohmann::json composed = Added(259, "q\u00e9"), decomposed = Added(260, "qe\u0301");
+    composed["normalized"] = decomposed["normalized"] = true;
+    (special_first ? composed : decomposed)["special"] = true;
+    document["added_tokens"] = nlohmann::json::array({composed, decomposed});
+    const auto ids = MakeTokenizer(document)->Encode("aq\u00e9b");
+    ASSERT_TRUE(ids.ok());
+    EXPECT_THAT(*ids, Contains(special_first ? 259 : 260));
+  }
 }
 
 TEST(Tokenizer, MatchesTheLongestAddedTokenAtTheLeftmostPlace) {
