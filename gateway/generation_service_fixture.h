@@ -48,6 +48,12 @@ class FakeCore : public GenerationCore {
     response.set_token_workers(3);
   }
 
+  void OnRefused(const RefusedRequest& request) override { refused.push_back(request); }
+  absl::Status TakeFromRate(const std::string& key) override {
+    ++taken_from_rate;
+    return rate;
+  }
+
   absl::Time Now() const override { return now; }
 
   // Far from the wall clock.
@@ -56,6 +62,9 @@ class FakeCore : public GenerationCore {
   ScoreHandler on_score;
   std::function<void()> on_resume;
   int generated = 0;
+  std::vector<RefusedRequest> refused;
+  absl::Status rate;
+  int taken_from_rate = 0;
   GenerationId cancelled_id = 0;
   bool expects_cancel = true;
   absl::Notification cancelled;

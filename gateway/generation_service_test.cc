@@ -223,6 +223,42 @@ TEST_F(GenerationServiceTest, AsksTheCoreToPauseForAClientThatDoesNotReadAndToGo
   EXPECT_TRUE(reader->Finish().ok());
 }
 
+TEST_F(GenerationServiceTest, TellsTheCoreOfRequestsThatAreRefusedAndOfNoOthers) {
+  core_.on_generate = [](const GenerationRequest&, const std::shared_ptr<GenerationSink>& sink) {
+    sink->OnDone(absl::OkStatus(), {});
+  };
+  const auto outcome = [this](const v1::GenerateRequest& request) {
+    grpc::ClientContext context;
+    auto reader = stub_->Generate(&context, request);
+    for (v1::GenerateResponse event; reader->Read(&event);) {
+    }
+    return reader->Finish().error_code();
+  };
+  EXPECT_EQ(outcome(OneToken()), grpc::StatusCode::OK);
+  EXPECT_TRUE(core_.refused.empty());
+  v1::GenerateRequest none;
+  none.set_request_id("of none");
+  EXPECT_EQ(outcome(none), grpc::StatusCode::INVALID_ARGUMENT);
+  ASSERT_EQ(core_.refused.size(), 1u);
+  EXPECT_EQ(core_.refused[0].request_id, "of none");
+  EXPECT_EQ(core_.refused[0].method, RequestMethod::kGenerate);
+  EXPECT_TRUE(absl::IsInvalidArgument(core_.refused[0].status));
+}
+
+TEST_F(GenerationServiceTest, TextsAreTakenFromTheRateOfTheirKey) {
+  v1::DetokenizeRequest request;
+  const auto outcome = [&] {
+    grpc::ClientContext context;
+    v1::DetokenizeResponse response;
+    return stub_->Detokenize(&context, request, &response).error_code();
+  };
+  outcome();
+  EXPECT_EQ(core_.taken_from_rate, 1);
+  core_.rate = absl::ResourceExhaustedError("too many");
+  EXPECT_EQ(outcome(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(core_.taken_from_rate, 2);
+}
+
 TEST_F(GenerationServiceTest, PassesTheCallsDeadlineOnInTheCoresTime) {
   absl::Time deadline;
   core_.on_generate = [&](const GenerationRequest& request,

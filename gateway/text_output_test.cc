@@ -58,6 +58,15 @@ TEST_F(TextOutputTest, JoinsTokensToTheirText) {
   EXPECT_EQ(Decode({}, 0, ids, false), (Outcome{text, static_cast<int32_t>(ids.size()), {}}));
 }
 
+TEST_F(TextOutputTest, TellsWhereTheTextOfEachTokenEndsSearchedOrNot) {
+  const std::vector<int32_t> ids = Encode("one two three");
+  ASSERT_EQ(ids.size(), 3u);
+  for (const int32_t min_tokens : {0, 2, 3}) {
+    TextOutput output(TokenizerForTest(), {"x"}, min_tokens);
+    EXPECT_EQ(output.Append(ids, false).ends, (std::vector<int32_t>{3, 7, 13})) << min_tokens;
+  }
+}
+
 TEST_F(TextOutputTest, HoldsBackHalfACharacterUntilItIsWhole) {
   const std::vector<int32_t> ids = Encode("🙂");
   ASSERT_GT(ids.size(), 1u);

@@ -100,6 +100,17 @@ TEST_F(NeoxTokenizerTest, StreamsRandomIdsAsDecodeGivesThemAndResumesAnywhere) {
   }
 }
 
+// A letter before a mark may become one character with it, whatever its own tokens are.
+TEST_F(NeoxTokenizerTest, LeastTokensCountsNoLetterThatAMarkFollows) {
+  const auto least = [this](int letters, absl::string_view end) {
+    std::string text;
+    for (int i = 0; i < letters; ++i) absl::StrAppend(&text, "e", end);
+    return tokenizer_->LeastTokens(text);
+  };
+  EXPECT_GT(least(1000, "e"), 0);
+  EXPECT_EQ(least(1000, "\u0301"), tokenizer_->LeastTokens("\u0301"));
+}
+
 TEST_F(NeoxTokenizerTest, LeastTokensIsNeverMoreThanThereAre) {
   const auto check = [](const std::string& text) {
     EXPECT_LE(tokenizer_->LeastTokens(text), static_cast<int64_t>(Encode(text).size()))
