@@ -83,6 +83,7 @@ void GenerateCall::OnFinished(v1::Finished finished) {
 }
 
 void GenerateCall::OnDone(absl::Status status, v1::Usage usage) {
+  bool will_be_pumped = false;
   {
     MutexLock lock(&mutex_);
     if (gone_ || outcome_.has_value()) return;
@@ -92,13 +93,18 @@ void GenerateCall::OnDone(absl::Status status, v1::Usage usage) {
       waiting_.push_back(std::move(event));
     }
     outcome_ = std::move(status);
-    if (handed_over_ || writing_) return CutOffLater();  // as in Enqueue
+    will_be_pumped = handed_over_ || writing_;  // as in Enqueue
   }
   // Once for a call, and where it is refused not on the loop.
-  Pump();
+  if (!will_be_pumped) Pump();
+  CutOffLater();
 }
 
 void GenerateCall::CutOffLater() {
+  {
+    MutexLock lock(&mutex_);
+    if (finished_) return;
+  }
   unread_alarm_.Set(absl::ToChronoTime(absl::Now() + unread_for_),
                     [weak = weak_from_this()](bool due) {
                       const std::shared_ptr<GenerateCall> call = weak.lock();
