@@ -10,5 +10,9 @@ def get_requires_for_build_wheel(config_settings=None):
     return [*build_meta.get_requires_for_build_wheel(config_settings), *generate_stubs.requirements()]
 
 
+def get_requires_for_build_editable(config_settings=None):
+    return [*build_meta.get_requires_for_build_editable(config_settings), *generate_stubs.requirements()]
+
+
 def get_requires_for_build_sdist(config_settings=None):
     return [*build_meta.get_requires_for_build_sdist(config_settings), *generate_stubs.requirements()]

@@ -65,12 +65,13 @@ def test_where_no_protoc_is_there_a_build_asks_for_grpcio_tools(tmp_path):
     checkout = tmp_path / "checkout"
     for folder in ("client/python", "proto"):
         shutil.copytree(harness.ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns("*_pb2*", "*.egg-info", "build"))
-    hooks = "import build_backend as b; print(b.get_requires_for_build_wheel(), b.get_requires_for_build_sdist())"
+    hooks = ("import build_backend as b; print(b.get_requires_for_build_wheel(), b.get_requires_for_build_sdist(), "
+             "b.get_requires_for_build_editable())")
 
     def asked(path):
         return run(sys.executable, "-c", hooks, cwd=checkout / "client/python", env={"PATH": path}).count("grpcio-tools")
 
-    assert asked("/nonexistent") == 2 and asked(os.environ["PATH"]) == 0
+    assert asked("/nonexistent") == 3 and asked(os.environ["PATH"]) == 0
     # Away from its checkout it cannot be built, and says so.
     shutil.rmtree(checkout / "proto")
     failed = subprocess.run([sys.executable, "generate_stubs.py"], cwd=checkout / "client/python", text=True,
