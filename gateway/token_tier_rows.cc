@@ -215,8 +215,6 @@ void TokenTier::PumpSuspects(Trials& trials) {
     Worker* worker = nullptr;
     int size = 0;
     int most = 0;
-    // A row waits for a worker to be kept free.
-    bool wanted = false;
   };
   std::map<TierGroup, Places> groups;
   const absl::Time now = loop_.Now();
@@ -225,6 +223,8 @@ void TokenTier::PumpSuspects(Trials& trials) {
     ++next;
     Row& row = *rows_.at(handle);
     if (row.history.given_up() || now < row.not_before) continue;
+    // For one that nobody who is there may do nobody is kept free.
+    if (!row.job.not_by.empty() && !SomebodyMayDo(row.job, /*in_turn=*/false)) continue;
     const auto trial = trials.find(row.job.request);
     const bool tried = trial != trials.end();
     if (tried && trial->second.alone != 0 && trial->second.alone != handle) continue;
@@ -240,10 +240,8 @@ void TokenTier::PumpSuspects(Trials& trials) {
       SendRow(handle, row, *places.worker, /*suspect=*/true, now);
       continue;
     }
-    const bool waits_its_turn = places.left == 0 || (tried && trial->second.cohort != nullptr);
-    Worker* const worker = waits_its_turn ? nullptr : WorkerForSuspect(row);
-    // For one that nobody who is there may do nobody is kept free.
-    places.wanted |= waits_its_turn || worker != nullptr;
+    if (places.left == 0 || (tried && trial->second.cohort != nullptr)) continue;
+    Worker* const worker = WorkerForSuspect(row);
     if (worker == nullptr) continue;
     --places.left;
     worker->reserved = true;
@@ -257,8 +255,7 @@ void TokenTier::PumpSuspects(Trials& trials) {
   }
   if (!std::exchange(some_reserved_, false)) return;
   for (const std::unique_ptr<Worker>& worker : workers_) {
-    const auto places = groups.find(worker->member.group);
-    if (worker->reserved && (places == groups.end() || !places->second.wanted)) {
+    if (worker->reserved && !groups.contains(worker->member.group)) {
       worker->reserved = std::any_of(worker->attempts.begin(), worker->attempts.end(),
                                      [](const auto& entry) { return entry.second.suspect; });
     }
