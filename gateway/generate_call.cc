@@ -4,10 +4,10 @@
 
 #include <utility>
 
-#include "absl/time/clock.h"
 #include "gateway/call_metadata.h"
 #include "gateway/gathering_sink.h"
 #include "gateway/stop_string_sink.h"
+#include "rpc/deadline.h"
 #include "rpc/status.h"
 
 namespace blockserve {
@@ -105,11 +105,10 @@ void GenerateCall::CutOffLater() {
     MutexLock lock(&mutex_);
     if (finished_) return;
   }
-  unread_alarm_.Set(absl::ToChronoTime(absl::Now() + unread_for_),
-                    [weak = weak_from_this()](bool due) {
-                      const std::shared_ptr<GenerateCall> call = weak.lock();
-                      if (due && call != nullptr) call->CutOff();
-                    });
+  unread_alarm_.Set(GrpcDeadlineIn(unread_for_), [weak = weak_from_this()](bool due) {
+    const std::shared_ptr<GenerateCall> call = weak.lock();
+    if (due && call != nullptr) call->CutOff();
+  });
 }
 
 void GenerateCall::CutOff() {
