@@ -34,8 +34,9 @@ class Bound {
 };
 
 TEST(BindSockets, SaysWhatIsNoAddress) {
-  for (const char* address : {"", "80", ":80", "a", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:-1",
-                              "127.0.0.1:65536", "127.0.0.1:99999999999"}) {
+  for (const char* address :
+       {"", "80", ":80", "a", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:-1", "127.0.0.1:65536",
+        "127.0.0.1:99999999999", "127.0.0.1:+80", "127.0.0.1: 80"}) {
     const absl::Status status = Bound(address).sockets().status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << address;
     EXPECT_EQ(status.message(),

@@ -16,6 +16,7 @@ import json
 import pathlib
 import shutil
 import sys
+import zipfile
 
 import numpy as np
 
@@ -190,7 +191,9 @@ class TorchFile:
         except ImportError:
             raise ConversionError(f"{path}: reading a PyTorch file needs torch") from None
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # Files of before PyTorch 1.6 are no zip archives and can't be mapped.
+            mmap = zipfile.is_zipfile(path)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
         except Exception as error:  # torch raises many kinds for a file that is not one of its own
             raise ConversionError(f"{path}: not a PyTorch file of tensors: {error}") from None
         for key in ("state_dict", "module", "model"):

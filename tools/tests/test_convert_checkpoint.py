@@ -206,11 +206,13 @@ def test_what_fits_the_type_or_is_not_finite_already_is_converted(tmp_path, valu
         assert np.array_equal(after.float32(name), np.full(after.shape(name), expected), equal_nan=True)
 
 
-def test_reads_pytorch_files(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])  # as since PyTorch 1.6, as before
+def test_reads_pytorch_files(tmp_path, zipped):
     torch = pytest.importorskip("torch")
     source = st.Folder(checkpoint(tmp_path / "in", convert.config_from(YAML)))
     tensors = {n: torch.from_numpy(source.float32(n).copy()).bfloat16() for n in source}
-    torch.save({"state_dict": tensors}, tmp_path / "model.pt")
+    saved, file = {"state_dict": tensors}, tmp_path / "model.pt"
+    torch.save(saved, file, _use_new_zipfile_serialization=zipped)
     config = convert.convert(YAML, tmp_path / "model.pt", tmp_path / "out")
     after = st.Folder(tmp_path / "out")
     assert config["torch_dtype"] == "bfloat16"
