@@ -50,7 +50,7 @@ absl::StatusOr<Response> Call(const std::shared_ptr<internal::Gateways>& gateway
   while (true) {
     Response response;
     grpc::ClientContext* const context = retry.NewContext();
-    const absl::Status status = retry.Outcome((retry.stub().*method)(context, request, &response));
+    absl::Status status = retry.Outcome((retry.stub().*method)(context, request, &response));
     if (status.ok()) return response;
     if (!retry.AfterFailure(status)) return status;
   }
@@ -88,7 +88,7 @@ bool GenerationStream::Next(v1::GenerateResponse* event) {
     }
     outcome_ = retry_->Outcome(reader_->Finish());
     reader_.reset();
-    if (outcome_.ok() || !TryAgain(outcome_)) return false;
+    if (outcome_.ok() || !TryAgain()) return false;
     Begin();
   }
   return false;
@@ -125,8 +125,8 @@ bool GenerationStream::Take(const v1::GenerateResponse& event) {
   }
 }
 
-bool GenerationStream::TryAgain(const absl::Status& status) {
-  if (!retry_->AfterFailure(status)) return false;
+bool GenerationStream::TryAgain() {
+  if (!retry_->AfterFailure(outcome_)) return false;
   if (started_.has_value()) {
     ++resumes_;
     *request_.mutable_resume() = received_;

@@ -92,7 +92,7 @@ class GenerationStream {
   void Begin();
   // Takes the event in; false: it repeats what was told.
   bool Take(const v1::GenerateResponse& event);
-  bool TryAgain(const absl::Status& status);
+  bool TryAgain();  // after `outcome_`
 
   const std::shared_ptr<internal::Gateways> gateways_;
   v1::GenerateRequest request_;

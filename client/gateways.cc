@@ -91,7 +91,7 @@ void RetryState::Progress() {
   lost_since_.reset();
 }
 
-bool RetryState::AfterFailure(const absl::Status& status) {
+bool RetryState::AfterFailure(absl::Status& status) {
   const bool full = status.code() == absl::StatusCode::kResourceExhausted;
   // A gateway that stops breaks off what still runs; so may whatever stands between. UNKNOWN: a
   // proxy's stream ended without a status. INTERNAL that is no gateway's: a proxy has reset the
@@ -112,7 +112,11 @@ bool RetryState::AfterFailure(const absl::Status& status) {
   if (!broken_off && !told.has_value()) return false;
   const bool lost = broken_off && !told.has_value();
   const absl::Time now = SteadyClock().Now();
-  if (cancelled()) return false;
+  const auto cancelled = [&] {
+    status = absl::CancelledError("the call was cancelled");
+    return false;
+  };
+  if (this->cancelled()) return cancelled();
   ++failures_;
   if (!lost) {
     gateways_->set_answered();
@@ -138,7 +142,7 @@ bool RetryState::AfterFailure(const absl::Status& status) {
   if (!policy.max_retries.has_value() && lost && until >= *lost_since_ + policy.longest_loss) {
     return false;
   }
-  return WaitUntil(until);
+  return WaitUntil(until) || cancelled();
 }
 
 // In gRPC, which goes on with a connection only while a thread of its caller is in there: 1.51

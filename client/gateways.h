@@ -77,8 +77,9 @@ class RetryState {
   }
   // A gateway has given something new.
   void Progress();
-  // Whether the call is to be made again after this status, once it is time: waits.
-  bool AfterFailure(const absl::Status& status);
+  // Whether the call is to be made again after this status, once it is time: waits. Where it would
+  // be, had it not been cancelled, the status becomes that.
+  bool AfterFailure(absl::Status& status);
   // From any thread: the try under way ends, and no other is made.
   void Cancel();
 

@@ -340,7 +340,9 @@ TEST(ClientResume, AddressesWhereNobodyEverAnsweredAreGivenUpSoon) {
   for (const int addresses : {1, 3}) {
     internal::RetryState retry(Lost(addresses, absl::InfiniteDuration()), absl::InfiniteFuture());
     int tries = 1;
-    while (retry.AfterFailure(absl::UnavailableError("lost"))) ++tries;
+    absl::Status lost = absl::UnavailableError("lost");
+    while (retry.AfterFailure(lost)) ++tries;
+    EXPECT_EQ(lost.message(), "lost");
     EXPECT_EQ(tries, 5 + addresses);
   }
 }
@@ -350,7 +352,8 @@ TEST(ClientResume, AGatewayThatHasTakenARequestInIsTriedForLonger) {
   internal::RetryState retry(Lost(1, absl::InfiniteDuration()), absl::InfiniteFuture());
   retry.TakenIn();
   for (int tries = 0; tries < 8; ++tries) {
-    ASSERT_TRUE(retry.AfterFailure(absl::UnavailableError("lost"))) << tries;
+    absl::Status lost = absl::UnavailableError("lost");
+    ASSERT_TRUE(retry.AfterFailure(lost)) << tries;
   }
 }
 
@@ -372,7 +375,10 @@ TEST(ClientResume, ACancelEndsAWait) {
   absl::Status full = absl::ResourceExhaustedError("full");
   full.SetPayload("blockserve.v1/retry-after-seconds", absl::Cord("86400"));
   ASSERT_EQ(RetryAfterOf(full), absl::Hours(24));
-  std::thread waiting([&] { EXPECT_FALSE(retry.AfterFailure(full)); });
+  std::thread waiting([&] {
+    EXPECT_FALSE(retry.AfterFailure(full));
+    EXPECT_EQ(full.code(), absl::StatusCode::kCancelled);
+  });
   // Whoever waits connects meanwhile.
   const int connection = accept(listener, nullptr, nullptr);
   EXPECT_GE(connection, 0);
@@ -388,7 +394,9 @@ TEST(ClientResume, ALossHasAnEnd) {
   internal::RetryState retry(gateways, absl::InfiniteFuture());
   const absl::Time before = absl::Now();
   int tries = 1;
-  while (retry.AfterFailure(absl::UnavailableError("lost"))) ++tries;
+  absl::Status lost = absl::UnavailableError("lost");
+  while (retry.AfterFailure(lost)) ++tries;
+  EXPECT_EQ(lost.message(), "lost");
   // Pauses of half of 1, 2, 4 … 32 ms at least: the seventh passes the end.
   EXPECT_GT(tries, 1);
   EXPECT_LE(tries, 7);
