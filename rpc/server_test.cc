@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +19,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "rpc/health_probe_for_test.h"
+#include "rpc/tier_stream.h"
 
 namespace blockserve {
 namespace {
@@ -234,6 +236,19 @@ TEST(RpcServer, AddressesWithoutAPortAreRefused) {
     EXPECT_EQ(server.status().code(), absl::StatusCode::kInvalidArgument) << address;
     EXPECT_THAT(std::string(server.status().message()), HasSubstr("host:port")) << address;
   }
+}
+
+// Clusters put the variables into every pod; what is beside a gateway is no business of theirs.
+TEST(TierChannel, DoesNotGoThroughAProxyOfTheEnvironment) {
+  ServerOptions options;
+  options.listen_address = "127.0.0.1:0";
+  auto server = RpcServer::Start(options, {});
+  ASSERT_TRUE(server.ok()) << server.status();
+  (*server)->SetServing(true);
+  setenv("grpc_proxy", "http://127.0.0.1:1", /*overwrite=*/1);  // where nobody listens
+  const std::shared_ptr<grpc::Channel> channel = MakeTierChannel((*server)->address());
+  EXPECT_EQ(Check(channel), Health::kServing);
+  unsetenv("grpc_proxy");
 }
 
 TEST(RpcServer, WorksWithoutASocket) {

@@ -16,6 +16,8 @@ grpc::ChannelArguments TierChannelArguments(int max_message_bytes) {
   // Two streams to one address fail apart, and a replaced process is not reached through an old
   // name.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  // The tiers are beside us: where http_proxy is set, it is for what is not.
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   arguments.SetMaxReceiveMessageSize(max_message_bytes);
   arguments.SetMaxSendMessageSize(max_message_bytes);
   return arguments;
