@@ -25,6 +25,9 @@ WELL = {
     f'blockserve_gateway_requests_total{{{POD},method="generate",outcome="ok"}}': "0+600x60",
     f'blockserve_gateway_requests_total{{{POD},method="generate",outcome="cancelled"}}': "0+60x60",
     f'blockserve_gateway_requests_total{{{POD},method="generate",outcome="unavailable"}}': "0+1x60",
+    # Whoever comes with a wrong key or nonsense, however often, is not counted in the shares below.
+    f'blockserve_gateway_requests_total{{{POD},method="generate",outcome="unauthenticated"}}': "0+60000x60",
+    f'blockserve_gateway_requests_total{{{POD},method="score",outcome="invalid_argument"}}': "0+60000x60",
     f'blockserve_gateway_requests_refused_total{{{POD},reason="limit"}}': "0+600x60",
     f'blockserve_gateway_requests_refused_total{{{POD},reason="room"}}': "0+6x60",
     f'blockserve_gateway_time_to_first_token_seconds_bucket{{{POD},le="1"}}': "0+600x60",
