@@ -1,7 +1,7 @@
 #include "bench/load_arrivals.h"
 
 #include <cmath>
-#include <fstream>
+#include <sstream>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
@@ -10,6 +10,7 @@
 #include "absl/strings/strip.h"
 #include "bench/load_lengths.h"
 #include "bench/load_random.h"
+#include "common/read_file.h"
 
 namespace blockserve {
 namespace {
@@ -63,8 +64,9 @@ class TraceArrivals final : public ArrivalProcess {
 }  // namespace
 
 absl::StatusOr<std::vector<TraceRow>> ReadTrace(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, " cannot be read"));
+  absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok()) return absl::NotFoundError(absl::StrCat(path, " ", text.status().message()));
+  std::istringstream file(*std::move(text));
   std::vector<TraceRow> rows;
   std::string line;
   bool names_allowed = true;

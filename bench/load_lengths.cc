@@ -2,20 +2,22 @@
 
 #include <algorithm>
 #include <cmath>
-#include <fstream>
+#include <sstream>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "common/read_file.h"
 
 namespace blockserve {
 namespace {
 
 absl::StatusOr<std::vector<int64_t>> ReadLengths(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, " cannot be read"));
+  absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok()) return absl::NotFoundError(absl::StrCat(path, " ", text.status().message()));
+  std::istringstream file(*std::move(text));
   std::vector<int64_t> lengths;
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {

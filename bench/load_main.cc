@@ -118,7 +118,7 @@ absl::Status ParseSharedPrefix(const std::string& text, WorkloadOptions& workloa
 
 absl::StatusOr<std::string> ReadKey(const std::string& path) {
   const absl::StatusOr<std::string> key = ReadFile(path);
-  if (!key.ok()) return absl::InvalidArgumentError(absl::StrCat(path, " cannot be read"));
+  if (!key.ok()) return absl::InvalidArgumentError(absl::StrCat(path, " ", key.status().message()));
   const absl::string_view stripped = absl::StripAsciiWhitespace(*key);
   if (stripped.empty() || !std::all_of(stripped.begin(), stripped.end(), absl::ascii_isgraph)) {
     return absl::InvalidArgumentError(absl::StrCat(path, " holds no API key"));

@@ -13,6 +13,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/read_file.h"
 #include "common/version.h"
 
 namespace blockserve {
@@ -313,9 +314,9 @@ absl::StatusOr<LoadReport> MergeReports(const std::vector<LoadReport>& reports) 
 }
 
 absl::StatusOr<LoadReport> ReadReport(const std::string& path) {
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, " cannot be read"));
-  const Json json = Json::parse(file, nullptr, /*allow_exceptions=*/false);
+  const absl::StatusOr<std::string> text = ReadFile(path);
+  if (!text.ok()) return absl::NotFoundError(absl::StrCat(path, " ", text.status().message()));
+  const Json json = Json::parse(*text, nullptr, /*allow_exceptions=*/false);
   if (json.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(path, " is no JSON"));
   absl::StatusOr<LoadReport> report = FromJson(json);
   if (!report.ok()) {

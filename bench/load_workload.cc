@@ -65,7 +65,7 @@ absl::StatusOr<PromptLine> ParsePrompt(const std::string& line) {
 
 absl::StatusOr<std::vector<PromptLine>> ReadPrompts(const std::string& path) {
   absl::StatusOr<std::string> text = ReadFile(path);
-  if (!text.ok()) return absl::NotFoundError(absl::StrCat(path, " cannot be read"));
+  if (!text.ok()) return absl::NotFoundError(absl::StrCat(path, " ", text.status().message()));
   std::istringstream file(*std::move(text));
   std::vector<PromptLine> prompts;
   std::string line;

@@ -251,9 +251,17 @@ void FlushLog() {
   if (LogWriter* const writer = Writer()) writer->Flush(LogWriter::kLastWait);
 }
 
-void PrintLastLine(absl::string_view line) {
+void PrintLastLine(absl::string_view program, absl::string_view message) {
   FlushLog();
-  WriteLineWithin(STDERR_FILENO, absl::StrCat(line, "\n"), LogWriter::kLastWait);
+  std::string line = absl::StrCat(program, ": ", message, "\n");
+  if (WritesJson()) {
+    const std::string members = FormatJsonEvent(message, {});
+    spdlog::memory_buf_t formatted;
+    spdlog::pattern_formatter(kJsonPattern, spdlog::pattern_time_type::utc)
+        .format({std::string(program), spdlog::level::err, members}, formatted);
+    line.assign(formatted.data(), formatted.size());
+  }
+  WriteLineWithin(STDERR_FILENO, line, LogWriter::kLastWait);
 }
 
 int64_t LogLinesLost() {

@@ -55,8 +55,9 @@ void LogEvent(LogLevel level, absl::string_view message, LogFields fields);
 // Before the process ends otherwise than by the end of main or by exit: what has been logged is
 // written, unless that lasts longer than a second.
 void FlushLog();
-// To standard error, for people: a line after all that has been logged, under the same condition.
-void PrintLastLine(absl::string_view line);
+// To standard error, whatever --log-level is: "PROGRAM: MESSAGE", or an object as of an error in
+// JSON, after all that has been logged, under the same condition.
+void PrintLastLine(absl::string_view program, absl::string_view message);
 // Since the start.
 int64_t LogLinesLost();
 

@@ -81,7 +81,7 @@ TEST(Logging, QueuedLinesAreWrittenBeforeTheLastOne) {
   ASSERT_TRUE(ConfigureLogging({.program = "p", .format = "json", .queued = true}).ok());
   for (int i = 0; i < 3; ++i) LogEvent(LogLevel::kInfo, "a line", {{"number", int64_t{i}}});
   LogDebug("not this one");
-  PrintLastLine("p: the end");
+  PrintLastLine("q", "the end");
   const std::string written = testing::internal::GetCapturedStderr();
   ASSERT_TRUE(ConfigureLogging({}).ok());
   const std::vector<std::string> lines = absl::StrSplit(written, '\n', absl::SkipEmpty());
@@ -90,8 +90,16 @@ TEST(Logging, QueuedLinesAreWrittenBeforeTheLastOne) {
     EXPECT_TRUE(absl::EndsWith(lines[i], absl::StrCat(R"("message":"a line","number":)", i, "}")))
         << lines[i];
   }
-  EXPECT_EQ(lines[3], "p: the end");
+  EXPECT_TRUE(absl::StartsWith(lines[3], R"({"time":")")) << lines[3];
+  EXPECT_TRUE(absl::StrContains(lines[3], R"(,"level":"error","program":"q","pid":)")) << lines[3];
+  EXPECT_TRUE(absl::EndsWith(lines[3], R"(,"message":"the end"})")) << lines[3];
   EXPECT_EQ(LogLinesLost(), 0);
+}
+
+TEST(Logging, TheLastLineOfAProgramIsForPeopleUnlessItsLogIsNot) {
+  testing::internal::CaptureStderr();
+  PrintLastLine("p", "the \"end\"");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "p: the \"end\"\n");
 }
 
 }  // namespace

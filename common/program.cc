@@ -4,7 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
+#include <sstream>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -19,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "common/logging.h"
 #include "common/prepare_process.h"
+#include "common/read_file.h"
 #include "common/version.h"
 
 namespace blockserve {
@@ -117,10 +118,12 @@ class Parser {
       return absl::InvalidArgumentError(
           absl::StrCat("--flagfile ", file, ": flag files name one another too deeply"));
     }
-    std::ifstream stream(file);
-    if (!stream) {
-      return absl::InvalidArgumentError(absl::StrCat("--flagfile ", file, ": cannot be read"));
+    absl::StatusOr<std::string> text = ReadFile(file);
+    if (!text.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--flagfile ", file, ": ", text.status().message()));
     }
+    std::istringstream stream(*std::move(text));
     std::vector<std::string> arguments;
     std::string line;
     while (std::getline(stream, line)) {
@@ -299,18 +302,17 @@ std::vector<std::string> ParseProgramFlags(int argc, char** argv, const ProgramU
 }
 
 int ReportUsageError(absl::string_view program, const absl::Status& status) {
-  PrintLastLine(
-      absl::StrCat(program, ": ", OneLine(status.message()), " (--help lists the flags)"));
+  PrintLastLine(program, absl::StrCat(OneLine(status.message()), " (--help lists the flags)"));
   return kExitUsage;
 }
 
 int ReportFailure(absl::string_view program, const absl::Status& status) {
   if (status.ok()) {
     if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return kExitOk;
-    PrintLastLine(absl::StrCat(program, ": standard output cannot be written"));
+    PrintLastLine(program, "standard output cannot be written");
     return kExitFailure;
   }
-  PrintLastLine(absl::StrCat(program, ": ", OneLine(status.message())));
+  PrintLastLine(program, OneLine(status.message()));
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:
     case absl::StatusCode::kNotFound:

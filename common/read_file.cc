@@ -1,6 +1,8 @@
 #include "common/read_file.h"
 
+#include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstddef>
@@ -11,22 +13,43 @@
 
 namespace blockserve {
 
+namespace {
+
+bool Missing(int error) { return error == ENOENT || error == ENOTDIR; }
+
+}  // namespace
+
 absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
+  const auto fail = [] {
+    const int error = errno;
+    return absl::Status(
+        Missing(error) ? absl::StatusCode::kNotFound : absl::StatusCode::kInvalidArgument,
+        absl::StrCat("cannot be read: ", std::strerror(error)));
+  };
+  const int fd = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return fail();
   std::string content;
   char piece[16 << 10];
-  while (file.read(piece, sizeof(piece)) || file.gcount() > 0) {
-    content.append(piece, static_cast<size_t>(file.gcount()));
+  while (true) {
+    const ssize_t got = read(fd, piece, sizeof(piece));
+    if (got > 0) {
+      content.append(piece, static_cast<size_t>(got));
+    } else if (got == 0) {
+      close(fd);
+      return content;
+    } else if (errno != EINTR) {
+      const absl::Status status = fail();
+      close(fd);
+      return status;
+    }
   }
-  if (!file.is_open() || file.bad()) return absl::NotFoundError("cannot be read");
-  return content;
 }
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
   struct stat info;
   if (stat(path.c_str(), &info) != 0) {
     const int error = errno;
-    if (error == ENOENT || error == ENOTDIR) {
+    if (Missing(error)) {
       return absl::NotFoundError(absl::StrCat(path, ": no such file"));
     }
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", std::strerror(error)));

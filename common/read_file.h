@@ -9,8 +9,8 @@
 
 namespace blockserve {
 
-// NOT_FOUND "cannot be read": also a folder, and what the system fails to read to its end. (A
-// std::istreambuf_iterator throws there.)
+// "cannot be read: " and the system's words: NOT_FOUND when there is no such file, INVALID_ARGUMENT
+// for a folder, a file of others, and what the system fails to read to its end.
 absl::StatusOr<std::string> ReadFile(const std::string& path);
 
 // Of a regular file, with its name in front of errors: NOT_FOUND when there is no such file,

@@ -158,9 +158,10 @@ TEST_F(ApiKeysTest, APrefixCacheIsANamesOwnIfAnyOfItsLinesSaysSo) {
 
 TEST_F(ApiKeysTest, NamesFlagFileAndLine) {
   EXPECT_EQ(ApiKeys::Load("no/such.keys", "--api-keys").status(),
-            absl::InvalidArgumentError("--api-keys no/such.keys: cannot be read"));
+            absl::InvalidArgumentError(
+                "--api-keys no/such.keys: cannot be read: No such file or directory"));
   EXPECT_EQ(ApiKeys::Load("/tmp", "--api-keys").status(),
-            absl::InvalidArgumentError("--api-keys /tmp: cannot be read"));
+            absl::InvalidArgumentError("--api-keys /tmp: cannot be read: Is a directory"));
   Write("{}");
   EXPECT_THAT(std::string(ApiKeys::Load(path_, "--api-keys").status().message()),
               HasSubstr(path_ + ": line 1: \"id\" must be"));

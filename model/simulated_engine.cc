@@ -3,13 +3,14 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
-#include <fstream>
+#include <sstream>
 #include <thread>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "common/read_file.h"
 
 namespace blockserve {
 namespace {
@@ -80,8 +81,9 @@ absl::StatusOr<StepTable> StepTable::Parse(const std::string& text) {
     table.points_.emplace_back(1, milliseconds);
     return table;
   }
-  std::ifstream file(text);
-  if (!file) return absl::NotFoundError(absl::StrCat(text, " cannot be read"));
+  absl::StatusOr<std::string> rows = ReadFile(text);
+  if (!rows.ok()) return absl::NotFoundError(absl::StrCat(text, " ", rows.status().message()));
+  std::istringstream file(*std::move(rows));
   std::string line;
   for (int number = 1; std::getline(file, line); ++number) {
     const absl::string_view content =

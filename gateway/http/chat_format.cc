@@ -80,7 +80,11 @@ absl::StatusOr<ChatFormat> ChatFormat::Parse(absl::string_view json, absl::strin
 absl::StatusOr<ChatFormat> ChatFormat::Load(const std::string& model_directory) {
   const std::filesystem::path folder(model_directory);
   absl::StatusOr<std::string> text = ReadFile(folder / kChatFormatFile);
-  if (text.ok()) return Parse(*text, (folder / kChatFormatFile).string());
+  const std::string path = (folder / kChatFormatFile).string();
+  if (text.ok()) return Parse(*text, path);
+  if (!absl::IsNotFound(text.status())) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", text.status().message()));
+  }
   if (HasJinjaTemplate(folder)) {
     return absl::NotFoundError(
         absl::StrCat("messages: this model has a chat template in Jinja, which blockserve does not "

@@ -74,5 +74,15 @@ TEST(ChatFormat, AFolderWithAJinjaTemplateAloneIsToldApart) {
   EXPECT_TRUE(ChatFormat::Load(folder.string()).ok());
 }
 
+// One that is there and can't be read (as a folder can't) is no reason to serve without it.
+TEST(ChatFormat, WhatCannotBeReadIsNotTakenForNone) {
+  const std::filesystem::path folder = std::filesystem::path(testing::TempDir()) / "chat_folder";
+  std::filesystem::create_directories(folder / kChatFormatFile);
+  const absl::Status status = ChatFormat::Load(folder.string()).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(status));
+  EXPECT_EQ(status.message(),
+            absl::StrCat((folder / kChatFormatFile).string(), ": cannot be read: Is a directory"));
+}
+
 }  // namespace
 }  // namespace blockserve

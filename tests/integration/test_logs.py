@@ -58,6 +58,16 @@ def test_the_last_line_tells_that_a_program_has_drained_and_stopped(launcher):
         assert lines(server)[-1]["message"] == "stopped", server.log()
 
 
+@pytest.mark.parametrize("program", [["blockserve-token"], ["blockserve-block"], ["blockserve", "serve"]])
+def test_why_a_program_cannot_begin_is_an_object_too(program):
+    """Or whoever gathers lines as objects loses the one that matters."""
+    done = subprocess.run([harness.program(program[0]), *program[1:], "--model=/nowhere", JSON], text=True,
+                          capture_output=True, timeout=60, check=False)
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert done.returncode == 2 and last["level"] == "error" and "/nowhere" in last["message"], last
+    assert last["program"] == " ".join(program)
+
+
 def test_each_request_leaves_one_line_that_tells_what_became_of_it(tiers):
     *_, gateway, client = tiers
     client.generate([7] * 11, max_tokens=6, ignore_eos=True, request_id="the-first")
