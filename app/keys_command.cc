@@ -11,6 +11,7 @@
 #include "absl/strings/str_split.h"
 #include "app/command.h"
 #include "common/program.h"
+#include "common/read_file.h"
 #include "gateway/api_keys.h"
 
 namespace blockserve {
@@ -71,20 +72,26 @@ int RunKeys(const Arguments& arguments) {
   absl::StatusOr<NewApiKey> made = MakeApiKey(name, limits);
   if (!made.ok()) return bad_usage(OfFlag(made.status().message()));
 
+  const auto fail = [&path](absl::string_view why) {
+    return ReportFailure(kProgram,
+                         absl::InvalidArgumentError(absl::StrCat("--file ", path, ": ", why)));
+  };
+  absl::StatusOr<std::string> before = ReadFile(path);
+  if (absl::IsNotFound(before.status())) before = "";
+  if (!before.ok()) return fail(before.status().message());
   // Who edited the file may have left its last line without an end.
-  std::ifstream before(path, std::ios::binary | std::ios::ate);
-  char last = '\n';
-  if (before && before.tellg() > 0) before.seekg(-1, std::ios::end).get(last);
-  before.close();
-  std::ofstream file(path, std::ios::app);
-  if (last != '\n') file << '\n';
-  file << made->line << '\n';
-  file.close();
-  if (!file) {
-    return ReportFailure(
-        kProgram, absl::InvalidArgumentError(absl::StrCat("--file ", path, ": cannot write")));
-  }
+  const bool open_line = !before->empty() && before->back() != '\n';
+  const std::string added = absl::StrCat(open_line ? "\n" : "", made->line, "\n");
+  // A server takes such a file as a whole or not at all.
+  const absl::Status usable = ApiKeyTable::Parse(absl::StrCat(*before, added)).status();
+  if (!usable.ok()) return fail(usable.message());
+  // First: a key that nobody has been told would stay in the file for good.
   std::puts(made->key.c_str());
+  if (std::fflush(stdout) != 0) return ReportFailure(kProgram, absl::OkStatus());
+  std::ofstream file(path, std::ios::app);
+  file << added;
+  file.close();
+  if (!file) return fail("cannot write; the key above is not in it");
   return ReportFailure(kProgram, absl::OkStatus());
 }
 

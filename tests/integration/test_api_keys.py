@@ -190,6 +190,24 @@ def test_a_key_gets_a_line_of_its_own(tmp_path):
     assert lines[0] == "# ours" and [json.loads(line)["name"] for line in lines[1:]] == ["alice", "bob"]
 
 
+def test_no_key_is_put_where_no_server_would_take_it(tmp_path):
+    keys = tmp_path / "api.keys"
+    keys.write_text("# ours\nnot a key\n")
+    done = keys_command("--name=alice", f"--file={keys}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"blockserve keys: --file {keys}: line 2: not valid JSON (column 2 of 9 bytes)\n"
+    assert keys.read_text() == "# ours\nnot a key\n"
+
+
+def test_a_key_that_nobody_was_told_is_not_in_the_file(tmp_path):
+    keys = tmp_path / "api.keys"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([harness.program("blockserve"), "keys", "--name=alice", f"--file={keys}"], stdout=full,
+                              stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and done.stderr == "blockserve keys: standard output cannot be written\n"
+    assert not keys.exists()
+
+
 def test_a_file_of_keys_that_cannot_be_used_is_named(demo_model, tmp_path):
     (tmp_path / "keys").write_text("# ours\nnot a key\n")
     done = subprocess.run(
