@@ -262,7 +262,8 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
     LogWarning(absl::StrCat("the KV has room for texts of ",
                             *pages * config.page_blocks * model.block_length,
                             " tokens, the model for ", options.max_positions * model.block_length,
-                            ": longer ones are refused (--kv-memory-mib)"));
+                            ": longer ones are refused (",
+                            config.kv_pages > 0 ? "--kv-pages" : "--kv-memory-mib", ")"));
   }
   impl->loop->Start();
   impl->hasher = std::thread([mailbox = impl->loop->mailbox(), hash = std::move(parts.hash_part)] {

@@ -126,12 +126,15 @@ std::optional<HttpResponse> HttpApi::CheckHead(const HttpRequest& head,
   if (!options_.authenticate || !route->needs_key) return std::nullopt;
   absl::StatusOr<std::string> name = options_.authenticate(head.header("Authorization"));
   if (!name.ok()) {
+    HttpResponse response = OpenAiError(name.status());
     if (route->counted.has_value()) {
-      const absl::string_view id = head.header(kRequestIdHeader).substr(0, kMaxRequestIdBytes);
-      backend_.core->OnRefused(
-          {.method = *route->counted, .request_id = std::string(id), .status = name.status()});
+      const std::string id = RequestIdOf(head);
+      backend_.core->OnRefused({.method = *route->counted,
+                                .request_id = id.substr(0, kMaxRequestIdBytes),
+                                .status = name.status()});
+      response.headers.emplace_back(kRequestIdHeader, id);
     }
-    return OpenAiError(name.status());
+    return response;
   }
   if (key_name != nullptr) *key_name = *std::move(name);
   return std::nullopt;

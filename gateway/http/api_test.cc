@@ -168,9 +168,12 @@ TEST_F(HttpApiTest, KeysAreAskedForWhereThereIsSomethingToSee) {
   EXPECT_EQ(core_.refused[1].method, RequestMethod::kGenerate);
   EXPECT_EQ(core_.refused[2].method, RequestMethod::kTokenize);
   EXPECT_TRUE(absl::IsUnauthenticated(core_.refused[3].status));
-  EXPECT_EQ(Ask("POST", "/v1/completions", R"({"prompt":"a"})").status, 401);
+  const HttpResponse answer = Ask("POST", "/v1/completions", R"({"prompt":"a"})");
+  EXPECT_EQ(answer.status, 401);
   EXPECT_EQ(core_.last_id, 0u);
-  EXPECT_EQ(core_.refused.size(), 5u);
+  ASSERT_EQ(core_.refused.size(), 5u);
+  EXPECT_EQ(core_.refused[4].request_id.size(), 32u);
+  EXPECT_EQ(HeaderOf(answer, kRequestIdHeader), core_.refused[4].request_id);
 }
 
 TEST_F(HttpApiTest, BrowsersAreToldWhoMayAskWhat) {
