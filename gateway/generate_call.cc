@@ -7,7 +7,6 @@
 #include "gateway/call_metadata.h"
 #include "gateway/gathering_sink.h"
 #include "gateway/stop_string_sink.h"
-#include "rpc/deadline.h"
 #include "rpc/status.h"
 
 namespace blockserve {
@@ -97,32 +96,11 @@ void GenerateCall::OnDone(absl::Status status, v1::Usage usage) {
   }
   // Once for a call, and where it is refused not on the loop.
   if (!will_be_pumped) Pump();
-  CutOffLater();
-}
-
-void GenerateCall::CutOffLater() {
   {
     MutexLock lock(&mutex_);
-    if (finished_) return;
+    if (finished_) return;  // there is nothing that could be left unread
   }
-  unread_alarm_.Set(GrpcDeadlineIn(unread_for_), [weak = weak_from_this()](bool due) {
-    const std::shared_ptr<GenerateCall> call = weak.lock();
-    if (due && call != nullptr) call->CutOff();
-  });
-}
-
-void GenerateCall::CutOff() {
-  {
-    MutexLock lock(&mutex_);
-    if (finished_) return;
-    cutting_off_ = true;
-  }
-  context_->TryCancel();
-  {
-    MutexLock lock(&mutex_);
-    cutting_off_ = false;
-  }
-  Pump();
+  unread_.Start();
 }
 
 bool GenerateCall::WantsMore() const {
@@ -191,7 +169,7 @@ void GenerateCall::Pump() {
   bool finish = false;
   {
     MutexLock lock(&mutex_);
-    if (writing_ || finished_ || cutting_off_) return;
+    if (writing_ || finished_) return;
     if (!waiting_.empty()) {
       writing_ = true;
       bool own_buffer = false;

@@ -2,7 +2,6 @@
 #ifndef BLOCKSERVE_GATEWAY_GENERATE_CALL_H_
 #define BLOCKSERVE_GATEWAY_GENERATE_CALL_H_
 
-#include <grpcpp/alarm.h>
 #include <grpcpp/support/byte_buffer.h>
 #include <grpcpp/support/server_callback.h>
 
@@ -15,6 +14,7 @@
 #include "common/mutex.h"
 #include "gateway/generation.h"
 #include "gateway/stream_writers.h"
+#include "gateway/unread_limit.h"
 
 namespace blockserve {
 
@@ -30,14 +30,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  public:
   static constexpr size_t kWindow = 16;
 
-  // The time for which what a client has not read is kept when its generation is over: nothing
-  // else bounds how long it may stay, and the request counts no more for any limit.
-  static constexpr absl::Duration kUnreadFor = absl::Minutes(2);
-
   // `core` and `writers` must outlive it. `writers`: null where whoever tells an event writes it.
   static std::shared_ptr<GenerateCall> Create(GenerationCore* core, StreamWriters* writers,
                                               grpc::CallbackServerContext* context,
-                                              absl::Duration unread_for = kUnreadFor);
+                                              absl::Duration unread_for);
   // Starts the generation, or finishes the call with the request's error. To be called once, on any
   // thread, also after the client has left.
   void Begin(absl::StatusOr<GenerationRequest> request);
@@ -59,14 +55,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  private:
   GenerateCall(GenerationCore* core, StreamWriters* writers, grpc::CallbackServerContext* context,
                absl::Duration unread_for)
-      : core_(core), writers_(writers), context_(context), unread_for_(unread_for) {}
+      : core_(core), writers_(writers), context_(context), unread_(context, unread_for) {}
 
   void Enqueue(v1::GenerateResponse event);
   void Stop();
-  // Where something is still to be written: CutOff, in a while.
-  void CutOffLater();
-  // Cancels the call, whatever has not been read.
-  void CutOff();
   // Starts the next write, or finishes the call: whatever is due.
   void Pump();
   // The oldest event, with the blocks that follow it.
@@ -75,8 +67,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   GenerationCore* const core_;
   StreamWriters* const writers_;
   grpc::CallbackServerContext* const context_;  // gRPC's, until OnDone
-  const absl::Duration unread_for_;
-  grpc::Alarm unread_alarm_;         // set once at most, when the generation is over
+  UnreadLimit unread_;
   grpc::ByteBuffer writing_buffer_;  // of the write under way
   mutable Mutex mutex_;
   std::deque<v1::GenerateResponse> waiting_ ABSL_GUARDED_BY(mutex_);
@@ -87,7 +78,6 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool gone_ ABSL_GUARDED_BY(mutex_) = false;            // the client has left
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;        // Finish was called
-  bool cutting_off_ ABSL_GUARDED_BY(mutex_) = false;     // the context must live: no Finish
   mutable bool paused_ ABSL_GUARDED_BY(mutex_) = false;  // the core was told not to go on
   std::shared_ptr<GenerateCall> self_;
 };

@@ -59,8 +59,8 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
  public:
   static std::shared_ptr<ScoreCall> Create(GenerationCore* core,
                                            grpc::CallbackServerContext* context,
-                                           grpc::ByteBuffer* response) {
-    std::shared_ptr<ScoreCall> call(new ScoreCall(core, context, response));
+                                           grpc::ByteBuffer* response, absl::Duration unread_for) {
+    std::shared_ptr<ScoreCall> call(new ScoreCall(core, context, response, unread_for));
     call->self_ = call;
     return call;
   }
@@ -86,6 +86,7 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
       MutexLock lock(&mutex_);
       if (std::exchange(finished_, true)) return;
     }
+    unread_.Start();
     Finish(response.ok() ? Serialize(response, response_)
                          : FinalStatus(response.status(), *context_));
   }
@@ -106,17 +107,34 @@ class ScoreCall final : public grpc::ServerUnaryReactor,
   void OnDone() override { std::exchange(self_, nullptr).reset(); }
 
  private:
-  ScoreCall(GenerationCore* core, grpc::CallbackServerContext* context, grpc::ByteBuffer* response)
-      : core_(core), context_(context), response_(response) {}
+  ScoreCall(GenerationCore* core, grpc::CallbackServerContext* context, grpc::ByteBuffer* response,
+            absl::Duration unread_for)
+      : core_(core), context_(context), response_(response), unread_(context, unread_for) {}
 
   GenerationCore* const core_;
   grpc::CallbackServerContext* const context_;  // gRPC's, until OnDone
   grpc::ByteBuffer* const response_;            // gRPC's, until OnDone
+  UnreadLimit unread_;
   mutable Mutex mutex_;
   std::optional<GenerationId> id_ ABSL_GUARDED_BY(mutex_);
   bool gone_ ABSL_GUARDED_BY(mutex_) = false;      // the client has left
   bool finished_ ABSL_GUARDED_BY(mutex_) = false;  // Finish is called, by whoever set this
   std::shared_ptr<ScoreCall> self_;
+};
+
+// One call that is answered without the core. gRPC's, until OnDone.
+class AnswerCall final : public grpc::ServerUnaryReactor {
+ public:
+  AnswerCall(grpc::CallbackServerContext* context, absl::Duration unread_for)
+      : unread_(context, unread_for) {}
+  void Answer(const grpc::Status& status) {
+    unread_.Start();
+    Finish(status);
+  }
+  void OnDone() override { delete this; }
+
+ private:
+  UnreadLimit unread_;
 };
 
 }  // namespace
@@ -148,9 +166,9 @@ grpc::ServerUnaryReactor* GenerationService::AnswerUnary(grpc::CallbackServerCon
                                                          grpc::ByteBuffer* response,
                                                          std::optional<RequestMethod> counted,
                                                          Answer answer) {
-  grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+  auto* const call = new AnswerCall(context, unread_for_);
   // Context and response are there until the reactor has finished, whether or not the client is.
-  const auto read = [this, context, response, counted, answer, reactor, bytes,
+  const auto read = [this, context, response, counted, answer, call, bytes,
                      arrived = core_->Now()](const absl::Status& status) {
     const auto answered = [&]() -> decltype(answer(Request())) {
       if (!status.ok()) return status;
@@ -162,7 +180,7 @@ grpc::ServerUnaryReactor* GenerationService::AnswerUnary(grpc::CallbackServerCon
     };
     const auto made = answered();
     if (counted.has_value()) core_->OnAnswered(*counted, made.status(), core_->Now() - arrived);
-    reactor->Finish(made.ok() ? Serialize(made, response) : FinalStatus(made.status(), *context));
+    call->Answer(made.ok() ? Serialize(made, response) : FinalStatus(made.status(), *context));
   };
   absl::StatusOr<std::string> key = Authenticate(*context);
   absl::Status status = key.status();
@@ -172,7 +190,7 @@ grpc::ServerUnaryReactor* GenerationService::AnswerUnary(grpc::CallbackServerCon
   } else {
     read(status);
   }
-  return reactor;
+  return call;
 }
 
 // Parse, `validate`, and begin `call`.
@@ -246,7 +264,7 @@ grpc::ServerWriteReactor<grpc::ByteBuffer>* GenerationService::Generate(
 grpc::ServerUnaryReactor* GenerationService::Score(grpc::CallbackServerContext* context,
                                                    const grpc::ByteBuffer* request,
                                                    grpc::ByteBuffer* response) {
-  const std::shared_ptr<ScoreCall> call = ScoreCall::Create(core_, context, response);
+  const std::shared_ptr<ScoreCall> call = ScoreCall::Create(core_, context, response, unread_for_);
   BeginCall<v1::ScoreRequest>(call, *context, *request, RequestMethod::kScore,
                               [this](const v1::ScoreRequest& parsed, absl::Time deadline) {
                                 return validator_->Scoring(parsed, DescribeModel().model_id(),

@@ -32,11 +32,11 @@ using RawGenerationService = v1::Generation::WithRawCallbackMethod_Generate<
 
 class GenerationService final : public internal::RawGenerationService {
  public:
-  // All must outlive the service. `keys`: null where everybody may call. `writers`, `unread_for`:
-  // as of GenerateCall.
+  // All must outlive the service. `keys`: null where everybody may call. `writers`: as of
+  // GenerateCall. `unread_for`: of UnreadLimit.
   GenerationService(GenerationCore* core, const RequestValidator* validator,
                     ApiKeys* keys = nullptr, StreamWriters* writers = nullptr,
-                    absl::Duration unread_for = GenerateCall::kUnreadFor)
+                    absl::Duration unread_for = UnreadLimit::kTime)
       : core_(core),
         validator_(validator),
         keys_(keys),
