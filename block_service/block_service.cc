@@ -1,7 +1,6 @@
 #include "block_service/block_service.h"
 
 #include <grpcpp/support/server_callback.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -13,6 +12,7 @@
 #include "block_service/block_session.h"
 #include "blockserve/v1/block_decoder.grpc.pb.h"
 #include "common/logging.h"
+#include "common/memory_limit.h"
 #include "common/random_bits.h"
 #include "common/version.h"
 #include "model/device.h"
@@ -34,11 +34,6 @@ absl::Status BadFlag(absl::string_view flag, int64_t value, absl::string_view ru
   return absl::InvalidArgumentError(absl::StrCat("--", flag, " is ", value, "; ", rule));
 }
 
-int64_t DefaultKvBytes() {
-  const int64_t memory = int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE);
-  return memory > 0 ? std::min(memory / 4, kMostDefaultKvBytes) : kMostDefaultKvBytes;
-}
-
 // How many pages the configuration asks for. Errors: INVALID_ARGUMENT naming the flag.
 absl::StatusOr<int64_t> CountPages(const BlockServiceConfig& config, const BlockEngine& engine) {
   const int64_t page_bytes = std::max<int64_t>(engine.KvBytesPerPage(config.page_blocks), 1);
@@ -48,7 +43,7 @@ absl::StatusOr<int64_t> CountPages(const BlockServiceConfig& config, const Block
     pages = (config.kv_memory_mib << 20) / page_bytes;
   } else if (pages == 0) {
     const int64_t on_device = engine.DefaultKvBytes();
-    pages = (on_device > 0 ? on_device : DefaultKvBytes()) / page_bytes;
+    pages = (on_device > 0 ? on_device : DefaultKvBytes(MemoryLimitBytes())) / page_bytes;
     const int64_t positions = engine.config().block.max_positions;
     if (positions > 0 && !config.allow_long_contexts) {
       const int64_t longest = (positions + config.page_blocks - 1) / config.page_blocks;
@@ -98,6 +93,10 @@ class BlockDecoderService final : public v1::BlockDecoder::CallbackService {
 };
 
 }  // namespace
+
+int64_t DefaultKvBytes(int64_t memory_bytes) {
+  return std::min(memory_bytes / 4, kMostDefaultKvBytes);
+}
 
 absl::Status BlockServiceConfig::Validate() const {
   if (absl::Status status = ValidateDeviceFlags(device, arithmetic); !status.ok()) return status;
@@ -182,9 +181,10 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   if (!pages.ok()) return pages.status();
   impl->pages = *pages;
   if (absl::Status status = engine.AllocateKv(*pages, config.page_blocks); !status.ok()) {
-    return absl::Status(status.code(),
-                        absl::StrCat(status.message(),
-                                     config.kv_pages > 0 ? " (--kv-pages)" : " (--kv-memory-mib)"));
+    const absl::string_view flag = absl::IsInvalidArgument(status) ? "--page-blocks"
+                                   : config.kv_pages > 0           ? "--kv-pages"
+                                                                   : "--kv-memory-mib";
+    return absl::Status(status.code(), absl::StrCat(status.message(), " (", flag, ")"));
   }
   if (parts.numeric_id.empty()) {
     absl::StatusOr<std::string> numeric_id = ProbeNumericId(engine);
@@ -235,7 +235,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   tier.set_model_digest(parts.model_digest);
   tier.set_answers_pings(true);
   tier.set_name(config.name);
-  tier.set_version(absl::StrCat(Version(), "-", Commit()));
+  tier.set_version(absl::StrCat(Version(), "+", Commit()));
   hello.set_block_length(model.block_length);
   hello.set_context_width(model.block.hidden_size);
   hello.set_context_type(bf16 ? v1::CONTEXT_TYPE_BFLOAT16 : v1::CONTEXT_TYPE_FLOAT32);

@@ -30,14 +30,17 @@ inline constexpr char kMaxSequencesFlagHelp[] =
 inline constexpr char kPrefillChunkFlagHelp[] =
     "prompt blocks of a step; 0: 256, on a CUDA device 2048";
 
+// Of a process that may have so much memory: a quarter, at most 1 GiB.
+int64_t DefaultKvBytes(int64_t memory_bytes);
+
 struct BlockServiceConfig {
   std::string name = "block";       // for people: in the hello and in logs
   std::string device = "auto";      // auto, cpu or cuda:N
   std::string arithmetic = "auto";  // or a name of model/arithmetic.h
   bool early_launch = false;        // of EngineOptions
-  // Memory for KV pages. Both 0: on a CUDA device half of what is free there, else a quarter of the
-  // machine's memory and at most 1 GiB, but no more than max_sequences sequences of the longest
-  // context can use. The system provides pages of memory as they are written for the first time.
+  // Memory for KV pages. Both 0: on a CUDA device half of what is free there, else DefaultKvBytes,
+  // but no more than max_sequences sequences of the longest context can use. The system provides
+  // pages of memory as they are written for the first time.
   int64_t kv_memory_mib = 0;
   int64_t kv_pages = 0;  // instead of kv_memory_mib
   int32_t page_blocks = 16;

@@ -51,6 +51,27 @@ struct Fake {
   std::unique_ptr<RpcServer> server;
 };
 
+TEST(BlockService, TakesNoMoreKvByItselfThanAProcessOfThatMuchMemoryCanHave) {
+  EXPECT_EQ(DefaultKvBytes(int64_t{768} << 20), int64_t{192} << 20);  // of a small container, say
+  EXPECT_EQ(DefaultKvBytes(int64_t{64} << 30), int64_t{1} << 30);
+}
+
+TEST(BlockService, NamesTheFlagOfWhatAnEngineRefuses) {
+  const auto refusal = [](absl::Status status, int64_t kv_pages) {
+    BlockServiceParts parts;
+    auto engine = std::make_unique<TestBlockEngine>(2, 100);
+    engine->RefuseKv(std::move(status));
+    parts.engine = std::move(engine);
+    BlockServiceConfig config;
+    config.kv_pages = kv_pages;
+    return std::string(BlockService::Create(config, std::move(parts)).status().message());
+  };
+  EXPECT_EQ(refusal(absl::InvalidArgumentError("odd"), 0), "odd (--page-blocks)");
+  EXPECT_EQ(refusal(absl::InvalidArgumentError("odd"), 64), "odd (--page-blocks)");
+  EXPECT_EQ(refusal(absl::ResourceExhaustedError("full"), 0), "full (--kv-memory-mib)");
+  EXPECT_EQ(refusal(absl::ResourceExhaustedError("full"), 64), "full (--kv-pages)");
+}
+
 TEST(BlockServiceStream, AMalformedItemFailsAloneWhileOthersGoOn) {
   Fake fake;
   TestGateway gateway(fake.channel());

@@ -114,10 +114,11 @@ absl::Status BlockScheduler::CheckTokens(absl::Span<const int32_t> tokens) const
   return absl::OkStatus();
 }
 
-absl::Status BlockScheduler::CheckFits(int64_t blocks, int64_t reserve_blocks) const {
+absl::Status BlockScheduler::CheckFits(absl::string_view field, int64_t blocks,
+                                       int64_t reserve_blocks) const {
   if (blocks > kEndlessBlocks) {
     return absl::InvalidArgumentError(
-        absl::StrCat("blocks is ", blocks, "; it must be at most ", kEndlessBlocks));
+        absl::StrCat(field, ": ", blocks, " blocks; at most ", kEndlessBlocks, " are counted"));
   }
   if (reserve_blocks < 0) {
     return absl::InvalidArgumentError(absl::StrCat("reserve_blocks is ", reserve_blocks));
@@ -126,14 +127,14 @@ absl::Status BlockScheduler::CheckFits(int64_t blocks, int64_t reserve_blocks) c
   if (options_.max_positions > 0) {
     if (blocks > options_.max_positions) {
       return absl::InvalidArgumentError(
-          absl::StrCat("tokens: ", blocks, " blocks; the model's max_position_embeddings is ",
+          absl::StrCat(field, ": ", blocks, " blocks; the model's max_position_embeddings is ",
                        options_.max_positions, " (--allow-long-contexts lifts it)"));
     }
     total = std::min(total, options_.max_positions);
   }
   if (pool_.PagesFor(total) > pool_.num_pages()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "tokens and reserve_blocks: ", total, " blocks need ", pool_.PagesFor(total),
+        field, " and reserve_blocks: ", total, " blocks need ", pool_.PagesFor(total),
         " KV pages; there are ", pool_.num_pages(), " in all (--kv-memory-mib, --kv-pages)"));
   }
   return absl::OkStatus();
@@ -178,7 +179,7 @@ void BlockScheduler::Open(BlockWorkItem& item) {
                                                       "; there are ", blocks, " blocks")));
   }
   absl::Status status = CheckTokens(open.tokens);
-  if (status.ok()) status = CheckFits(blocks, open.reserve_blocks);
+  if (status.ok()) status = CheckFits("tokens", blocks, open.reserve_blocks);
   if (!status.ok()) {
     return Reply(item, absl::Status(status.code(), absl::StrCat("open.", status.message())));
   }
@@ -255,7 +256,7 @@ void BlockScheduler::Fork(BlockWorkItem& item) {
     return Reply(item, absl::InvalidArgumentError(absl::StrCat("fork.blocks is ", fork.blocks,
                                                                "; it must be at least 1")));
   }
-  if (absl::Status status = CheckFits(fork.blocks, fork.reserve_blocks); !status.ok()) {
+  if (absl::Status status = CheckFits("blocks", fork.blocks, fork.reserve_blocks); !status.ok()) {
     return Reply(item, absl::Status(status.code(), absl::StrCat("fork.", status.message())));
   }
   if (QueueIfKnown(item)) return;

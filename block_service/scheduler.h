@@ -36,6 +36,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "block_service/block_item.h"
 #include "block_service/kv_pool.h"
@@ -149,7 +150,8 @@ class BlockScheduler {
   void Cancel(const BlockWorkItem& item);
 
   absl::Status CheckTokens(absl::Span<const int32_t> tokens) const;
-  absl::Status CheckFits(int64_t blocks, int64_t reserve_blocks) const;
+  // `field`: of the call, that has the blocks.
+  absl::Status CheckFits(absl::string_view field, int64_t blocks, int64_t reserve_blocks) const;
   // Blocks to reserve beyond the `blocks` there are.
   int64_t ReserveAhead(int64_t blocks, int64_t reserve_blocks) const;
 

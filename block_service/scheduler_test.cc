@@ -285,7 +285,8 @@ TEST(BlockScheduler, MalformedItemsFailAloneNamingTheField) {
   refused(harness.Append(1, 2, {1, 2, 3}), "append.tokens");
   refused(harness.Append(1, 2, {1, std::numeric_limits<int32_t>::max()}), "append.tokens[1]");
   refused(harness.Fork(3, 1, 0), "fork.blocks");
-  refused(harness.Fork(3, 1, std::numeric_limits<int64_t>::max()), "fork.");
+  refused(harness.Fork(3, 1, std::numeric_limits<int64_t>::max()), "fork.blocks");
+  refused(harness.Fork(3, 1, 21), "fork.blocks: 21 blocks; the model's");
   BlockWorkItem empty = harness.Item(1);
   refused(harness.Submit(empty), "call");
   const uint64_t too_far = harness.Fork(4, 1, 3);

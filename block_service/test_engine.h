@@ -35,6 +35,9 @@ class TestBlockEngine final : public BlockEngine {
     config_.block.hidden_size = kWidth;
   }
 
+  // Every AllocateKv is answered so.
+  void RefuseKv(absl::Status status) { kv_status_ = std::move(status); }
+
   // The row of the last block of `tokens` [blocks, L].
   static std::vector<float> Row(absl::Span<const int32_t> tokens, int32_t block_length) {
     uint64_t state = 0;
@@ -52,7 +55,7 @@ class TestBlockEngine final : public BlockEngine {
   absl::Status AllocateKv(int64_t num_pages, int32_t page_blocks) override {
     page_blocks_ = page_blocks;
     kv_.assign(static_cast<size_t>(num_pages * page_blocks), kUnwritten);
-    return absl::OkStatus();
+    return kv_status_;
   }
   int64_t KvBytesPerPage(int32_t page_blocks) const override {
     return page_blocks * static_cast<int64_t>(sizeof(uint64_t));
@@ -152,6 +155,7 @@ class TestBlockEngine final : public BlockEngine {
                 static_cast<int32_t>(block % page_blocks_));
   }
 
+  absl::Status kv_status_;
   ModelConfig config_;
   const int32_t in_flight_;
   std::deque<StepUnderWay> under_way_;
