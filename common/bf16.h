@@ -22,23 +22,9 @@ inline uint16_t Bf16FromFloat(float value) {
 
 inline float RoundToBf16(float value) { return FloatFromBf16(Bf16FromFloat(value)); }
 
-// The same for `count` values. In groups of a fixed size: compilers make vector code of those.
-inline void Bf16FromFloats(const float* from, int64_t count, uint16_t* to) {
-  constexpr int64_t kGroup = 16;
-  int64_t i = 0;
-  for (; i + kGroup <= count; i += kGroup) {
-    for (int64_t j = 0; j < kGroup; ++j) to[i + j] = Bf16FromFloat(from[i + j]);
-  }
-  for (; i < count; ++i) to[i] = Bf16FromFloat(from[i]);
-}
-inline void FloatsFromBf16(const uint16_t* from, int64_t count, float* to) {
-  constexpr int64_t kGroup = 16;
-  int64_t i = 0;
-  for (; i + kGroup <= count; i += kGroup) {
-    for (int64_t j = 0; j < kGroup; ++j) to[i + j] = FloatFromBf16(from[i + j]);
-  }
-  for (; i < count; ++i) to[i] = FloatFromBf16(from[i]);
-}
+// The same for `count` values.
+void Bf16FromFloats(const float* from, int64_t count, uint16_t* to);
+void FloatsFromBf16(const uint16_t* from, int64_t count, float* to);
 
 // IEEE 754 binary16.
 inline float FloatFromF16(uint16_t bits) {

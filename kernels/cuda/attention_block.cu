@@ -17,12 +17,13 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kPiece = 8;
 constexpr int kSplitThreads = 128;
 
 // --- Rotation and storing: a block a row.
 
-template <typename T>
+// All of a piece's reads before its writes, which the compiler moves no read before: each is a way
+// to the memory.
+template <typename T, bool kWhole>
 __global__ void __launch_bounds__(kSplitThreads)
     SplitQkvKernel(SplitQkvArgs args, KvStrides strides) {
   WaitForEarlierWork();
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kSplitThreads)
   const SequenceRow sequence = args.sequence_rows[row];
   if (sequence.position < 0) return;
   const int size = args.layout.head_size;
-  const int width = args.layout.num_heads * size;
+  const int pieces = strides.head_stride / kPiece;
   const int page_index = strides.PageOf(sequence.position);
   const int64_t page = args.page_tables[sequence.pages_begin + page_index];
   const int64_t in_page =
@@ -39,15 +40,15 @@ __global__ void __launch_bounds__(kSplitThreads)
   const float* cos = args.cos + int64_t{sequence.position} * (args.rotary_dims / 2);
   const float* sin = args.sin + int64_t{sequence.position} * (args.rotary_dims / 2);
   float* q = args.q + row * args.layout.num_heads * strides.head_stride;
-  for (int i = threadIdx.x; i < width; i += kSplitThreads) {
-    const int head = i / size;
-    const int c = i - head * size;
-    const T* x = qkv + head * 3 * size;
-    q[head * strides.head_stride + c] =
-        RotatedElement(x, c, args.rotary_dims, cos, sin) * args.q_scale;
-    T* key = static_cast<T*>(args.kv) + strides.KeysOffset(page, head) + in_page;
-    key[c] = FromFloat<T>(RotatedElement(x + size, c, args.rotary_dims, cos, sin));
-    key[strides.rows_stride + c] = x[2 * size + c];
+  for (int i = threadIdx.x; i < args.layout.num_heads * pieces; i += kSplitThreads) {
+    const int head = i / pieces;
+    const int first = (i - head * pieces) * kPiece;
+    HeadRow<T, kWhole> own;
+    own.Load(qkv + head * 3 * size, size, first, args.rotary_dims, cos, sin, args.q_scale);
+    Store8(q + head * strides.head_stride + first, own.q);
+    T* key = static_cast<T*>(args.kv) + strides.KeysOffset(page, head) + in_page + first;
+    own.k.Store(key);
+    own.v.Store(key + strides.rows_stride);
   }
 }
 
@@ -254,11 +255,15 @@ absl::Status SplitQkv(const SplitQkvArgs& args, StreamHandle stream) {
   if (args.rows == 0) return absl::OkStatus();
   const dim3 grid(static_cast<uint32_t>(args.rows));
   const KvStrides strides(args.layout);
-  return args.layout.type == ElementType::kF32
-             ? LaunchKernel(name, SplitQkvKernel<float>, grid, kSplitThreads, 0, stream, args,
-                            strides)
-             : LaunchKernel(name, SplitQkvKernel<Bf16>, grid, kSplitThreads, 0, stream, args,
-                            strides);
+  const bool whole = HeadsAreWhole(args.layout, args.rotary_dims, args.qkv_stride);
+  const auto launch = [&](auto* kernel) {
+    return LaunchKernel(name, kernel, grid, kSplitThreads, 0, stream, args, strides);
+  };
+  const auto launch_of = [&](auto type) {
+    using T = decltype(type);
+    return whole ? launch(SplitQkvKernel<T, true>) : launch(SplitQkvKernel<T, false>);
+  };
+  return args.layout.type == ElementType::kF32 ? launch_of(float{}) : launch_of(Bf16{});
 }
 
 absl::Status BlockAttention(const BlockAttentionArgs& args, StreamHandle stream) {

@@ -12,125 +12,9 @@ namespace blockserve::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kPiece = 8;  // dimensions of a lane
 // Earlier positions whose keys, or values, are read together. With the row's own, which never
 // leaves the registers, that is all of a block of four tokens.
 constexpr int kTogether = 4;
-
-// A lane's dimensions of a row, as they lie in memory.
-template <typename T>
-struct Piece;
-template <>
-struct Piece<float> {
-  float elements[kPiece] = {};
-
-  __device__ void Load(const float* p) { Load8(p, elements); }
-  __device__ void Store(float* p) const {
-#pragma unroll
-    for (int e = 0; e < kPiece; e += 4) {
-      const float* v = elements + e;
-      StoreWords(p + e, {__float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
-                         __float_as_uint(v[3])});
-    }
-  }
-  __device__ void Unpack(float* out) const {
-#pragma unroll
-    for (int e = 0; e < kPiece; ++e) out[e] = elements[e];
-  }
-  __device__ void Pack(const float* values) {
-#pragma unroll
-    for (int e = 0; e < kPiece; ++e) elements[e] = values[e];
-  }
-};
-template <>
-struct Piece<Bf16> {
-  uint4 pairs = {};
-
-  __device__ void Load(const Bf16* p) {
-    CheckAligned(p, 16);
-    pairs = *reinterpret_cast<const uint4*>(p);
-  }
-  __device__ void Store(Bf16* p) const { StoreWords(p, pairs); }
-  __device__ void Unpack(float* out) const {
-    UnpackBf16(pairs.x, out);
-    UnpackBf16(pairs.y, out + 2);
-    UnpackBf16(pairs.z, out + 4);
-    UnpackBf16(pairs.w, out + 6);
-  }
-  __device__ void Pack(const float* v) {
-    pairs = {PackBf16(v[0], v[1]), PackBf16(v[2], v[3]), PackBf16(v[4], v[5]),
-             PackBf16(v[6], v[7])};
-  }
-};
-
-// kWhole, here and below: every head's part of a row is of whole pieces, and so is half of what is
-// rotated, so that what a piece is rotated with is a piece too.
-
-// A lane's dimensions of one row of a head: q rotated and scaled, k rotated. Zeros beyond the head.
-template <typename T, bool kWhole>
-struct HeadRow {
-  float q[kPiece] = {};
-  Piece<T> k;
-  Piece<T> v;
-
-  // `qkv` is the head's part of the row.
-  __device__ void Load(const T* qkv, int size, int first, int dims, const float* cos,
-                       const float* sin, float q_scale) {
-    if (first >= size) return;
-    if constexpr (kWhole) {
-      Piece<T> query;
-      query.Load(qkv + first);
-      k.Load(qkv + size + first);
-      v.Load(qkv + 2 * size + first);
-      query.Unpack(q);
-      if (first < dims) RotatePieces(qkv, size, first, dims / 2, cos, sin);
-    } else {
-      float key[kPiece] = {};
-      float value[kPiece] = {};
-#pragma unroll
-      for (int e = 0; e < kPiece; ++e) {
-        if (first + e >= size) break;
-        q[e] = RotatedElement(qkv, first + e, dims, cos, sin);
-        key[e] = RotatedElement(qkv + size, first + e, dims, cos, sin);
-        value[e] = ToFloat(qkv[2 * size + first + e]);
-      }
-      k.Pack(key);
-      v.Pack(value);
-    }
-#pragma unroll
-    for (int e = 0; e < kPiece; ++e) q[e] *= q_scale;
-  }
-
- private:
-  // RotatedElement of all.
-  __device__ void RotatePieces(const T* qkv, int size, int first, int half, const float* cos,
-                               const float* sin) {
-    const bool below = first < half;
-    const int other = below ? first + half : first - half;
-    Piece<T> other_q;
-    Piece<T> other_k;
-    float cosines[kPiece];
-    float sines[kPiece];
-    other_q.Load(qkv + other);
-    other_k.Load(qkv + size + other);
-    Load8(cos + (below ? first : other), cosines);
-    Load8(sin + (below ? first : other), sines);
-    float key[kPiece];
-    k.Unpack(key);
-    const auto rotate = [&](const Piece<T>& others, float* x) {
-      float y[kPiece];
-      others.Unpack(y);
-#pragma unroll
-      for (int e = 0; e < kPiece; ++e) {
-        const float product = y[e] * sines[e];
-        x[e] = __fmaf_rn(x[e], cosines[e], below ? -product : product);
-      }
-    };
-    rotate(other_q, q);
-    rotate(other_k, key);
-    k.Pack(key);
-  }
-};
 
 // kLanes lanes a head, a power of two.
 template <typename T, int kLanes, bool kWhole>
@@ -279,8 +163,8 @@ absl::Status TokenAttention(const TokenAttentionArgs& args, StreamHandle stream)
   }
   if (args.slots == 0) return absl::OkStatus();
   const KvStrides strides(layout);
-  const bool whole = layout.head_size % kPiece == 0 && args.rotary_dims / 2 % kPiece == 0 &&
-                     args.qkv_stride % kPiece == 0 && args.out_stride % kPiece == 0;
+  const bool whole =
+      HeadsAreWhole(layout, args.rotary_dims, args.qkv_stride) && args.out_stride % kPiece == 0;
   const auto launch = [&](auto* kernel, int lanes) {
     const int64_t heads = kThreads / lanes;  // of a block
     const dim3 grid(static_cast<uint32_t>((items + heads - 1) / heads));

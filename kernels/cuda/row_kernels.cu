@@ -102,11 +102,50 @@ __global__ void __launch_bounds__(kThreads) LayerNormKernel(LayerNormArgs args) 
   });
   const float variance = __fdiv_rn(WarpSum(squares), static_cast<float>(args.width));
   const float scale = __fdiv_rn(1.0f, __fsqrt_rn(variance + args.epsilon));
-  for_each_group([&](int i, int count, const float* values) {
-    for (const LayerNormArgs::Output& output : args.outputs) {
-      NormalizeGroup<T>(output, row, i, count, values, mean, scale);
+  // Weights of several groups are asked for before any of them is used: a store keeps the compiler
+  // from moving a load before it, and each of them is far away.
+  constexpr int kTogether = 4;
+#pragma unroll
+  for (int first = 0; first < kKeptGroups; first += kTogether) {
+    if (first * kWarp >= groups) break;
+#pragma unroll
+    for (int o = 0; o < 2; ++o) {
+      const LayerNormArgs::Output& output = args.outputs[o];
+      if (output.y == nullptr) continue;
+      float weight[kTogether][4];
+      float bias[kTogether][4];
+#pragma unroll
+      for (int g = 0; g < kTogether; ++g) {
+        const int group = lane + (first + g) * kWarp;
+        if (group < groups) Load4(output.weight + 4 * group, weight[g]);
+        if (group < groups) Load4(output.bias + 4 * group, bias[g]);
+      }
+      T* y = static_cast<T*>(output.y) + row * output.y_stride;
+#pragma unroll
+      for (int g = 0; g < kTogether; ++g) {
+        const int group = lane + (first + g) * kWarp;
+        float values[4];
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          values[j] = __fmaf_rn((kept[first + g][j] - mean) * scale, weight[g][j], bias[g][j]);
+        }
+        if (group < groups) Store4(y + 4 * group, values);
+      }
     }
-  });
+  }
+#pragma unroll 1
+  for (int group = lane + kKeptGroups * kWarp; group < groups; group += kWarp) {
+    float values[4];
+    Load4(x + 4 * group, values);
+    for (const LayerNormArgs::Output& output : args.outputs) {
+      NormalizeGroup<T>(output, row, 4 * group, 4, values, mean, scale);
+    }
+  }
+  if (rest_count > 0) {
+    for (const LayerNormArgs::Output& output : args.outputs) {
+      NormalizeGroup<T>(output, row, 4 * groups, rest_count, rest, mean, scale);
+    }
+  }
 }
 
 // --- GELU: eight elements a thread.
