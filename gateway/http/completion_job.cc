@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "common/random_bits.h"
 #include "common/trace_context.h"
+#include "gateway/context_length.h"
 #include "gateway/http/json_fields.h"
 #include "gateway/validate.h"
 #include "model/fingerprint.h"
@@ -119,9 +120,9 @@ absl::Status Truncate(const HttpJobContext& context, HttpCompletion& wanted) {
     const int32_t otherwise = wanted.chat ? kDefaultChatTokens : kDefaultMaxTokens;
     most = context.model.max_tokens() - wanted.max_tokens.value_or(otherwise);
     if (most < 1) {
-      return FieldError(WithFieldNamesOf(wanted.renamed, "max_tokens"),
-                        "leaves no room for a prompt: the model can hold ",
-                        context.model.max_tokens(), " tokens");
+      return ContextLengthExceeded(absl::StrCat(WithFieldNamesOf(wanted.renamed, "max_tokens"),
+                                                ": leaves no room for a prompt"),
+                                   context.model.max_tokens());
     }
   }
   const Tokenizer* const tokenizer = context.validator.tokenizer();

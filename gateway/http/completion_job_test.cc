@@ -135,7 +135,8 @@ TEST_F(CompletionJobTest, APromptIsCutToItsLastTokens) {
   EXPECT_THAT(prompt(R"("truncate_prompt_tokens":-1)"), ElementsAre(2, 3, 4, 5)) << "16 follow";
   EXPECT_THAT(prompt(R"("truncate_prompt_tokens":-1,"max_tokens":19)"), ElementsAre(5));
   EXPECT_THAT(Refusal(R"({"prompt":[1],"truncate_prompt_tokens":-1,"n_predict":20})"),
-              StartsWith("n_predict: "));
+              StartsWith("n_predict: leaves no room for a prompt: this model's maximum context "
+                         "length is 20 tokens"));
   const std::vector<int32_t> text = Made(R"({"prompt":"one two three"})").prompts[0].ids;
   ASSERT_EQ(text.size(), 3u);
   const HttpCompletionJob cut =

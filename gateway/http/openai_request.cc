@@ -278,8 +278,9 @@ absl::Status ReadCompletion(const Json& object, HttpCompletion& out) {
   }
   const auto max_tokens = fields.Integer("max_tokens", 0, kAnyInt);
   if (max_tokens.has_value()) out.max_tokens = static_cast<int32_t>(*max_tokens);
-  if (out.max_tokens == 0 && !out.echo)
-    fields.Fail("max_tokens", "must be at least 1 without echo");
+  if (out.max_tokens == 0 && !out.echo) {
+    fields.Fail("max_tokens", chat ? "must be at least 1" : "must be at least 1 without echo");
+  }
   const auto n = fields.Integer("n", 1, kMaxChoices);
   if (n.has_value()) out.request.set_n(static_cast<int32_t>(*n));
   if (const auto best_of = fields.Integer("best_of", 1, kMaxChoices)) {

@@ -109,7 +109,7 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
   }
   for (const char* field :
        {"structured_outputs", "guided_json", "guided_choice", "json_schema", "use_beam_search",
-        "prompt_embeds", "truncate", "samplers", "stop_strings", "stop_regex", "lora_path",
+        "prompt_embeds", "truncate", "samplers", "stop_strings", "stop_regex", "lora", "lora_path",
         "structural_tag", "prompt_logprobs", "bad_words", "banned_strings"}) {
     for (const char* value : {"[7]", "{\"a\":1}", "\"required\"", "7"}) {
       EXPECT_EQ(refused(absl::StrCat("\"", field, "\":", value)), field) << value;
@@ -224,6 +224,8 @@ TEST(ParseCompletion, AChatEndsWhereItIsToldTo) {
       ChatEnd::kWithinLastMessage);
   EXPECT_EQ(Refused(chat(R"("add_generation_prompt":true,"continue_final_message":true)"), true),
             "continue_final_message");
+  EXPECT_EQ(ParseCompletion(chat(R"("max_tokens":0)"), true).status().message(),
+            "max_tokens: must be at least 1");
   for (const char* field : {"echo", "chat_template", "chat_template_kwargs", "documents"}) {
     EXPECT_EQ(Refused(chat(absl::StrCat("\"", field, R"(":[1])")), true), field);
   }

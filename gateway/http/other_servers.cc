@@ -90,6 +90,7 @@ constexpr UnsupportedField kUnsupported[] = {
     {"xtc_probability", IsNumber<0>},
     {"dry_multiplier", IsNumber<0>},
     // Another model.
+    {"lora", IsEmptyList},
     {"lora_path", IsEmpty},
     // Another prompt, or another text for the same tokens.
     {"prompt_embeds", Never},

@@ -53,6 +53,14 @@ bool ReadTarget(absl::string_view target, HttpRequest& request) {
   return true;
 }
 
+// Whether the line that `text` begins with is ended and is of HTTP in a version that is not served.
+bool NamesAnotherVersion(absl::string_view text) {
+  const absl::string_view line = text.substr(0, text.find("\r\n"));
+  const absl::string_view protocol = line.substr(line.rfind(' ') + 1);
+  return line.size() < text.size() && absl::StartsWith(protocol, "HTTP/") &&
+         !absl::StartsWith(protocol, "HTTP/1.");
+}
+
 }  // namespace
 
 absl::string_view HttpReason(int status) {
@@ -140,13 +148,21 @@ HttpRequestReader::State HttpRequestReader::FailToParse(boost::system::error_cod
   if (error == http::error::body_limit) {
     return Fail(413, absl::StrCat("the body has more than ", limits_.max_body_bytes, " bytes"));
   }
-  if (error == http::error::bad_version) return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
+  if (error == http::error::bad_version) {
+    // Beast says so of whatever follows the target: a blank in it, a line that \n ends.
+    return NamesAnotherVersion(pending_)
+               ? Fail(505, "only HTTP/1.1 and HTTP/1.0 are served")
+               : Fail(400, "the request line is not METHOD TARGET HTTP/1.1, ended by CRLF");
+  }
   return Fail(400, absl::StrCat("not an HTTP request: ", error.message()));
 }
 
 HttpRequestReader::State HttpRequestReader::TakeHeader() {
   auto& parser = parser_->parser;
   auto& message = parser.get();
+  // First: whether a refusal has a body depends on it.
+  const boost::beast::string_view method = message.method_string();
+  request_.method = std::string(method.data(), method.size());
   const auto version = message.version();
   if (version != 11 && version != 10) {
     return Fail(505, "only HTTP/1.1 and HTTP/1.0 are served");
@@ -161,7 +177,13 @@ HttpRequestReader::State HttpRequestReader::TakeHeader() {
     if (message.count(http::field::content_length) > 0) {
       return Fail(400, "Content-Length and Transfer-Encoding exclude each other");
     }
-    if (!parser.chunked()) return Fail(501, "of transfer encodings only chunked is known");
+    // Beast's chunked() is true of what is packed before, too.
+    const boost::beast::string_view encoding = message[http::field::transfer_encoding];
+    if (message.count(http::field::transfer_encoding) > 1 ||
+        !absl::EqualsIgnoreCase(absl::StripAsciiWhitespace({encoding.data(), encoding.size()}),
+                                "chunked")) {
+      return Fail(501, "of transfer encodings only chunked is known");
+    }
   }
   const boost::beast::string_view expect = message[http::field::expect];
   if (!expect.empty()) {
@@ -174,8 +196,6 @@ HttpRequestReader::State HttpRequestReader::TakeHeader() {
   if (!ReadTarget({target.data(), target.size()}, request_)) {
     return Fail(400, "the path has a % that two hexadecimal digits do not follow");
   }
-  const boost::beast::string_view method = message.method_string();
-  request_.method = std::string(method.data(), method.size());
   request_.http_1_0 = version == 10;
   request_.keep_alive = message.keep_alive();
   // Trailers come into the parser's fields: none of ours, and so none that says anything here.

@@ -222,6 +222,17 @@ TEST(HttpRequestReader, RefusesWhatIsNoPlainHttp1Request) {
                       "Content-Length: 4\r\n\r\nabcd"),
             0);
   EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip\r\n\r\n"), 501);
+  for (const char* packed : {"gzip, chunked", "gzip\r\nTransfer-Encoding: chunked"}) {
+    EXPECT_EQ(status_of(absl::StrCat("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: ", packed,
+                                     "\r\n\r\n0\r\n\r\n")),
+              501)
+        << packed;
+  }
+  EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:  Chunked \r\n\r\n"
+                      "0\r\n\r\n"),
+            0);
+  EXPECT_EQ(status_of("GET /a b HTTP/1.1\r\nHost: a\r\n\r\n"), 400) << "a blank in the target";
+  EXPECT_EQ(status_of("GET / HTTP/1.1\nHost: a\n\n"), 400) << "no CR";
   EXPECT_EQ(status_of("POST / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\nContent-Length: 1\r\n\r\n"),
             417);
   EXPECT_EQ(status_of("POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"), 400);

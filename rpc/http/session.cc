@@ -267,6 +267,7 @@ void HttpSession::NameRequest(const HttpRequest& request) {
 
 void HttpSession::RespondAndClose(const HttpResponse& response) {
   NameRequest(reader_ != nullptr ? reader_->request() : HttpRequest());
+  head_only_ = reader_ != nullptr && reader_->request().method == "HEAD";
   reader_.reset();
   arriving_.Release();
   phase_ = Phase::kAnswering;

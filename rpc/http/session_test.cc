@@ -217,6 +217,17 @@ TEST_F(HttpSessionTest, TheAnswerToHeadAndOneWithoutContentHaveNoBody) {
   Send(kGet);
   Respond("four");
   EXPECT_THAT(Receive(), testing::EndsWith("\r\n\r\nfour")) << "HEAD was of its request alone";
+  Send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n");
+  Respond("four");
+  Receive();
+  Send("GET /%zz HTTP/1.1\r\nHost: a\r\n\r\n");
+  EXPECT_THAT(Receive(), AllOf(HasSubstr(" 400 "), Not(testing::EndsWith("\r\n\r\n"))));
+}
+
+TEST_F(HttpSessionTest, ARefusalOfHeadHasNoBody) {
+  Open();
+  Send("HEAD /%zz HTTP/1.1\r\nHost: a\r\n\r\n");
+  EXPECT_THAT(Receive(), AllOf(HasSubstr(" 400 "), testing::EndsWith("\r\n\r\n")));
 }
 
 TEST_F(HttpSessionTest, ARequestSentBeforeTheAnswerToTheLastOneIsNotTaken) {
