@@ -6,6 +6,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "common/metrics.h"
@@ -313,8 +314,11 @@ void HttpApi::AnswerText(const std::shared_ptr<HttpExchange>& exchange, RequestM
 }
 
 void HttpApi::Ready(const std::shared_ptr<HttpExchange>& exchange) {
-  const std::string& query = exchange->request().query;
-  if (!query.empty() && query != "scope=deployment") {
+  bool of_deployment = false;
+  for (const absl::string_view part : absl::StrSplit(exchange->request().query, '&')) {
+    if (!absl::StartsWith(part, "scope=")) continue;  // what keeps a cache from answering, say
+    of_deployment = part == "scope=deployment";
+    if (of_deployment) continue;
     return exchange->Respond(
         OpenAiError(absl::InvalidArgumentError("scope: must be deployment, or left out")));
   }
@@ -325,7 +329,7 @@ void HttpApi::Ready(const std::shared_ptr<HttpExchange>& exchange) {
     return response;
   };
   if (!serving_) return exchange->Respond(answer(absl::UnavailableError("not ready")));
-  if (query.empty()) return exchange->Respond(answer(absl::OkStatus()));
+  if (!of_deployment) return exchange->Respond(answer(absl::OkStatus()));
   probe_->Check([exchange, answer](absl::Status status) {
     exchange->Post([exchange, response = answer(status)] { exchange->Respond(response); });
   });

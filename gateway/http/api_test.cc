@@ -309,10 +309,14 @@ TEST_F(HttpApiTest, IsReadyWhenItSaysSo) {
   odd->request().query = "scope=all";
   api().Handle(odd);
   EXPECT_EQ(odd->response->status, 400);
+  const auto with_more = Exchange("GET", "/ready");
+  with_more->request().query = "t=17";
+  api().Handle(with_more);
+  EXPECT_EQ(with_more->response->status, 200);
   // The deployment is, when a probe has gone through both tiers.
   for (const bool good : {false, true}) {
     const auto wide = Exchange("GET", "/ready");
-    wide->request().query = "scope=deployment";
+    wide->request().query = good ? "scope=deployment" : "t=17&scope=deployment";
     api().Handle(wide);
     EXPECT_FALSE(wide->response.has_value());
     core_.generations.at(core_.last_id)

@@ -81,6 +81,12 @@ void AppendHead(std::string& out, const OpenAiHead& head, absl::string_view obje
   out += ",\"choices\":[";
 }
 
+void AppendPromptIds(std::string& out, const OpenAiChoice& choice) {
+  if (!choice.prompt_token_ids.has_value()) return;
+  out += ",\"prompt_token_ids\":";
+  AppendJsonIds(out, *choice.prompt_token_ids);
+}
+
 // `content`: what the choice's text is called: "text", or the object that it is in.
 void AppendChoiceObject(std::string& out, const OpenAiChoice& choice, bool chat, bool event) {
   absl::StrAppend(&out, "{\"index\":", choice.index);
@@ -110,10 +116,7 @@ void AppendChoiceObject(std::string& out, const OpenAiChoice& choice, bool chat,
     out += ",\"token_ids\":";
     AppendJsonIds(out, *choice.token_ids);
   }
-  if (choice.prompt_token_ids.has_value()) {
-    out += ",\"prompt_token_ids\":";
-    AppendJsonIds(out, *choice.prompt_token_ids);
-  }
+  AppendPromptIds(out, choice);
   if (choice.worker.has_value()) {
     out += ",\"worker\":";
     AppendJsonString(out, *choice.worker);
@@ -149,7 +152,9 @@ HttpResponse OpenAiError(const absl::Status& status) {
     response.headers = {{"Retry-After", absl::StrCat(RetryAfterSeconds(*wait))}};
   }
   // OpenAI's packages send again whatever ends with a 5xx, but not what says this.
-  if (absl::IsInternal(status)) response.headers = {{"X-Should-Retry", "false"}};
+  if (absl::IsInternal(status) || absl::IsDeadlineExceeded(status)) {
+    response.headers = {{"X-Should-Retry", "false"}};
+  }
   return response;
 }
 
@@ -332,7 +337,9 @@ std::string OpenAiAnswer(const OpenAiHead& head, absl::Span<const OpenAiChoice> 
     if (i > 0) out += ',';
     AppendChoiceObject(out, choices[i], head.chat, /*event=*/false);
   }
-  out += "],\"usage\":";
+  out += ']';
+  if (head.chat && !choices.empty()) AppendPromptIds(out, choices[0]);  // where vLLM has them
+  out += ",\"usage\":";
   AppendUsage(out, usage);
   out += '}';
   return out;

@@ -62,7 +62,9 @@ TEST(OpenAiError, HasOpenAisFormAndTheRightStatus) {
   EXPECT_EQ(Json::parse(long_text.body)["error"]["param"], "prompt");
   EXPECT_EQ(OpenAiError(absl::UnavailableError("gone")).status, 503);
   EXPECT_EQ(OpenAiError(absl::UnavailableError("gone")).headers[0].first, "Retry-After");
-  EXPECT_EQ(OpenAiError(absl::DeadlineExceededError("late")).status, 504);
+  const HttpResponse late = OpenAiError(absl::DeadlineExceededError("late"));
+  EXPECT_EQ(late.status, 504);
+  EXPECT_EQ(late.headers[0], std::make_pair(std::string("X-Should-Retry"), std::string("false")));
   const HttpResponse broken = OpenAiError(absl::InternalError("workers died"));
   EXPECT_EQ(broken.status, 500);
   ASSERT_EQ(broken.headers.size(), 1u);
@@ -316,6 +318,7 @@ TEST(OpenAiAnswer, OfAStopTokenTellsWhich) {
     const Json& first = answer["choices"][0];
     EXPECT_EQ(first["stop_reason"], 17);
     EXPECT_EQ(first["prompt_token_ids"], Json({1, 2}));
+    EXPECT_EQ(answer.value("prompt_token_ids", Json()), chat ? Json({1, 2}) : Json());
     EXPECT_EQ(answer["choices"][1]["finish_reason"], "length");
     EXPECT_EQ(answer["choices"][1]["stop_reason"], nullptr);
     EXPECT_EQ(answer["usage"]["total_tokens"], 5);

@@ -108,9 +108,11 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
     }
   }
   for (const char* field :
-       {"structured_outputs", "guided_json", "guided_choice", "json_schema", "use_beam_search",
-        "prompt_embeds", "truncate", "samplers", "stop_strings", "stop_regex", "lora", "lora_path",
-        "structural_tag", "prompt_logprobs", "bad_words", "banned_strings"}) {
+       {"structured_outputs", "guided_json",     "guided_choice", "json_schema",
+        "use_beam_search",    "prompt_embeds",   "truncate",      "samplers",
+        "stop_strings",       "stop_regex",      "lora",          "lora_path",
+        "adapter_id",         "truncation_side", "do_sample",     "watermark",
+        "structural_tag",     "prompt_logprobs", "bad_words",     "banned_strings"}) {
     for (const char* value : {"[7]", "{\"a\":1}", "\"required\"", "7"}) {
       EXPECT_EQ(refused(absl::StrCat("\"", field, "\":", value)), field) << value;
     }
@@ -162,18 +164,19 @@ TEST(ParseCompletion, NamesTheFieldThatDoesNotFit) {
 }
 
 TEST(ParseCompletion, WhatIsNotServedMayBeSentWithTheValueThatAsksForNothing) {
-  for (const char* fields :
-       {R"("response_format":{"type":"text"})", R"("tools":[])", R"("tool_choice":"none")",
-        R"("tool_choice":"auto","tools":[],"parallel_tool_calls":true)",
-        R"("parallel_tool_calls":false)", R"("functions":[],"function_call":"none")",
-        R"("suffix":"")", R"("modalities":["text"])",
-        R"("guided_json":null,"structured_outputs":{},"grammar":"","regex":"","bad_words":[])",
-        R"("use_beam_search":false,"length_penalty":1.0,"typical_p":1,"mirostat":0)",
-        R"("add_special_tokens":false,"skip_special_tokens":true)",
-        R"("top_n_sigma":-1,"typ_p":1.0,"tfs_z":1,"top_a":0,"num_beams":1,"n_probs":0)",
-        R"("repeat_penalty":1.0,"repeat_last_n":64)",
-        R"("banned_strings":[],"stop_strings":[],"lora_path":"","repetition_detection":{})",
-        R"("include_stop_str_in_output":false,"spaces_between_special_tokens":true)"}) {
+  for (
+      const char* fields :
+      {R"("response_format":{"type":"text"})", R"("tools":[])", R"("tool_choice":"none")",
+       R"("tool_choice":"auto","tools":[],"parallel_tool_calls":true)",
+       R"("parallel_tool_calls":false)", R"("functions":[],"function_call":"none")",
+       R"("suffix":"")", R"("modalities":["text"])",
+       R"("guided_json":null,"structured_outputs":{},"grammar":"","regex":"","bad_words":[])",
+       R"("use_beam_search":false,"length_penalty":1.0,"typical_p":1,"mirostat":0)",
+       R"("add_special_tokens":false,"skip_special_tokens":true)",
+       R"("top_n_sigma":-1,"typ_p":1.0,"tfs_z":1,"top_a":0,"num_beams":1,"n_probs":0)",
+       R"("repeat_penalty":1.0,"repeat_last_n":64)",
+       R"("banned_strings":[],"stop_strings":[],"lora_path":"","truncation_side":"left","thinking_token_budget":-1,"do_sample":true,"repetition_detection":{})",
+       R"("include_stop_str_in_output":false,"spaces_between_special_tokens":true)"}) {
     const HttpCompletion parsed = Parsed(absl::StrCat(R"({"prompt":"a",)", fields, "}"));
     EXPECT_EQ(parsed.prompts.size(), 1u) << fields;
     EXPECT_TRUE(parsed.unknown_fields.empty()) << fields;

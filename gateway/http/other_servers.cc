@@ -67,7 +67,7 @@ constexpr UnsupportedField kUnsupported[] = {
     {"ban_eos_token", Is<false>},  // ignore_eos is what this has
     {"logits_processors", IsEmptyList},
     {"custom_logit_processor", IsEmpty},
-    {"thinking_token_budget", Never},
+    {"thinking_token_budget", IsNumber<-1>},
     // Other ends.
     {"stop_strings", IsEmpty},
     {"stop_regex", IsEmpty},
@@ -89,12 +89,18 @@ constexpr UnsupportedField kUnsupported[] = {
     {"dynatemp_range", IsNumber<0>},
     {"xtc_probability", IsNumber<0>},
     {"dry_multiplier", IsNumber<0>},
+    {"do_sample", Is<true>},  // temperature 0 is what this has
     // Another model.
     {"lora", IsEmptyList},
     {"lora_path", IsEmpty},
+    {"adapter_id", IsEmpty},
     // Another prompt, or another text for the same tokens.
     {"prompt_embeds", Never},
     {"truncate", Never},  // truncate_prompt_tokens is what this has
+    {"truncation_side", [](const Json& value) { return value == "left"; }},
+    // Another text by a mark in it.
+    {"watermarking", Is<false>},
+    {"watermark", Is<false>},
     // No tokenizer of these models adds any.
     {"add_special_tokens", IsBoolean},
     {"skip_special_tokens", Is<true>},
