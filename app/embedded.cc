@@ -122,6 +122,10 @@ absl::StatusOr<std::unique_ptr<Embedded>> Embedded::Start(const EmbeddedOptions&
       TokenService::Create(token_config, *embedded->checkpoint_, embedded->pool_.get());
   if (!token.ok()) return token.status();
   embedded->token_ = *std::move(token);
+  // Their parts of the model are hashed: as long as it takes to read a large one from its disk once
+  // more, and till then nothing can be asked of them.
+  embedded->block_->WaitUntilKnown();
+  embedded->token_->WaitUntilKnown();
   if (options.loaded != nullptr) options.loaded();
 
   ServerOptions tiers_options;

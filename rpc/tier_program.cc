@@ -93,7 +93,6 @@ absl::Status ServeTier(
   const std::shared_ptr<void> process_metrics = AddProcessMetrics(metrics);
   termination.SetLoading(true);
   const absl::StatusOr<std::unique_ptr<TierService>> service = load(metrics);
-  termination.SetLoading(false);
   if (!service.ok()) return service.status();
   const absl::StatusOr<std::unique_ptr<RpcServer>> server =
       RpcServer::Start(options.server, {(*service)->service()});
@@ -102,6 +101,9 @@ absl::Status ServeTier(
       MetricsServer::StartIfAsked(options.metrics, options.server.tls, metrics);
   if (!metrics_server.ok()) return metrics_server.status();
   (*service)->WaitUntilKnown();
+  // Not before: while the model is hashed, which may take as long as loading it, nothing is in
+  // hand.
+  termination.SetLoading(false);
   (*server)->SetServing(true);
   (*health)->WatchProgress({(*service)->progress()}, options.stall_bound);
   (*health)->SetReady();
