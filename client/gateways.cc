@@ -112,11 +112,11 @@ bool RetryState::AfterFailure(absl::Status& status) {
   if (!broken_off && !told.has_value()) return false;
   const bool lost = broken_off && !told.has_value();
   const absl::Time now = SteadyClock().Now();
-  const auto cancelled = [&] {
+  const auto end_as_cancelled = [&] {
     status = absl::CancelledError("the call was cancelled");
     return false;
   };
-  if (this->cancelled()) return cancelled();
+  if (cancelled()) return end_as_cancelled();
   ++failures_;
   if (!lost) {
     gateways_->set_answered();
@@ -142,7 +142,7 @@ bool RetryState::AfterFailure(absl::Status& status) {
   if (!policy.max_retries.has_value() && lost && until >= *lost_since_ + policy.longest_loss) {
     return false;
   }
-  return WaitUntil(until) || cancelled();
+  return WaitUntil(until) || end_as_cancelled();
 }
 
 // In gRPC, which goes on with a connection only while a thread of its caller is in there: 1.51

@@ -176,15 +176,20 @@ LogWriter* Writer() {
   return nullptr;
 }
 
+std::string FormatLine(spdlog::formatter& formatter, const std::string& program,
+                       spdlog::level::level_enum level, const std::string& message) {
+  spdlog::memory_buf_t line;
+  formatter.format({program, level, message}, line);
+  return std::string(line.data(), line.size());
+}
+
 // The line that tells of lost ones, in the form of the others.
 std::string LostLine(spdlog::formatter& formatter, const std::string& program, bool json,
                      int64_t lost) {
   const std::string told = absl::StrCat(lost, " log lines were lost");
   const LogFields fields = {{"lines", lost}};
   const std::string message = json ? FormatJsonEvent(told, fields) : FormatTextEvent(told, {});
-  spdlog::memory_buf_t line;
-  formatter.format({program, spdlog::level::warn, message}, line);
-  return std::string(line.data(), line.size());
+  return FormatLine(formatter, program, spdlog::level::warn, message);
 }
 
 void Write(LogLevel level, absl::string_view line) {
@@ -255,11 +260,9 @@ void PrintLastLine(absl::string_view program, absl::string_view message) {
   FlushLog();
   std::string line = absl::StrCat(program, ": ", message, "\n");
   if (WritesJson()) {
-    const std::string members = FormatJsonEvent(message, {});
-    spdlog::memory_buf_t formatted;
-    spdlog::pattern_formatter(kJsonPattern, spdlog::pattern_time_type::utc)
-        .format({std::string(program), spdlog::level::err, members}, formatted);
-    line.assign(formatted.data(), formatted.size());
+    spdlog::pattern_formatter formatter(kJsonPattern, spdlog::pattern_time_type::utc);
+    line = FormatLine(formatter, std::string(program), spdlog::level::err,
+                      FormatJsonEvent(message, {}));
   }
   WriteLineWithin(STDERR_FILENO, line, LogWriter::kLastWait);
 }

@@ -79,8 +79,8 @@ absl::StatusOr<ChatFormat> ChatFormat::Parse(absl::string_view json, absl::strin
 
 absl::StatusOr<ChatFormat> ChatFormat::Load(const std::string& model_directory) {
   const std::filesystem::path folder(model_directory);
-  absl::StatusOr<std::string> text = ReadFile(folder / kChatFormatFile);
-  const std::string path = (folder / kChatFormatFile).string();
+  const std::string path = folder / kChatFormatFile;
+  absl::StatusOr<std::string> text = ReadFile(path);
   if (text.ok()) return Parse(*text, path);
   if (!absl::IsNotFound(text.status())) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", text.status().message()));

@@ -251,9 +251,8 @@ void HttpSession::Dispatch() {
   if (absl::FromChrono(std::chrono::steady_clock::now() - begun_) >= max_age_) close_after_ = true;
   reader_.reset();
   discarded_bytes_ = 0;
-  head_only_ = request.method == "HEAD";
   http_1_0_ = request.http_1_0;
-  NameRequest(request);
+  BeginAnswer(request);
   exchange_ = std::make_shared<Exchange>(shared_from_this(), std::move(request));
   // Not before the handler has run: it may answer at once.
   context_->handler(exchange_);
@@ -261,13 +260,13 @@ void HttpSession::Dispatch() {
   if (phase_ == Phase::kAnswering) ReadMore();
 }
 
-void HttpSession::NameRequest(const HttpRequest& request) {
+void HttpSession::BeginAnswer(const HttpRequest& request) {
+  head_only_ = request.method == "HEAD";
   if (context_->request_id) request_id_ = context_->request_id(request);
 }
 
 void HttpSession::RespondAndClose(const HttpResponse& response) {
-  NameRequest(reader_ != nullptr ? reader_->request() : HttpRequest());
-  head_only_ = reader_ != nullptr && reader_->request().method == "HEAD";
+  BeginAnswer(reader_ != nullptr ? reader_->request() : HttpRequest());
   reader_.reset();
   arriving_.Release();
   phase_ = Phase::kAnswering;

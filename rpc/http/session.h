@@ -100,7 +100,7 @@ class HttpSession final : public std::enable_shared_from_this<HttpSession> {
   void BeginReading();
   void Dispatch();
   void RespondAndClose(const HttpResponse& response);
-  void NameRequest(const HttpRequest& request);
+  void BeginAnswer(const HttpRequest& request);
   void WriteResponse(const HttpResponse& response);
   std::string Head(const HttpResponse& response, absl::string_view framing) const;
   // How long clients may reckon with an idle connection (Keep-Alive: timeout); 0: they are not
