@@ -198,7 +198,7 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   // Of the processor what its engines are told by, of a device what its own are.
   if (choice->cuda_device < 0) {
     progress.Show("measuring the machine");
-    report.machine = MeasureMachine(pool, *kernels == KernelTarget::kAvx512);
+    report.machine = MeasureMachine(pool, *kernels);
   } else {
     progress.Show("measuring the device");
     report.machine = NameMachine(pool);
@@ -248,7 +248,7 @@ absl::StatusOr<EngineReport> RunBench(BenchConfig& config, std::string command) 
   report.peak_memory_bytes = PeakMemoryBytes();
   if (choice->cuda_device < 0) {
     progress.Show("measuring the machine again");
-    report.machine.TakeBetter(MeasureMachine(pool, *kernels == KernelTarget::kAvx512));
+    report.machine.TakeBetter(MeasureMachine(pool, *kernels));
     return report;
   }
   progress.Show("profiling");

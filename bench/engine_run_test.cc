@@ -52,10 +52,12 @@ INSTANTIATE_TEST_SUITE_P(Models, EngineRunTest,
                          ::testing::Values("concat_l4", "widths_differ_l8", "vanilla"));
 
 TEST(PeakLoops, CountWhatTheyDo) {
-  const PeakLoops loops = FindPeakLoops(/*with_avx512=*/true);
-  for (const PeakLoop& loop : {loops.fma_f32, loops.bf16_dot, loops.int8_dot}) {
-    if (loop.run == nullptr) continue;
-    EXPECT_EQ(loop.run(6), 2 * loop.run(3)) << loop.name;
+  for (const KernelTarget target : SupportedKernelTargets()) {
+    const PeakLoops loops = FindPeakLoops(target);
+    for (const PeakLoop& loop : {loops.fma_f32, loops.bf16_dot, loops.int8_dot}) {
+      if (loop.run == nullptr) continue;
+      EXPECT_EQ(loop.run(6), 2 * loop.run(3)) << loop.name;
+    }
   }
   const std::vector<float> ones(640, 1.0f);
   EXPECT_GT(ReadAll(ones.data(), 640), 0);

@@ -125,9 +125,9 @@ Machine NameMachine(const ThreadPool& pool) {
   return machine;
 }
 
-Machine MeasureMachine(ThreadPool& pool, bool with_avx512) {
+Machine MeasureMachine(ThreadPool& pool, KernelTarget target) {
   Machine machine = NameMachine(pool);
-  const PeakLoops loops = FindPeakLoops(with_avx512);
+  const PeakLoops loops = FindPeakLoops(target);
   machine.fma_f32 = MeasurePeak(pool, loops.fma_f32);
   machine.bf16_dot = MeasurePeak(pool, loops.bf16_dot);
   machine.int8_dot = MeasurePeak(pool, loops.int8_dot);

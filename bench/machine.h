@@ -7,6 +7,7 @@
 #include <string>
 
 #include "common/thread_pool.h"
+#include "kernels/cpu/kernel_target.h"
 
 namespace blockserve {
 
@@ -44,8 +45,8 @@ struct Machine {
 Machine NameMachine(const ThreadPool& pool);
 // Takes about half a second and 256 MiB for that time. The best of several tries: what hinders one
 // is not the machine.
-// `with_avx512`: false measures what a machine without AVX-512 could do.
-Machine MeasureMachine(ThreadPool& pool, bool with_avx512);
+// `target`: its instructions are measured, as if the machine had no others.
+Machine MeasureMachine(ThreadPool& pool, KernelTarget target);
 
 }  // namespace blockserve
 

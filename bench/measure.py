@@ -54,6 +54,10 @@ def all_runs(args):
     for arithmetic in ("f32", "int8"):
         runs.append(run(f"avx2-{arithmetic}-block", BLOCK, 128, 32, 64, arithmetic, args.repeat,
                         ["--kernels=avx2"]))
+    # On machines with AMX: what it gives.
+    for arithmetic in ("bf16dot", "int8"):
+        runs.append(run(f"avx512-{arithmetic}-block", BLOCK, 128, 512, 64, arithmetic, few,
+                        ["--kernels=avx512"]))
     for prompt in CONTEXTS:
         runs.append(run(f"context-{prompt}-block", BLOCK, prompt, 128, 4, repeat=few))
         runs.append(run(f"context-{prompt}-vanilla", PLAIN, prompt, 128, 4))

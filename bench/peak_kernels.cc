@@ -80,6 +80,39 @@ BLOCKSERVE_LOOP_256(FmaAvx2, BLOCKSERVE_FMA_256, kHalf, kHalf, 8 * 2)
 BLOCKSERVE_LOOP_256(Int8DotAvx2, BLOCKSERVE_INT8_256, kOnes, kPairs, 32 * 2)
 // clang-format on
 
+// Six tiles of sums; the latency of 52 cycles needs four.
+#define BLOCKSERVE_CHAINS_AMX(STEP) STEP("0") STEP("1") STEP("2") STEP("3") STEP("4") STEP("5")
+#define BLOCKSERVE_ZERO_AMX(N) "tilezero %%tmm" N "\n\t"
+#define BLOCKSERVE_INT8_AMX(N) "tdpbusd %%tmm6, %%tmm7, %%tmm" N "\n\t"
+#define BLOCKSERVE_BF16_AMX(N) "tdpbf16ps %%tmm6, %%tmm7, %%tmm" N "\n\t"
+
+// Operand of LDTILECFG: eight whole tiles.
+struct alignas(64) AmxConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+#define BLOCKSERVE_LOOP_AMX(NAME, STEP, OPERATIONS)                                               \
+  double NAME(int64_t rounds) {                                                                   \
+    const AmxConfig config;                                                                       \
+    int64_t left = rounds * kInnerRounds;                                                         \
+    asm volatile("ldtilecfg %1\n\t" BLOCKSERVE_CHAINS_AMX(BLOCKSERVE_ZERO_AMX)                  \
+                 "tilezero %%tmm6\n\ttilezero %%tmm7\n"                                         \
+                 "1:\n\t" BLOCKSERVE_CHAINS_AMX(STEP) "dec %0\n\tjnz 1b\n\ttilerelease"         \
+                 : "+r"(left)                                                                   \
+                 : "m"(config)                                                                  \
+                 : "cc"); \
+    return static_cast<double>(rounds) * kInnerRounds * 6 * (OPERATIONS);                         \
+  }
+
+// clang-format off
+BLOCKSERVE_LOOP_AMX(Int8DotAmx, BLOCKSERVE_INT8_AMX, 16 * 16 * 64 * 2)
+BLOCKSERVE_LOOP_AMX(Bf16DotAmx, BLOCKSERVE_BF16_AMX, 16 * 16 * 32 * 2)
+// clang-format on
+
 __attribute__((target("avx2"))) float ReadAvx2(const float* values, int64_t count) {
   __m256 s0 = _mm256_setzero_ps(), s1 = s0, s2 = s0, s3 = s0;
   for (int64_t i = 0; i < count; i += 32) {
@@ -143,11 +176,12 @@ double FmaPortable(int64_t rounds) {
 
 }  // namespace
 
-PeakLoops FindPeakLoops([[maybe_unused]] bool with_avx512) {
+PeakLoops FindPeakLoops([[maybe_unused]] KernelTarget target) {
   PeakLoops loops;
   loops.fma_f32 = {"multiply and add", &FmaPortable};
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  const bool with_avx512 = target == KernelTarget::kAvx512 || target == KernelTarget::kAmx;
   if (with_avx512 && __builtin_cpu_supports("avx512f")) {
     loops.fma_f32 = {"AVX-512 FMA", &FmaAvx512};
   } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
@@ -159,6 +193,10 @@ PeakLoops FindPeakLoops([[maybe_unused]] bool with_avx512) {
     loops.int8_dot = {"AVX-512 VNNI", &Int8DotAvx512};
   } else if (__builtin_cpu_supports("avx2")) {
     loops.int8_dot = {"AVX2 maddubs", &Int8DotAvx2};
+  }
+  if (target == KernelTarget::kAmx) {
+    loops.bf16_dot = {"AMX BF16", &Bf16DotAmx};
+    loops.int8_dot = {"AMX INT8", &Int8DotAmx};
   }
 #elif defined(__aarch64__)
   loops.fma_f32 = {"NEON FMA", &FmaNeon};

@@ -5,6 +5,8 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/kernel_target.h"
+
 namespace blockserve {
 
 // One instruction in many independent chains, in registers.
@@ -14,13 +16,13 @@ struct PeakLoop {
   double (*run)(int64_t rounds) = nullptr;
 };
 
-// What this machine has (without AVX-512 if so wished), null where it lacks the instruction.
+// What kernels of a target can use on this machine, null where it lacks the instruction.
 struct PeakLoops {
   PeakLoop fma_f32;   // float32 multiply-add, the widest vectors
   PeakLoop bf16_dot;  // bfloat16 pairs into float32 sums
   PeakLoop int8_dot;  // groups of four 8-bit products into 32-bit sums
 };
-PeakLoops FindPeakLoops(bool with_avx512);
+PeakLoops FindPeakLoops(KernelTarget target);
 
 // Reads `count` floats (a multiple of 64) once and returns their sum: as fast as memory gives them.
 float ReadAll(const float* values, int64_t count);

@@ -12,8 +12,8 @@ namespace blockserve {
 enum class Arithmetic {
   kF32,   // float32 weights (bfloat16 ones of a checkpoint stay so), KV and arithmetic
   kBf16,  // bfloat16 weights, KV and context rows, widened; float32 arithmetic
-  // As kBf16, but matrix products round their inputs to bfloat16 too and add pairs of products at
-  // once: AVX512-BF16 only.
+  // As kBf16, but matrix products round their inputs to bfloat16 too and add several products at
+  // once, by AMX or AVX512-BF16. The bits are those of the instruction.
   kBf16Dot,
   // 8-bit integers in matrix products, one scale for each output and for each input row; embedding
   // tables, KV and context rows bfloat16; the rest float32.

@@ -348,18 +348,24 @@ void AttentionRows(const AttentionArgs& args, int64_t row_begin, int64_t row_end
   }
 }
 
-// Rotary embedding, half-split pairing: products and their difference are rounded separately.
-// put(i, value) stores dimension i.
-template <typename Put>
-HWY_INLINE void Rotate(const float* x, int32_t dims, const float* cos, const float* sin,
-                       const Put& put) {
+// Dimensions that are rotated and rounded before they are stored, which vectors do and the places
+// of keys and values prevent.
+constexpr int32_t kHeadPiece = 64;
+
+// out[i] = dimension begin + i of a head `x`, for i < count. Rotary embedding, half-split pairing:
+// products and their difference are rounded separately.
+HWY_INLINE void RotatePiece(const float* x, int32_t dims, const float* cos, const float* sin,
+                            int32_t begin, int32_t count, float* out) {
   const int32_t half = dims / 2;
-  for (int32_t i = 0; i < half; ++i) {
-    const float a = x[i];
-    const float b = x[i + half];
-    put(i, a * cos[i] - b * sin[i]);
-    put(i + half, b * cos[i] + a * sin[i]);
+  const int32_t end = begin + count;
+  int32_t i = begin;
+  for (; i < std::min(half, end); ++i) {
+    out[i - begin] = x[i] * cos[i] - x[i + half] * sin[i];
   }
+  for (; i < std::min(dims, end); ++i) {
+    out[i - begin] = x[i] * cos[i - half] + x[i - half] * sin[i - half];
+  }
+  for (; i < end; ++i) out[i - begin] = x[i];
 }
 
 // The lines of a head's keys and values that `row` will be written to are brought into the cache: a
@@ -395,25 +401,31 @@ void SplitHead(const SplitQkvArgs& args, int64_t r, int32_t head) {
   uint8_t* group = keys + local / kPanelWidth * layout.key_group_bytes();
   const int64_t lanes = layout.key_lanes();
   const int64_t lane = local % kPanelWidth;
-  if (layout.bf16) {
-    uint16_t* k = reinterpret_cast<uint16_t*>(group) + lane * 2;
-    const auto put = [&](int32_t i, float value) {
-      k[i / 2 * lanes * 2 + i % 2] = Bf16FromFloat(value);
-    };
-    Rotate(k_in, dims, cos, sin, put);
-    for (int32_t i = dims; i < size; ++i) put(i, k_in[i]);
-    uint16_t* v = reinterpret_cast<uint16_t*>(values) + local % 2;
-    for (int32_t i = 0; i < size; ++i) v[2 * i] = Bf16FromFloat(v_in[i]);
-  } else {
-    float* k = reinterpret_cast<float*>(group) + lane;
-    Rotate(k_in, dims, cos, sin, [&](int32_t i, float value) { k[i * lanes] = value; });
-    for (int32_t i = dims; i < size; ++i) k[i * lanes] = k_in[i];
-    std::memcpy(values, v_in, size * sizeof(float));
+  alignas(64) float piece[kHeadPiece];
+  alignas(64) uint16_t rounded[kHeadPiece];
+  for (int32_t begin = 0; begin < size; begin += kHeadPiece) {
+    const int32_t count = std::min(kHeadPiece, size - begin);
+    RotatePiece(k_in, dims, cos, sin, begin, count, piece);
+    if (!layout.bf16) {
+      float* k = reinterpret_cast<float*>(group) + begin * lanes + lane;
+      for (int32_t i = 0; i < count; ++i) k[i * lanes] = piece[i];
+      continue;
+    }
+    if (count % 2 != 0) piece[count] = 0.0f;
+    for (int32_t i = 0; i < count + count % 2; ++i) rounded[i] = Bf16FromFloat(piece[i]);
+    uint32_t* k = reinterpret_cast<uint32_t*>(group) + begin / 2 * lanes + lane;
+    for (int32_t i = 0; i < count; i += 2, k += lanes) {
+      std::memcpy(k, rounded + i, sizeof(uint32_t));
+    }
+    // The other half of the values' pairs may be written at this moment, by another thread.
+    for (int32_t i = 0; i < count; ++i) rounded[i] = Bf16FromFloat(v_in[begin + i]);
+    uint16_t* v = reinterpret_cast<uint16_t*>(values) + begin * 2 + local % 2;
+    for (int32_t i = 0; i < count; ++i) v[2 * i] = rounded[i];
   }
+  if (!layout.bf16) std::memcpy(values, v_in, size * sizeof(float));
 
-  const float scale = args.q_scale;
-  Rotate(q_in, dims, cos, sin, [&](int32_t i, float value) { q[i] = value * scale; });
-  for (int32_t i = dims; i < size; ++i) q[i] = q_in[i] * scale;
+  RotatePiece(q_in, dims, cos, sin, 0, size, q);
+  for (int32_t i = 0; i < size; ++i) q[i] *= args.q_scale;
   for (int64_t i = size; i < layout.head_stride(); ++i) q[i] = 0.0f;
 }
 

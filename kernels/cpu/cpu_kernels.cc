@@ -7,6 +7,7 @@
 #include "kernels/cpu/highway_targets.h"
 //
 #include "hwy/targets.h"
+#include "kernels/cpu/amx_matmul.h"
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/dot_matmul.h"
 #include "kernels/cpu/matmul.h"
@@ -39,6 +40,15 @@ CpuKernels Table(KernelTarget target) {
   return table;
 }
 
+// Those of AVX-512, with other products of integers and of bfloat16 pairs.
+CpuKernels AmxTable() {
+  CpuKernels table = Table(KernelTarget::kAvx512);
+  table.target = KernelTarget::kAmx;
+  table.int8_matmul = AmxInt8MatmulKernel();
+  table.bf16dot_matmul = AmxBf16DotMatmulKernel();
+  return table;
+}
+
 }  // namespace
 
 const char* KernelTargetName(KernelTarget target) {
@@ -49,6 +59,8 @@ const char* KernelTargetName(KernelTarget target) {
       return "avx2";
     case KernelTarget::kAvx512:
       return "avx512";
+    case KernelTarget::kAmx:
+      return "amx";
     case KernelTarget::kNeon:
       return "neon";
   }
@@ -61,6 +73,11 @@ std::vector<KernelTarget> SupportedKernelTargets() {
   const auto add = [&](KernelTarget target, bool machine_has) {
     if (machine_has && MatmulKernel(target) != nullptr) targets.push_back(target);
   };
+  // Every processor with AMX has AVX-512, and its VNNI.
+  if ((machine & HWY_AVX3) != 0 && Int8RowsOf(KernelTarget::kAvx512) == Int8Rows::kUint8 &&
+      AmxIsThere()) {
+    targets.push_back(KernelTarget::kAmx);
+  }
   add(KernelTarget::kAvx512, machine & HWY_AVX3);
   add(KernelTarget::kAvx2, machine & HWY_AVX2);
   add(KernelTarget::kNeon, true);
@@ -69,9 +86,9 @@ std::vector<KernelTarget> SupportedKernelTargets() {
 }
 
 const CpuKernels& GetCpuKernels(KernelTarget target) {
-  static const std::array<CpuKernels, 4> tables = {
+  static const std::array<CpuKernels, 5> tables = {
       Table(KernelTarget::kPortable), Table(KernelTarget::kAvx2), Table(KernelTarget::kAvx512),
-      Table(KernelTarget::kNeon)};
+      AmxTable(), Table(KernelTarget::kNeon)};
   return tables[static_cast<size_t>(target)];
 }
 

@@ -170,8 +170,8 @@ struct CpuKernels {
 
   // Panels [panel_begin, panel_end) of the output, all rows.
   void (*matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) = nullptr;
-  // The same for kBf16Dot: pairs of products in the order of the instruction; nullptr where the
-  // machine lacks AVX512-BF16. For kInt8: exact sums of integers, the same on every machine.
+  // The same for kBf16Dot: products in the order of the instruction, of kAmx another one than of
+  // kAvx512; nullptr where the machine lacks it. For kInt8: exact sums of integers, the same on every machine.
   void (*bf16dot_matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) = nullptr;
   void (*int8_matmul)(const MatmulArgs& args, int64_t panel_begin, int64_t panel_end) = nullptr;
   Int8Rows int8_rows = Int8Rows::kInt16;  // what int8_matmul reads

@@ -86,6 +86,10 @@ void QuantizeRows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) 
   for (int64_t r = row_begin; r < row_end; ++r) {
     const float* x = args.x + r * args.x_stride;
     uint8_t* out = args.quantized + r * args.quantized_stride;
+    // Half of the next row was written by other cores, as a rule: it is on its way meanwhile.
+    if (r + 1 < row_end) {
+      for (int64_t i = 0; i < width; i += kPanelWidth) __builtin_prefetch(x + args.x_stride + i);
+    }
     if (args.format == WeightFormat::kInt8) {
       args.scales[r] = RoundRowToInt8(x, width, args.int8_rows, out);
     } else {
@@ -94,36 +98,71 @@ void QuantizeRows(const QuantizeArgs& args, int64_t row_begin, int64_t row_end) 
   }
 }
 
-void FinishDots(const MatmulArgs& args, const DotTile& tile) {
+// The sums of a tile are finished with all that a row shares kept in registers: where a store could
+// change what `args` points to, it would be read again for each group of outputs.
+template <bool kInt8, Epilogue kEpilogue>
+HWY_INLINE void FinishTile(const MatmulArgs& args, const DotTile& tile) {
   const PackedMatrix& weights = *args.weights;
-  const bool int8 = weights.format() == WeightFormat::kInt8;
   const DI di;
+  const int64_t y_stride = args.y_stride;
+  const int64_t sums_stride = tile.panels * kPanelWidth;
+  const float* row_scales = args.x_scales + tile.row;
   for (int64_t p = 0; p < tile.panels; ++p) {
     const int64_t column = (tile.panel + p) * kPanelWidth;
     const V16 bias = Load16(weights.bias() + column);
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      const uint32_t* sums = tile.sums + (r * tile.panels + p) * kPanelWidth;
+    V16 scales;
+    hn::Vec<DI> offsets[kParts];
+    if constexpr (kInt8) {
+      scales = Load16(weights.scales() + column);
+      BLOCKSERVE_UNROLL
+      for (int i = 0; i < kParts; ++i) {
+        offsets[i] = args.int8_rows == Int8Rows::kUint8
+                         ? hn::LoadU(di, weights.offsets() + column + i * kPartLanes)
+                         : hn::Zero(di);
+      }
+    }
+    const uint32_t* sums = tile.sums + p * kPanelWidth;
+    const int64_t at = tile.row * y_stride + column - args.y_first_panel * kPanelWidth;
+    float* y = args.y + at;
+    const float* residual = kEpilogue == Epilogue::kAddResidual ? args.residual + at : nullptr;
+    for (int64_t r = 0; r < tile.rows; ++r, sums += sums_stride, y += y_stride) {
       V16 v;
-      if (int8) {
+      if constexpr (kInt8) {
         BLOCKSERVE_UNROLL
         for (int i = 0; i < kParts; ++i) {
-          auto sum = hn::LoadU(di, reinterpret_cast<const int32_t*>(sums) + i * kPartLanes);
-          if (args.int8_rows == Int8Rows::kUint8) {
-            sum = hn::Sub(sum, hn::LoadU(di, weights.offsets() + column + i * kPartLanes));
-          }
-          v.part[i] = hn::ConvertTo(DF(), sum);
+          const auto sum = hn::LoadU(di, reinterpret_cast<const int32_t*>(sums) + i * kPartLanes);
+          v.part[i] = hn::ConvertTo(DF(), hn::Sub(sum, offsets[i]));
         }
-        v = Mul(Mul(v, Set16(args.x_scales[tile.row + r])), Load16(weights.scales() + column));
+        v = Mul(Mul(v, Set16(row_scales[r])), scales);
       } else {
         v = Load16(reinterpret_cast<const float*>(sums));
       }
       v = Add(v, bias);
-      const int64_t at = (tile.row + r) * args.y_stride + column - args.y_first_panel * kPanelWidth;
-      if (args.epilogue == Epilogue::kGelu) v = Gelu(v);
-      if (args.epilogue == Epilogue::kAddResidual) v = Add(Load16(args.residual + at), v);
-      Store16(v, args.y + at);
+      if constexpr (kEpilogue == Epilogue::kGelu) v = Gelu(v);
+      if constexpr (kEpilogue == Epilogue::kAddResidual) {
+        v = Add(Load16(residual), v);
+        residual += y_stride;
+      }
+      Store16(v, y);
     }
   }
+}
+
+template <bool kInt8>
+HWY_INLINE void FinishTile(const MatmulArgs& args, const DotTile& tile) {
+  switch (args.epilogue) {
+    case Epilogue::kNone:
+      return FinishTile<kInt8, Epilogue::kNone>(args, tile);
+    case Epilogue::kGelu:
+      return FinishTile<kInt8, Epilogue::kGelu>(args, tile);
+    case Epilogue::kAddResidual:
+      return FinishTile<kInt8, Epilogue::kAddResidual>(args, tile);
+  }
+}
+
+void FinishDots(const MatmulArgs& args, const DotTile& tile) {
+  if (args.weights->format() == WeightFormat::kInt8) return FinishTile<true>(args, tile);
+  FinishTile<false>(args, tile);
 }
 
 }  // namespace HWY_NAMESPACE

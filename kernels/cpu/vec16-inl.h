@@ -120,23 +120,33 @@ HWY_INLINE V16 Fma(const V16& a, const V16& b, const V16& c) {
   return r;
 }
 
-// The fixed tree at the end of a reduction: s[i] += s[i + 8], + 4, + 2, + 1.
-HWY_INLINE float ReduceSum(const V16& v) {
-  alignas(64) float s[16];
-  Store16(v, s);
-  for (int half = 8; half >= 1; half /= 2) {
-    for (int i = 0; i < half; ++i) s[i] += s[i + half];
+// The fixed tree at the end of a reduction: s[i] = combine(s[i], s[i + 8]), + 4, + 2, + 1.
+template <int kLanes, class D, typename Combine>
+HWY_INLINE float ReduceLanes(D, hn::Vec<D> v, const Combine& combine) {
+#if HWY_TARGET != HWY_SCALAR  // which has no halves
+  if constexpr (kLanes > 1) {
+    const hn::Half<D> half;
+    const auto joined = combine(hn::LowerHalf(half, v), hn::UpperHalf(half, v));
+    return ReduceLanes<kLanes / 2>(half, joined, combine);
   }
-  return s[0];
+#endif
+  return hn::GetLane(v);
+}
+template <typename Combine>
+HWY_INLINE float Reduce(V16 v, const Combine& combine) {
+  BLOCKSERVE_UNROLL
+  for (int half = kParts / 2; half >= 1; half /= 2) {
+    for (int i = 0; i < half; ++i) v.part[i] = combine(v.part[i], v.part[i + half]);
+  }
+  return ReduceLanes<kPartLanes>(DF(), v.part[0], combine);
+}
+
+HWY_INLINE float ReduceSum(const V16& v) {
+  return Reduce(v, [](auto a, auto b) HWY_ATTR { return hn::Add(a, b); });
 }
 
 HWY_INLINE float ReduceMax(const V16& v) {
-  alignas(64) float s[16];
-  Store16(v, s);
-  for (int half = 8; half >= 1; half /= 2) {
-    for (int i = 0; i < half; ++i) s[i] = s[i] > s[i + half] ? s[i] : s[i + half];
-  }
-  return s[0];
+  return Reduce(v, [](auto a, auto b) HWY_ATTR { return hn::Max(a, b); });
 }
 
 // exp(x) for x <= 88, within 1 ulp; 0 below -87.3 (where results would be subnormal).

@@ -22,6 +22,14 @@ inline int64_t WeightGroup(const PackedMatrix& weights, int64_t side_by_side) {
   return (wanted + side_by_side - 1) / side_by_side * side_by_side;
 }
 
+inline bool PrefetchesIntoSecondLevel() {
+#if HWY_ARCH_X86
+  return __builtin_cpu_is("intel") != 0;
+#else
+  return false;
+#endif
+}
+
 // Fetches the weights of the next group while this one is multiplied, evenly: memory and
 // arithmetic run side by side, where otherwise the first pass over each group would wait for memory
 // and the others leave it idle.
@@ -53,11 +61,15 @@ struct WeightPrefetcher {
     return prefetcher;
   }
 
+  // Hints for the second level alone are served more slowly on Zen 5, by half with 16 rows, where
+  // memory must deliver all the time; on Sapphire and Emerald Rapids those for the first level are,
+  // which take up what loads of the tile wait with (a third with 16 rows).
   HWY_INLINE void Burst() {
-    for (int64_t i = 0; i < lines_per_burst && next < end; ++i, next += 64) {
-      // Into the first level: hints for the second alone are served more slowly on Zen 5, by half
-      // with 16 rows, where memory must deliver all the time.
-      __builtin_prefetch(next, 0, 3);
+    const char* burst_end = std::min(next + lines_per_burst * 64, end);
+    if (PrefetchesIntoSecondLevel()) {
+      for (; next < burst_end; next += 64) __builtin_prefetch(next, 0, 2);
+    } else {
+      for (; next < burst_end; next += 64) __builtin_prefetch(next, 0, 3);
     }
   }
 };
