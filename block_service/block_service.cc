@@ -161,6 +161,7 @@ absl::StatusOr<std::unique_ptr<BlockService>> BlockService::Create(const BlockSe
   parts.tokenizer_hash = *std::move(tokenizer_hash);
   absl::StatusOr<std::unique_ptr<BlockEngine>> engine = LoadBlockEngine(checkpoint, options);
   if (!engine.ok()) return engine.status();
+  LogInfo(absl::StrCat("block decoder: ", EngineName(*choice)));
   parts.engine = *std::move(engine);
   parts.config_hash = ConfigHash(checkpoint.config());
   parts.model_digest = checkpoint.Digest();

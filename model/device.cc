@@ -2,11 +2,13 @@
 
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/logging.h"
+#include "kernels/cpu/kernel_target.h"
 #include "model/cuda/cuda_engines.h"
 
 namespace blockserve {
@@ -90,6 +92,16 @@ absl::StatusOr<EngineChoice> ChooseEngine(absl::string_view device, absl::string
                             "is answered may depend on the requests beside it"));
   }
   return choice;
+}
+
+std::string EngineName(const EngineChoice& choice) {
+  std::string name =
+      absl::StrCat(ArithmeticName(choice.arithmetic), " on ", DeviceName(choice.cuda_device));
+  const std::vector<KernelTarget> targets = SupportedKernelTargets();
+  if (choice.cuda_device == kCpu && !targets.empty()) {
+    absl::StrAppend(&name, " (", KernelTargetName(targets.front()), ")");
+  }
+  return name;
 }
 
 }  // namespace blockserve

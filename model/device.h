@@ -42,6 +42,9 @@ inline std::string DeviceName(int32_t cuda_device) {
   return cuda_device < 0 ? "cpu" : absl::StrCat("cuda:", cuda_device);
 }
 
+// For logs: "int8 on cpu (amx)", with the instruction set of its kernels, or "cuda-bf16 on cuda:0".
+std::string EngineName(const EngineChoice& choice);
+
 }  // namespace blockserve
 
 #endif  // BLOCKSERVE_MODEL_DEVICE_H_

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/cpu/kernel_target.h"
 #include "model/cuda/cuda_engines.h"
 
 namespace blockserve {
@@ -92,6 +93,12 @@ TEST(ChooseEngine, SaysInOneLineWhyACudaDeviceCannotBeUsed) {
 TEST(DeviceName, IsWhatTheFlagTakes) {
   EXPECT_EQ(DeviceName(-1), "cpu");
   EXPECT_EQ(DeviceName(2), "cuda:2");
+}
+
+TEST(EngineName, TellsTheInstructionSetOfTheCpu) {
+  EXPECT_EQ(EngineName({Arithmetic::kInt8, -1}),
+            absl::StrCat("int8 on cpu (", KernelTargetName(SupportedKernelTargets().front()), ")"));
+  EXPECT_EQ(EngineName({Arithmetic::kCudaBf16, 2}), "cuda-bf16 on cuda:2");
 }
 
 }  // namespace

@@ -264,6 +264,7 @@ absl::StatusOr<std::unique_ptr<TokenService>> TokenService::Create(const TokenSe
   options.max_rows = config.max_rows;
   absl::StatusOr<std::unique_ptr<TokenEngine>> engine = LoadTokenEngine(checkpoint, options);
   if (!engine.ok()) return engine.status();
+  LogInfo(absl::StrCat("token decoder: ", EngineName(*choice)));
 
   absl::StatusOr<std::string> numeric_id = ProbeNumericId(**engine);
   if (!numeric_id.ok()) return numeric_id.status();
