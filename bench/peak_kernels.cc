@@ -1,5 +1,7 @@
 #include "bench/peak_kernels.h"
 
+#include "kernels/cpu/amx_matmul.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__)
@@ -86,24 +88,17 @@ BLOCKSERVE_LOOP_256(Int8DotAvx2, BLOCKSERVE_INT8_256, kOnes, kPairs, 32 * 2)
 #define BLOCKSERVE_INT8_AMX(N) "tdpbusd %%tmm6, %%tmm7, %%tmm" N "\n\t"
 #define BLOCKSERVE_BF16_AMX(N) "tdpbf16ps %%tmm6, %%tmm7, %%tmm" N "\n\t"
 
-// Operand of LDTILECFG: eight whole tiles.
-struct alignas(64) AmxConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
+constexpr AmxTileConfig kWholeTiles = {.row_bytes = {64, 64, 64, 64, 64, 64, 64, 64},
+                                       .rows = {16, 16, 16, 16, 16, 16, 16, 16}};
 
 #define BLOCKSERVE_LOOP_AMX(NAME, STEP, OPERATIONS)                                               \
   double NAME(int64_t rounds) {                                                                   \
-    const AmxConfig config;                                                                       \
     int64_t left = rounds * kInnerRounds;                                                         \
     asm volatile("ldtilecfg %1\n\t" BLOCKSERVE_CHAINS_AMX(BLOCKSERVE_ZERO_AMX)                  \
                  "tilezero %%tmm6\n\ttilezero %%tmm7\n"                                         \
                  "1:\n\t" BLOCKSERVE_CHAINS_AMX(STEP) "dec %0\n\tjnz 1b\n\ttilerelease"         \
                  : "+r"(left)                                                                   \
-                 : "m"(config)                                                                  \
+                 : "m"(kWholeTiles)                                                                 \
                  : "cc"); \
     return static_cast<double>(rounds) * kInnerRounds * 6 * (OPERATIONS);                         \
   }

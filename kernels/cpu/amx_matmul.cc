@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdint>
 #include <utility>
 
 #include "kernels/cpu/dot_matmul.h"
@@ -20,15 +19,6 @@ namespace {
 
 // The instructions are written out: of the compilers' intrinsics for them, those of gcc 12 do not
 // say which memory they read.
-
-// Operand of LDTILECFG.
-struct alignas(64) TileConfig {
-  uint8_t palette = 1;
-  uint8_t start_row = 0;
-  uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {};
-  uint8_t rows[16] = {};
-};
 
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileLines = 16;  // of weights: 4 bytes of each row's input
@@ -53,7 +43,7 @@ HWY_INLINE void ZeroTile() {
   asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
 }
 // Zeroes the tiles, too.
-HWY_INLINE void LoadConfig(const TileConfig& config) {
+HWY_INLINE void LoadConfig(const AmxTileConfig& config) {
   asm volatile("ldtilecfg %0" : : "m"(config) : "memory");
 }
 HWY_INLINE void ReleaseTiles() { asm volatile("tilerelease"); }
@@ -90,15 +80,15 @@ HWY_INLINE void ForEach(const Visit& visit) {
 struct RowPass {
   int64_t row = 0;
   int64_t rows = 0;
-  TileConfig whole;  // for steps of kTileLines lines of weights
-  TileConfig rest;   // for the last lines
+  AmxTileConfig whole;  // for steps of kTileLines lines of weights
+  AmxTileConfig rest;   // for the last lines
   int64_t rest_lines = 0;
 };
 
 constexpr int SumsTile(int row_tile, int panel) { return row_tile * 2 + panel; }
 
-TileConfig ConfigFor(int64_t rows, int64_t lines) {
-  TileConfig config;
+AmxTileConfig ConfigFor(int64_t rows, int64_t lines) {
+  AmxTileConfig config;
   const int64_t second = std::max<int64_t>(rows - kTileRows, 0);
   const auto set = [&](int tile, int64_t tile_rows, int64_t row_bytes) {
     config.rows[tile] = static_cast<uint8_t>(tile_rows);

@@ -3,9 +3,20 @@
 #ifndef BLOCKSERVE_KERNELS_CPU_AMX_MATMUL_H_
 #define BLOCKSERVE_KERNELS_CPU_AMX_MATMUL_H_
 
+#include <cstdint>
+
 #include "kernels/cpu/cpu_kernels.h"
 
 namespace blockserve {
+
+// Operand of the instruction LDTILECFG: the shapes of tiles.
+struct alignas(64) AmxTileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};  // at most 64; of the first 8 alone
+  uint8_t rows[16] = {};        // at most 16
+};
 
 // Whether the machine has AMX for 8-bit integers and bfloat16, and the operating system lets this
 // process use it: Linux does since 5.16, for those that ask. The first call asks.

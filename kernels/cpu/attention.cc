@@ -412,13 +412,13 @@ void SplitHead(const SplitQkvArgs& args, int64_t r, int32_t head) {
       continue;
     }
     if (count % 2 != 0) piece[count] = 0.0f;
-    for (int32_t i = 0; i < count + count % 2; ++i) rounded[i] = Bf16FromFloat(piece[i]);
+    Bf16FromFloats(piece, count + count % 2, rounded);
     uint32_t* k = reinterpret_cast<uint32_t*>(group) + begin / 2 * lanes + lane;
     for (int32_t i = 0; i < count; i += 2, k += lanes) {
       std::memcpy(k, rounded + i, sizeof(uint32_t));
     }
     // The other half of the values' pairs may be written at this moment, by another thread.
-    for (int32_t i = 0; i < count; ++i) rounded[i] = Bf16FromFloat(v_in[begin + i]);
+    Bf16FromFloats(v_in + begin, count, rounded);
     uint16_t* v = reinterpret_cast<uint16_t*>(values) + begin * 2 + local % 2;
     for (int32_t i = 0; i < count; ++i) v[2 * i] = rounded[i];
   }

@@ -73,12 +73,11 @@ std::vector<KernelTarget> SupportedKernelTargets() {
   const auto add = [&](KernelTarget target, bool machine_has) {
     if (machine_has && MatmulKernel(target) != nullptr) targets.push_back(target);
   };
-  // Every processor with AMX has AVX-512, and its VNNI.
-  if ((machine & HWY_AVX3) != 0 && Int8RowsOf(KernelTarget::kAvx512) == Int8Rows::kUint8 &&
-      AmxIsThere()) {
-    targets.push_back(KernelTarget::kAmx);
-  }
   add(KernelTarget::kAvx512, machine & HWY_AVX3);
+  // Its table is that of AVX-512, whose VNNI every processor with AMX has.
+  if (!targets.empty() && Int8RowsOf(KernelTarget::kAvx512) == Int8Rows::kUint8 && AmxIsThere()) {
+    targets.insert(targets.begin(), KernelTarget::kAmx);
+  }
   add(KernelTarget::kAvx2, machine & HWY_AVX2);
   add(KernelTarget::kNeon, true);
   add(KernelTarget::kPortable, true);
